@@ -1,0 +1,228 @@
+"""The contract: what every column of a state and an action means, and how it is normalised.
+
+Nothing in this project assumes an order of a vector. A data set, a policy, a critic, a simulator and a robot
+each carry a `Contract`; two that disagree are refused with the difference spelled out (design rule 7).
+"""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deas_vla.errors import ContractMismatch, UserError
+
+# A column that hardly moves in the demonstrations would turn noise into large numbers: its spread is taken to be
+# at least this much, in the column's own unit.
+STATE_SPREAD_FLOOR = 0.01
+ACTION_SPREAD_FLOOR = 0.05
+
+
+@dataclass(frozen=True)
+class Column:
+    """One number of a state or an action vector.
+
+    Attributes:
+        name: group and axis, for example ``end_effector_position.x``.
+        unit: ``m``, ``rad``, ``quaternion``, ``command`` (a controller input in [-1, 1]), ``flag`` (0 or 1).
+        kind: ``continuous`` or ``binary``; a binary column is thresholded half-way before it is played or scored.
+        low: smallest value that may be commanded; states have no limits (None).
+        high: largest value that may be commanded, or None.
+    """
+
+    name: str
+    unit: str
+    kind: str = "continuous"
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One camera image, upright, RGB, uint8, (height, width, 3)."""
+
+    name: str
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Mean and standard deviation of every column, in the column's unit, from the demonstrations."""
+
+    state_mean: tuple[float, ...]
+    state_std: tuple[float, ...]
+    action_mean: tuple[float, ...]
+    action_std: tuple[float, ...]
+
+    @classmethod
+    def of(cls, states: Tensor, actions: Tensor) -> "Statistics":
+        """Statistics of (T, S) states and (T, A) actions.
+
+        Raises:
+            UserError: if there are fewer than two rows, or a value is not finite.
+        """
+        if len(states) < 2 or len(actions) < 2:
+            raise UserError("normalisation statistics need at least two frames; collect more demonstrations")
+        if not (torch.isfinite(states).all() and torch.isfinite(actions).all()):
+            raise UserError("the demonstrations hold NaN or infinite states or actions; remove those episodes")
+        states, actions = states.double(), actions.double()
+        return cls(
+            state_mean=tuple(states.mean(0).tolist()),
+            state_std=tuple(states.std(0).clamp_min(STATE_SPREAD_FLOOR).tolist()),
+            action_mean=tuple(actions.mean(0).tolist()),
+            action_std=tuple(actions.std(0).clamp_min(ACTION_SPREAD_FLOOR).tolist()),
+        )
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Names, order, units, limits, rate and normalisation of everything that goes in and comes out.
+
+    Attributes:
+        embodiment: the robot, for example ``panda_omron``.
+        rate_hz: control steps a second.
+        state: columns of the proprioceptive state, in order.
+        action: columns of the action, in order.
+        cameras: the cameras, in the order in which the policy sees them.
+        statistics: normalisation statistics, or None before demonstrations were seen.
+    """
+
+    embodiment: str
+    rate_hz: float
+    state: tuple[Column, ...]
+    action: tuple[Column, ...]
+    cameras: tuple[Camera, ...]
+    statistics: Statistics | None = None
+
+    @property
+    def state_dim(self) -> int:
+        return len(self.state)
+
+    @property
+    def action_dim(self) -> int:
+        return len(self.action)
+
+    def with_statistics(self, statistics: Statistics) -> "Contract":
+        return replace(self, statistics=statistics)
+
+    # ---- normalisation -------------------------------------------------------------------------------------
+
+    def normalize_state(self, state: Tensor) -> Tensor:
+        """(..., S) raw states to zero mean and unit spread."""
+        stats = self._statistics()
+        return (state.float() - state.new_tensor(stats.state_mean)) / state.new_tensor(stats.state_std)
+
+    def normalize_action(self, action: Tensor) -> Tensor:
+        """(..., A) commands to zero mean and unit spread; binary columns to -1 and 1."""
+        mean, std = self._action_scale(action)
+        return (action.float() - mean) / std
+
+    def to_command(self, normalized: Tensor) -> Tensor:
+        """(..., A) normalised actions to the commands that are really played.
+
+        Undoes the normalisation, clips to each column's limits and thresholds binary columns half-way. A critic
+        scores `normalize_action(to_command(candidate))`: exactly what a recorded action looks like to it.
+        """
+        mean, std = self._action_scale(normalized)
+        command = normalized.float() * std + mean
+        low = command.new_tensor([-torch.inf if c.low is None else c.low for c in self.action])
+        high = command.new_tensor([torch.inf if c.high is None else c.high for c in self.action])
+        command = command.clamp(low, high)
+        binary = torch.tensor([c.kind == "binary" for c in self.action], device=command.device)
+        if binary.any():
+            low, high = torch.where(binary, low, 0.0), torch.where(binary, high, 1.0)
+            command = torch.where(binary, torch.where(command > (low + high) / 2, high, low), command)
+        return command
+
+    def _statistics(self) -> Statistics:
+        if self.statistics is None:
+            raise UserError("this contract has no normalisation statistics; compute them from demonstrations first")
+        return self.statistics
+
+    def _action_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        stats = self._statistics()
+        mean, std = list(stats.action_mean), list(stats.action_std)
+        for i, column in enumerate(self.action):
+            if column.kind == "binary":
+                mean[i], std[i] = (column.low + column.high) / 2, (column.high - column.low) / 2
+        return like.new_tensor(mean, dtype=torch.float32), like.new_tensor(std, dtype=torch.float32)
+
+    # ---- comparison ----------------------------------------------------------------------------------------
+
+    def differences(self, other: "Contract") -> list[str]:
+        """Every way in which another contract differs, one line each; empty if they agree.
+
+        Statistics are compared only where both have them: a data set that was recorded before any policy existed
+        has none.
+        """
+        lines = []
+        if self.embodiment != other.embodiment:
+            lines.append(f"embodiment: {self.embodiment} against {other.embodiment}")
+        if self.rate_hz != other.rate_hz:
+            lines.append(f"rate: {self.rate_hz:g} Hz against {other.rate_hz:g} Hz")
+        for what in ("state", "action", "cameras"):
+            mine, theirs = getattr(self, what), getattr(other, what)
+            if len(mine) != len(theirs):
+                lines.append(f"{what}: {len(mine)} entries against {len(theirs)}")
+            for i, (a, b) in enumerate(zip(mine, theirs, strict=False)):
+                if a != b:
+                    fields = {k: (v, asdict(b)[k]) for k, v in asdict(a).items() if v != asdict(b)[k]}
+                    detail = ", ".join(f"{k} {v!r} against {w!r}" for k, (v, w) in fields.items())
+                    lines.append(f"{what}[{i}]: {detail}")
+        if self.statistics is not None and other.statistics is not None and self.statistics != other.statistics:
+            for what, value in asdict(self.statistics).items():
+                theirs = asdict(other.statistics)[what]
+                changed = [i for i, (a, b) in enumerate(zip(value, theirs, strict=False)) if a != b]
+                if changed or len(value) != len(theirs):
+                    lines.append(f"statistics: {what} differs in columns {changed}")
+        return lines
+
+    def require_same(self, other: "Contract", mine: str, theirs: str) -> None:
+        """Refuses a contract that differs.
+
+        Args:
+            other: the contract of the other side.
+            mine: what this contract belongs to, for the message, for example ``policy outputs/policy``.
+            theirs: what the other belongs to.
+
+        Raises:
+            ContractMismatch: with every difference.
+        """
+        lines = self.differences(other)
+        if lines:
+            raise ContractMismatch(f"{mine} and {theirs} do not fit together: " + "; ".join(lines))
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: dict, where: str | Path = "contract") -> "Contract":
+        """Builds a contract from `to_json`'s output.
+
+        Raises:
+            UserError: if a field is missing or unknown, naming the file it came from.
+        """
+        try:
+            statistics = value["statistics"]
+            return cls(
+                embodiment=value["embodiment"],
+                rate_hz=float(value["rate_hz"]),
+                state=tuple(Column(**column) for column in value["state"]),
+                action=tuple(Column(**column) for column in value["action"]),
+                cameras=tuple(Camera(**camera) for camera in value["cameras"]),
+                statistics=None
+                if statistics is None
+                else Statistics(**{key: tuple(numbers) for key, numbers in statistics.items()}),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: not a valid contract ({error})") from error
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything, statistics included; equal contracts have equal fingerprints."""
+        return hashlib.sha256(json.dumps(self.to_json(), sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,82 @@
+"""What a policy sees at a decision, and what its backbone makes of it."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Observation:
+    """A batch of B observations, in raw units.
+
+    Attributes:
+        images: camera name to (B, height, width, 3) uint8, upright RGB.
+        state: (B, S) float32, columns as in the contract.
+        instruction: B sentences.
+    """
+
+    images: dict[str, Tensor]
+    state: Tensor
+    instruction: list[str]
+
+    def __len__(self) -> int:
+        return len(self.instruction)
+
+    def __getitem__(self, rows: slice | list[int] | Tensor) -> "Observation":
+        """The observations at these rows; a slice or a list of indices."""
+        index = range(len(self))[rows] if isinstance(rows, slice) else [int(i) for i in rows]
+        picked = torch.as_tensor(list(index), dtype=torch.long)
+        return Observation(
+            images={name: image[picked.to(image.device)] for name, image in self.images.items()},
+            state=self.state[picked.to(self.state.device)],
+            instruction=[self.instruction[i] for i in index],
+        )
+
+    def to(self, device: torch.device) -> "Observation":
+        """The same observations on another device."""
+        return Observation(
+            images={name: image.to(device) for name, image in self.images.items()},
+            state=self.state.to(device),
+            instruction=self.instruction,
+        )
+
+    @classmethod
+    def stack(cls, frames: list[dict]) -> "Observation":
+        """Batches frames as simulators and robots give them.
+
+        Args:
+            frames: each with ``images`` (name to (h, w, 3) uint8), ``state`` ((S,) float32), ``instruction``.
+        """
+        return cls(
+            images={
+                name: torch.from_numpy(np.stack([frame["images"][name] for frame in frames]))
+                for name in frames[0]["images"]
+            },
+            state=torch.from_numpy(np.stack([frame["state"] for frame in frames]).astype(np.float32)),
+            instruction=[frame["instruction"] for frame in frames],
+        )
+
+
+@dataclass
+class Context:
+    """What a policy's backbone makes of B observations: computed once a decision, shared by all candidates.
+
+    Attributes:
+        tokens: (B, L, D) the backbone's output tokens; rows of padding are zero.
+        mask: (B, L) bool, True for real tokens.
+        camera: (B, L) int64, which camera a token comes from (its index in the contract), -1 for text and others.
+            The tokens of one camera are in row-major order of a square grid, top left first.
+        state: (B, S) float32, the normalised proprioceptive state.
+        extras: tensors of the policy's own, first dimension B (for example projected keys and values).
+    """
+
+    tokens: Tensor
+    mask: Tensor
+    camera: Tensor
+    state: Tensor
+    extras: dict[str, Tensor] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.tokens)

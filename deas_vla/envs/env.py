@@ -1,0 +1,77 @@
+"""What a simulator offers: play whole chunks, render only where asked, branch."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from deas_vla.data.contract import Contract
+
+
+@dataclass
+class Played:
+    """What happened while a chunk was played. n ≤ H steps: it stops at success and at the time limit.
+
+    Attributes:
+        states: (n, S) float32 state *after* each step, raw units.
+        actions: (n, A) float32 commands as they were played.
+        rewards: (n,) float32 the task's own reward column: 1.0 at success, else 0.0.
+        success: (n,) bool, read at every step.
+        truncated: the time limit was reached without success.
+        frames: steps after which images were rendered, counted within the chunk, 1 to n; to `images`.
+        images: camera name to (len(frames), height, width, 3) uint8.
+    """
+
+    states: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    success: np.ndarray
+    truncated: bool
+    frames: np.ndarray
+    images: dict[str, np.ndarray]
+
+    @property
+    def done(self) -> bool:
+        return bool(self.success[-1]) or self.truncated
+
+
+class ChunkEnv(Protocol):
+    """One simulated task. A scene is a number; the same number gives the same initial state, bit for bit,
+    in every process and whatever was played before."""
+
+    contract: Contract
+    horizon: int  # time limit in control steps
+    task: str
+
+    def reset(self, scene: int) -> dict:
+        """Starts a scene; returns the first frame: ``images``, ``state``, ``instruction``."""
+        ...
+
+    def play(self, actions: np.ndarray, frame_every: int = 0) -> Played:
+        """Plays (n, A) commands, stopping at success or the time limit.
+
+        Args:
+            actions: commands in the contract's columns and units.
+            frame_every: also render when the episode's step count is a multiple of this; 0: only after the last
+                step played (always rendered: the policy decides there, or a timeout bootstraps from it).
+        """
+        ...
+
+    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> Played:
+        """Like `play`, with the scripted expert's commands, computed in closed loop; its imperfections come from
+        `noise` (see the environment's configuration)."""
+        ...
+
+    def save(self) -> object:
+        """The complete state of the simulation: for branching."""
+        ...
+
+    def restore(self, state: object) -> None:
+        """Goes back to a saved state; what is played then is what would have been played, bit for bit."""
+        ...
+
+    def picture(self, height: int, width: int) -> np.ndarray:
+        """(height, width, 3) uint8, full quality, for people."""
+        ...
+
+    def close(self) -> None: ...

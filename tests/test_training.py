@@ -1,0 +1,139 @@
+"""The training loop: counter-based randomness, resume to the same weights, atomic files."""
+
+import json
+import os
+
+import pytest
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from deas_vla.errors import UserError
+from deas_vla.files import atomic_path, sha256_of, write_json
+from deas_vla.training import TrainingConfig, my_share, read_metrics, step_generator, train
+
+pytestmark = pytest.mark.unit
+
+
+class Regression(nn.Module):
+    """A small network with dropout, so that a resumed run must also see the same dropout."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.net = nn.Sequential(nn.Linear(3, 16), nn.ReLU(), nn.Dropout(0.3), nn.Linear(16, 1))
+
+    def forward(self, x, y):
+        loss = (self.net(x) - y).square().mean()
+        return loss, {"error": loss.detach().sqrt()}
+
+
+class Killed(Exception):
+    pass
+
+
+def batches(kill_at=None):
+    def batch_at(step):
+        if step == kill_at:
+            raise Killed
+        x = torch.randn(8, 3, generator=step_generator(7, step))
+        return x, x.sum(1, keepdim=True)
+
+    return batch_at
+
+
+def run(folder, kill_at=None, **overrides):
+    module = Regression()
+    config = TrainingConfig(steps=20, batch_size=8, checkpoint_every=4, log_every=2, **overrides)
+    train(Accelerator(cpu=True), module, batches(kill_at), config, folder, name="test", seed=3)
+    return module.state_dict()
+
+
+@pytest.mark.parametrize("kill_at", [1, 4, 13, 19])
+def test_rule_12_interrupted_is_not_lost(tmp_path, kill_at):
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", kill_at=kill_at)
+    resumed = run(tmp_path / "killed")
+    for key, value in whole.items():
+        assert torch.equal(value, resumed[key]), key
+    lines, expected = (read_metrics(tmp_path / f / "metrics.jsonl") for f in ("killed", "whole"))
+    assert [line["step"] for line in lines] == list(range(2, 21, 2))
+    assert [line["loss"] for line in lines] == [line["loss"] for line in expected]
+
+
+def test_another_seed_gives_other_weights(tmp_path):
+    """The resume test would pass if nothing was random: this is what makes it able to fail."""
+    first = run(tmp_path / "a")
+    module = Regression()
+    config = TrainingConfig(steps=20, batch_size=8, checkpoint_every=4, log_every=2)
+    train(Accelerator(cpu=True), module, batches(), config, tmp_path / "b", name="test", seed=4)
+    assert any(not torch.equal(value, first[key]) for key, value in module.state_dict().items())
+
+
+def test_a_cut_off_checkpoint_is_refused_by_name(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=10)
+    path = tmp_path / "checkpoint.safetensors"
+    path.write_bytes(path.read_bytes()[:200])
+    with pytest.raises(UserError, match=r"checkpoint\.safetensors.*delete it and run again"):
+        run(tmp_path)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(UserError, match="not finite"):
+        run(tmp_path, learning_rate=1e30)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    config = TrainingConfig(steps=100, learning_rate=2.0, warmup=0.1)
+    rates = [config.learning_rate_at(step) for step in range(100)]
+    assert rates[0] == pytest.approx(0.2) and max(rates) == pytest.approx(2.0)
+    assert rates.index(max(rates)) == 9 and rates[-1] < 0.01
+    assert TrainingConfig(steps=100, learning_rate=2.0, cosine=False).learning_rate_at(99) == 2.0
+
+
+def test_a_batch_that_cannot_be_shared_is_refused():
+    class TwoProcesses:
+        num_processes, process_index = 2, 1
+
+    assert my_share(TwoProcesses, 8) == slice(4, 8)
+    with pytest.raises(UserError, match="not a multiple of the 2 processes; take 6"):
+        my_share(TwoProcesses, 7)
+
+
+def test_step_generators_are_independent_of_history():
+    first = torch.randn(4, generator=step_generator(0, 5))
+    torch.randn(100)
+    assert torch.equal(first, torch.randn(4, generator=step_generator(0, 5)))
+    others = [step_generator(0, 6), step_generator(1, 5), step_generator(0, 5, stream=1)]
+    assert all(not torch.equal(first, torch.randn(4, generator=g)) for g in others)
+
+
+def test_atomic_path_leaves_the_old_file_when_writing_fails(tmp_path):
+    path = tmp_path / "value.json"
+    write_json(path, {"a": 1})
+    with pytest.raises(OSError), atomic_path(path) as temporary:
+        temporary.write_text("half")
+        raise OSError
+    assert json.loads(path.read_text()) == {"a": 1}
+    assert os.listdir(tmp_path) == ["value.json"]
+
+
+def test_atomic_path_replaces_a_folder(tmp_path):
+    for content in ("one", "two"):
+        with atomic_path(tmp_path / "folder") as temporary:
+            temporary.mkdir()
+            (temporary / "file").write_text(content)
+    assert (tmp_path / "folder" / "file").read_text() == "two"
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+def test_sha256_of_a_folder_sees_names_and_contents(tmp_path):
+    def digest(name, content):
+        folder = tmp_path / f"{name}-{content}"
+        folder.mkdir()
+        (folder / name).write_text(content)
+        return sha256_of(folder)
+
+    assert len({digest("a", "x"), digest("a", "y"), digest("b", "x")}) == 3
