@@ -1,0 +1,369 @@
+"""The DEAS critic: configuration, networks, training loss, scores of candidate chunks, save and load."""
+
+import copy
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from deas_vla.critic.losses import pessimistic_head, q_loss, td_target, value_loss
+from deas_vla.critic.networks import EnsembleMLP
+from deas_vla.critic.value_distribution import HLGauss, Scalar, ValueHead, return_bounds
+from deas_vla.errors import UserError
+
+WEIGHTS_FILE = "critic.safetensors"
+DESCRIPTION_FILE = "critic.json"
+
+# Named, because the help of the command line is read from the source and sees no quotes in an annotation.
+HeadName = Literal["hl_gauss", "scalar"]
+
+
+@dataclass(frozen=True)
+class CriticConfig:
+    """What the critic is and what it learns; the defaults are those of the paper's robot experiments."""
+
+    # H, control steps in a chunk; the policy's chunks must have at least as many
+    horizon: int = 16
+    # γ₁, discount of the rewards inside a chunk, per control step, in (0, 1]
+    reward_discount: float = 0.9
+    # γ₂, discount of the value after a chunk, per control step, in (0, 1)
+    bootstrap_discount: float = 0.99
+    # τ, how much V leans towards the better recorded chunks, in (0, 1); 0.5 is their mean
+    expectile: float = 0.7
+    # what the networks predict: hl_gauss (a distribution over bins) or scalar (plain regression, an ablation)
+    head: HeadName = "hl_gauss"
+    # bins of the distribution (hl_gauss)
+    num_bins: int = 101
+    # standard deviation of the target Gaussian, in bins (hl_gauss)
+    sigma_bins: float = 0.75
+    # K, number of Q networks; scores and targets take the smallest
+    num_q: int = 2
+    # how far the target Q networks move towards the online ones at every optimiser step, in (0, 1]
+    polyak: float = 0.005
+    # width of the hidden layers
+    hidden_dim: int = 512
+    # number of hidden layers
+    num_layers: int = 4
+    # probability of dropping a hidden unit while training; targets and scores never drop
+    dropout: float = 0.0
+    # smallest reward of one control step, as the critic sees rewards
+    reward_min: float = -1.0
+    # largest reward of one control step, as the critic sees rewards
+    reward_max: float = 0.0
+
+    def __post_init__(self) -> None:
+        def check(holds: bool, field: str, rule: str) -> None:
+            if not holds:
+                raise UserError(f"critic.{field}={getattr(self, field)} must be {rule}")
+
+        for field in ("horizon", "num_q", "hidden_dim", "num_layers"):
+            check(getattr(self, field) >= 1, field, "at least 1")
+        check(0 < self.reward_discount <= 1, "reward_discount", "above 0 and at most 1")
+        check(0 < self.bootstrap_discount < 1, "bootstrap_discount", "above 0 and below 1")
+        check(0 < self.expectile < 1, "expectile", "above 0 and below 1")
+        check(0 < self.polyak <= 1, "polyak", "above 0 and at most 1")
+        check(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
+        check(self.head in ("hl_gauss", "scalar"), "head", "hl_gauss or scalar")
+        check(self.sigma_bins > 0, "sigma_bins", "above 0")
+        for field in ("reward_min", "reward_max"):
+            check(math.isfinite(getattr(self, field)), field, "a finite number")
+        check(self.reward_min < self.reward_max, "reward_min", f"below critic.reward_max={self.reward_max}")
+        try:
+            self.value_head()
+        except ValueError as error:
+            raise UserError(f"critic.num_bins={self.num_bins} does not fit: {error}") from error
+
+    def value_head(self) -> ValueHead:
+        """The head that these discounts, this horizon and this reward range call for (design rule 5)."""
+        low, high = return_bounds(
+            self.horizon, self.reward_discount, self.bootstrap_discount, self.reward_min, self.reward_max
+        )
+        if self.head == "scalar":
+            return Scalar(low, high)
+        return HLGauss(low, high, self.num_bins, self.sigma_bins)
+
+
+@dataclass
+class CriticBatch:
+    """B recorded options. Observations and chunks are normalised, exactly as at inference (design rule 1).
+
+    Attributes:
+        features: (B, F) pooled backbone features of the observation before the option.
+        state: (B, S) normalised proprioceptive state of that observation.
+        chunk: (B, H, A) normalised commands that were really played.
+        returns: (B,) Σ_{k<m} γ₁ᵏ r_{t+k} over the m ≤ H steps that were played.
+        bootstrap: (B,) γ₂ᵐ (1 − terminated).
+        next_features: (B, F) features of the observation after the option; any finite numbers where
+            terminated.
+        next_state: (B, S) its normalised state.
+        weight: (B,) weight of each option in the loss, of mean one over the data; None for equal weights.
+    """
+
+    features: Tensor
+    state: Tensor
+    chunk: Tensor
+    returns: Tensor
+    bootstrap: Tensor
+    next_features: Tensor
+    next_state: Tensor
+    weight: Tensor | None = None
+
+    def to(self, device: torch.device | str) -> "CriticBatch":
+        """The batch on another device; the copy does not wait where the memory is pinned."""
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if v is not None}
+        return CriticBatch(**moved)
+
+
+class DeasCritic(nn.Module):
+    """V(s) and K networks Q(s, chunk), learnt detached from any actor (DEAS, arXiv 2510.07730).
+
+    V, Q and the target Q take the features as they are: nothing that is trained is shared between them, so a
+    target moves only by Polyak averaging. The target copies have no gradient, which keeps them out of the
+    gradient exchange of distributed training, and are the same on all ranks because the online weights are.
+
+    Weights stay float32 (autocast is fine): a Polyak step of 0.005 is lost in half-precision weights.
+
+    Args:
+        config: see `CriticConfig`.
+        feature_dim: F, width of the pooled backbone features.
+        state_dim: S, columns of the state.
+        action_dim: A, columns of the action.
+    """
+
+    def __init__(self, config: CriticConfig, feature_dim: int, state_dim: int, action_dim: int):
+        super().__init__()
+        self.config = config
+        self.feature_dim = feature_dim
+        self.state_dim = state_dim
+        self.action_dim = action_dim
+        self.head = config.value_head()
+
+        def network(heads: int, chunk_dim: int) -> EnsembleMLP:
+            return EnsembleMLP(
+                heads,
+                feature_dim + state_dim,
+                chunk_dim,
+                config.hidden_dim,
+                config.num_layers,
+                self.head.num_logits,
+                config.dropout,
+            )
+
+        self.v = network(1, 0)
+        self.q = network(config.num_q, config.horizon * action_dim)
+        self.target_q = copy.deepcopy(self.q).requires_grad_(False)
+
+    # ---- training ------------------------------------------------------------------------------------------
+
+    def forward(self, batch: CriticBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss`, where distributed wrappers look for it."""
+        return self.loss(batch)
+
+    def loss(self, batch: CriticBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """L = L_V + L_Q of a batch.
+
+        Returns:
+            The scalar loss, and metrics as detached 0-d tensors on the device: ``loss``, ``value_loss``,
+            ``q_loss``, ``value`` (mean V), ``q`` (mean of the smallest Q), ``advantage`` (their difference),
+            ``upward`` (share of options whose target is above V), ``clamped`` (share of targets outside the
+            possible returns) and ``disagreement`` (mean distance between the largest and the smallest Q).
+        """
+        observation = self._observation(batch.features, batch.state)
+        chunks = self._chunks(batch.chunk.unsqueeze(1))
+        with torch.no_grad():
+            next_logits = self.v(self._observation(batch.next_features, batch.next_state))[0]
+            target = td_target(batch.returns, batch.bootstrap, self.head.mean(next_logits))
+            target_q_logits = self.target_q(observation, chunks).squeeze(2)
+        v_logits = self.v(observation, drop=self.training)[0]
+        q_logits = self.q(observation, chunks, drop=self.training).squeeze(2)
+
+        v_losses = value_loss(self.head, v_logits, target_q_logits, self.config.expectile)
+        q_losses = q_loss(self.head, q_logits, target)
+        losses = v_losses + q_losses
+        loss = (losses if batch.weight is None else losses * batch.weight).mean()
+
+        with torch.no_grad():
+            value, q = self.head.mean(v_logits), self.head.mean(q_logits)
+            metrics = {
+                "loss": loss.detach(),
+                "value_loss": v_losses.mean(),
+                "q_loss": q_losses.mean(),
+                "value": value.mean(),
+                "q": q.amin(0).mean(),
+                "advantage": (q.amin(0) - value).mean(),
+                "upward": (pessimistic_head(self.head, target_q_logits)[1] >= value).float().mean(),
+                "clamped": self.head.outside(target).float().mean(),
+                "disagreement": (q.amax(0) - q.amin(0)).mean(),
+            }
+        return loss, metrics
+
+    @torch.no_grad()
+    def update_target(self) -> None:
+        """θ̄ ← (1 − β) θ̄ + β θ; call it after every optimiser step.
+
+        Raises:
+            UserError: if the weights are not float32.
+        """
+        for target, online in zip(self.target_q.parameters(), self.q.parameters(), strict=True):
+            if target.dtype != torch.float32:
+                raise UserError(
+                    f"the critic trains in float32 weights, not {target.dtype}: set mixed_precision to 'no'"
+                )
+            target.lerp_(online, self.config.polyak)
+
+    # ---- inference -----------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def value(self, features: Tensor, state: Tensor) -> Tensor:
+        """(B, F) features and (B, S) states to (B,) values V(s)."""
+        return self.head.mean(self.v(self._observation(features, state))[0])
+
+    @torch.no_grad()
+    def q_values(self, features: Tensor, state: Tensor, chunks: Tensor) -> Tensor:
+        """Values of candidate chunks by every online Q network.
+
+        Args:
+            features: (B, F) pooled backbone features.
+            state: (B, S) normalised states.
+            chunks: (B, N, H, A) normalised chunks, N candidates for each observation.
+
+        Returns:
+            (K, B, N).
+        """
+        return self.head.mean(self.q(self._observation(features, state), self._chunks(chunks)))
+
+    def score(self, features: Tensor, state: Tensor, chunks: Tensor) -> Tensor:
+        """(B, N) scores of the candidates: the smallest of the K `q_values`, whose arguments these are."""
+        return self.q_values(features, state, chunks).amin(0)
+
+    def advantage(self, features: Tensor, state: Tensor, chunk: Tensor) -> Tensor:
+        """(B,) how much better a (B, H, A) chunk is than what V expects: score − V(s)."""
+        return self.score(features, state, chunk.unsqueeze(1)).squeeze(1) - self.value(features, state)
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    def save(self, folder: str | Path, metadata: dict | None = None) -> None:
+        """Writes ``critic.safetensors`` and ``critic.json`` into a folder, each under a temporary name first.
+
+        The weights file is complete in itself: its header holds everything that the JSON file repeats for
+        people and other programs. A save that is interrupted leaves the old critic or the new one, never a
+        mixture.
+
+        Args:
+            folder: made if it is not there.
+            metadata: anything JSON can hold; `load` returns it.
+        """
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        description = {
+            "config": asdict(self.config),
+            "feature_dim": self.feature_dim,
+            "state_dim": self.state_dim,
+            "action_dim": self.action_dim,
+            "metadata": metadata or {},
+        }
+        header = {"deas_critic": json.dumps(description)}
+        tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
+        _write(folder / WEIGHTS_FILE, safetensors.torch.save(tensors, metadata=header))
+        _write(folder / DESCRIPTION_FILE, (json.dumps(description, indent=2) + "\n").encode())
+
+    @classmethod
+    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> tuple["DeasCritic", dict]:
+        """Reads what `save` wrote.
+
+        Returns:
+            The critic, in evaluation mode, and the metadata it was saved with.
+
+        Raises:
+            UserError: if the file is missing, cut off, not a critic, of another version, or its tensors do
+            not fit.
+        """
+        path = Path(folder) / WEIGHTS_FILE
+        if not path.is_file():
+            raise UserError(f"{path} is missing: train a critic first, or name the folder of one")
+        try:
+            with safe_open(path, framework="pt") as file:
+                header = file.metadata() or {}
+            tensors = safetensors.torch.load_file(path, device=str(device))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path} cannot be read ({error}): it may be cut off; train it again") from error
+        arguments, metadata = _parse(header.get("deas_critic"), path)
+        # Built without memory or random numbers: loading a critic does not change what is sampled afterwards.
+        with torch.device("meta"):
+            critic = cls(**arguments)
+        _require_fit(critic.state_dict(), tensors, path)
+        critic.to_empty(device=device).load_state_dict(tensors)
+        return critic.eval(), metadata
+
+    # ---- shapes --------------------------------------------------------------------------------------------
+
+    def _observation(self, features: Tensor, state: Tensor) -> Tensor:
+        """(B, F + S)."""
+        if features.shape[1:] != (self.feature_dim,) or state.shape[1:] != (self.state_dim,):
+            raise ValueError(
+                f"features {tuple(features.shape)} and state {tuple(state.shape)}: this critic takes "
+                f"(B, {self.feature_dim}) and (B, {self.state_dim})"
+            )
+        return torch.cat([features, state], dim=-1)
+
+    def _chunks(self, chunks: Tensor) -> Tensor:
+        """(B, N, H, A) to (B, N, H·A)."""
+        if chunks.ndim != 4 or chunks.shape[2:] != (self.config.horizon, self.action_dim):
+            raise ValueError(
+                f"chunks {tuple(chunks.shape)}: this critic takes "
+                f"(B, N, {self.config.horizon}, {self.action_dim})"
+            )
+        return chunks.flatten(2)
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Replaces a file as one step: a reader sees the old content or the new, also after a power cut."""
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _parse(text: str | None, path: Path) -> tuple[dict, dict]:
+    """The constructor's arguments and the user's metadata, from the header of a weights file."""
+    if text is None:
+        raise UserError(f"{path} is not a critic of this project: its header does not describe one")
+    try:
+        description = json.loads(text)
+        unknown = sorted(set(description["config"]) - {field.name for field in fields(CriticConfig)})
+        if unknown:
+            raise UserError(f"unknown configuration fields {', '.join(unknown)}, written by another version")
+        arguments = {name: int(description[name]) for name in ("feature_dim", "state_dim", "action_dim")}
+        return {"config": CriticConfig(**description["config"]), **arguments}, description["metadata"]
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        raise UserError(f"{path} has a header that does not fit ({error}): train the critic again") from error
+
+
+def _require_fit(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+    """Refuses tensors that are not exactly those of the described critic."""
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        if expected[name].shape != found[name].shape:
+            problems.append(f"{name} is {tuple(found[name].shape)}, not {tuple(expected[name].shape)}")
+        elif expected[name].dtype != found[name].dtype:
+            problems.append(f"{name} is {found[name].dtype}, not {expected[name].dtype}")
+        elif not torch.isfinite(found[name]).all():
+            problems.append(f"{name} holds NaN or infinite weights")
+    if problems:
+        raise UserError(
+            f"{path} does not fit its own description ({'; '.join(sorted(problems)[:3])}): train it again"
+        )

@@ -1,0 +1,111 @@
+"""The networks of the critic: K multilayer perceptrons evaluated as one."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class EnsembleLinear(nn.Module):
+    """K linear layers with separate weights, evaluated in one batched product.
+
+    Args:
+        heads: K.
+        inputs: width of the input.
+        outputs: width of the output.
+        bias: whether to add a bias.
+        fan_in: inputs of the whole layer, for the initialisation, where this is only a part of it.
+    """
+
+    def __init__(self, heads: int, inputs: int, outputs: int, bias: bool = True, fan_in: int | None = None):
+        super().__init__()
+        bound = 1 / math.sqrt(fan_in or inputs)
+        self.weight = nn.Parameter(torch.empty(heads, inputs, outputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(heads, 1, outputs).uniform_(-bound, bound)) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K, B, inputs), or (B, inputs) shared by all K, to (K, B, outputs)."""
+        x = x.expand(len(self.weight), -1, -1)
+        return torch.bmm(x, self.weight) if self.bias is None else torch.baddbmm(self.bias, x, self.weight)
+
+
+class EnsembleLayerNorm(nn.Module):
+    """K layer normalisations with separate scales and shifts."""
+
+    def __init__(self, heads: int, width: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(heads, 1, width))
+        self.bias = nn.Parameter(torch.zeros(heads, 1, width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(K, B, width) to (K, B, width)."""
+        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:]), self.weight)
+
+
+class EnsembleMLP(nn.Module):
+    """K perceptrons over an observation, or over an observation and a chunk of actions: V and Q.
+
+    Each hidden layer is Linear, LayerNorm, GELU, dropout, as in the paper's Q networks. The first one is
+    split into an observation part and a chunk part: the observation is projected once and shared by all
+    candidate chunks.
+
+    Args:
+        heads: K.
+        observation_dim: width of the observation.
+        chunk_dim: width of a flattened chunk; 0 for a network that sees none.
+        hidden_dim: width of the hidden layers.
+        num_layers: number of hidden layers.
+        num_logits: M, width of the output.
+        dropout: probability of dropping a hidden unit, where `forward` is told to.
+    """
+
+    def __init__(
+        self,
+        heads: int,
+        observation_dim: int,
+        chunk_dim: int,
+        hidden_dim: int,
+        num_layers: int,
+        num_logits: int,
+        dropout: float,
+    ):
+        super().__init__()
+        self.dropout = dropout
+        fan_in = observation_dim + chunk_dim
+        self.observation = EnsembleLinear(heads, observation_dim, hidden_dim, fan_in=fan_in)
+        self.chunk = None
+        if chunk_dim:
+            self.chunk = EnsembleLinear(heads, chunk_dim, hidden_dim, bias=False, fan_in=fan_in)
+        self.hidden = nn.ModuleList(
+            EnsembleLinear(heads, hidden_dim, hidden_dim) for _ in range(num_layers - 1)
+        )
+        self.norms = nn.ModuleList(EnsembleLayerNorm(heads, hidden_dim) for _ in range(num_layers))
+        self.output = EnsembleLinear(heads, hidden_dim, num_logits)
+
+    def forward(self, observation: Tensor, chunks: Tensor | None = None, drop: bool = False) -> Tensor:
+        """Logits of all heads.
+
+        Args:
+            observation: (B, observation_dim).
+            chunks: (B, N, chunk_dim) N candidate chunks for each observation; None for a network that sees
+                none.
+            drop: whether to apply dropout. It does not follow `self.training`: targets and scores never drop,
+                also while the network trains.
+
+        Returns:
+            (K, B, N, M) with chunks, (K, B, M) without.
+        """
+        x = self.observation(observation)
+        if chunks is not None:
+            candidates = self.chunk(chunks.flatten(0, 1)).unflatten(1, chunks.shape[:2])
+            x = (x.unsqueeze(2) + candidates).flatten(1, 2)
+        x = self._activate(x, 0, drop)
+        for i, layer in enumerate(self.hidden, start=1):
+            x = self._activate(layer(x), i, drop)
+        logits = self.output(x)
+        return logits if chunks is None else logits.unflatten(1, chunks.shape[:2])
+
+    def _activate(self, x: Tensor, layer: int, drop: bool) -> Tensor:
+        x = F.gelu(self.norms[layer](x))
+        return F.dropout(x, self.dropout) if drop and self.dropout else x

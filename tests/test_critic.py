@@ -1,0 +1,430 @@
+"""DeasCritic: configuration, networks, training on a chain, scores, files."""
+
+import dataclasses
+import json
+import os
+
+import pytest
+import safetensors.torch
+import torch
+
+from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
+from deas_vla.critic.losses import q_loss, td_target, value_loss
+from deas_vla.errors import UserError
+
+pytestmark = pytest.mark.unit
+
+F, S, A = 7, 3, 2
+SMALL = CriticConfig(horizon=4, hidden_dim=32, num_layers=2)
+
+
+def make_critic(seed=0, **changes):
+    torch.manual_seed(seed)
+    return DeasCritic(dataclasses.replace(SMALL, **changes), F, S, A)
+
+
+def make_batch(size=6, seed=1, weight=None):
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=g)
+
+    return CriticBatch(
+        features=normal(size, F),
+        state=normal(size, S),
+        chunk=normal(size, 4, A),
+        returns=-3 * torch.rand(size, generator=g),
+        bootstrap=torch.full((size,), 0.99**4),
+        next_features=normal(size, F),
+        next_state=normal(size, S),
+        weight=weight,
+    )
+
+
+def train(critic, batch, steps, lr=1e-3):
+    optimizer = torch.optim.AdamW((p for p in critic.parameters() if p.requires_grad), lr=lr)
+    for _ in range(steps):
+        loss, metrics = critic(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        critic.update_target()
+    return metrics
+
+
+# ---- configuration ---------------------------------------------------------------------------------------
+
+
+def test_defaults_are_those_of_the_paper():
+    config = CriticConfig()
+    assert (config.horizon, config.reward_discount, config.bootstrap_discount) == (16, 0.9, 0.99)
+    assert (config.expectile, config.num_bins, config.sigma_bins) == (0.7, 101, 0.75)
+    assert (config.num_q, config.polyak, config.head) == (2, 0.005, "hl_gauss")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("horizon", 0), ("reward_discount", 0.0), ("reward_discount", 1.1), ("bootstrap_discount", 1.0),
+     ("expectile", 1.0), ("expectile", float("nan")), ("head", "softmax"), ("num_bins", 6),
+     ("sigma_bins", 0.0), ("num_q", 0), ("polyak", 0.0), ("dropout", 1.0), ("reward_min", 0.0),
+     ("reward_max", float("inf"))],
+)  # fmt: skip
+def test_bad_configuration_names_the_flag(field, value):
+    with pytest.raises(UserError, match=f"critic.{field}="):
+        CriticConfig(**{field: value})
+
+
+def test_help_explains_every_field():
+    """draccus reads the help of a flag from the comment above the field."""
+    docstring = pytest.importorskip("draccus.wrappers.docstring")
+    for field in dataclasses.fields(CriticConfig):
+        assert docstring.get_attribute_docstring(CriticConfig, field.name).comment_above, field.name
+
+
+# ---- networks --------------------------------------------------------------------------------------------
+
+
+def reference_mlp(network, k, x):
+    """One member of an ensemble, layer by layer with PyTorch's own modules."""
+    first = network.observation.weight[k]
+    if network.chunk is not None:
+        first = torch.cat([first, network.chunk.weight[k]])
+    layers = [(first, network.observation.bias[k])] + [(m.weight[k], m.bias[k]) for m in network.hidden]
+    for (weight, bias), norm in zip(layers, network.norms, strict=True):
+        x = torch.nn.functional.linear(x, weight.T, bias[0])
+        x = torch.nn.functional.layer_norm(x, x.shape[-1:], norm.weight[k, 0], norm.bias[k, 0])
+        x = torch.nn.functional.gelu(x)
+    return torch.nn.functional.linear(x, network.output.weight[k].T, network.output.bias[k, 0])
+
+
+def test_ensemble_is_k_separate_networks():
+    critic = make_critic(num_q=3, num_layers=3)
+    with torch.no_grad():
+        for norm in critic.q.norms:  # at their initial values a scale or a shift could be swapped unseen
+            norm.weight.normal_()
+            norm.bias.normal_()
+    batch = make_batch()
+    observation = torch.cat([batch.features, batch.state], -1)
+    logits = critic.q(observation, batch.chunk.flatten(1).unsqueeze(1))
+    for k in range(3):
+        expected = reference_mlp(critic.q, k, torch.cat([observation, batch.chunk.flatten(1)], -1))
+        torch.testing.assert_close(logits[k, :, 0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(critic.v(observation)[0], reference_mlp(critic.v, 0, observation))
+    assert not torch.allclose(logits[0], logits[1])
+
+
+@pytest.mark.parametrize("head", ["hl_gauss", "scalar"])
+def test_scores_of_candidates_are_those_of_single_chunks(head):
+    critic = make_critic(head=head)
+    batch = make_batch()
+    train(critic, batch, 3)  # so that the online and the target networks differ
+    chunks = torch.randn(6, 5, 4, A)
+    q_values = critic.q_values(batch.features, batch.state, chunks)
+    assert q_values.shape == (2, 6, 5)
+    observation = torch.cat([batch.features, batch.state], -1)
+    torch.testing.assert_close(q_values, critic.head.mean(critic.q(observation, chunks.flatten(2))))
+    for n in range(5):
+        alone = critic.q_values(batch.features, batch.state, chunks[:, n : n + 1])
+        torch.testing.assert_close(q_values[:, :, n], alone[:, :, 0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        critic.score(batch.features, batch.state, chunks), torch.minimum(q_values[0], q_values[1])
+    )
+    advantage = critic.advantage(batch.features, batch.state, chunks[:, 2])
+    expected = q_values[:, :, 2].min(0).values - critic.value(batch.features, batch.state)
+    torch.testing.assert_close(advantage, expected, atol=1e-4, rtol=1e-4)
+    assert not advantage.requires_grad
+
+
+def test_rule_06_other_items_of_the_batch_change_no_score():
+    critic = make_critic()
+    batch, other = make_batch(seed=1), make_batch(seed=2)
+    chunks = torch.randn(6, 5, 4, A)
+    scores = critic.score(batch.features, batch.state, chunks)
+    features, state, candidates = other.features.clone(), other.state.clone(), torch.randn(6, 5, 4, A)
+    features[3], state[3], candidates[3] = batch.features[3], batch.state[3], chunks[3]
+    assert torch.equal(critic.score(features, state, candidates)[3], scores[3])
+
+
+def test_wrong_shapes_are_refused():
+    critic, batch = make_critic(), make_batch()
+    with pytest.raises(ValueError, match=r"this critic takes \(B, N, 4, 2\)"):
+        critic.score(batch.features, batch.state, torch.zeros(6, 1, 5, A))
+    with pytest.raises(ValueError, match=r"this critic takes \(B, 7\) and \(B, 3\)"):
+        critic.value(batch.state, batch.features)
+
+
+# ---- training --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["hl_gauss", "scalar"])
+def test_loss_is_the_equations_on_target_and_online_networks(head):
+    critic = make_critic(head=head)
+    train(critic, make_batch(seed=5), 3)  # so that the online and the target networks differ
+    batch = make_batch()
+    loss, metrics = critic(batch)
+
+    observation = torch.cat([batch.features, batch.state], -1)
+    next_observation = torch.cat([batch.next_features, batch.next_state], -1)
+    chunk = batch.chunk.flatten(1).unsqueeze(1)
+    y = td_target(batch.returns, batch.bootstrap, critic.head.mean(critic.v(next_observation)[0]))
+    v_losses = value_loss(
+        critic.head, critic.v(observation)[0], critic.target_q(observation, chunk).squeeze(2), 0.7
+    )
+    q_losses = q_loss(critic.head, critic.q(observation, chunk).squeeze(2), y)
+    torch.testing.assert_close(loss, (v_losses + q_losses).mean())
+    torch.testing.assert_close(metrics["q_loss"], q_losses.mean())
+    assert all(value.ndim == 0 and not value.requires_grad for value in metrics.values())
+
+    weight = torch.tensor([2.0, 0.0, 1.0, 1.0, 0.0, 2.0])
+    weighted, _ = critic(make_batch(weight=weight))
+    torch.testing.assert_close(weighted, ((v_losses + q_losses) * weight).mean())
+
+
+def test_rule_04_detached_networks():
+    """V learns from L_V alone and Q from L_Q alone; target networks never; nothing random is drawn."""
+    critic = make_critic()
+    batch = make_batch()
+    for field in ("features", "state", "chunk", "returns", "bootstrap", "next_features", "next_state"):
+        getattr(batch, field).requires_grad_()
+    critic(batch)[0].backward()
+    assert all(p.grad is not None for p in [*critic.v.parameters(), *critic.q.parameters()])
+    assert all(p.grad is None and not p.requires_grad for p in critic.target_q.parameters())
+    for field in ("returns", "bootstrap", "next_features", "next_state"):
+        assert getattr(batch, field).grad is None, field
+
+    # A change of V's weights moves Q's loss (through y), but no gradient of Q's loss reaches V.
+    observation, next_observation = (torch.randn(4, F + S) for _ in range(2))
+    y = td_target(torch.zeros(4), torch.ones(4), critic.head.mean(critic.v(next_observation)[0]))
+    losses = q_loss(critic.head, critic.q(observation, torch.randn(4, 1, 4 * A)).squeeze(2), y)
+    grads = torch.autograd.grad(losses.sum(), list(critic.v.parameters()), allow_unused=True)
+    assert all(grad is None for grad in grads)
+
+    before = torch.get_rng_state()
+    critic(make_batch())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_polyak_follows_its_closed_form():
+    critic = make_critic(polyak=0.1)
+    start = [p.clone() for p in critic.target_q.parameters()]
+    with torch.no_grad():
+        for p in critic.q.parameters():
+            p.add_(1.0)
+    for _ in range(7):
+        critic.update_target()
+    for target, begin in zip(critic.target_q.parameters(), start, strict=True):
+        torch.testing.assert_close(target, begin + 1 - 0.9**7)
+    with pytest.raises(UserError, match="float32"):
+        critic.bfloat16().update_target()
+
+
+def test_dropout_acts_only_on_what_is_trained():
+    critic = make_critic(dropout=0.5).train()
+    batch = make_batch()
+    assert critic(batch)[0] != critic(batch)[0]
+    # Targets and scores never drop, even while the module trains.
+    features, state, chunks = batch.features, batch.state, batch.chunk.unsqueeze(1)
+    assert torch.equal(critic.score(features, state, chunks), critic.score(features, state, chunks))
+    calls = []
+    for name in ("v", "q", "target_q"):
+
+        def record(module, args, kwargs, name=name):
+            calls.append((name, kwargs.get("drop", False), torch.is_grad_enabled()))
+
+        getattr(critic, name).register_forward_pre_hook(record, with_kwargs=True)
+    critic(batch)
+    assert sorted(calls) == [
+        ("q", True, True),
+        ("target_q", False, False),
+        ("v", False, False),
+        ("v", True, True),
+    ]
+    critic.eval()
+    assert critic(batch)[0] == critic(batch)[0]
+
+
+def test_training_is_deterministic():
+    runs = []
+    for _ in range(2):
+        critic = make_critic(dropout=0.1)
+        train(critic, make_batch(), 5)
+        runs.append(critic.state_dict())
+    assert all(torch.equal(runs[0][name], runs[1][name]) for name in runs[0])
+    other = make_critic(seed=3, dropout=0.1).state_dict()
+    assert not torch.equal(runs[0]["q.output.weight"], other["q.output.weight"])
+
+
+@pytest.mark.parametrize("head", ["hl_gauss", "scalar"])
+def test_networks_learn_the_chain(head):
+    """Eight states, two chunks: the right one succeeds in so many options, the wrong one leads to a sink.
+
+    Chunks have H = 4 steps and full length. From state i the right chunk leads to i + 1, from state 7 it
+    succeeds with its last step; the wrong chunk leads to the sink, which keeps the robot for ever.
+    """
+    states, sink = 8, 8
+    config = CriticConfig(
+        horizon=4, bootstrap_discount=0.95, expectile=0.5, hidden_dim=64, num_layers=2, head=head, polyak=0.1
+    )
+    torch.manual_seed(0)
+    critic = DeasCritic(config, states + 1, 1, 1)
+    # The right chunk is recorded in all states; the wrong one only in states 0, 2, 4 and 6.
+    right = [(i, 1.0, i + 1) for i in range(states)]
+    wrong = [(i, -1.0, sink) for i in range(0, states, 2)]
+    stuck = [(sink, -1.0, sink)]
+    start, sign, end = (torch.tensor(column) for column in zip(*right, *wrong, *stuck, strict=True))
+    success = (end == states) & (sign > 0)
+    step = -torch.tensor([0.9**k for k in range(4)])
+    returns = torch.where(success, step[:3].sum(), step.sum())
+    one_hot = torch.eye(states + 1)
+    zeros = torch.zeros(len(start), 1)
+    batch = CriticBatch(
+        features=one_hot[start],
+        state=zeros,
+        chunk=sign[:, None, None].expand(-1, 4, 1).contiguous(),
+        returns=returns,
+        bootstrap=torch.where(success, 0.0, 0.95**4),
+        next_features=one_hot[end],
+        next_state=zeros,
+    )
+
+    # Exact values: with τ = 1/2, V is the mean of the recorded chunks of a state.
+    value = torch.zeros(states + 1)
+    for _ in range(500):
+        q = returns + batch.bootstrap * value[end]
+        value = torch.stack([q[start == i].mean() for i in range(states + 1)])
+
+    train(critic, batch, 1000 if head == "hl_gauss" else 500, lr=6e-3)
+    critic.eval()
+    learnt = critic.value(one_hot, torch.zeros(states + 1, 1))
+    torch.testing.assert_close(learnt, value, atol=0.4, rtol=0)
+    learnt_q = critic.score(batch.features, batch.state, batch.chunk.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(learnt_q, q, atol=0.4, rtol=0)
+    advantage = critic.advantage(batch.features, batch.state, batch.chunk)
+    assert (
+        advantage[:states:2] > advantage[states:-1]
+    ).all()  # right against wrong, where both were recorded
+
+
+# ---- files -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("head", ["hl_gauss", "scalar"])
+@pytest.mark.parametrize("num_q", [1, 3])
+def test_save_and_load(tmp_path, head, num_q):
+    critic = make_critic(head=head, num_q=num_q, polyak=0.3)
+    train(critic, make_batch(), 2)
+    critic.save(tmp_path / "new" / "critic", metadata={"contract": "abc", "steps": 2})
+    before = torch.get_rng_state()
+    loaded, metadata = DeasCritic.load(tmp_path / "new" / "critic")
+    assert torch.equal(torch.get_rng_state(), before)
+    assert metadata == {"contract": "abc", "steps": 2}
+    assert loaded.config == critic.config
+    assert not loaded.training
+    for name, tensor in critic.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+    assert sorted(path.name for path in (tmp_path / "new" / "critic").iterdir()) == [
+        "critic.json",
+        "critic.safetensors",
+    ]
+    described = json.loads((tmp_path / "new" / "critic" / "critic.json").read_text())
+    assert described["metadata"] == metadata
+    # It trains on as the saved one does, bit for bit.
+    loaded.train()
+    for each in (critic, loaded):
+        train(each, make_batch(seed=2), 2)
+    for name, tensor in critic.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor), name
+
+
+def rewrite(folder, tensors=None, description=None):
+    """Changes a saved critic as a careless program might."""
+    path = folder / "critic.safetensors"
+    with safetensors.safe_open(path, framework="pt") as file:
+        described = json.loads(file.metadata()["deas_critic"])
+    stored = safetensors.torch.load_file(path)
+    if tensors:
+        tensors(stored)
+    if description:
+        description(described)
+    safetensors.torch.save_file(stored, path, metadata={"deas_critic": json.dumps(described)})
+
+
+def test_a_missing_critic_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"critic\.safetensors is missing"):
+        DeasCritic.load(tmp_path)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
+def test_a_cut_off_critic_is_refused(tmp_path, kept):
+    make_critic().save(tmp_path)
+    path = tmp_path / "critic.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: int(len(content) * kept)])
+    with pytest.raises(UserError, match=r"critic\.safetensors cannot be read"):
+        DeasCritic.load(tmp_path)
+
+
+def test_a_foreign_file_is_refused(tmp_path):
+    safetensors.torch.save_file({"weight": torch.zeros(2)}, tmp_path / "critic.safetensors")
+    with pytest.raises(UserError, match="not a critic of this project"):
+        DeasCritic.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "description", "message"),
+    [
+        (None, lambda d: d["config"].update(hidden_dim=48), "does not fit its own description"),
+        (None, lambda d: d.update(feature_dim=F + 1), r"\(2, 10, 32\), not \(2, 11, 32\)"),
+        (None, lambda d: d["config"].update(temperature=1), "unknown configuration fields temperature"),
+        (None, lambda d: d["config"].update(expectile=2), "critic.expectile=2"),
+        (None, lambda d: d["config"].update(horizon="four"), "header that does not fit"),
+        (None, lambda d: d.pop("feature_dim"), "header that does not fit"),
+        (lambda t: t.pop("v.output.bias"), None, "v.output.bias is missing"),
+        (lambda t: t.update(extra=torch.zeros(1)), None, "extra is unknown"),
+        (lambda t: t["q.output.bias"].fill_(torch.nan), None, "q.output.bias holds NaN"),
+        (
+            lambda t: t.update({"q.output.bias": t["q.output.bias"].half()}),
+            None,
+            "float16, not torch.float32",
+        ),
+    ],
+)
+def test_a_critic_that_does_not_fit_is_refused(tmp_path, tensors, description, message):
+    make_critic().save(tmp_path)
+    rewrite(tmp_path, tensors, description)
+    with pytest.raises(UserError, match=message) as error:
+        DeasCritic.load(tmp_path)
+    assert "critic.safetensors" in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stop_at", range(4))
+def test_rule_12_an_interrupted_save_leaves_a_whole_critic(tmp_path, monkeypatch, stop_at):
+    """Killed before any of the two writes or the two renames: the old critic or the new one loads."""
+    old, new = make_critic(seed=0), make_critic(seed=9, hidden_dim=16)
+    old.save(tmp_path, metadata={"which": "old"})
+    calls = 0
+
+    class Killed(BaseException):
+        pass
+
+    def killed_at(function):
+        def wrapper(*args):
+            nonlocal calls
+            calls += 1
+            if calls > stop_at:
+                raise Killed
+            return function(*args)
+
+        return wrapper
+
+    monkeypatch.setattr(os, "fsync", killed_at(os.fsync))
+    monkeypatch.setattr(os, "replace", killed_at(os.replace))
+    with pytest.raises(Killed):
+        new.save(tmp_path, metadata={"which": "new"})
+    monkeypatch.undo()
+
+    loaded, metadata = DeasCritic.load(tmp_path)
+    expected = {"old": old, "new": new}[metadata["which"]]
+    assert metadata["which"] == ("old" if stop_at < 2 else "new")
+    for name, tensor in expected.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor)
