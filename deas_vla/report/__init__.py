@@ -1,0 +1,27 @@
+"""The report of an evaluation: report.json for programs, report.html for people, and a video."""
+
+from deas_vla.report.data import (
+    Calibration,
+    Curve,
+    OracleDecisions,
+    Outcomes,
+    ReportData,
+    ValueTrace,
+    collect_versions,
+)
+from deas_vla.report.video import Decision, Panel, write_video
+from deas_vla.report.writer import write_report
+
+__all__ = [
+    "Calibration",
+    "Curve",
+    "Decision",
+    "OracleDecisions",
+    "Outcomes",
+    "Panel",
+    "ReportData",
+    "ValueTrace",
+    "collect_versions",
+    "write_report",
+    "write_video",
+]

@@ -1,0 +1,219 @@
+"""What a report is made of: the raw outcomes, filled in by the recipe. Rates and intervals are computed from them."""
+
+import importlib.metadata
+import platform
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from deas_vla.errors import UserError
+
+PACKAGES = (
+    "deas_vla",
+    "accelerate",
+    "av",
+    "deepspeed",
+    "draccus",
+    "lerobot",
+    "mujoco",
+    "numpy",
+    "peft",
+    "robocasa",
+    "robosuite",
+    "safetensors",
+    "torch",
+    "transformers",
+)
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """How an arm ended in every scene.
+
+    Attributes:
+        scenes: (S,) int, the scenes' numbers, no two alike.
+        success: (S, D) bool, with noise draw d; draw d of a scene has the same noise seeds in every arm.
+    """
+
+    scenes: np.ndarray
+    success: np.ndarray
+
+    def __post_init__(self):
+        scenes, success = np.asarray(self.scenes), np.asarray(self.success, bool)
+        object.__setattr__(self, "scenes", scenes)
+        object.__setattr__(self, "success", success)
+        if scenes.ndim != 1 or success.ndim != 2 or len(scenes) != len(success) or success.size == 0:
+            raise ValueError(
+                f"outcomes: scenes {scenes.shape} and success {success.shape}, expected (S,) and (S, D)"
+            )
+        if len(np.unique(scenes)) != len(scenes):
+            raise ValueError("outcomes: a scene is listed twice")
+
+    @property
+    def successes(self) -> int:
+        return int(self.success.sum())
+
+    @property
+    def episodes(self) -> int:
+        return self.success.size
+
+    def on(self, scenes: np.ndarray, draws: int) -> np.ndarray:
+        """(len(scenes), draws) bool: the outcomes in these scenes, first noise draws."""
+        row = {int(scene): i for i, scene in enumerate(self.scenes)}
+        return self.success[[row[int(scene)] for scene in scenes], :draws]
+
+
+def paired_outcomes(*arms: Outcomes) -> list[np.ndarray] | None:
+    """The arms' (S, D) outcomes on the scenes and draws that all of them played; None if there are none.
+
+    An oracle, which is dear, may have played fewer scenes and draws than the other arms.
+    """
+    common = arms[0].scenes
+    for arm in arms[1:]:
+        common = common[np.isin(common, arm.scenes)]
+    if not len(common):
+        return None
+    return [arm.on(common, min(a.success.shape[1] for a in arms)) for arm in arms]
+
+
+@dataclass(frozen=True)
+class ValueTrace:
+    """The critic's value along one episode.
+
+    Attributes:
+        steps: (n,) int, control steps, ascending.
+        values: (n,) V of the observation after that many steps.
+        success: how the episode ended.
+    """
+
+    steps: np.ndarray
+    values: np.ndarray
+    success: bool
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The critic's Q of chunks that were played against the return that followed.
+
+    Attributes:
+        q: (n,) predicted.
+        returns: (n,) Monte-Carlo return in the critic's own discounts.
+        group: (n,) str, for example ``demonstration``, ``success``, ``failure``.
+    """
+
+    q: np.ndarray
+    returns: np.ndarray
+    group: np.ndarray
+
+
+@dataclass(frozen=True)
+class OracleDecisions:
+    """Decisions in which every candidate was played in a branch of the simulator.
+
+    Attributes:
+        scores: (D, N) the critic's scores.
+        truth: (D, N) what came of each candidate, more is better.
+        scenes: (D,) int, the scene of each decision.
+        meaning: what `truth` is, in words: "share of 2 continuations that succeeded".
+    """
+
+    scores: np.ndarray
+    truth: np.ndarray
+    scenes: np.ndarray
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A training curve. Names that share what stands before a slash share a plot: ``critic/value_loss``."""
+
+    steps: np.ndarray
+    values: np.ndarray
+
+
+@dataclass
+class ReportData:
+    """Everything that a report shows. Only the first five fields are needed; a part without data is left out.
+
+    Attributes:
+        title: headline of the page's header, for example "Lift with PandaOmron".
+        task: what was evaluated, in words.
+        command: the exact command that makes this result again.
+        arms: name to outcomes; see `ARMS` in summary.py for the names that are explained to the reader.
+        primary: (arm, baseline) of the one comparison that the headline is about, chosen before evaluating.
+        comparisons: further pairs (arm, baseline) to compare.
+        candidates: N of the arm best_of_n.
+        success_by_n: N to outcomes of best-of-N.
+        value_traces: values along episodes.
+        calibration: Q against Monte-Carlo returns.
+        oracle_decisions: the critic's scores against the truth.
+        curves: training curves by name.
+        seconds: wall-clock seconds by stage, in order.
+        peak_memory_bytes: largest resident memory of the run, all processes together.
+        collection_scenes: scenes of demonstrations and rollouts; an evaluation scene among them is refused.
+        seeds: name to seed.
+        hashes: name to hash of data, contract, checkpoints, configuration.
+        versions: as `collect_versions` gives them.
+        config: the configuration of the run, JSON-like.
+        caveats: further sentences that a reader must know; the general ones are added.
+        video: an mp4 file to embed.
+        video_caption: what it shows.
+    """
+
+    title: str
+    task: str
+    command: str
+    arms: dict[str, Outcomes]
+    primary: tuple[str, str] = ("best_of_n", "policy")
+    comparisons: list[tuple[str, str]] = field(default_factory=list)
+    candidates: int | None = None
+    success_by_n: dict[int, Outcomes] = field(default_factory=dict)
+    value_traces: list[ValueTrace] = field(default_factory=list)
+    calibration: Calibration | None = None
+    oracle_decisions: OracleDecisions | None = None
+    curves: dict[str, Curve] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    peak_memory_bytes: int | None = None
+    collection_scenes: np.ndarray | None = None
+    seeds: dict[str, int] = field(default_factory=dict)
+    hashes: dict[str, str] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    config: dict = field(default_factory=dict)
+    caveats: list[str] = field(default_factory=list)
+    video: Path | None = None
+    video_caption: str = ""
+
+    def validate(self) -> None:
+        """Refuses a report that would not mean what it says.
+
+        Raises:
+            UserError: if a scene of the evaluation was also used for collection (design rule 10), or an arm that is
+                to be compared was not played.
+        """
+        for pair in [self.primary, *self.comparisons]:
+            for arm in pair:
+                if arm not in self.arms:
+                    raise UserError(
+                        f"the comparison '{pair[0]} - {pair[1]}' needs arm {arm}; evaluate it too"
+                    )
+        if self.collection_scenes is not None:
+            played = [*self.arms.values(), *self.success_by_n.values()]
+            shared = np.intersect1d(self.collection_scenes, np.concatenate([arm.scenes for arm in played]))
+            if len(shared):
+                more = " and more" if len(shared) > 5 else ""
+                raise UserError(
+                    f"evaluation scenes {shared[:5].tolist()}{more} were also used to collect training data; "
+                    "evaluate on other scenes"
+                )
+
+
+def collect_versions() -> dict[str, str]:
+    """Versions of Python, the platform and the installed packages that matter; absent ones are left out."""
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,188 @@
+"""From the folders of a run to its report: nothing is computed that is not in a file."""
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+
+from deas_vla.data.lerobot_format import SIDECAR
+from deas_vla.data.options import RewardSpec, returns_to_go
+from deas_vla.files import sha256_of
+from deas_vla.report.data import (
+    Calibration, Curve, OracleDecisions, Outcomes, ReportData, ValueTrace, collect_versions,
+)  # fmt: skip
+from deas_vla.report.writer import write_report
+from deas_vla.rollouts.collect import DATASET
+from deas_vla.rollouts.evaluate import scenes_of
+from deas_vla.rollouts.oracle import TRUTH
+from deas_vla.stage import stage_report
+from deas_vla.training import read_metrics
+
+# Scenes of one task are told from those of another by this distance in the report.
+TASK_STRIDE = 10_000_000
+# Training curves that are shown.
+CURVES = ("loss", "value_loss", "q_loss", "value", "q", "disagreement")
+
+
+def write_run_report(evaluation: Path, command: list[str]) -> dict:
+    """Writes ``report.json`` and ``report.html`` into the folder above an evaluation's.
+
+    Args:
+        evaluation: stage folder of recipes/evaluate.py.
+        command: the command line that makes the whole run again.
+
+    Returns:
+        The content of report.json.
+    """
+    stages = _stages(evaluation)
+    settings = stages["evaluation"]["settings"]
+    plan, tasks, seed = settings["evaluation"], settings["tasks"], settings["seed"]
+    arms = _merged({task: _read_arms(evaluation / "arms" / task) for task in tasks})
+    outcomes = {name: _outcomes(episodes) for name, episodes in arms.items()}
+
+    by_count = {n: f"best_of_{n}" for n in plan["candidate_counts"]}
+    by_count |= {1: "policy", plan["num_candidates"]: "best_of_n"}
+    critic = stages["critic"]["settings"]["critic"]
+    collected = [
+        [s + TASK_STRIDE * i for i in range(len(tasks)) for s in scenes_of(use, stages[use]["settings"][key]["episodes"], seed)]
+        for use, key in (("demonstrations", "demos"), ("rollouts", "rollouts"))
+        if use in stages
+    ]  # fmt: skip
+    video = evaluation / "rollout.mp4"
+    data = ReportData(
+        title=f"deas_vla · {', '.join(tasks)} in {settings['env']}",
+        task=_task_in_words(stages, tasks),
+        command=shlex.join(command),
+        arms={
+            n: o for n, o in outcomes.items() if n not in by_count.values() or n in ("policy", "best_of_n")
+        },
+        candidates=plan["num_candidates"],
+        success_by_n={n: outcomes[by_count[n]] for n in sorted(plan["candidate_counts"])},
+        value_traces=_value_traces(arms["policy"]),
+        calibration=_calibration(arms["policy"], critic),
+        oracle_decisions=_oracle_decisions(arms.get("oracle", [])),
+        curves=_curves(stages),
+        seconds={name: stage["seconds"] for name, stage in stages.items()},
+        peak_memory_bytes=max(stage["peak_memory_bytes"] for stage in stages.values()),
+        collection_scenes=np.concatenate(collected) if collected else None,
+        seeds={"run": seed},
+        hashes=_hashes(stages),
+        versions=collect_versions(),
+        config={name: stage["settings"] for name, stage in stages.items()},
+        video=video if video.is_file() else None,
+        video_caption=json.loads(video.with_suffix(".json").read_text())["caption"]
+        if video.is_file()
+        else "",
+    )
+    return write_report(evaluation.parent, data)
+
+
+def _stages(evaluation: Path) -> dict[str, dict]:
+    """The finished stages that the evaluation stands on, in the order in which they were made."""
+    found: dict[str, dict] = {}
+
+    def add(folder: Path) -> None:
+        report = stage_report(folder)
+        for source in report["sources"].values():
+            add(Path(source))
+        found.setdefault(folder.name, report | {"folder": folder})
+
+    add(evaluation)
+    return found
+
+
+def _read_arms(folder: Path) -> dict[str, list[dict]]:
+    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+
+
+def _merged(by_task: dict[str, dict[str, list[dict]]]) -> dict[str, list[dict]]:
+    """Arms over all tasks; the scenes of different tasks get different numbers."""
+    merged: dict[str, list[dict]] = {}
+    for number, arms in enumerate(by_task.values()):
+        for name, episodes in arms.items():
+            merged.setdefault(name, []).extend(
+                episode | {"scene": episode["scene"] + number * TASK_STRIDE} for episode in episodes
+            )
+    return merged
+
+
+def _outcomes(episodes: list[dict]) -> Outcomes:
+    draws = 1 + max(episode["draw"] for episode in episodes)
+    success = np.array([episode["success"] for episode in episodes]).reshape(-1, draws)
+    return Outcomes(np.array([episode["scene"] for episode in episodes[::draws]]), success)
+
+
+def _value_traces(episodes: list[dict]) -> list[ValueTrace]:
+    return [
+        ValueTrace(
+            np.array([d["step"] for d in e["decisions"]]), np.array([d["value"] for d in e["decisions"]]), e["success"]
+        )
+        for e in episodes
+    ]  # fmt: skip
+
+
+def _calibration(episodes: list[dict], critic: dict) -> Calibration:
+    """Q of what the policy played on the evaluation scenes, against what came of it."""
+    q, returns, group = [], [], []
+    for episode in episodes:
+        rewards = np.full(episode["steps"], -1.0)
+        if episode["success"]:
+            rewards[-1] = 0.0
+        to_go = returns_to_go(
+            rewards,
+            episode["success"],
+            horizon=critic["horizon"],
+            reward_discount=critic["reward_discount"],
+            bootstrap_discount=critic["bootstrap_discount"],
+            minimum=RewardSpec().minimum,
+        )
+        for decision in episode["decisions"]:
+            q.append(decision["scores"][decision["index"]])
+            returns.append(to_go[decision["step"]])
+            group.append("success" if episode["success"] else "failure")
+    return Calibration(np.array(q), np.array(returns), np.array(group))
+
+
+def _oracle_decisions(episodes: list[dict]) -> OracleDecisions | None:
+    rows = [(episode["scene"], decision) for episode in episodes for decision in episode["decisions"]]
+    if not rows:
+        return None
+    return OracleDecisions(
+        scores=np.array([decision["scores"] for _, decision in rows]),
+        truth=np.array([decision["truth"] for _, decision in rows]),
+        scenes=np.array([scene for scene, _ in rows]),
+        meaning=TRUTH,
+    )
+
+
+def _curves(stages: dict[str, dict]) -> dict[str, Curve]:
+    curves = {}
+    for name, stage in stages.items():
+        lines = read_metrics(stage["folder"] / "metrics.jsonl")
+        for key in CURVES:
+            if lines and key in lines[0]:
+                steps = np.array([line["step"] for line in lines])
+                curves[f"{name}/{key}"] = Curve(steps, np.array([line[key] for line in lines]))
+    return curves
+
+
+def _hashes(stages: dict[str, dict]) -> dict[str, str]:
+    hashes = {}
+    for name, stage in stages.items():
+        for part in (DATASET, "policy", "critic"):
+            if (stage["folder"] / part).is_dir():
+                hashes[f"{name}/{part}"] = sha256_of(stage["folder"] / part)
+        hashes[f"{name}/settings"] = stage["fingerprint"]
+    return hashes
+
+
+def _task_in_words(stages: dict[str, dict], tasks: list[str]) -> str:
+    words = ", ".join(tasks)
+    if "demonstrations" in stages:
+        root = stages["demonstrations"]["folder"] / DATASET
+        facts = json.loads((root / SIDECAR).read_text())
+        sentences = facts["metadata"]["instructions"]
+        words = " and ".join(f"“{sentence}”" for sentence in sentences)
+        words = f"The robot ({facts['contract']['embodiment']}) is told {words}."
+    return words

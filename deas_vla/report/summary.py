@@ -1,0 +1,332 @@
+"""The numbers of a report, and the sentences that say what they mean: the content of report.json."""
+
+import math
+
+import numpy as np
+
+from deas_vla.report.data import Outcomes, ReportData, paired_outcomes
+from deas_vla.rollouts.statistics import (
+    PairedDifference,
+    paired_difference,
+    pearson,
+    rank_against_oracle,
+    separation,
+    share_of_headroom,
+    spearman,
+    wilson_interval,
+)
+
+# Names of arms and what they do, in the order in which they are shown; N is filled in.
+ARMS = {
+    "policy": ("Policy", "one sample, played as it is (N = 1)"),
+    "best_of_n": ("Best of {n}", "the candidate that the critic scores highest"),
+    "advantage_weighted": ("Advantage-weighted", "policy fine-tuned with the critic's advantages as weights"),
+    "advantage_weighted + best_of_n": ("Advantage-weighted + best of {n}", "both improvements together"),
+    "filtered_bc": ("Filtered BC", "policy fine-tuned on successful rollouts: no critic"),
+    "random_candidate": ("Random of {n}", "control: a candidate drawn at random; should equal the policy"),
+    "worst_of_n": ("Worst of {n}", "control: the candidate that the critic scores lowest; should do harm"),
+    "oracle": ("Oracle of {n}", "every candidate is tried out in the simulator first: the headroom"),
+}
+DEFAULT_COMPARISONS = (
+    ("best_of_n", "policy"),
+    ("best_of_n", "random_candidate"),
+    ("best_of_n", "worst_of_n"),
+    ("random_candidate", "policy"),
+    ("filtered_bc", "policy"),
+    ("advantage_weighted", "policy"),
+    ("advantage_weighted", "filtered_bc"),
+    ("advantage_weighted + best_of_n", "policy"),
+    ("oracle", "policy"),
+    ("oracle", "best_of_n"),
+)
+
+
+def summarize(data: ReportData) -> dict:
+    """Computes everything that is reported.
+
+    Returns:
+        JSON-like: ``arms``, ``paired``, ``success_by_n``, ``headline``, ``critic``, ``evaluation``, ``seconds``,
+        ``peak_memory_bytes``, ``seeds``, ``hashes``, ``versions``, ``config``, ``command``, ``caveats``. Rates and
+        differences are fractions, not per cent; what could not be computed is None.
+
+    Raises:
+        UserError: as `ReportData.validate`.
+    """
+    data.validate()
+    paired = {f"{a} - {b}": _compare(data.arms[a], data.arms[b]) for a, b in _pairs_to_compare(data)}
+    paired = {name: result for name, result in paired.items() if result is not None}
+    return {
+        "title": data.title,
+        "task": data.task,
+        "headline": _headline(data, paired),
+        "arms": {name: _rate(data.arms[name]) for name in _in_order(data.arms)},
+        "paired": {name: _paired_json(result) for name, result in paired.items()},
+        "success_by_n": {str(n): _rate(data.success_by_n[n]) for n in sorted(data.success_by_n)},
+        "more_candidates": _more_candidates(data),
+        "critic": {
+            "values": _values(data),
+            "calibration": _calibration(data),
+            "ranking": _ranking(data),
+            "headroom": _headroom(data),
+        },
+        "training": {
+            name: {
+                "first": float(curve.values[0]),
+                "last": float(curve.values[-1]),
+                "steps": int(curve.steps[-1]),
+            }
+            for name, curve in data.curves.items()
+            if len(curve.values)
+        },
+        "evaluation": {
+            name: {"scenes": [int(s) for s in arm.scenes], "draws": arm.success.shape[1]}
+            for name, arm in data.arms.items()
+        },
+        "seconds": {name: float(value) for name, value in data.seconds.items()},
+        "peak_memory_bytes": data.peak_memory_bytes,
+        "seeds": data.seeds,
+        "hashes": data.hashes,
+        "versions": data.versions,
+        "command": data.command,
+        "config": data.config,
+        "caveats": _caveats(data, paired),
+    }
+
+
+def arm_title(name: str, candidates: int | None) -> str:
+    """Name of an arm for people."""
+    return ARMS.get(name, (name.replace("_", " "), ""))[0].format(n="N" if candidates is None else candidates)
+
+
+def arm_meaning(name: str) -> str:
+    """What an arm does, in a few words; empty for one that this project does not know."""
+    return ARMS.get(name, ("", ""))[1]
+
+
+def lowered(title: str) -> str:
+    """A title in the middle of a sentence."""
+    return title[:1].lower() + title[1:]
+
+
+def percent(rate: float) -> str:
+    """A fraction in per cent, without decimals."""
+    rounded = round(100 * rate)
+    return f"{'−' if rounded < 0 else ''}{abs(rounded)} %"
+
+
+def counted(number: int, noun: str) -> str:
+    """1 scene, 2 scenes."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
+def signed(number: float) -> str:
+    """A correlation with its sign."""
+    return f"{number:+.2f}".replace("-", "−")
+
+
+def points(difference: float, decimals: int = 0) -> str:
+    """A difference of rates as signed percentage points."""
+    rounded = round(100 * difference, decimals)
+    return f"{'+' if rounded > 0 else '−' if rounded < 0 else ''}{abs(rounded):.{decimals}f}"
+
+
+def point_range(interval) -> str:
+    """An interval of differences. Tenths show on which side of zero it ends."""
+    return f"{points(interval[0], 1)} to {points(interval[1], 1)}"
+
+
+def _in_order(arms: dict) -> list[str]:
+    return [name for name in ARMS if name in arms] + [name for name in arms if name not in ARMS]
+
+
+def _pairs_to_compare(data: ReportData) -> list[tuple[str, str]]:
+    known = [pair for pair in DEFAULT_COMPARISONS if pair[0] in data.arms and pair[1] in data.arms]
+    return list(dict.fromkeys([tuple(data.primary), *known, *map(tuple, data.comparisons)]))
+
+
+def _compare(a: Outcomes, b: Outcomes) -> PairedDifference | None:
+    both = paired_outcomes(a, b)
+    return None if both is None else paired_difference(*both)
+
+
+def _rate(outcomes: Outcomes) -> dict:
+    return {
+        "successes": outcomes.successes,
+        "episodes": outcomes.episodes,
+        "success_rate": outcomes.successes / outcomes.episodes,
+        "ci95": list(wilson_interval(outcomes.successes, outcomes.episodes)),
+    }
+
+
+def _paired_json(result: PairedDifference) -> dict:
+    return {
+        "difference": result.difference,
+        "ci95": list(result.ci95),
+        "p_value": result.p_value,
+        "p_value_scenes": result.p_value_scenes,
+        "wins": result.wins,
+        "losses": result.losses,
+        "pairs": result.pairs,
+        "scenes": result.scenes,
+        "verdict": result.verdict,
+    }
+
+
+def _headline(data: ReportData, paired: dict[str, PairedDifference]) -> dict:
+    arm, baseline = data.primary
+    name = f"{arm} - {baseline}"
+    if name not in paired:
+        text = f"Not measured: {arm} and {baseline} share no scene."
+        return {"verdict": "not_measured", "comparison": name, "text": text, "detail": ""}
+    result = paired[name]
+    low, high = result.ci95
+    a, b = paired_outcomes(data.arms[arm], data.arms[baseline])
+    who, than = arm_title(arm, data.candidates), lowered(arm_title(baseline, data.candidates))
+    rates = f"{who} succeeds in {percent(a.mean())}, the {than} in {percent(b.mean())}."
+    unseen = "" if data.collection_scenes is None else "unseen "
+    size = f"{counted(result.pairs, 'paired episode')} in {counted(result.scenes, f'{unseen}scene')}"
+    difference = f"{points(result.difference, 1)} percentage points, 95 % interval {point_range(result.ci95)}"
+    text = {"gain": "Gain: ", "worse": "Worse: ", "no_gain": "No gain could be shown: "}[
+        result.verdict
+    ] + rates
+    detail = f"{difference}, over {size}."
+    if result.verdict == "no_gain":
+        why = "which holds zero" if low <= 0 <= high else "from too few scenes to tell it from chance"
+        half = math.ceil(50 * (high - low))
+        detail = (
+            f"{difference}, {why}; {size}. "
+            f"A true difference of less than about {half} points would not be visible at this size."
+        )
+    return {"verdict": result.verdict, "comparison": name, "text": text, "detail": detail}
+
+
+def _more_candidates(data: ReportData) -> dict | None:
+    """Whether success still rises with N, or falls after a peak."""
+    numbers = sorted(data.success_by_n)
+    if len(numbers) < 2:
+        return None
+    rate = {n: data.success_by_n[n].success.mean() for n in numbers}
+    peak, last = max(numbers, key=lambda n: rate[n]), numbers[-1]
+    if peak == last:
+        text = f"Success is highest at the largest N that was tried, {last}."
+        return {"peak": peak, "last_minus_peak": None, "text": text}
+    result = _compare(data.success_by_n[last], data.success_by_n[peak])
+    if result is None:
+        return {"peak": peak, "last_minus_peak": None, "text": f"Success is highest at N = {peak}."}
+    fall = (
+        f"N = {last} is {points(result.difference, 1)} points against N = {peak} ({point_range(result.ci95)})"
+    )
+    text = f"Success is highest at N = {peak}; {fall}: the fall may be chance."
+    if result.verdict == "worse":
+        text = f"More candidates hurt: {fall}."
+    return {"peak": peak, "last_minus_peak": _paired_json(result), "text": text}
+
+
+def _values(data: ReportData) -> dict | None:
+    """How well V tells later successes from failures, at each step at which both kinds were still running."""
+    if not data.value_traces:
+        return None
+    by_step: dict[int, list[tuple[float, bool]]] = {}
+    for trace in data.value_traces:
+        for step, value in zip(trace.steps, trace.values, strict=True):
+            by_step.setdefault(int(step), []).append((float(value), bool(trace.success)))
+    told_apart = {}
+    for step in sorted(by_step):
+        values, success = map(np.array, zip(*by_step[step], strict=True))
+        area = separation(values, success)
+        if area is not None:
+            told_apart[str(step)] = area
+    return {
+        "successes": sum(bool(trace.success) for trace in data.value_traces),
+        "failures": sum(not trace.success for trace in data.value_traces),
+        "separation_by_step": told_apart,
+    }
+
+
+def _calibration(data: ReportData) -> dict | None:
+    if data.calibration is None or not len(data.calibration.q):
+        return None
+    q, returns = (np.asarray(x, np.float64) for x in (data.calibration.q, data.calibration.returns))
+    return {
+        "options": len(q),
+        "pearson": pearson(q, returns),
+        "spearman": spearman(q, returns),
+        "bias": float((q - returns).mean()),
+        "rmse": float(np.sqrt(((q - returns) ** 2).mean())),
+    }
+
+
+def _ranking(data: ReportData) -> dict | None:
+    if data.oracle_decisions is None or not len(data.oracle_decisions.scores):
+        return None
+    oracle = data.oracle_decisions
+    ranking = rank_against_oracle(oracle.scores, oracle.truth, oracle.scenes)
+    return {
+        "decisions": ranking.decisions,
+        "informative_decisions": ranking.informative,
+        "scenes": len(np.unique(oracle.scenes)),
+        "candidates": np.shape(oracle.scores)[1],
+        "truth": oracle.meaning,
+        "spearman": ranking.spearman,
+        "spearman_ci95": _listed(ranking.spearman_ci95),
+        "regret": ranking.regret,
+        "regret_random": ranking.regret_random,
+        "captured": ranking.captured,
+        "captured_ci95": _listed(ranking.captured_ci95),
+        "spearman_per_decision": ranking.per_decision.tolist(),
+    }
+
+
+def _headroom(data: ReportData) -> dict | None:
+    """The oracle's gain over the policy, and how much of it best-of-N gets."""
+    if not {"policy", "best_of_n", "oracle"} <= set(data.arms):
+        return None
+    played = paired_outcomes(*(data.arms[name] for name in ("policy", "best_of_n", "oracle")))
+    if played is None:
+        return None
+    policy, chosen, oracle = played
+    share, interval = share_of_headroom(policy, chosen, oracle)
+    return {
+        "scenes": len(policy),
+        "policy": float(policy.mean()),
+        "best_of_n": float(chosen.mean()),
+        "oracle": float(oracle.mean()),
+        "share": share,
+        "share_ci95": _listed(interval),
+    }
+
+
+def _listed(interval: tuple[float, float] | None) -> list[float] | None:
+    return None if interval is None else list(interval)
+
+
+def _caveats(data: ReportData, paired: dict[str, PairedDifference]) -> list[str]:
+    caveats = list(data.caveats)
+    draws = max(arm.success.shape[1] for arm in data.arms.values())
+    if draws > 1:
+        caveats.append(
+            f"Every scene was played with up to {draws} noise draws, which resemble each other. Differences are "
+            "resampled by scene; the Wilson intervals of single arms and McNemar's p take episodes for independent "
+            "and are a little too sure."
+        )
+    if len(paired) > 1:
+        caveats.append(
+            f"The headline rests on one comparison, fixed beforehand ({data.primary[0]} − {data.primary[1]}). "
+            f"The other {len(paired) - 1} are for orientation: their p-values are not corrected for being many."
+        )
+    if data.collection_scenes is None:
+        caveats.append(
+            "The scenes of the training data were not given: that these scenes are unseen was not checked."
+        )
+    placebo = paired.get("random_candidate - policy")
+    if placebo is not None and placebo.verdict != "no_gain":
+        caveats.append(
+            f"A random candidate and the policy have the same distribution, yet they differ by "
+            f"{points(placebo.difference, 1)} points ({point_range(placebo.ci95)}): differences of this size can be "
+            "chance here, or the arms are not paired as they should be."
+        )
+    caveats.append(
+        "The intervals cover other scenes and other noise, not another training run: with another training seed the "
+        "result may differ."
+    )
+    return caveats

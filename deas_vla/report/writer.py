@@ -1,0 +1,50 @@
+"""Writes report.json and report.html."""
+
+import json
+import math
+import os
+from pathlib import Path
+
+from deas_vla.report.data import ReportData
+from deas_vla.report.page import render_page
+from deas_vla.report.summary import summarize
+
+
+def write_report(folder: str | Path, data: ReportData) -> dict:
+    """Writes ``report.json`` and ``report.html`` into a folder; the same data gives the same bytes.
+
+    Args:
+        folder: is made if need be.
+        data: what to report.
+
+    Returns:
+        The content of report.json. What is not a finite number (the loss of a run that diverged) is null in it.
+
+    Raises:
+        UserError: as `ReportData.validate`.
+    """
+    folder = Path(folder)
+    summary = _finite(summarize(data))
+    text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    page = render_page(data, summary)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / "report.html", page)
+    _replace(folder / "report.json", text)
+    return summary
+
+
+def _finite(value):
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(entry) for entry in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _replace(path: Path, text: str) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
