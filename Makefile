@@ -1,0 +1,60 @@
+# make help lists what there is. Everything runs in .venv, which the first call makes.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+INSTALLED := .venv/.installed
+DEMO_ARGS ?=
+TEST_ARGS ?=
+
+# One thread a process: two collapse as soon as another process takes a core.
+export OMP_NUM_THREADS ?= 1
+# Nothing that runs here downloads anything.
+export HF_HUB_OFFLINE := 1
+export HF_DATASETS_OFFLINE := 1
+export TRANSFORMERS_OFFLINE := 1
+export HF_HUB_DISABLE_TELEMETRY := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help
+help: ## show this list
+	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/^([a-z]+):.*## /  make \1\t/' | expand -t 22
+
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt overrides.txt tools/install.sh
+	@tools/install.sh
+	@touch $@
+
+.PHONY: install
+install: $(INSTALLED) ## make .venv and install everything (every other target does this first)
+
+.PHONY: demo
+demo: $(INSTALLED) ## the whole job on an embedded robosuite task; DEMO_ARGS="--name=value ..." changes it
+	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune_robocasa.py $(DEMO_ARGS)
+
+.PHONY: test
+test: $(INSTALLED) ## all tests; TEST_ARGS="-m unit" for the fast tier
+	.venv/bin/python -m pytest -m "not manual" $(TEST_ARGS)
+
+.PHONY: lint
+lint: $(INSTALLED) ## check style and format
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+
+.PHONY: format
+format: $(INSTALLED) ## mend style and format where it can be done by machine
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+.PHONY: doctor
+doctor: $(INSTALLED) ## what is installed, and what each recipe still needs
+	.venv/bin/deas-vla doctor
+
+.PHONY: constraints
+constraints: $(INSTALLED) ## renew constraints.txt from setup.cfg (the one target that asks for newer versions)
+	echo '# Versions that work together (Python 3.12, Linux), for pip and uv -c. Made by `make constraints`.' > constraints.txt
+	.venv/bin/uv pip compile setup.cfg --extra demo --extra dev --extra deepspeed --override overrides.txt \
+		--upgrade --python .venv/bin/python --no-annotate --no-header --quiet >> constraints.txt
+
+.PHONY: clean
+clean: ## remove .venv and all caches; outputs/ stays
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

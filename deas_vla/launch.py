@@ -1,0 +1,78 @@
+"""How a recipe starts and ends: its command line, and one clear line for what a user can mend."""
+
+import errno
+import json
+import os
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from deas_vla.config import parse
+from deas_vla.errors import UserError
+
+# How long a process other than the first waits before it reports an error: in most cases the first one has met the
+# same error, reports it and ends, and the launcher then ends the others. Only an error of this process alone is told.
+OTHER_RANKS_WAIT_S = 5.0
+
+
+def run_recipe[T](
+    main: Callable[[T], object], config_class: type[T], argv: list[str] | None = None
+) -> NoReturn:
+    """Parses the command line, runs a recipe and ends the process.
+
+    Exit status: 0 when `main` returns; 2 for a `UserError` and for a full disk, told in one line and without a
+    traceback; 130 when interrupted. Any other exception is a defect and keeps its traceback. When several processes
+    run, each error is told once.
+
+    Args:
+        main: the recipe; takes the configuration.
+        config_class: its dataclass, see `deas_vla.config.parse`.
+        argv: the arguments; None: those of this process.
+    """
+    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
+    try:
+        if rank == 0 or not {"--help", "-h"} & set(sys.argv[1:] if argv is None else argv):
+            main(parse(config_class, argv))
+    except UserError as error:
+        _report(f"error: {error}", rank)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        if rank == 0:
+            print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+        sys.exit(130)
+    except Exception as error:
+        full = disk_full(error)
+        if full is None:
+            raise
+        _report(f"error: {full}", rank)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def disk_full(error: BaseException) -> str | None:
+    """One line for an error that came of a full disk or quota, else None.
+
+    safetensors, parquet and video writers wrap the system's error each in their own way, so the whole chain of
+    causes is searched, and texts too.
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        number = cause.errno if isinstance(cause, OSError) else None
+        if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(cause):
+            where = getattr(cause, "filename", None) or Path.cwd()
+            return f"disk full at {where}; free space and run the same command again: nothing is lost"
+        cause = cause.__cause__ or cause.__context__
+    return None
+
+
+def _report(line: str, rank: int) -> None:
+    if rank != 0:
+        time.sleep(OTHER_RANKS_WAIT_S)
+    print(line, file=sys.stderr, flush=True)
+    # torchrun and accelerate end with a report of their own, many lines long; it quotes what is left in this file.
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        info = {"py_callstack": line, "timestamp": str(int(time.time()))}
+        Path(file).write_text(json.dumps({"message": {"message": line, "extraInfo": info}}), encoding="utf-8")

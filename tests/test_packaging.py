@@ -1,0 +1,168 @@
+"""Installing and launching: pins that fit, a Makefile that says what is missing, configurations that really launch."""
+
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+CONFIGS = sorted((ROOT / "accelerate_configs").glob("*.yaml"))
+
+
+def lines(name: str) -> list[str]:
+    text = (ROOT / name).read_text(encoding="utf-8")
+    return [line for line in text.splitlines() if line.strip() and not line.startswith("#")]
+
+
+def setup_cfg() -> dict[str, list[Requirement]]:
+    """Extra name, or "" for what is always needed, to requirements."""
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    groups = {"": parser["options"]["install_requires"], **parser["options.extras_require"]}
+    return {
+        extra: [Requirement(line) for line in text.split("\n") if line.strip()]
+        for extra, text in groups.items()
+    }
+
+
+@pytest.mark.unit
+def test_everything_that_is_asked_for_has_one_pinned_version_that_fits():
+    pins = [Requirement(line) for line in lines("constraints.txt")]
+    versions = {pin.name: next(iter(pin.specifier)) for pin in pins}
+    assert len(versions) == len(pins)
+    assert all(s.operator == "==" for s in versions.values()) and not any(pin.url for pin in pins)
+    overrides = {r.name: r for r in map(Requirement, lines("overrides.txt"))}
+    for requirement in [r for group in setup_cfg().values() for r in group] + list(overrides.values()):
+        if requirement.name == "deas_vla" or (requirement.marker and not requirement.marker.evaluate()):
+            continue
+        assert requirement.name in versions, f"{requirement} is not in constraints.txt: make constraints"
+        assert requirement.specifier.contains(versions[requirement.name].version), requirement
+
+
+@pytest.mark.unit
+def test_no_file_of_the_packaging_names_an_index():
+    for name in ("constraints.txt", "overrides.txt", "setup.cfg", "pyproject.toml", "Makefile"):
+        assert "://" not in (ROOT / name).read_text(encoding="utf-8"), name
+
+
+@pytest.mark.unit
+def test_the_demo_brings_every_extra_that_the_demo_part_of_the_doctor_asks_for():
+    from deas_vla.doctor import Package, parts
+
+    extras = setup_cfg()
+    (demo,) = extras["demo"]
+    for extra in demo.extras:
+        needy = [Package(r.name, None, str(r.specifier), (extra,)) for r in extras[extra]]
+        assert parts(needy, {"osmesa": True})[0].missing, f"the doctor forgets the extra {extra}"
+
+
+@pytest.mark.unit
+def test_make_lists_its_targets_and_demo_launches_the_recipe():
+    def make(*arguments: str) -> str:
+        done = subprocess.run(["make", *arguments], cwd=ROOT, capture_output=True, text=True, check=True)
+        return done.stdout
+
+    told = make("help")
+    for target in ("demo", "test", "lint", "clean"):
+        assert f"make {target} " in told
+    demo = make("--dry-run", "demo", "DEMO_ARGS=--seed=7")
+    assert (
+        "accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune_robocasa.py --seed=7"
+        in demo
+    )
+    assert "pytest" in make("--dry-run", "test", "TEST_ARGS=-m unit")
+
+
+@pytest.mark.unit
+def test_install_says_that_python_is_missing_and_changes_nothing(tmp_path):
+    (tmp_path / "tools").mkdir()
+    shutil.copy(ROOT / "tools" / "install.sh", tmp_path / "tools")
+    environment = os.environ | {"PYTHON": "no-such-python"}
+    command = [str(tmp_path / "tools" / "install.sh")]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Python 3.12 is missing" in done.stderr and "make again:\n    " in done.stderr
+    assert not (tmp_path / ".venv").exists()
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_launch_configurations_say_how_many_processes_and_collide_with_no_other_run(path):
+    config = yaml.safe_load(path.read_text(encoding="utf-8"))
+    assert config["num_processes"] >= 1 and config["num_machines"] == 1
+    assert config["num_processes"] == 1 or config["main_process_port"] == 0
+
+
+def test_all_four_launch_configurations_are_valid_for_accelerate():
+    from accelerate.commands.config.config_args import load_config_from_file
+
+    kinds = {path.stem: load_config_from_file(str(path)).distributed_type.value for path in CONFIGS}
+    assert kinds == {
+        "cpu": "MULTI_GPU",
+        "single_gpu": "NO",
+        "multi_gpu": "MULTI_GPU",
+        "deepspeed_zero2": "DEEPSPEED",
+    }
+
+
+LAUNCHED = """
+import os, sys
+from dataclasses import dataclass
+import torch
+from deas_vla.errors import UserError
+from deas_vla.launch import run_recipe
+from deas_vla.training import make_accelerator
+
+@dataclass
+class Config:
+    fail: bool = False
+
+def main(config):
+    accelerator = make_accelerator()
+    rank, total = accelerator.process_index, torch.tensor([accelerator.process_index + 1.0])
+    total = accelerator.reduce(total).item()
+    sys.stdout.write(f"rank {rank} of {accelerator.num_processes}, {torch.get_num_threads()} threads, {total}\\n")
+    sys.stdout.flush()
+    if config.fail:
+        raise UserError("no such task 'Lfit'")
+
+run_recipe(main, Config)
+"""
+
+
+def launched(folder: Path, config: str, *arguments: str) -> subprocess.CompletedProcess:
+    script = folder / "recipe.py"
+    script.write_text(LAUNCHED)
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [str(ROOT / "accelerate_configs" / config), str(script), *arguments]
+    # Threads are set as for a user who exports nothing.
+    environment = {k: v for k, v in os.environ.items() if k != "OMP_NUM_THREADS"} | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.mark.slow
+def test_cpu_configuration_starts_two_processes_that_add_up(tmp_path):
+    done = launched(tmp_path, "cpu.yaml")
+    assert done.returncode == 0, done.stderr
+    told = sorted(done.stdout.splitlines())
+    assert [line.split(",")[0] for line in told] == ["rank 0 of 2", "rank 1 of 2"]
+    assert all(line.endswith(", 3.0") for line in told), "the processes do not talk to each other"
+
+
+@pytest.mark.slow
+def test_an_error_of_all_processes_is_told_once_and_repeated_by_the_launcher(tmp_path):
+    done = launched(tmp_path, "cpu.yaml", "--fail")
+    assert done.returncode != 0
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
+        "error: no such task 'Lfit'"
+    ]
+    assert "error: no such task 'Lfit'" in done.stderr.rpartition("Root Cause")[2]
+    assert "recipe.py" not in "".join(
+        line for line in done.stderr.splitlines() if line.lstrip().startswith("File ")
+    )
