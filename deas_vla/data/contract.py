@@ -4,15 +4,18 @@ Nothing in this project assumes an order of a vector. A data set, a policy, a cr
 each carry a `Contract`; two that disagree are refused with the difference spelled out (design rule 7).
 """
 
+from __future__ import annotations
+
 import hashlib
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from deas_vla.errors import ContractMismatch, UserError
+
+if TYPE_CHECKING:  # torch is imported where it is used: simulator workers need the names, not the arithmetic
+    from torch import Tensor
 
 # A column that hardly moves in the demonstrations would turn noise into large numbers: its spread is taken to be
 # at least this much, in the column's own unit.
@@ -58,16 +61,20 @@ class Statistics:
     action_std: tuple[float, ...]
 
     @classmethod
-    def of(cls, states: Tensor, actions: Tensor) -> "Statistics":
+    def of(cls, states: Tensor, actions: Tensor) -> Statistics:
         """Statistics of (T, S) states and (T, A) actions.
 
         Raises:
             UserError: if there are fewer than two rows, or a value is not finite.
         """
+        import torch
+
         if len(states) < 2 or len(actions) < 2:
             raise UserError("normalisation statistics need at least two frames; collect more demonstrations")
         if not (torch.isfinite(states).all() and torch.isfinite(actions).all()):
-            raise UserError("the demonstrations hold NaN or infinite states or actions; remove those episodes")
+            raise UserError(
+                "the demonstrations hold NaN or infinite states or actions; remove those episodes"
+            )
         states, actions = states.double(), actions.double()
         return cls(
             state_mean=tuple(states.mean(0).tolist()),
@@ -105,7 +112,7 @@ class Contract:
     def action_dim(self) -> int:
         return len(self.action)
 
-    def with_statistics(self, statistics: Statistics) -> "Contract":
+    def with_statistics(self, statistics: Statistics) -> Contract:
         return replace(self, statistics=statistics)
 
     # ---- normalisation -------------------------------------------------------------------------------------
@@ -126,6 +133,8 @@ class Contract:
         Undoes the normalisation, clips to each column's limits and thresholds binary columns half-way. A critic
         scores `normalize_action(to_command(candidate))`: exactly what a recorded action looks like to it.
         """
+        import torch
+
         mean, std = self._action_scale(normalized)
         command = normalized.float() * std + mean
         low = command.new_tensor([-torch.inf if c.low is None else c.low for c in self.action])
@@ -139,7 +148,9 @@ class Contract:
 
     def _statistics(self) -> Statistics:
         if self.statistics is None:
-            raise UserError("this contract has no normalisation statistics; compute them from demonstrations first")
+            raise UserError(
+                "this contract has no normalisation statistics; compute them from demonstrations first"
+            )
         return self.statistics
 
     def _action_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -148,11 +159,12 @@ class Contract:
         for i, column in enumerate(self.action):
             if column.kind == "binary":
                 mean[i], std[i] = (column.low + column.high) / 2, (column.high - column.low) / 2
-        return like.new_tensor(mean, dtype=torch.float32), like.new_tensor(std, dtype=torch.float32)
+        like = like.float()
+        return like.new_tensor(mean), like.new_tensor(std)
 
     # ---- comparison ----------------------------------------------------------------------------------------
 
-    def differences(self, other: "Contract") -> list[str]:
+    def differences(self, other: Contract) -> list[str]:
         """Every way in which another contract differs, one line each; empty if they agree.
 
         Statistics are compared only where both have them: a data set that was recorded before any policy existed
@@ -172,7 +184,11 @@ class Contract:
                     fields = {k: (v, asdict(b)[k]) for k, v in asdict(a).items() if v != asdict(b)[k]}
                     detail = ", ".join(f"{k} {v!r} against {w!r}" for k, (v, w) in fields.items())
                     lines.append(f"{what}[{i}]: {detail}")
-        if self.statistics is not None and other.statistics is not None and self.statistics != other.statistics:
+        if (
+            self.statistics is not None
+            and other.statistics is not None
+            and self.statistics != other.statistics
+        ):
             for what, value in asdict(self.statistics).items():
                 theirs = asdict(other.statistics)[what]
                 changed = [i for i, (a, b) in enumerate(zip(value, theirs, strict=False)) if a != b]
@@ -180,7 +196,7 @@ class Contract:
                     lines.append(f"statistics: {what} differs in columns {changed}")
         return lines
 
-    def require_same(self, other: "Contract", mine: str, theirs: str) -> None:
+    def require_same(self, other: Contract, mine: str, theirs: str) -> None:
         """Refuses a contract that differs.
 
         Args:
@@ -201,7 +217,7 @@ class Contract:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, value: dict, where: str | Path = "contract") -> "Contract":
+    def from_json(cls, value: dict, where: str | Path = "contract") -> Contract:
         """Builds a contract from `to_json`'s output.
 
         Raises:

@@ -1,0 +1,167 @@
+"""One episode, whatever it was read from, and blocks of episodes on disk."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from deas_vla.data.contract import Contract
+from deas_vla.errors import UserError
+from deas_vla.files import atomic_path
+
+SOURCES = ("demonstration", "rollout")
+GROUPS = ("demonstration", "success", "failure")
+
+
+@dataclass
+class Episode:
+    """T steps and T + 1 observations, in raw units.
+
+    Images are kept only where they were rendered: at decisions, and every few steps besides (`frame_steps`).
+
+    Attributes:
+        instruction: what the robot was told.
+        source: ``demonstration`` or ``rollout``.
+        scene: number of the initial state.
+        states: (T + 1, S) float32; row t is seen before action t, row T after the last action.
+        actions: (T, A) float32 commands as they were played.
+        rewards: (T,) float32 the task's own reward of each step.
+        success: (T,) bool, read after each step; at most the last is True: an episode ends when it succeeds.
+        truncated: the episode ended without success, at its time limit (or was cut by whoever recorded it).
+        frame_steps: (F,) int64 rows of `states` that have images, strictly increasing, in [0, T].
+        images: camera name to (F, height, width, 3) uint8, upright RGB.
+    """
+
+    instruction: str
+    source: str
+    scene: int
+    states: np.ndarray
+    actions: np.ndarray
+    rewards: np.ndarray
+    success: np.ndarray
+    truncated: bool
+    frame_steps: np.ndarray
+    images: dict[str, np.ndarray]
+
+    @property
+    def length(self) -> int:
+        """T, the number of steps played."""
+        return len(self.actions)
+
+    @property
+    def terminated(self) -> bool:
+        """The episode ended because the task was done: nothing comes after it."""
+        return bool(self.success[-1])
+
+    @property
+    def group(self) -> str:
+        """``demonstration``, or for rollouts ``success`` or ``failure``: what training balances."""
+        if self.source == "demonstration":
+            return "demonstration"
+        return "success" if self.terminated else "failure"
+
+    def validate(self, contract: Contract, where: str) -> None:
+        """Refuses an episode that training would choke on, or silently learn nonsense from.
+
+        Args:
+            contract: what the columns and cameras must be.
+            where: what to call this episode in a message, for example ``outputs/demos, episode 7``.
+
+        Raises:
+            UserError: naming the episode, the field and what is wrong with it.
+        """
+        for problem in self._problems(contract):
+            raise UserError(f"{where}: {problem}; record it again or leave it out")
+
+    def _problems(self, contract: Contract):
+        steps = self.length
+        if steps < 1:
+            yield "it has no steps"
+        if self.source not in SOURCES:
+            yield f"source is {self.source!r}, not one of {', '.join(SOURCES)}"
+        if not self.instruction:
+            yield "it has no instruction"
+        shapes = {
+            "states": (self.states, (steps + 1, contract.state_dim), np.float32),
+            "actions": (self.actions, (steps, contract.action_dim), np.float32),
+            "rewards": (self.rewards, (steps,), np.float32),
+            "success": (self.success, (steps,), np.bool_),
+        }
+        for name, (array, shape, dtype) in shapes.items():
+            if array.shape != shape or array.dtype != dtype:
+                yield f"{name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}"
+        for name, columns in (("states", contract.state), ("actions", contract.action), ("rewards", None)):
+            array = getattr(self, name)
+            if not np.isfinite(array).all():
+                row = int(np.argwhere(~np.isfinite(array))[0][0])
+                column = (
+                    "" if columns is None else f" ({columns[np.argwhere(~np.isfinite(array))[0][1]].name})"
+                )
+                yield f"{name}{column} is NaN or infinite at step {row}"
+        if self.success[:-1].any():
+            yield f"success at step {int(self.success.argmax())}, before its last step {steps - 1}"
+        if self.truncated == self.terminated:
+            yield (
+                "it is neither truncated nor terminated"
+                if not self.truncated
+                else "both truncated and terminated"
+            )
+        frames = self.frame_steps
+        if len(frames) == 0 or frames[0] < 0 or frames[-1] > steps or (np.diff(frames) <= 0).any():
+            yield f"frame_steps must increase strictly within 0 to {steps}, and there must be one at least"
+        if set(self.images) != {camera.name for camera in contract.cameras}:
+            expected = ", ".join(camera.name for camera in contract.cameras)
+            yield f"cameras are {', '.join(self.images) or 'none'}, expected {expected}"
+        for camera in contract.cameras:
+            shape, images = (len(frames), camera.height, camera.width, 3), self.images[camera.name]
+            if images.shape != shape or images.dtype != np.uint8:
+                yield f"images of {camera.name} are {images.dtype} {images.shape}, expected uint8 {shape}"
+
+
+_ARRAYS = ("states", "actions", "rewards", "success", "frame_steps")
+
+
+def save_block(path: Path, episodes: list[Episode]) -> None:
+    """Writes episodes to one safetensors file, whole or not at all: a collection that was killed keeps its blocks."""
+    tensors, facts = {}, []
+    for i, episode in enumerate(episodes):
+        tensors |= {f"{i}.{name}": np.ascontiguousarray(getattr(episode, name)) for name in _ARRAYS}
+        tensors |= {
+            f"{i}.images.{name}": np.ascontiguousarray(array) for name, array in episode.images.items()
+        }
+        facts.append(
+            {
+                "instruction": episode.instruction,
+                "source": episode.source,
+                "scene": int(episode.scene),
+                "truncated": bool(episode.truncated),
+                "cameras": list(episode.images),
+            }
+        )
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"episodes": json.dumps(facts)})
+
+
+def load_block(path: Path) -> list[Episode]:
+    """Reads what `save_block` wrote.
+
+    Raises:
+        UserError: if the file is cut off, or is not a block of episodes.
+    """
+    try:
+        with safe_open(path, "numpy") as file:
+            return [
+                Episode(
+                    images={name: file.get_tensor(f"{i}.images.{name}") for name in fact.pop("cameras")},
+                    **{name: file.get_tensor(f"{i}.{name}") for name in _ARRAYS},
+                    **fact,
+                )
+                for i, fact in enumerate(json.loads(file.metadata()["episodes"]))
+            ]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{path}: not a block of episodes ({error}); delete it and collect it again"
+        ) from error

@@ -1,0 +1,292 @@
+"""Critic inputs: one path, bit for bit; padding is invisible; caches survive a kill."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from data_example import ExampleEncoder, example_contract, example_episode
+
+from deas_vla.data.contract import Statistics
+from deas_vla.data.feature_cache import FeatureCache
+from deas_vla.data.features import (
+    CriticInputs,
+    FeatureConfig,
+    FeatureProjection,
+    pool_one_by_one,
+    pool_tokens,
+)
+from deas_vla.data.frames import FrameTable
+from deas_vla.data.observation import Context
+from deas_vla.data.options import RewardSpec, build_options
+from deas_vla.errors import ContractMismatch, UserError
+
+pytestmark = pytest.mark.unit
+CONTRACT = example_contract()
+CONFIG = FeatureConfig(grid=2, dim=5)
+
+
+@pytest.fixture
+def episodes():
+    rng = np.random.default_rng(0)
+    words = ("lift the cube", "open the door", "stack")
+    return [example_episode(rng, 20, i % 2 == 0, instruction=words[i % 3]) for i in range(7)]
+
+
+@pytest.fixture
+def frames(episodes):
+    return FrameTable.of(episodes)
+
+
+@pytest.fixture
+def encoder():
+    return ExampleEncoder(CONTRACT)
+
+
+def trained(encoder, frames, folder) -> tuple[CriticInputs, torch.Tensor]:
+    """Inputs as critic training makes them, and the features of all frames from the cache."""
+    cache = FeatureCache(folder, encoder, frames, CONFIG, block=16)
+    cache.fill()
+    pooled = cache.read()
+    inputs = CriticInputs(
+        CONTRACT, CONFIG, FeatureProjection.fit(pooled, CONFIG.dim), encoder.encoder_fingerprint
+    )
+    return inputs, inputs.features(pooled)
+
+
+def test_rule_01_one_path_for_critic_inputs(encoder, frames, episodes, tmp_path):
+    """The same frame as s, as s' and at inference: the same features, bit for bit."""
+    inputs, cached = trained(encoder, frames, tmp_path)
+    settings = {"horizon": 8, "reward_discount": 0.9, "bootstrap_discount": 0.99, "reward": RewardSpec()}
+    options = build_options(episodes, CONTRACT, **settings)
+    state = inputs.state(frames.state)
+    as_start = {int(f): cached[f] for f in options.start_frame}
+    both = [int(f) for f in options.end_frame if int(f) in as_start]
+    assert both
+    for frame in both:
+        assert torch.equal(cached[options.end_frame][options.end_frame == frame][0], as_start[frame])
+    for count in (1, 2, 7, len(frames)):
+        for first in (0, 3, len(frames) - count):
+            rows = torch.arange(first, min(first + count, len(frames)))
+            seen = frames.observation(rows)
+            features, live_state = inputs.observation(encoder.encode(seen), seen.state)
+            assert torch.equal(features, cached[rows]) and torch.equal(live_state, state[rows])
+
+
+def test_rule_01_recorded_and_proposed_chunks_look_alike(episodes):
+    """What was played is scored as what is about to be played: same columns, clipped and thresholded."""
+    inputs = CriticInputs(CONTRACT, CONFIG, FeatureProjection(torch.zeros(1), torch.zeros(1, 5)), "")
+    settings = {"horizon": 4, "reward_discount": 0.9, "bootstrap_discount": 0.99, "reward": RewardSpec()}
+    options = build_options(episodes, CONTRACT, **settings)
+    played = torch.from_numpy(np.stack([episodes[0].actions[:4]]))
+    assert torch.equal(options.chunk[:1], inputs.chunks(played))
+    # A proposal that the environment would turn into the same commands gets the same inputs.
+    proposal = inputs.chunks(played).clone()
+    proposal[..., 1] *= 0.3
+    assert torch.allclose(inputs.chunks(CONTRACT.to_command(proposal)), options.chunk[:1], atol=1e-6)
+
+
+def test_rule_01_saved_inputs_are_the_same(encoder, frames, tmp_path):
+    inputs, cached = trained(encoder, frames, tmp_path / "cache")
+    inputs.save(tmp_path / "critic")
+    loaded = CriticInputs.load(tmp_path / "critic", CONTRACT)
+    assert loaded.fingerprint == inputs.fingerprint
+    assert (loaded.contract, loaded.config) == (CONTRACT, CONFIG)
+    assert loaded.encoder_fingerprint == encoder.encoder_fingerprint
+    seen = frames.observation(torch.tensor([4]))
+    assert torch.equal(loaded.observation(encoder.encode(seen), seen.state)[0], cached[[4]])
+
+
+def context_of(tokens, mask, camera) -> Context:
+    return Context(tokens, mask, camera, torch.zeros(len(tokens), 3))
+
+
+def test_pooling_keeps_where_things_are(encoder, frames):
+    context = encoder.encode(frames.observation(torch.arange(3)))
+    pooled = pool_tokens(context, CONFIG, 2)
+    assert pooled.shape == (3, 2 * 4 * 6 + 6)
+    grid = context.tokens[:, 16:32].view(3, 4, 4, 6)  # the second camera
+    lower_left = grid[:, 2:, :2].mean((1, 2))
+    assert torch.allclose(pooled[:, 24 + 12 : 24 + 18], lower_left, atol=1e-6)
+    text = context.mask[:, 32:, None]
+    mean = (context.tokens[:, 32:] * text).sum(1) / text.sum(1)
+    assert torch.allclose(pooled[:, -6:], mean, atol=1e-6)
+    flat = pool_tokens(context, FeatureConfig(pooling="mean"), 2)
+    assert torch.allclose(flat[:, :6], context.tokens[:, :16].mean(1), atol=1e-6)
+
+
+def test_rule_06_padding_is_invisible(encoder, frames):
+    """Padded tokens, wherever they stand and whatever they hold, and other items of the batch change nothing."""
+    context = encoder.encode(frames.observation(torch.arange(5)))
+    plain = pool_one_by_one(context, CONFIG, 2)
+    generator = torch.Generator().manual_seed(1)
+    for left, right in ((0, 7), (3, 0), (4, 9)):
+
+        def padded(tensor, value, left=left, right=right):
+            shape = (tensor.shape[0], left, *tensor.shape[2:]), (tensor.shape[0], right, *tensor.shape[2:])
+            return torch.cat([tensor.new_full(shape[0], value), tensor, tensor.new_full(shape[1], value)], 1)
+
+        tokens, mask = padded(context.tokens, 0.0), padded(context.mask, False)
+        noise = 1e3 * torch.randn(tokens.shape, generator=generator)
+        for fill in (tokens, torch.where(mask[..., None], tokens, noise)):
+            for camera in (-1, 0, 1):
+                longer = context_of(fill, mask, padded(context.camera, camera))
+                assert torch.allclose(pool_one_by_one(longer, CONFIG, 2), plain, atol=1e-6)
+    for row in range(5):
+        alone = context_of(context.tokens[[row]], context.mask[[row]], context.camera[[row]])
+        assert torch.equal(pool_one_by_one(alone, CONFIG, 2), plain[[row]])
+
+
+def test_tokens_that_are_no_grid_are_refused(encoder, frames):
+    context = encoder.encode(frames.observation(torch.arange(2)))
+    with pytest.raises(UserError, match="camera 2 has 0 tokens"):
+        pool_tokens(context, CONFIG, 3)
+    context.mask[:, 3] = False
+    with pytest.raises(UserError, match="camera 0 has 15 tokens, which are not a square grid"):
+        pool_tokens(context, CONFIG, 2)
+    context.mask[1, 3] = True
+    with pytest.raises(UserError, match=r"camera 0 has \[15, 16\] tokens in different observations"):
+        pool_tokens(context, CONFIG, 2)
+
+
+@pytest.mark.parametrize("shape", [(400, 12), (30, 50)], ids=["tall", "wide"])
+def test_projection_whitens_its_frames(shape):
+    generator = torch.Generator().manual_seed(0)
+    pooled = torch.randn(shape, generator=generator) * torch.logspace(1, -2, shape[1]) + 3
+    projection = FeatureProjection.fit(pooled, 8)
+    features = (pooled - projection.mean) @ projection.components
+    assert torch.allclose(features.T.cov(), torch.eye(8), atol=1e-3)
+    # Whitened principal components: the directions of an ordinary PCA, up to sign.
+    _, _, directions = torch.linalg.svd(pooled - pooled.mean(0), full_matrices=False)
+    unit = projection.components / projection.components.norm(dim=0)
+    assert torch.allclose((directions[:8] @ unit).abs(), torch.eye(8), atol=1e-3)
+
+
+def test_projection_has_the_asked_size_when_frames_are_few():
+    pooled = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
+    projection = FeatureProjection.fit(pooled, 16)
+    features = (pooled - projection.mean) @ projection.components
+    assert projection.components.shape == (20, 16) and torch.isfinite(features).all()
+    # Six frames span five directions; the rest is zero, not amplified noise.
+    assert (features[:, 5:] == 0).all() and torch.allclose(features[:, :5].var(0), torch.ones(5), atol=1e-3)
+
+
+def test_projection_of_equal_frames_is_zero():
+    features = FeatureProjection.fit(torch.full((4, 7), 2.5), 3)
+    assert (features.components == 0).all()
+
+
+def test_projection_refuses_what_it_cannot_fit():
+    with pytest.raises(UserError, match="two training frames"):
+        FeatureProjection.fit(torch.zeros(1, 4), 2)
+    with pytest.raises(UserError, match="NaN"):
+        FeatureProjection.fit(torch.tensor([[0.0, torch.nan], [1.0, 2.0]]), 2)
+
+
+def test_configuration_is_checked():
+    with pytest.raises(UserError, match="grid or mean"):
+        FeatureConfig(pooling="max")
+    with pytest.raises(UserError, match="at least 1"):
+        FeatureConfig(dim=0)
+
+
+def test_rule_07_inputs_of_another_robot_are_refused(encoder, frames, tmp_path):
+    inputs, _ = trained(encoder, frames, tmp_path / "cache")
+    inputs.save(tmp_path)
+    renamed = dataclasses.replace(CONTRACT.state[1], name="position.w")
+    other = example_contract(state=(CONTRACT.state[0], renamed, CONTRACT.state[2]), rate_hz=10.0)
+    with pytest.raises(
+        ContractMismatch, match=r"rate: 20 Hz against 10 Hz; state\[1\]: name 'position.y' against"
+    ):
+        CriticInputs.load(tmp_path, other)
+    statistics = Statistics((0.5, 0.0, -0.5), (2.0, 1.0, 0.7), (0.1, 0.5), (0.4, 0.5))
+    with pytest.raises(ContractMismatch, match=r"state_std differs in columns \[2\]"):
+        CriticInputs.load(tmp_path, example_contract(statistics=statistics))
+
+
+def test_broken_inputs_are_refused(encoder, frames, tmp_path):
+    inputs, _ = trained(encoder, frames, tmp_path / "cache")
+    inputs.save(tmp_path)
+    path = tmp_path / "inputs.safetensors"
+    content = path.read_bytes()
+    for broken in (b"", content[:40], content[:-1]):
+        path.write_bytes(broken)
+        with pytest.raises(UserError, match=r"inputs\.safetensors: not the inputs of a critic"):
+            CriticInputs.load(tmp_path)
+    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.raises(UserError, match="does not match its fingerprint"):
+        CriticInputs.load(tmp_path)
+    path.unlink()
+    with pytest.raises(UserError, match="train the critic again"):
+        CriticInputs.load(tmp_path)
+
+
+def test_rule_12_a_killed_cache_goes_on_where_it_was(encoder, frames, tmp_path, monkeypatch):
+    whole = FeatureCache(tmp_path / "whole", encoder, frames, CONFIG, block=8)
+    whole.fill()
+    encoder.calls = 0
+    cache = FeatureCache(tmp_path / "killed", encoder, frames, CONFIG, block=8)
+
+    blocks = []
+
+    def die_after_three(count):
+        blocks.append(count)
+        if len(blocks) == 3:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.fill(progress=die_after_three)
+    # A kill while a block is being written leaves its temporary file and no block.
+    (cache.folder / ".block-00003.safetensors.partial").write_bytes(b"half")
+    with pytest.raises(UserError, match=r"block-00003\.safetensors"):
+        cache.read()
+    seen = []
+    FeatureCache(tmp_path / "killed", encoder, frames, CONFIG, block=8).fill(progress=seen.append)
+    assert encoder.calls == len(frames) == sum(seen)  # no frame twice
+    assert torch.equal(cache.read(), whole.read())
+
+
+def test_processes_share_a_cache(encoder, frames, tmp_path):
+    cache = FeatureCache(tmp_path, encoder, frames, CONFIG, block=8)
+    for process in range(3):
+        FeatureCache(tmp_path, encoder, frames, CONFIG, block=8).fill(process=process, processes=3)
+    assert encoder.calls == len(frames)
+    alone = FeatureCache(tmp_path / "alone", encoder, frames, CONFIG, block=8)
+    alone.fill()
+    assert torch.equal(cache.read(), alone.read())
+
+
+def test_a_cache_belongs_to_its_encoder_pooling_and_frames(encoder, frames, episodes, tmp_path):
+    def key(encoder=encoder, frames=frames, config=CONFIG):
+        return FeatureCache(tmp_path, encoder, frames, config).fingerprint
+
+    changed = [dataclasses.replace(e, images=dict(e.images)) for e in episodes]
+    changed[2].images["left"] = changed[2].images["left"].copy()
+    changed[2].images["left"][1, 3, 3, 0] ^= 1
+    retold = [dataclasses.replace(e, instruction="wave") for e in episodes]
+    keys = {
+        key(),
+        key(encoder=ExampleEncoder(CONTRACT, seed=1)),
+        key(config=FeatureConfig(grid=3)),
+        key(frames=FrameTable.of(changed)),
+        key(frames=FrameTable.of(retold)),
+        key(frames=FrameTable.of(episodes[::-1])),
+    }
+    assert len(keys) == 6
+    # The size after projection is not part of it: the cache holds what is projected.
+    assert key(config=FeatureConfig(grid=2, dim=9)) == key()
+
+
+def test_a_broken_block_is_refused(encoder, frames, tmp_path):
+    cache = FeatureCache(tmp_path, encoder, frames, CONFIG, block=16)
+    cache.fill()
+    path = cache.folder / "block-00001.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[:-3])
+    with pytest.raises(UserError, match=r"block-00001\.safetensors: not a block of features"):
+        cache.read()
+    other = FeatureCache(tmp_path, ExampleEncoder(CONTRACT, seed=1), frames, CONFIG, block=16)
+    other.fill()
+    path.write_bytes((other.folder / path.name).read_bytes())
+    with pytest.raises(UserError, match="another cache"):
+        cache.read()
