@@ -18,7 +18,7 @@ def require(module: str, extra: str):
 
     Args:
         module: dotted name of the module to import.
-        extra: the extra of this project that brings it, as in ``pip install "deas_vla[sim]"``.
+        extra: the extra of this project (setup.cfg) that brings it.
 
     Returns:
         The imported module.
@@ -34,5 +34,5 @@ def require(module: str, extra: str):
         if error.name is not None and not module.startswith(error.name.split(".")[0]):
             raise
         raise UserError(
-            f"{module} is not installed; it comes with the '{extra}' extra: pip install \"deas_vla[{extra}]\""
+            f"{module} is not installed; it comes with the '{extra}' extra: EXTRAS={extra} tools/install.sh"
         ) from error

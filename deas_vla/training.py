@@ -7,23 +7,29 @@ drawn whole and each process takes its share, so two processes compute what one 
 
 import json
 import math
+import os
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from deas_vla.data.feature_cache import FeatureCache
+from deas_vla.data.features import FeatureConfig
+from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
+from deas_vla.policies.policy import ChunkPolicy
 
 
 @dataclass
@@ -62,6 +68,21 @@ class TrainingConfig:
             return self.learning_rate
         progress = (step - warmup) / max(1, self.steps - warmup)
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_accelerator() -> Accelerator:
+    """Accelerate's handle on devices and processes.
+
+    Without a GPU Accelerate heeds the launcher's processes only if it is told to use the CPU, and DeepSpeed, which
+    must not be told so, needs the name of a backend that runs there. A process that waits while the main one
+    collects or evaluates must not run into the default time limit.
+    """
+    on_cpu = not torch.cuda.is_available()
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    group = InitProcessGroupKwargs(
+        backend="gloo" if on_cpu and deepspeed else None, timeout=timedelta(days=7)
+    )
+    return Accelerator(cpu=on_cpu and not deepspeed, kwargs_handlers=[group])
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
@@ -148,6 +169,24 @@ def train(
     bar.close()
     log.close()
     wrapped.eval()
+
+
+def cached_features(
+    accelerator: Accelerator, policy: ChunkPolicy, frames: FrameTable, config: FeatureConfig, folder: Path
+) -> Tensor:
+    """(F, P) pooled tokens of all frames, read from the cache; what is missing is computed by all processes together."""
+    cache = FeatureCache(folder, policy, frames, config)
+    with tqdm(
+        total=len(frames), desc="features", unit="frame", dynamic_ncols=True,
+        disable=not accelerator.is_local_main_process,
+    ) as bar:  # fmt: skip
+        cache.fill(
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            progress=lambda count: bar.update(count * accelerator.num_processes),
+        )
+    accelerator.wait_for_everyone()
+    return cache.read()
 
 
 class Checkpoint:

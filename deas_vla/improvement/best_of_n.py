@@ -1,0 +1,132 @@
+"""Best-of-N: the policy proposes N chunks, the critic scores them, one is played (DEAS, section on policy extraction)."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from deas_vla.critic.critic import DeasCritic
+from deas_vla.data.features import CriticInputs
+from deas_vla.data.observation import Observation
+from deas_vla.errors import UserError
+from deas_vla.policies.policy import ChunkPolicy, candidate_noise
+
+Rule = Literal["first", "best", "worst", "random"]
+
+
+@dataclass(frozen=True)
+class NoiseKey:
+    """Names one decision; the same key always gives the same candidates, in any batch and any process."""
+
+    seed: int
+    scene: int
+    draw: int
+    decision: int
+
+
+@dataclass
+class Choice:
+    """What was chosen for B observations.
+
+    Attributes:
+        candidates: (B, N, H, A) the chunks as they would be played (raw units, clipped, thresholded).
+        index: (B,) which candidate was chosen.
+        scores: (B, N) the critic's score of every candidate, or None without a critic.
+        value: (B,) the critic's V of the observation, or None without a critic.
+    """
+
+    candidates: Tensor
+    index: Tensor
+    scores: Tensor | None
+    value: Tensor | None
+
+    @property
+    def commands(self) -> Tensor:
+        """(B, H, A) the chosen chunks."""
+        return self.candidates[torch.arange(len(self.index), device=self.index.device), self.index]
+
+
+class BestOfN:
+    """A policy and a critic as one decision maker.
+
+    Args:
+        policy: proposes the candidates.
+        num_candidates: N. Candidates are nested: the first n of N are those of a smaller n.
+        rule: ``first`` is the policy alone; ``best`` and ``worst`` go by the critic's score; ``random`` draws one
+            of the N, the control that shows what choosing without knowing is worth.
+        critic: scores chunks; without it only ``first`` and ``random`` work, and no values are reported.
+        inputs: turns observations and chunks into the critic's inputs: the same object as in its training.
+
+    Raises:
+        UserError: if the rule needs a critic that is not there, or the critic was trained on the features of
+            another encoder or under another contract.
+    """
+
+    def __init__(
+        self,
+        policy: ChunkPolicy,
+        num_candidates: int = 1,
+        rule: Rule = "first",
+        critic: DeasCritic | None = None,
+        inputs: CriticInputs | None = None,
+    ):
+        if num_candidates < 1:
+            raise UserError(f"best-of-N needs at least one candidate, got {num_candidates}")
+        if critic is None and rule in ("best", "worst"):
+            raise UserError(f"the rule '{rule}' needs a critic; train one with recipes/train_critic.py")
+        if critic is not None:
+            require_same_encoder(policy, inputs)
+        self.policy, self.num_candidates, self.rule = policy, num_candidates, rule
+        self.critic, self.inputs = critic, inputs
+
+    @torch.inference_mode()
+    def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice:
+        """Encodes once, samples N candidates, scores them all, picks one."""
+        context = self.policy.encode(observation)
+        noise = torch.stack([self._noise(key) for key in keys]).to(context.tokens.device)
+        return self.choose_from(context, observation.state, noise, keys)
+
+    @torch.inference_mode()
+    def choose_from(self, context, state: Tensor, noise: Tensor, keys: list[NoiseKey]) -> Choice:
+        """`choose` for observations that are already encoded and noise (B, N, H, A) that is already drawn."""
+        candidates = self.policy.contract.to_command(self.policy.sample(context, noise))
+        scores = value = None
+        if self.critic is not None:
+            features, proprioception = self.inputs.observation(context, state)
+            scores = self.critic.score(features, proprioception, self.inputs.chunks(candidates))
+            value = self.critic.value(features, proprioception)
+        index = self._pick(scores, candidates, keys)
+        return Choice(candidates, index, scores, value)
+
+    def _noise(self, key: NoiseKey) -> Tensor:
+        shape = (self.num_candidates, self.policy.horizon, self.policy.contract.action_dim)
+        return candidate_noise(key.seed, key.scene, key.draw, key.decision, *shape)
+
+    def _pick(self, scores: Tensor | None, candidates: Tensor, keys: list[NoiseKey]) -> Tensor:
+        batch, count = candidates.shape[:2]
+        match self.rule:
+            case "best":
+                return scores.argmax(1)
+            case "worst":
+                return scores.argmin(1)
+            case "random":
+                # Not from the stream that made the candidates: the pick must not depend on what it picks.
+                picks = [
+                    np.random.default_rng((k.seed, k.scene, k.draw, k.decision, 1)).integers(count)
+                    for k in keys
+                ]
+                return torch.tensor(picks, device=candidates.device)
+        return torch.zeros(batch, dtype=torch.long, device=candidates.device)
+
+
+def require_same_encoder(policy: ChunkPolicy, inputs: CriticInputs) -> None:
+    """Refuses a critic that would be shown features it was never trained on (a defect of published code, W10)."""
+    inputs.contract.require_same(policy.contract, "the critic", "the policy")
+    if inputs.encoder_fingerprint != policy.encoder_fingerprint:
+        raise UserError(
+            "the critic was trained on features of another backbone "
+            f"({inputs.encoder_fingerprint[:12]}) than this policy's ({policy.encoder_fingerprint[:12]}); "
+            "train a critic on this policy's features, or fine-tune with --policy.backbone=frozen"
+        )

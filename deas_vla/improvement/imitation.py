@@ -1,0 +1,87 @@
+"""Imitation by flow matching on options: behaviour cloning and every weighted form of it.
+
+Behaviour cloning, filtered behaviour cloning and advantage-weighted fine-tuning differ in one thing only: how much
+each recorded chunk counts. Options are drawn with probability proportional to their weight, which gives the same
+expected gradient as multiplying the loss, and spends no computation on chunks that count for nothing.
+"""
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from deas_vla.data.observation import Observation
+from deas_vla.data.options import FrameTable, Options, sample_indices
+from deas_vla.errors import UserError
+from deas_vla.policies.augment import shift_observation
+from deas_vla.policies.flow import sample_time
+from deas_vla.policies.policy import ChunkPolicy
+from deas_vla.training import TrainingConfig, my_share, step_generator
+
+
+class FlowImitation(nn.Module):
+    """The policy's flow-matching loss as a module, so that distributed wrappers see one forward."""
+
+    def __init__(self, policy: ChunkPolicy):
+        super().__init__()
+        self.policy = policy
+
+    def forward(
+        self, observation: Observation, chunks: Tensor, noise: Tensor, time: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss of (B, H, A) normalised chunks under (B, K, H, A) noise at (B, K) flow times."""
+        context = self.policy.encode(observation)
+        return self.policy.loss(context, chunks, noise, time).mean(), {}
+
+
+class ImitationBatches:
+    """Step number to this process's share of the batch: observations, chunks, noise and flow times.
+
+    Args:
+        policy: for the chunk's shape, the device and the image augmentation.
+        frames: the stored frames, images included.
+        options: chunks that were played, with the frame where each starts.
+        weights: (O,) how much each option counts.
+        config: batch size.
+        flow_draws: K noise draws for each encoded observation.
+        max_shift: images are shifted by up to this many pixels, anew at every use.
+        seed: names the sequence of batches.
+    """
+
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        policy: ChunkPolicy,
+        frames: FrameTable,
+        options: Options,
+        weights: Tensor,
+        config: TrainingConfig,
+        *,
+        flow_draws: int,
+        max_shift: int,
+        seed: int,
+    ):
+        if not (weights > 0).any():
+            raise UserError(
+                "no option has a weight above 0: there is nothing to imitate (did every rollout fail?)"
+            )
+        self.frames, self.options, self.policy = frames, options, policy
+        self.probabilities = (weights / weights.sum()).double().numpy()
+        self.size, self.share = config.batch_size, my_share(accelerator, config.batch_size)
+        self.flow_draws, self.max_shift, self.seed = flow_draws, max_shift, seed
+        self.device = accelerator.device
+
+    def __call__(self, step: int) -> tuple[Observation, Tensor, Tensor, Tensor]:
+        # The whole batch is drawn by every process, which keeps its share: two processes train as one would.
+        index = torch.from_numpy(sample_indices(self.seed, step, self.size, self.probabilities))
+        generator = step_generator(self.seed, step)
+        chunks = self.options.chunk[index]
+        noise = torch.randn((self.size, self.flow_draws, *chunks.shape[1:]), generator=generator)
+        time = sample_time((self.size, self.flow_draws), generator)
+        observation = self.frames.observation(self.options.start_frame[index])
+        observation = shift_observation(observation, self.max_shift, generator)[self.share]
+        return (
+            observation.to(self.device),
+            chunks[self.share].to(self.device),
+            noise[self.share].to(self.device),
+            time[self.share].to(self.device),
+        )

@@ -1,0 +1,114 @@
+"""Collection in blocks: episodes are kept as they come, and become one LeRobot data set at the end."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from deas_vla.data.contract import Contract, Statistics
+from deas_vla.data.episodes import Episode, load_block, save_block
+from deas_vla.data.lerobot_io import write_dataset
+from deas_vla.envs.workers import EnvWorkers
+from deas_vla.rollouts.play import episode_of
+
+DATASET = "dataset"
+
+
+def collect_in_blocks(
+    folder: Path,
+    name: str,
+    scenes: list[int],
+    collect: Callable[[list[int], Callable[[Episode], None]], list[Episode]],
+    block: int = 48,
+) -> list[Path]:
+    """Collects one episode a scene; a killed collection goes on with the block in which it was interrupted.
+
+    Args:
+        folder: blocks are kept in ``folder/blocks``.
+        name: of the task; begins the file names.
+        scenes: what to collect, in order.
+        collect: takes a block's scenes and a function to call with each episode as it ends; returns the episodes
+            in the order of the scenes.
+        block: scenes a block.
+
+    Returns:
+        The files of the blocks, in order.
+    """
+    paths = []
+    with tqdm(total=len(scenes), desc=f"{folder.name} {name}", unit="episode", dynamic_ncols=True) as bar:
+        finished, wins = 0, 0
+
+        def count(episode: Episode) -> None:
+            nonlocal finished, wins
+            finished, wins = finished + 1, wins + episode.terminated
+            bar.set_postfix(success=f"{wins / finished:.0%}", refresh=False)
+            bar.update()
+
+        for start in range(0, len(scenes), block):
+            part = scenes[start : start + block]
+            path = folder / "blocks" / f"{name}-{start:05d}.safetensors"
+            if path.is_file():
+                bar.update(len(part))
+            else:
+                save_block(path, collect(part, count))
+            paths.append(path)
+    return paths
+
+
+def expert_episodes(
+    workers: EnvWorkers, scenes: list[int], frame_every: int, finished: Callable[[Episode], None]
+) -> list[Episode]:
+    """One episode of the scripted expert in each scene; the scene's number also seeds the expert's imperfections.
+
+    Args:
+        workers: simulators.
+        scenes: what to play.
+        frame_every: images are stored every so many steps.
+        finished: called with each episode as it ends.
+    """
+    episodes = []
+    for scene, (first, played) in zip(
+        scenes, workers.expert_episodes(scenes, scenes, frame_every), strict=True
+    ):
+        episodes.append(episode_of(first, [played], scene, "demonstration"))
+        finished(episodes[-1])
+    return episodes
+
+
+def write_blocks(
+    folder: Path,
+    blocks: list[Path],
+    contract: Contract,
+    *,
+    keep: Callable[[Episode], bool],
+    metadata: dict,
+    compute_statistics: bool = False,
+) -> None:
+    """Writes the collected blocks as a LeRobot data set, ``folder/dataset``.
+
+    Args:
+        folder: of the stage.
+        blocks: from `collect_in_blocks`.
+        contract: of the environment, or, for rollouts, of the policy that was rolled out.
+        keep: which episodes to keep.
+        metadata: how the episodes came about; counts and instructions are added.
+        compute_statistics: compute the normalisation statistics from the kept episodes (demonstrations).
+    """
+    attempts = [episode for path in blocks for episode in load_block(path)]
+    episodes = [episode for episode in attempts if keep(episode)]
+    if compute_statistics and episodes:
+        contract = contract.with_statistics(
+            Statistics.of(
+                torch.cat([torch.from_numpy(episode.states) for episode in episodes]),
+                torch.cat([torch.from_numpy(episode.actions) for episode in episodes]),
+            )
+        )
+    counts = {
+        "attempts": len(attempts),
+        "episodes": len(episodes),
+        "successes": sum(episode.terminated for episode in attempts),
+        "instructions": sorted({episode.instruction for episode in episodes}),
+    }
+    progress = tqdm(episodes, desc=f"{folder.name}: LeRobot data set", unit="episode", dynamic_ncols=True)
+    write_dataset(folder / DATASET, progress, contract, f"local/{folder.name}", metadata=metadata | counts)

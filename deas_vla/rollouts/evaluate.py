@@ -1,0 +1,124 @@
+"""Paired evaluation: every arm plays the same scenes with the same noise, and each outcome is kept (design rule 10)."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from deas_vla.envs.workers import EnvWorkers
+from deas_vla.errors import UserError
+from deas_vla.files import write_json
+from deas_vla.improvement.best_of_n import BestOfN
+from deas_vla.rollouts.play import Job, Rollout, play_episodes
+
+# First scene number of each use. Scenes are unlimited, uses are a million apart: nothing that is evaluated on was
+# ever collected from.
+FIRST_SCENE = {"demonstrations": 0, "rollouts": 1_000_000, "evaluation": 2_000_000}
+
+
+def scenes_of(use: str, count: int, seed: int) -> list[int]:
+    """The scene numbers of one use, for one seed.
+
+    Args:
+        use: ``demonstrations``, ``rollouts`` or ``evaluation``.
+        count: how many, at most 10,000.
+        seed: seed of the run, 0 to 99; other seeds give other scenes.
+
+    Raises:
+        UserError: if count or seed is out of range: scenes of two uses must never meet.
+    """
+    if not 0 <= seed < 100 or not 0 <= count <= 10_000:
+        raise UserError(
+            f"seed must be 0 to 99 (got {seed}) and a use have at most 10000 scenes (got {count})"
+        )
+    first = FIRST_SCENE[use] + seed * 10_000
+    return list(range(first, first + count))
+
+
+def paired_jobs(scenes: list[int], draws: int) -> list[Job]:
+    """Every scene with every draw, scene by scene."""
+    return [Job(scene, draw) for scene in scenes for draw in range(draws)]
+
+
+@dataclass
+class ArmResult:
+    """What one arm did on every job.
+
+    Attributes:
+        name: the arm.
+        success: (scenes, draws) bool.
+        episodes: one record a job: scene, draw, success, steps, decisions (step, index, value, scores).
+    """
+
+    name: str
+    success: np.ndarray
+    episodes: list[dict]
+
+
+def evaluate_arm(
+    name: str,
+    workers: EnvWorkers,
+    decider: BestOfN,
+    jobs: list[Job],
+    folder: Path,
+    *,
+    seed: int,
+    parallel: int,
+    execute_steps: int,
+    block: int = 64,
+) -> ArmResult:
+    """Plays an arm on every job, in blocks that are kept: an interrupted evaluation goes on with the next block.
+
+    Args:
+        name: the arm's name; its outcomes are kept in ``folder/<name>.json``.
+        workers: simulators of the task.
+        decider: the policy with its selection rule.
+        jobs: from `paired_jobs`.
+        folder: where outcomes are kept.
+        seed: seed of the policy's noise, the same for all arms.
+        parallel: episodes under way at once.
+        execute_steps: actions played of each chunk.
+        block: episodes between two saves.
+    """
+    path = folder / f"{name}.json"
+    done: list[dict] = json.loads(path.read_text()) if path.is_file() else []
+    with tqdm(total=len(jobs), initial=len(done), desc=name, unit="episode", dynamic_ncols=True) as bar:
+        wins = sum(episode["success"] for episode in done)
+
+        def finished(rollout: Rollout) -> None:
+            nonlocal wins
+            wins += rollout.episode.terminated
+            bar.update()
+            bar.set_postfix(success=f"{wins / bar.n:.0%}", refresh=False)
+
+        while len(done) < len(jobs):
+            part = play_episodes(
+                workers,
+                decider,
+                jobs[len(done) : len(done) + block],
+                seed=seed,
+                parallel=parallel,
+                execute_steps=execute_steps,
+                finished=finished,
+            )
+            done += [record_of(rollout) for rollout in part]
+            write_json(path, done)
+    draws = len({job.draw for job in jobs})
+    success = np.array([episode["success"] for episode in done]).reshape(-1, draws)
+    return ArmResult(name, success, done)
+
+
+def record_of(rollout: Rollout) -> dict:
+    """What the report needs of a played episode, as JSON values."""
+    return {
+        "scene": rollout.job.scene,
+        "draw": rollout.job.draw,
+        "success": bool(rollout.episode.terminated),
+        "steps": len(rollout.episode.actions),
+        "decisions": [
+            {"step": d.step, "index": d.index, "value": d.value, "scores": d.scores}
+            for d in rollout.decisions
+        ],
+    }

@@ -1,0 +1,133 @@
+"""The oracle: every candidate is played in a branch of the simulator, and the best is chosen.
+
+It bounds what any critic could gain by choosing among the policy's candidates (the headroom), and its branches are
+the truth against which a critic's ranking is scored.
+"""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from deas_vla.data.observation import Observation
+from deas_vla.data.options import returns_to_go
+from deas_vla.envs.workers import EnvWorkers, frame_after
+from deas_vla.files import write_json
+from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+
+TRUTH = "return of playing the candidate and then following the policy to the end, once, with the same noise for all"
+# Continuations draw their noise from a stream of their own: an oracle that saw the noise of the policy's own
+# next decisions would foresee more than any critic could.
+CONTINUATION_DRAW = -1
+
+
+def play_oracle(
+    workers: EnvWorkers,
+    decider: BestOfN,
+    scenes: list[int],
+    folder: Path,
+    *,
+    seed: int,
+    execute_steps: int,
+) -> list[dict]:
+    """Plays each scene once, choosing the candidate whose branch ends best; kept scene by scene.
+
+    Args:
+        workers: simulators that can be branched.
+        decider: policy, critic and number of candidates; its critic scores every candidate for the record.
+        scenes: evaluation scenes; the noise is that of draw 0 in the other arms.
+        folder: outcomes are kept in ``folder/oracle.json``.
+        seed: seed of the policy's noise.
+        execute_steps: actions played of each chunk.
+
+    Returns:
+        One record a scene, as of `evaluate_arm`; each decision also has ``truth``, the returns of its candidates.
+    """
+    path = folder / "oracle.json"
+    done: list[dict] = json.loads(path.read_text()) if path.is_file() else []
+    policy = BestOfN(decider.policy)
+    with tqdm(total=len(scenes), initial=len(done), desc="oracle", unit="scene", dynamic_ncols=True) as bar:
+        for scene in scenes[len(done) :]:
+            done.append(_episode(workers, decider, policy, scene, seed, execute_steps))
+            write_json(path, done)
+            bar.update()
+            bar.set_postfix(success=f"{np.mean([e['success'] for e in done]):.0%}", refresh=False)
+    return done
+
+
+def _episode(
+    workers: EnvWorkers, decider: BestOfN, policy: BestOfN, scene: int, seed: int, execute_steps: int
+) -> dict:
+    frame, steps, decisions, played = workers.reset([0], [scene])[0], 0, [], None
+    while played is None or not played.done:
+        choice = decider.choose(Observation.stack([frame]), [NoiseKey(seed, scene, 0, len(decisions))])
+        candidates = choice.candidates[0, :, :execute_steps].cpu().numpy()
+        state = workers.save([0])[0]
+        key = NoiseKey(seed, scene, CONTINUATION_DRAW, 0)
+        branches = _branches(workers, policy, state, candidates, frame["instruction"], key, execute_steps)
+        truth = [_return(decider, branch) for branch in branches]
+        best = int(np.argmax(truth))
+        workers.restore([0], [state])
+        played = workers.play([0], candidates[best][None])[0]
+        decisions.append(
+            {
+                "step": steps,
+                "index": best,
+                "value": float(choice.value[0]),
+                "scores": choice.scores[0].tolist(),
+                "truth": truth,
+            }
+        )
+        steps += len(played.actions)
+        frame = frame_after(played, frame["instruction"])
+    return {
+        "scene": scene,
+        "draw": 0,
+        "success": bool(played.success[-1]),
+        "steps": steps,
+        "decisions": decisions,
+    }
+
+
+def _branches(
+    workers: EnvWorkers,
+    policy: BestOfN,
+    state,
+    candidates: np.ndarray,
+    instruction: str,
+    key: NoiseKey,
+    execute_steps: int,
+) -> list[np.ndarray]:
+    """Success of each step from a saved state on, for each of (n, H, A) candidates: (steps,) bool."""
+    slots = list(range(len(candidates)))
+    workers.restore(slots, [state] * len(slots))
+    success: list[list[np.ndarray]] = [[] for _ in slots]
+    chunks, decision = candidates, 0
+    while slots:
+        playing, frames = [], []
+        for slot, played in zip(slots, workers.play(slots, chunks), strict=True):
+            success[slot].append(played.success)
+            if not played.done:
+                playing.append(slot)
+                frames.append(frame_after(played, instruction))
+        slots = playing
+        if slots:
+            keys = [NoiseKey(key.seed, key.scene, key.draw, decision)] * len(slots)
+            chunks = policy.choose(Observation.stack(frames), keys).commands[:, :execute_steps].cpu().numpy()
+            decision += 1
+    return [np.concatenate(parts) for parts in success]
+
+
+def _return(decider: BestOfN, success: np.ndarray) -> float:
+    """The critic's own return of a branch: -1 a step until success, a timeout continued as failing for ever."""
+    config = decider.critic.config
+    to_go = returns_to_go(
+        success.astype(np.float64) - 1,
+        bool(success[-1]),
+        horizon=config.horizon,
+        reward_discount=config.reward_discount,
+        bootstrap_discount=config.bootstrap_discount,
+        minimum=-1.0,
+    )
+    return float(to_go[0])

@@ -1,0 +1,161 @@
+"""Stages of a run: each has a folder, is skipped when it is done, and refuses to mix two configurations."""
+
+import json
+import resource
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from accelerate import Accelerator
+
+from deas_vla.config import fingerprint
+from deas_vla.errors import UserError
+from deas_vla.files import write_json
+
+DONE = "stage.json"
+SETTINGS = "settings.json"
+
+
+def run_stage(
+    accelerator: Accelerator,
+    folder: Path,
+    settings: dict,
+    inputs: dict[str, Path],
+    work: Callable[[Path], None],
+    *,
+    everyone: bool = False,
+) -> None:
+    """Runs one stage, goes on with it, or skips it.
+
+    A stage is done when its folder holds ``stage.json``. It matches when its settings, and the stages it read from,
+    have the fingerprint that is written there. An interrupted stage left ``settings.json``; `work` finds its own
+    blocks and checkpoints in the folder and goes on from them.
+
+    Args:
+        accelerator: Accelerate's handle on the processes.
+        folder: where the stage keeps everything.
+        settings: every setting that the outcome depends on, as JSON values.
+        inputs: name to folder of the stages whose output is read; they must be done.
+        work: does the stage, given its folder.
+        everyone: all processes work (training); otherwise only the main one does and the others wait.
+
+    Raises:
+        UserError: if the folder holds the output of other settings, or an input is not done.
+    """
+    sources = {name: _done(path)["fingerprint"] for name, path in inputs.items()}
+    description = {"settings": settings, "inputs": sources}
+    mark = fingerprint(description)
+    description["sources"] = {name: str(path) for name, path in inputs.items()}
+    if (folder / DONE).is_file():
+        _require_same(folder, json.loads((folder / DONE).read_text()), description, mark)
+        accelerator.print(f"{folder.name}: done before, skipped")
+        return
+    began = time.perf_counter()
+    if accelerator.is_main_process:
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / SETTINGS).is_file():
+            _require_same(folder, json.loads((folder / SETTINGS).read_text()), description, mark)
+            accelerator.print(f"{folder.name}: goes on where it was interrupted")
+        write_json(folder / SETTINGS, {"fingerprint": mark, **description})
+        accelerator.print(f"{folder.name} …")
+    accelerator.wait_for_everyone()
+    with MemoryWatch(enabled=accelerator.is_main_process) as memory:
+        if everyone or accelerator.is_main_process:
+            work(folder)
+        accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        seconds = time.perf_counter() - began
+        write_json(
+            folder / DONE,
+            {
+                "fingerprint": mark,
+                **description,
+                "seconds": round(seconds, 1),
+                "peak_memory_bytes": memory.peak,
+            },
+        )
+        accelerator.print(f"{folder.name}: {seconds:.0f} s, peak memory {memory.peak / 2**30:.1f} GiB")
+    accelerator.wait_for_everyone()
+
+
+def stage_report(folder: Path) -> dict:
+    """What `run_stage` noted of a finished stage.
+
+    Returns:
+        ``fingerprint``, ``settings``, ``inputs`` (their fingerprints), ``sources`` (their folders), ``seconds`` and
+        ``peak_memory_bytes``.
+    """
+    return _done(folder)
+
+
+def _done(folder: Path) -> dict:
+    if not (folder / DONE).is_file():
+        raise UserError(f"{folder} is not a finished stage (no {DONE}); run the recipe that makes it first")
+    return json.loads((folder / DONE).read_text())
+
+
+def _require_same(folder: Path, there: dict, description: dict, mark: str) -> None:
+    if there["fingerprint"] == mark:
+        return
+    changed = []
+    for part in ("settings", "inputs"):
+        old, new = _flat(there[part]), _flat(description[part])
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                what = key if part == "settings" else f"stage {key}"
+                values = "" if part == "inputs" else f" {old.get(key)!r} there, {new.get(key)!r} now"
+                changed.append(f"{what}{values or ' was made anew'}")
+    raise UserError(
+        f"{folder} was made with other settings ({'; '.join(changed)}); "
+        "choose another --output, or delete that folder to make it anew"
+    )
+
+
+def _flat(value: dict, prefix: str = "") -> dict:
+    flat = {}
+    for key, item in value.items():
+        if isinstance(item, dict):
+            flat |= _flat(item, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = item
+    return flat
+
+
+class MemoryWatch:
+    """Peak memory of this run, all its processes together, sampled twice a second.
+
+    Proportional set size where the system tells it (pages that processes share are counted once), else the sum of
+    resident sizes.
+    """
+
+    def __init__(self, enabled: bool = True):
+        self.enabled = enabled
+        self.peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self) -> "MemoryWatch":
+        if self.enabled:
+            self._thread.start()
+        return self
+
+    def __exit__(self, *exception) -> None:
+        if self.enabled:
+            self._stop.set()
+            self._thread.join()
+
+    def _watch(self) -> None:
+        me = psutil.Process()
+        # Under `accelerate launch` the processes are children of one launcher; without it, this process is the root.
+        parent = me.parent()
+        root = parent if parent is not None and "accelerate" in " ".join(parent.cmdline()) else me
+        while not self._stop.wait(0.5):
+            total = 0
+            for process in [root, *root.children(recursive=True)]:
+                try:
+                    total += process.memory_full_info().pss
+                except (psutil.Error, AttributeError):
+                    continue
+            self.peak = max(self.peak, total)

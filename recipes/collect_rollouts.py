@@ -1,0 +1,95 @@
+"""Rollouts of a policy, successes and failures alike, as a LeRobot data set.
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/collect_rollouts.py \\
+        --policy=outputs/lift/policy --tasks=lift
+
+Needs the extras `sim`, `lerobot` and `groot`. Simulators render where the policy decides and every `frame_every`
+steps besides: those frames are where the critic's options start. Scenes are never those of the evaluation.
+"""
+
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from deas_vla.config import to_json
+from deas_vla.envs.simulator import SimulatorConfig
+from deas_vla.improvement.best_of_n import BestOfN
+from deas_vla.launch import run_recipe
+from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.rollouts.collect import DATASET, collect_in_blocks, write_blocks
+from deas_vla.rollouts.evaluate import scenes_of
+from deas_vla.rollouts.play import Job, play_episodes
+from deas_vla.stage import run_stage
+from deas_vla.training import make_accelerator
+
+
+@dataclass
+class RolloutsConfig:
+    """How many rollouts, and how densely their images are stored."""
+
+    # Episodes, for each task.
+    episodes: int = 400
+    # Images are stored every so many steps, besides where the policy decides; 0: only there.
+    frame_every: int = 4
+    # Actions played of each chunk before the policy decides again.
+    execute_steps: int = 16
+
+
+@dataclass
+class CollectRolloutsConfig(SimulatorConfig):
+    """Settings of recipes/collect_rollouts.py."""
+
+    # Folder of this stage.
+    output: str = "outputs/lift/rollouts"
+    # Stage folder of the policy to roll out.
+    policy: str = "outputs/lift/policy"
+    # Chooses the scenes and the policy's noise, 0 to 99.
+    seed: int = 0
+    # How much to collect.
+    rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
+
+
+def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) -> None:
+    settings = to_json(config) | {"output": None, "policy": None}
+
+    def work(folder: Path) -> None:
+        if not (folder / DATASET).exists():
+            policy = GrootPolicy.load(Path(config.policy) / "policy").to(accelerator.device).eval()
+            blocks = []
+            for task in config.tasks:
+                with config.open_workers(task) as workers:
+                    workers.contract.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
+                    blocks += collect_in_blocks(
+                        folder,
+                        task,
+                        scenes_of("rollouts", config.rollouts.episodes, config.seed),
+                        lambda scenes, finished, workers=workers: [
+                            rollout.episode
+                            for rollout in play_episodes(
+                                workers,
+                                BestOfN(policy),
+                                [Job(scene) for scene in scenes],
+                                seed=config.seed,
+                                parallel=config.parallel_episodes,
+                                execute_steps=config.rollouts.execute_steps,
+                                frame_every=config.rollouts.frame_every,
+                                finished=lambda rollout: finished(rollout.episode),
+                            )
+                        ],
+                    )
+            write_blocks(
+                folder, blocks, policy.contract, keep=lambda episode: True, metadata={"settings": settings}
+            )
+        shutil.rmtree(folder / "blocks", ignore_errors=True)
+
+    run_stage(accelerator, Path(config.output), settings, {"policy": Path(config.policy)}, work)
+
+
+def main(config: CollectRolloutsConfig) -> None:
+    collect_rollouts(make_accelerator(), config)
+
+
+if __name__ == "__main__":
+    run_recipe(main, CollectRolloutsConfig)

@@ -1,0 +1,190 @@
+"""Trains the DEAS critic on demonstrations and rollouts, from features that are computed once.
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/train_critic.py \\
+        --demonstrations=outputs/lift/demonstrations --rollouts=outputs/lift/rollouts \\
+        --policy=outputs/lift/policy --output=outputs/lift/critic
+
+Needs the extras `groot` and `lerobot`. One process of about 1.5 GB; the features of a frame take 128 numbers, so a
+million frames fit into 0.5 GB. The policy's backbone stays as it is: the critic belongs to this backbone and is
+refused by policies with another.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from deas_vla.config import to_json
+from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
+from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection
+from deas_vla.data.frames import FrameTable
+from deas_vla.data.lerobot_io import read_dataset
+from deas_vla.data.options import (
+    Options,
+    RewardSpec,
+    build_options,
+    group_probabilities,
+    sample_indices,
+    split_by_episode,
+)  # fmt: skip
+from deas_vla.errors import UserError
+from deas_vla.files import write_json
+from deas_vla.launch import run_recipe
+from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.rollouts.collect import DATASET
+from deas_vla.stage import run_stage
+from deas_vla.training import TrainingConfig, cached_features, make_accelerator, my_share, train
+
+
+@dataclass
+class MixConfig:
+    """Shares of a batch; groups without options leave theirs to the others."""
+
+    # Options of demonstrations.
+    demonstrations: float = 0.2
+    # Options of rollouts that succeeded.
+    successes: float = 0.4
+    # Options of rollouts that failed.
+    failures: float = 0.4
+
+
+def critic_training_defaults() -> TrainingConfig:
+    return TrainingConfig(steps=2000, batch_size=256, learning_rate=3e-4, weight_decay=1e-4, log_every=100)
+
+
+@dataclass
+class TrainCriticConfig:
+    """Settings of recipes/train_critic.py."""
+
+    # Folder of this stage.
+    output: str = "outputs/lift/critic"
+    # Stage folder of the demonstrations; empty for none.
+    demonstrations: str = "outputs/lift/demonstrations"
+    # Stage folder of the rollouts.
+    rollouts: str = "outputs/lift/rollouts"
+    # Stage folder of the policy whose backbone gives the features.
+    policy: str = "outputs/lift/policy"
+    # Share of the episodes held out, to see whether the critic only remembers.
+    held_out: float = 0.1
+    # Chooses the initial weights, the order of the data and the held-out episodes.
+    seed: int = 0
+    # What a step is worth.
+    reward: RewardSpec = field(default_factory=RewardSpec)
+    # From backbone tokens to features.
+    features: FeatureConfig = field(default_factory=FeatureConfig)
+    # The critic and its losses.
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    # What a batch is made of.
+    mix: MixConfig = field(default_factory=MixConfig)
+    # The optimisation.
+    training: TrainingConfig = field(default_factory=critic_training_defaults)
+
+
+def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
+    paths = ("demonstrations", "rollouts", "policy")
+    inputs = {name: Path(getattr(config, name)) for name in paths if getattr(config, name)}
+
+    def work(folder: Path) -> None:
+        policy = GrootPolicy.load(inputs["policy"] / "policy").to(accelerator.device)
+        episodes = [
+            episode
+            for name in ("demonstrations", "rollouts")
+            if name in inputs
+            for episode in read_dataset(inputs[name] / DATASET, policy.contract)[0]
+        ]
+        frames = FrameTable.of(episodes)
+        options = build_options(
+            episodes,
+            policy.contract,
+            horizon=config.critic.horizon,
+            reward_discount=config.critic.reward_discount,
+            bootstrap_discount=config.critic.bootstrap_discount,
+            reward=config.reward,
+        )
+        held_out = split_by_episode(episodes, config.held_out, config.seed)
+
+        # The backbone runs here, once for each stored frame, and never again.
+        pooled = cached_features(accelerator, policy, frames, config.features, folder / "features")
+        seen = torch.from_numpy(~held_out)[frames.episode]
+        projection = FeatureProjection.fit(pooled[seen], config.features.dim)
+        critic_inputs = CriticInputs(policy.contract, config.features, projection, policy.encoder_fingerprint)
+        features, state = critic_inputs.features(pooled), critic_inputs.state(frames.state)
+
+        torch.manual_seed(config.seed)
+        critic = DeasCritic(config.critic, features.shape[1], state.shape[1], options.chunk.shape[2])
+        critic.to(accelerator.device)
+        chances = group_probabilities(
+            options.group,
+            {
+                "demonstration": config.mix.demonstrations,
+                "success": config.mix.successes,
+                "failure": config.mix.failures,
+            },
+        )
+        chances = np.where(held_out[options.episode], 0.0, chances)
+        share = my_share(accelerator, config.training.batch_size)
+
+        def batch_at(step: int) -> tuple[CriticBatch]:
+            rows = sample_indices(config.seed, step, config.training.batch_size, chances)[share]
+            return (critic_batch(features, state, options, torch.from_numpy(rows)).to(accelerator.device),)
+
+        train(
+            accelerator, critic, batch_at, config.training, folder,
+            name=folder.name, seed=config.seed, after_step=critic.update_target,
+        )  # fmt: skip
+        if accelerator.is_main_process:
+            write_json(folder / "validation.json", validation(critic, features, state, options, held_out))
+            critic_inputs.save(folder / "critic")
+            critic.save(folder / "critic", {"inputs_fingerprint": critic_inputs.fingerprint})
+
+    settings = to_json(config) | dict.fromkeys((*paths, "output"))
+    run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
+
+
+def critic_batch(features: Tensor, state: Tensor, options: Options, rows: Tensor) -> CriticBatch:
+    """The options at these rows with the features and states at both their ends."""
+    start, end = options.start_frame[rows], options.end_frame[rows]
+    return CriticBatch(
+        features=features[start],
+        state=state[start],
+        chunk=options.chunk[rows],
+        returns=options.returns[rows],
+        bootstrap=options.bootstrap[rows],
+        next_features=features[end],
+        next_state=state[end],
+    )
+
+
+@torch.inference_mode()
+def validation(
+    critic: DeasCritic, features: Tensor, state: Tensor, options: Options, held_out: np.ndarray
+) -> dict:
+    """Mean losses and values on the options of training and of held-out episodes."""
+    critic.eval()
+    result = {}
+    for name, mask in (("training", ~held_out), ("held_out", held_out)):
+        rows = torch.from_numpy(np.flatnonzero(mask[options.episode]))
+        if len(rows):
+            batch = critic_batch(features, state, options, rows).to(next(critic.parameters()).device)
+            _, metrics = critic.loss(batch)
+            result[name] = {key: float(value) for key, value in metrics.items()} | {"options": len(rows)}
+    return result
+
+
+def main(config: TrainCriticConfig) -> None:
+    if not config.rollouts and not config.demonstrations:
+        raise UserError("the critic needs --demonstrations=FOLDER, --rollouts=FOLDER or both")
+    limits = (config.reward.minimum, config.reward.maximum)
+    if limits != (config.critic.reward_min, config.critic.reward_max):
+        raise UserError(
+            f"rewards lie in {limits} but the critic's support is made for "
+            f"({config.critic.reward_min}, {config.critic.reward_max}); set --critic.reward_min and reward_max"
+        )
+    train_critic(make_accelerator(), config)
+
+
+if __name__ == "__main__":
+    run_recipe(main, TrainCriticConfig)
