@@ -174,7 +174,7 @@ def train(
 def cached_features(
     accelerator: Accelerator, policy: ChunkPolicy, frames: FrameTable, config: FeatureConfig, folder: Path
 ) -> Tensor:
-    """(F, P) pooled tokens of all frames, read from the cache; what is missing is computed by all processes together."""
+    """(F, P) pooled tokens of all frames, from the cache; what is missing is computed by all processes."""
     cache = FeatureCache(folder, policy, frames, config)
     with tqdm(
         total=len(frames), desc="features", unit="frame", dynamic_ncols=True,
@@ -216,7 +216,7 @@ class Checkpoint:
         try:
             with safe_open(self.path, "pt") as file:
                 step = int(file.metadata()["step"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             weights = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
             self.module.load_state_dict(weights)
             state: dict[int, dict[str, Tensor]] = {}

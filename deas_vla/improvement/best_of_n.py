@@ -1,4 +1,4 @@
-"""Best-of-N: the policy proposes N chunks, the critic scores them, one is played (DEAS, section on policy extraction)."""
+"""Best-of-N (DEAS, policy extraction): the policy proposes N chunks, the critic scores them, one is played."""
 
 from dataclasses import dataclass
 from typing import Literal

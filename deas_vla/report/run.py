@@ -10,7 +10,13 @@ from deas_vla.data.lerobot_format import SIDECAR
 from deas_vla.data.options import RewardSpec, returns_to_go
 from deas_vla.files import sha256_of
 from deas_vla.report.data import (
-    Calibration, Curve, OracleDecisions, Outcomes, ReportData, ValueTrace, collect_versions,
+    Calibration,
+    Curve,
+    OracleDecisions,
+    Outcomes,
+    ReportData,
+    ValueTrace,
+    collect_versions,
 )  # fmt: skip
 from deas_vla.report.writer import write_report
 from deas_vla.rollouts.collect import DATASET
@@ -21,8 +27,8 @@ from deas_vla.training import read_metrics
 
 # Scenes of one task are told from those of another by this distance in the report.
 TASK_STRIDE = 10_000_000
-# Training curves that are shown.
-CURVES = ("loss", "value_loss", "q_loss", "value", "q", "disagreement")
+# Training curves that are shown: each group is a plot of its own.
+CURVES = {"loss": ("loss", "value_loss", "q_loss"), "values": ("value", "q")}
 
 
 def write_run_report(evaluation: Path, command: list[str]) -> dict:
@@ -45,10 +51,12 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
     by_count |= {1: "policy", plan["num_candidates"]: "best_of_n"}
     critic = stages["critic"]["settings"]["critic"]
     collected = [
-        [s + TASK_STRIDE * i for i in range(len(tasks)) for s in scenes_of(use, stages[use]["settings"][key]["episodes"], seed)]
-        for use, key in (("demonstrations", "demos"), ("rollouts", "rollouts"))
+        scene + number * TASK_STRIDE
+        for use, plan_name in (("demonstrations", "demos"), ("rollouts", "rollouts"))
         if use in stages
-    ]  # fmt: skip
+        for number in range(len(tasks))
+        for scene in scenes_of(use, stages[use]["settings"][plan_name]["episodes"], seed)
+    ]
     video = evaluation / "rollout.mp4"
     data = ReportData(
         title=f"deas_vla · {', '.join(tasks)} in {settings['env']}",
@@ -65,7 +73,7 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
         curves=_curves(stages),
         seconds={name: stage["seconds"] for name, stage in stages.items()},
         peak_memory_bytes=max(stage["peak_memory_bytes"] for stage in stages.values()),
-        collection_scenes=np.concatenate(collected) if collected else None,
+        collection_scenes=np.array(collected) if collected else None,
         seeds={"run": seed},
         hashes=_hashes(stages),
         versions=collect_versions(),
@@ -160,10 +168,12 @@ def _curves(stages: dict[str, dict]) -> dict[str, Curve]:
     curves = {}
     for name, stage in stages.items():
         lines = read_metrics(stage["folder"] / "metrics.jsonl")
-        for key in CURVES:
-            if lines and key in lines[0]:
-                steps = np.array([line["step"] for line in lines])
-                curves[f"{name}/{key}"] = Curve(steps, np.array([line[key] for line in lines]))
+        for group, keys in CURVES.items():
+            for key in keys:
+                if lines and key in lines[0]:
+                    steps = np.array([line["step"] for line in lines])
+                    values = np.array([line[key] for line in lines])
+                    curves[f"{name} {group}/{key}"] = Curve(steps, values)
     return curves
 
 

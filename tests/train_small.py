@@ -1,0 +1,86 @@
+"""Trains a small policy and a small critic for a few steps; a script, so that a launcher can start it twice.
+
+python tests/train_small.py FOLDER
+"""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from data_example import example_contract, example_episode
+from safetensors.torch import save_file
+
+from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
+from deas_vla.data.frames import FrameTable
+from deas_vla.data.options import RewardSpec, build_options, sample_indices
+from deas_vla.improvement.imitation import FlowImitation, ImitationBatches
+from deas_vla.policies.groot.configuration import EmbeddedBackboneConfig, GrootConfig
+from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.training import TrainingConfig, make_accelerator, my_share, train
+
+CONFIG = TrainingConfig(steps=6, batch_size=8, learning_rate=1e-3, log_every=2, checkpoint_every=4)
+
+
+def main(folder: Path) -> None:
+    accelerator = make_accelerator()
+    torch.set_num_threads(1)
+    contract = example_contract()
+    rng = np.random.default_rng(0)
+    episodes = [example_episode(rng, 12, success) for success in (True, False, True)]
+    frames = FrameTable.of(episodes)
+    options = build_options(
+        episodes, contract, horizon=4, reward_discount=0.9, bootstrap_discount=0.99, reward=RewardSpec()
+    )
+
+    torch.manual_seed(0)
+    small = EmbeddedBackboneConfig(patch_size=4, vision_layers=1, text_layers=1)
+    policy = GrootPolicy(GrootConfig(embedded=small, horizon=4, layers=2), contract, ["lift the cube"])
+    # The head starts at zero output, where a difference in the noise or the images would not be seen.
+    for parameter in policy.parameters():
+        parameter.data += 0.02 * torch.randn(parameter.shape)
+    batches = ImitationBatches(
+        accelerator,
+        policy,
+        frames,
+        options,
+        torch.ones(len(options)),
+        CONFIG,
+        flow_draws=2,
+        max_shift=2,
+        seed=0,
+    )
+    train(accelerator, FlowImitation(policy), batches, CONFIG, folder / "policy", name="policy", seed=0)
+
+    torch.manual_seed(0)
+    critic = DeasCritic(CriticConfig(horizon=4, hidden_dim=32, num_layers=2), 5, 3, 2)
+    features = torch.randn(len(frames), 5)
+    state = contract.normalize_state(frames.state)
+    chances = np.full(len(options), 1 / len(options))
+    share = my_share(accelerator, CONFIG.batch_size)
+
+    def batch_at(step: int) -> tuple[CriticBatch]:
+        rows = torch.from_numpy(sample_indices(0, step, CONFIG.batch_size, chances)[share])
+        start, end = options.start_frame[rows], options.end_frame[rows]
+        return (
+            CriticBatch(
+                features[start], state[start], options.chunk[rows], options.returns[rows],
+                options.bootstrap[rows], features[end], state[end],
+            ),
+        )  # fmt: skip
+
+    train(
+        accelerator, critic, batch_at, CONFIG, folder / "critic",
+        name="critic", seed=0, after_step=critic.update_target,
+    )  # fmt: skip
+    if accelerator.is_main_process:
+        tensors = {f"policy.{k}": v for k, v in policy.state_dict().items()}
+        tensors |= {f"critic.{k}": v for k, v in critic.state_dict().items()}
+        tensors = {k: v.clone().contiguous() for k, v in tensors.items()}
+        save_file(
+            tensors, folder / "weights.safetensors", metadata={"processes": str(accelerator.num_processes)}
+        )
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
