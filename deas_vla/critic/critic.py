@@ -292,7 +292,7 @@ class DeasCritic(nn.Module):
         try:
             with safe_open(path, framework="pt") as file:
                 header = file.metadata() or {}
-            tensors = safetensors.torch.load_file(path, device=str(device))
+            tensors = safetensors.torch.load_file(path)
         except (SafetensorError, OSError) as error:
             raise UserError(f"{path} cannot be read ({error}): it may be cut off; train it again") from error
         arguments, metadata = _parse(header.get("deas_critic"), path)
