@@ -1,0 +1,294 @@
+"""robosuite's control law for PandaOmron, lean: one compiled function per simulation step.
+
+robosuite runs its controllers as Python objects in every simulation step, which costs four times as much as the
+physics. This is the same law for the one robot that we use: operational-space control of the arm (Khatib 1987) with
+decoupled position and orientation and a null-space posture, a torso position loop, velocity-controlled wheels, and a
+gripper that integrates open and close commands. `tests/test_robosuite.py` compares it with robosuite's own loop.
+"""
+
+import math
+
+import mujoco
+import numba
+import numpy as np
+
+ARM_STIFFNESS, ARM_DAMPING = 150.0, 2.0 * math.sqrt(150.0)
+POSTURE_STIFFNESS, POSTURE_DAMPING = 10.0, 2.0 * math.sqrt(10.0)
+TORSO_STIFFNESS, TORSO_DAMPING = 2000.0, 2.0 * math.sqrt(2000.0)
+POSITION_STEP, ROTATION_STEP = 0.05, 0.5  # metres and radians of a full command, in one control step
+TORSO_STEP = 0.05  # metres
+GRIPPER_SPEED = 0.2  # share of the half-range that one control step adds
+
+
+@numba.njit(cache=True)
+def _cholesky_solve(matrix, right):
+    """Solves matrix · x = right for a small symmetric positive definite matrix; nearly singular pivots are floored."""
+    n = matrix.shape[0]
+    low = np.zeros((n, n))
+    for j in range(n):
+        pivot = matrix[j, j]
+        for k in range(j):
+            pivot -= low[j, k] * low[j, k]
+        low[j, j] = math.sqrt(max(pivot, 1e-12))
+        for i in range(j + 1, n):
+            total = matrix[i, j]
+            for k in range(j):
+                total -= low[i, k] * low[j, k]
+            low[i, j] = total / low[j, j]
+    x = right.copy()
+    for column in range(x.shape[1]):
+        for i in range(n):
+            for k in range(i):
+                x[i, column] -= low[i, k] * x[k, column]
+            x[i, column] /= low[i, i]
+        for i in range(n - 1, -1, -1):
+            for k in range(i + 1, n):
+                x[i, column] -= low[k, i] * x[k, column]
+            x[i, column] /= low[i, i]
+    return x
+
+
+@numba.njit(cache=True)
+def _matmul(a, b):
+    out = np.zeros((a.shape[0], b.shape[1]))
+    for i in range(a.shape[0]):
+        for k in range(a.shape[1]):
+            for j in range(b.shape[1]):
+                out[i, j] += a[i, k] * b[k, j]
+    return out
+
+
+@numba.njit(cache=True)
+def _write_torques(state, frames, dynamics, goal, home, address, limits, control):
+    """Writes the torques of arm and torso into `control`.
+
+    Args:
+        state: qpos and qvel.
+        frames: end-effector position (3,) and rotation (9,), base position and rotation, in the world; the base's
+            spatial velocity (6,), rotational first.
+        dynamics: mass matrix (V, V), end-effector Jacobian (6, V), bias forces (V,).
+        goal: position (3,) and rotation (3, 3) in the base frame, torso height (1,).
+        home: (7,) posture of the null space.
+        address: first arm qpos and qvel, torso qpos and qvel, first arm actuator, torso actuator.
+        limits: (U, 2) range of every actuator.
+        control: (U,) written here.
+    """
+    qpos, qvel = state
+    position, rotation, base_position, base_rotation, base_velocity = frames
+    full_mass, full_jacobian, bias = dynamics
+    goal_position, goal_rotation, goal_torso = goal
+    arm_q, arm_v, torso_q, torso_v, arm_u, torso_u = address
+    joints = home.shape[0]
+
+    mass = np.empty((joints, joints))
+    jacobian = np.empty((6, joints))
+    posture = np.empty((joints, 1))
+    for j in range(joints):
+        for i in range(joints):
+            mass[i, j] = full_mass[arm_v + i, arm_v + j]
+        for i in range(6):
+            jacobian[i, j] = full_jacobian[i, arm_v + j]
+        posture[j, 0] = POSTURE_STIFFNESS * (home[j] - qpos[arm_q + j]) - POSTURE_DAMPING * qvel[arm_v + j]
+
+    # What is wanted at the end effector, as accelerations: position, then rotation (sum of cross products of axes).
+    # The velocity is that of all joints, so the base's own velocity is taken off.
+    wanted = np.zeros((6, 1))
+    for i in range(3):
+        target = base_position[i]
+        for k in range(3):
+            target += base_rotation[3 * i + k] * goal_position[k]
+        linear = 0.0
+        angular = 0.0
+        for k in range(qvel.shape[0]):
+            linear += full_jacobian[i, k] * qvel[k]
+            angular += full_jacobian[3 + i, k] * qvel[k]
+        wanted[i, 0] = ARM_STIFFNESS * (target - position[i]) - ARM_DAMPING * (linear - base_velocity[3 + i])
+        wanted[3 + i, 0] = -ARM_DAMPING * (angular - base_velocity[i])
+    for axis in range(3):
+        d = np.zeros(3)
+        for i in range(3):
+            for k in range(3):
+                d[i] += base_rotation[3 * i + k] * goal_rotation[k, axis]
+        c0, c1, c2 = rotation[axis], rotation[3 + axis], rotation[6 + axis]
+        wanted[3, 0] += ARM_STIFFNESS * 0.5 * (c1 * d[2] - c2 * d[1])
+        wanted[4, 0] += ARM_STIFFNESS * 0.5 * (c2 * d[0] - c0 * d[2])
+        wanted[5, 0] += ARM_STIFFNESS * 0.5 * (c0 * d[1] - c1 * d[0])
+
+    # Task-space inertia, decoupled for position and rotation; the posture acts where it does not move the hand.
+    inverse_inertia = _matmul(jacobian, _cholesky_solve(mass, jacobian.T.copy()))
+    wrench = np.empty((6, 1))
+    wrench[:3] = _cholesky_solve(inverse_inertia[:3, :3].copy(), wanted[:3].copy())
+    wrench[3:] = _cholesky_solve(inverse_inertia[3:, 3:].copy(), wanted[3:].copy())
+    wrench -= _cholesky_solve(inverse_inertia, _matmul(jacobian, posture))
+    torque = _matmul(jacobian.T.copy(), wrench) + _matmul(mass, posture)
+    for j in range(joints):
+        u = arm_u + j
+        control[u] = min(max(torque[j, 0] + bias[arm_v + j], limits[u, 0]), limits[u, 1])
+
+    lift = TORSO_STIFFNESS * (goal_torso[0] - qpos[torso_q]) - TORSO_DAMPING * qvel[torso_v]
+    force = full_mass[torso_v, torso_v] * lift + bias[torso_v]
+    control[torso_u] = min(max(force, limits[torso_u, 0]), limits[torso_u, 1])
+
+
+def rotation_vector_to_matrix(vector: np.ndarray) -> np.ndarray:
+    """(3,) axis times angle in radians to a (3, 3) rotation (Rodrigues)."""
+    angle = float(np.linalg.norm(vector))
+    if angle < 1e-12:
+        return np.eye(3)
+    x, y, z = vector / angle
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    return np.eye(3) + math.sin(angle) * cross + (1.0 - math.cos(angle)) * cross @ cross
+
+
+class MobileControl:
+    """Turns named commands into actuator controls, step by step.
+
+    Args:
+        model: a MuJoCo model with robosuite's PandaOmron in it.
+        data: its data; the views into it stay valid as long as it lives.
+    """
+
+    def __init__(self, model: mujoco.MjModel, data: mujoco.MjData):
+        self.model, self.data = model, data
+        joint = {model.joint(i).name: model.joint(i) for i in range(model.njnt)}
+        actuator = {model.actuator(i).name: i for i in range(model.nu)}
+        arm = [joint[f"robot0_joint{i}"] for i in range(1, 8)]
+        torso = joint["mobilebase0_joint_torso_height"]
+        self.arm_q = np.array([int(j.qposadr[0]) for j in arm])
+        wheels = ("forward", "side", "yaw")
+        self.base_q = np.array([int(joint[f"mobilebase0_joint_mobile_{a}"].qposadr[0]) for a in wheels])
+        self.base_u = np.array([actuator[f"mobilebase0_actuator_mobile_{a}"] for a in wheels])
+        self.gripper_u = np.array([actuator[f"gripper0_right_gripper_finger_joint{i}"] for i in (1, 2)])
+        self.gripper_q = np.array([int(joint[f"gripper0_right_finger_joint{i}"].qposadr[0]) for i in (1, 2)])
+        self.torso_q = int(torso.qposadr[0])
+        self._address = (
+            int(arm[0].qposadr[0]),
+            int(arm[0].dofadr[0]),
+            self.torso_q,
+            int(torso.dofadr[0]),
+            actuator["robot0_torq_j1"],
+            actuator["mobilebase0_actuator_torso_height"],
+        )
+        self._limits = model.actuator_ctrlrange.copy()
+        self.hand_site = model.site("gripper0_right_grip_site").id
+        self.hand_body = model.body("robot0_right_hand").id
+        self._arm_site = model.site("robot0_right_center").id
+        self.base_site = model.site("mobilebase0_center").id
+
+        self._mass = np.zeros((model.nv, model.nv))
+        self._jacobian = np.zeros((6, model.nv))
+        self._base_velocity = np.zeros(6)
+        self._state = (data.qpos, data.qvel)
+        self._frames = (
+            data.site_xpos[self.hand_site],
+            data.site_xmat[self.hand_site],
+            data.site_xpos[self._arm_site],
+            data.site_xmat[self._arm_site],
+            self._base_velocity,
+        )
+        self._dynamics = (self._mass, self._jacobian, data.qfrc_bias)
+        self.home = np.zeros(7)
+        self.gripper = np.zeros(2)
+        self.base_yaw = np.zeros(1)
+        self.goal_position, self.goal_rotation, self.goal_torso = np.zeros(3), np.eye(3), np.zeros(1)
+        self._goal = (self.goal_position, self.goal_rotation, self.goal_torso)
+
+    def reset(self) -> None:
+        """Forgets everything and takes the present pose as goal and posture; kinematics must be up to date."""
+        self.home[:] = self.data.qpos[self.arm_q]
+        self.gripper[:] = 0.0
+        self.base_yaw[:] = self._yaw()
+        # robosuite starts from the world pose here, although later goals are in the base frame. A first command in
+        # base mode reads it; we start from the pose in the base frame, which is what the frame of the goal asks for.
+        self.goal_position[:], self.goal_rotation[:] = self._hand_in_base()
+        self.goal_torso[:] = self.data.qpos[self.torso_q]
+
+    def set_goal(
+        self,
+        position: np.ndarray,
+        rotation: np.ndarray,
+        torso: float,
+        base: np.ndarray,
+        gripper_close: bool,
+        base_mode: bool,
+    ) -> None:
+        """Takes one command; kinematics must be up to date.
+
+        Args:
+            position: (3,) in [-1, 1]: share of 5 cm, along the axes of the base.
+            rotation: (3,) in [-1, 1]: share of 0.5 rad about the axes of the base.
+            torso: in [-1, 1]: share of 5 cm.
+            base: (3,) in [-1, 1]: forward, side and yaw velocity.
+            gripper_close: close (True) or open.
+            base_mode: the arm's goal moves from the last goal, so that it keeps up with a moving base; in arm mode
+                (False) it moves from where the hand is.
+        """
+        if not base_mode:
+            self.goal_position[:], self.goal_rotation[:] = self._hand_in_base()
+        self.goal_position += POSITION_STEP * position
+        self.goal_rotation[:] = rotation_vector_to_matrix(ROTATION_STEP * rotation) @ self.goal_rotation
+        self.goal_torso[:] = self.data.qpos[self.torso_q] + TORSO_STEP * torso
+
+        sign = 1.0 if gripper_close else -1.0
+        self.gripper[:] = np.clip(self.gripper + np.array([-sign, sign]) * GRIPPER_SPEED, -1.0, 1.0)
+        # The wheels' joints turn with the base: forward and side are given as the base stands now.
+        turn = self._yaw() - self.base_yaw[0]
+        wheels = np.array(
+            [
+                base[0] * math.cos(turn) + base[1] * math.sin(turn),
+                -base[0] * math.sin(turn) + base[1] * math.cos(turn),
+                base[2],
+            ]
+        )
+        for actuators, share in ((self.base_u, wheels), (self.gripper_u, self.gripper)):
+            low, high = self._limits[actuators, 0], self._limits[actuators, 1]
+            self.data.ctrl[actuators] = np.clip((low + high) / 2 + (high - low) / 2 * share, low, high)
+
+    def substep(self) -> None:
+        """Computes the torques and advances the physics by one simulation step; kinematics are up to date after it."""
+        model, data = self.model, self.data
+        mujoco.mj_fullM(model, self._mass, data.qM)
+        mujoco.mj_jacSite(model, data, self._jacobian[:3], self._jacobian[3:], self.hand_site)
+        mujoco.mj_objectVelocity(
+            model, data, mujoco.mjtObj.mjOBJ_SITE, self._arm_site, self._base_velocity, 0
+        )
+        _write_torques(
+            self._state,
+            self._frames,
+            self._dynamics,
+            self._goal,
+            self.home,
+            self._address,
+            self._limits,
+            data.ctrl,
+        )
+        mujoco.mj_step2(model, data)
+        mujoco.mj_step1(model, data)
+
+    def save(self) -> np.ndarray:
+        """Everything that the next command depends on, (25,) float64."""
+        return np.concatenate(
+            [
+                self.home,
+                self.gripper,
+                self.base_yaw,
+                self.goal_position,
+                self.goal_rotation.ravel(),
+                self.goal_torso,
+            ]
+        )
+
+    def restore(self, saved: np.ndarray) -> None:
+        self.home[:], self.gripper[:], self.base_yaw[:] = saved[:7], saved[7:9], saved[9:10]
+        self.goal_position[:], self.goal_rotation[:] = saved[10:13], saved[13:22].reshape(3, 3)
+        self.goal_torso[:] = saved[22:]
+
+    def _hand_in_base(self) -> tuple[np.ndarray, np.ndarray]:
+        data = self.data
+        turn = data.site_xmat[self._arm_site].reshape(3, 3).T
+        position = turn @ (data.site_xpos[self.hand_site] - data.site_xpos[self._arm_site])
+        return position, turn @ data.site_xmat[self.hand_site].reshape(3, 3)
+
+    def _yaw(self) -> float:
+        turn = self.data.site_xmat[self.base_site]
+        return math.atan2(turn[3], turn[0])

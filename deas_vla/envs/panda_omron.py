@@ -1,0 +1,87 @@
+"""RoboCasa's robot by name: the columns of PandaOmron's state and action, in the order of its LeRobot data sets.
+
+The order is that of `PandaOmron_modality.json` in RoboCasa 1.0: state is base position, base rotation, end-effector
+position and rotation relative to the base, gripper; action is base motion, control mode, end-effector position and
+rotation, gripper. The simulator, and RoboCasa's HDF5 files, keep the same numbers in another order: everything here
+goes by name.
+"""
+
+import numpy as np
+
+from deas_vla.data.contract import Camera, Column, Contract
+from deas_vla.errors import UserError
+
+RATE_HZ = 20.0
+ROBOCASA_CAMERAS = ("robot0_agentview_left", "robot0_agentview_right", "robot0_eye_in_hand")
+
+# Group, axes and unit of each part of the vector.
+STATE_GROUPS = {
+    "base_position": (("x", "y", "z"), "m"),
+    "base_rotation": (("x", "y", "z", "w"), "quaternion"),
+    "end_effector_position_relative": (("x", "y", "z"), "m"),
+    "end_effector_rotation_relative": (("x", "y", "z", "w"), "quaternion"),
+    "gripper_qpos": (("right", "left"), "m"),
+}
+ACTION_GROUPS = {
+    "base_motion": (("forward", "side", "yaw", "torso"), "command"),
+    "control_mode": (("base",), "flag"),
+    "end_effector_position": (("x", "y", "z"), "command"),
+    "end_effector_rotation": (("x", "y", "z"), "command"),
+    "gripper_close": (("close",), "flag"),
+}
+
+
+def panda_omron_contract(cameras: tuple[str, ...], camera_size: int) -> Contract:
+    """The contract of a PandaOmron robot with square cameras.
+
+    Args:
+        cameras: camera names, in the order in which the policy sees them.
+        camera_size: height and width of each image in pixels.
+
+    Returns:
+        A contract without statistics: 16 state columns, 12 action columns, 20 Hz.
+    """
+    action = []
+    for group, (axes, unit) in ACTION_GROUPS.items():
+        kind, low = ("binary", 0.0) if unit == "flag" else ("continuous", -1.0)
+        action += [Column(f"{group}.{axis}", unit, kind, low, 1.0) for axis in axes]
+    return Contract(
+        embodiment="panda_omron",
+        rate_hz=RATE_HZ,
+        state=tuple(
+            Column(f"{group}.{axis}", unit) for group, (axes, unit) in STATE_GROUPS.items() for axis in axes
+        ),
+        action=tuple(action),
+        cameras=tuple(Camera(name, camera_size, camera_size) for name in cameras),
+    )
+
+
+def columns_of(columns: tuple[Column, ...], group: str) -> list[int]:
+    """Positions of the columns of one group, in order; ``columns_of(contract.action, "gripper_close")`` is [11].
+
+    Raises:
+        UserError: if there is no such group.
+    """
+    found = [i for i, column in enumerate(columns) if column.name.split(".")[0] == group]
+    if not found:
+        raise UserError(f"there is no column group '{group}' in {[column.name for column in columns]}")
+    return found
+
+
+def as_commands(actions: np.ndarray, contract: Contract) -> np.ndarray:
+    """(n, A) commands as they are really played: clipped to the limits, flags thresholded half-way.
+
+    Raises:
+        UserError: if the number of columns is wrong or a value is not finite.
+    """
+    actions = np.atleast_2d(np.asarray(actions, dtype=np.float32))
+    if actions.ndim != 2 or actions.shape[1] != contract.action_dim:
+        raise UserError(
+            f"{contract.embodiment} takes (steps, {contract.action_dim}) actions, got {actions.shape}"
+        )
+    if not np.isfinite(actions).all():
+        raise UserError(f"an action for {contract.embodiment} holds NaN or infinite values")
+    low = np.array([column.low for column in contract.action], dtype=np.float32)
+    high = np.array([column.high for column in contract.action], dtype=np.float32)
+    binary = np.array([column.kind == "binary" for column in contract.action])
+    return np.where(binary, np.where(actions > (low + high) / 2, high, low), np.clip(actions, low, high))

@@ -1,0 +1,85 @@
+"""What every simulator shares: playing a chunk step by step, and telling names apart."""
+
+import difflib
+from collections.abc import Callable, Collection
+from typing import Protocol
+
+import numpy as np
+
+from deas_vla.envs.config import EnvConfig
+from deas_vla.envs.env import Played
+from deas_vla.envs.panda_omron import ROBOCASA_CAMERAS
+from deas_vla.errors import UserError
+
+
+class Stepped(Protocol):
+    """What `play_steps` needs of an environment."""
+
+    horizon: int
+
+    @property
+    def steps(self) -> int: ...
+
+    def step(self, command: np.ndarray) -> bool: ...
+
+    def state(self) -> np.ndarray: ...
+
+    def images(self) -> dict[str, np.ndarray]: ...
+
+
+def play_steps(env: Stepped, next_command: Callable[[], np.ndarray], count: int, frame_every: int) -> Played:
+    """Plays up to `count` commands, stopping at success and at the time limit.
+
+    Args:
+        env: the environment.
+        next_command: gives the (A,) command to play now, as it will be played.
+        count: commands to play, at least one.
+        frame_every: as in `ChunkEnv.play`.
+
+    Raises:
+        ValueError: if the episode is over, or there is nothing to play.
+    """
+    if env.steps >= env.horizon or count < 1:
+        raise ValueError(f"nothing to play: step {env.steps} of {env.horizon}, {count} commands")
+    states, actions, success, frames, images = [], [], [], [], []
+    last = min(count, env.horizon - env.steps)
+    for played in range(1, last + 1):
+        actions.append(next_command())
+        success.append(env.step(actions[-1]))
+        states.append(env.state())
+        if played == last or success[-1] or (frame_every and env.steps % frame_every == 0):
+            frames.append(played)
+            images.append(env.images())
+        if success[-1]:
+            break
+    return Played(
+        states=np.stack(states),
+        actions=np.stack(actions),
+        rewards=np.array(success, dtype=np.float32),
+        success=np.array(success, dtype=bool),
+        truncated=env.steps >= env.horizon and not success[-1],
+        frames=np.array(frames, dtype=np.int64),
+        images={name: np.stack([image[name] for image in images]) for name in images[0]},
+    )
+
+
+def check_cameras(config: EnvConfig) -> None:
+    """Refuses cameras that PandaOmron does not have.
+
+    Raises:
+        UserError: if a camera is unknown or given twice, there is none, or the size is too small.
+    """
+    for camera in config.cameras:
+        if camera not in ROBOCASA_CAMERAS:
+            raise UserError(unknown("camera", camera, ROBOCASA_CAMERAS))
+    if not config.cameras or len(set(config.cameras)) < len(config.cameras) or config.camera_size < 8:
+        raise UserError("a policy needs one to three different cameras of at least 8 pixels")
+
+
+def unknown(what: str, name: str, known: Collection[str]) -> str:
+    """One line for a name that does not exist: the nearest one, and the known ones (the first 20)."""
+    by_lower = {item.lower(): item for item in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    hint = f"; did you mean '{by_lower[near[0]]}'?" if near else ""
+    more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+    return f"unknown {what} '{name}'{hint} (known: {', '.join(list(known)[:20])}{more})"

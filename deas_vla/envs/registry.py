@@ -1,0 +1,46 @@
+"""From a configuration to an environment, or to its contract without starting a simulator."""
+
+from deas_vla.data.contract import Contract
+from deas_vla.envs.config import EnvConfig
+from deas_vla.envs.env import ChunkEnv
+from deas_vla.envs.playing import unknown
+from deas_vla.errors import UserError
+
+SIMULATORS = ("robosuite", "robocasa")
+
+
+def make_env(config: EnvConfig) -> ChunkEnv:
+    """Starts the simulator that a configuration names.
+
+    Raises:
+        UserError: if the simulator, the task or a camera is unknown, or something is not installed.
+    """
+    _check(config)
+    if config.name == "robosuite":
+        from deas_vla.envs.robosuite import RobosuiteEnv
+
+        return RobosuiteEnv(config)
+    from deas_vla.envs.robocasa import RoboCasaEnv
+
+    return RoboCasaEnv(config)
+
+
+def contract_of(config: EnvConfig) -> Contract:
+    """The contract of an environment; starts and imports no simulator.
+
+    Raises:
+        UserError: as `make_env`, as far as it can be told without the simulator.
+    """
+    _check(config)
+    if config.name == "robosuite":
+        from deas_vla.envs.tasks import robosuite_contract
+
+        return robosuite_contract(config)
+    from deas_vla.envs.robocasa import robocasa_contract
+
+    return robocasa_contract(config)
+
+
+def _check(config: EnvConfig) -> None:
+    if config.name not in SIMULATORS:
+        raise UserError(unknown("simulator", config.name, SIMULATORS))

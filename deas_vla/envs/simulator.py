@@ -1,0 +1,30 @@
+"""What every recipe that plays episodes asks: which simulator, which tasks, how many at once."""
+
+from dataclasses import asdict, dataclass, field
+
+from deas_vla.envs.config import EnvConfig, EnvSettings
+from deas_vla.envs.workers import EnvWorkers
+
+
+@dataclass
+class SimulatorConfig:
+    """Where episodes are played."""
+
+    # The simulator: robosuite (from its wheel) or robocasa (needs its own installation and assets).
+    env: str = "robosuite"
+    # Tasks, separated by commas: lift, stack, pick_place_can, door; for RoboCasa the names of its environments.
+    tasks: list[str] = field(default_factory=lambda: ["lift"])
+    # How tasks are seen and played.
+    simulator: EnvSettings = field(default_factory=EnvSettings)
+    # Simulator processes; 0 plays in the recipe's own.
+    workers: int = 2
+    # Episodes under way at once; the policy decides for all of them in one batch.
+    parallel_episodes: int = 16
+
+    def env_config(self, task: str) -> EnvConfig:
+        """One task's environment."""
+        return EnvConfig(**asdict(self.simulator), name=self.env, task=task)
+
+    def open_workers(self, task: str) -> EnvWorkers:
+        """Starts the simulators of one task; use as a context manager."""
+        return EnvWorkers(self.env_config(task), self.workers)

@@ -1,0 +1,226 @@
+"""robosuite's tasks as we play them: its environment, the sentence, the time limit, where the cameras look."""
+
+import contextlib
+import ctypes
+import gc
+import logging
+import warnings
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+
+import numpy as np
+
+from deas_vla.data.contract import Contract
+from deas_vla.envs.config import EnvConfig
+from deas_vla.envs.panda_omron import panda_omron_contract
+from deas_vla.envs.playing import check_cameras, unknown
+from deas_vla.envs.rendering import COLLISION_GROUP, choose_gl
+from deas_vla.errors import UserError, require
+
+CAMERA_BODY = "mobilebase0_support"
+
+
+@dataclass(frozen=True)
+class Task:
+    """One of robosuite's tasks.
+
+    The outer cameras carry RoboCasa's names and are mounted on the base as there, but nearer: RoboCasa's own places
+    show a 4 cm cube on a table as two pixels of 64, and the arm hides it.
+
+    Attributes:
+        environment: robosuite's class name.
+        instruction: what the robot is told.
+        horizon: time limit in control steps, a multiple of 16.
+        look_at: point in the world that the two outer cameras look at, metres.
+        left, right: where they stand from there, metres: x forward, y left of the robot.
+        field_of_view: their vertical field of view, degrees.
+        colors: body to red, green and blue of its collision geometry, which is what a policy sees.
+        base_start: how far forward and to the left of robosuite's own place the robot starts, metres.
+    """
+
+    environment: str
+    instruction: str
+    horizon: int
+    look_at: tuple[float, float, float]
+    left: tuple[float, float, float]
+    right: tuple[float, float, float]
+    field_of_view: float
+    colors: dict[str, tuple[float, float, float]]
+    base_start: tuple[float, float] = (0.0, 0.0)
+
+    @property
+    def cameras(self) -> dict[str, tuple[float, float, float]]:
+        return {"robot0_agentview_left": self.left, "robot0_agentview_right": self.right}
+
+
+RED, GREEN, BLUE, BROWN, YELLOW = (
+    (0.8, 0.0, 0.0),
+    (0.0, 0.6, 0.0),
+    (0.1, 0.2, 0.6),
+    (0.3, 0.2, 0.1),
+    (0.9, 0.8, 0.0),
+)
+TASKS = {
+    "lift": Task(
+        environment="Lift",
+        instruction="lift the red cube",
+        horizon=96,
+        look_at=(-0.02, 0.0, 0.9),
+        left=(0.25, 0.65, 0.5),
+        right=(0.25, -0.65, 0.5),
+        field_of_view=38.0,
+        colors={"cube_main": RED},
+    ),
+    "stack": Task(
+        environment="Stack",
+        instruction="put the red cube on the green cube",
+        horizon=128,
+        look_at=(-0.02, 0.0, 0.9),
+        left=(0.25, 0.65, 0.5),
+        right=(0.25, -0.65, 0.5),
+        field_of_view=38.0,
+        colors={"cubeA_main": RED, "cubeB_main": GREEN},
+    ),
+    "pick_place_can": Task(
+        environment="PickPlaceCan",
+        instruction="put the can into its bin",
+        horizon=192,
+        look_at=(0.1, 0.02, 0.86),
+        left=(0.8, 0.25, 0.75),
+        right=(0.8, -0.25, 0.75),
+        field_of_view=52.0,
+        colors={"Can_main": RED, "bin2": BLUE},
+        base_start=(0.13, 0.1),  # where robosuite puts it, the arm does not reach the far corners of the bins
+    ),
+    "door": Task(
+        environment="Door",
+        instruction="open the door",
+        horizon=128,
+        look_at=(-0.12, -0.28, 1.05),
+        left=(0.75, 0.65, 0.3),
+        right=(0.2, 0.75, 0.6),
+        field_of_view=40.0,
+        colors={"Door_frame": BROWN, "Door_door": BROWN, "Door_latch": YELLOW},
+    ),
+}
+
+
+def task_of(config: EnvConfig) -> Task:
+    """The task that a configuration names.
+
+    Raises:
+        UserError: if there is no such task, naming the known ones and the nearest.
+    """
+    if config.task in TASKS:
+        return TASKS[config.task]
+    raise UserError(unknown("robosuite task", config.task, TASKS))
+
+
+def robosuite_contract(config: EnvConfig) -> Contract:
+    """RoboCasa's contract for PandaOmron with the configured cameras; imports no simulator.
+
+    Raises:
+        UserError: if the task or a camera is unknown, or the size is not positive.
+    """
+    task_of(config)
+    check_cameras(config)
+    return panda_omron_contract(tuple(config.cameras), config.camera_size)
+
+
+def build_simulator(config: EnvConfig):
+    """robosuite's environment for a task, with the outer cameras, built quietly; the same in every process.
+
+    Raises:
+        UserError: if the task is unknown, or robosuite or an OpenGL library is not installed.
+    """
+    spec = task_of(config)
+    choose_gl()  # before robosuite makes its own choice
+    with _quiet(), _robot_not_compiled_alone():
+        suite = require("robosuite", "sim")
+        base = suite.environments.REGISTERED_ENVS[spec.environment]
+
+        def edit_model_xml(self, xml: str) -> str:
+            root = ElementTree.fromstring(base.edit_model_xml(self, xml))
+            mount = root.find(f".//body[@name='{CAMERA_BODY}']")
+            for name in spec.cameras:
+                ElementTree.SubElement(mount, "camera", name=name, fovy=str(spec.field_of_view))
+            return ElementTree.tostring(root, encoding="unicode")
+
+        simulator = type(f"Seeing{spec.environment}", (base,), {"edit_model_xml": edit_model_xml})(
+            robots="PandaOmron",
+            has_renderer=False,
+            has_offscreen_renderer=False,
+            use_camera_obs=False,
+            use_object_obs=False,
+            ignore_done=True,
+            hard_reset=False,
+            # The size of Lift's cube is drawn when the model is made: it must be the same in every process.
+            seed=0,
+        )
+    _give_back_memory()
+    _aim_cameras(simulator, spec)
+    _paint(simulator, spec)
+    if spec.environment == "Lift":
+        simulator.placement_initializer.x_range = (-config.spawn_range, config.spawn_range)
+        simulator.placement_initializer.y_range = (-config.spawn_range, config.spawn_range)
+        simulator.placement_initializer.rotation = (-np.pi / 4, np.pi / 4)
+    return simulator
+
+
+def _aim_cameras(simulator, spec: Task) -> None:
+    import mujoco
+
+    model, data = simulator.sim.model._model, simulator.sim.data._data
+    mount = model.body(CAMERA_BODY).id
+    mounted = data.xpos[mount] + (*spec.base_start, 0.0)
+    for name, offset in spec.cameras.items():
+        back = np.array(offset) / np.linalg.norm(offset)
+        right = np.cross((0.0, 0.0, 1.0), back)
+        right /= np.linalg.norm(right)
+        turn = np.stack(
+            [right, np.cross(back, right), back], axis=1
+        )  # columns: the camera's x, y and z in the world
+        upright = data.xmat[mount].reshape(3, 3).T
+        camera = model.camera(name)
+        camera.pos[:] = upright @ (np.array(spec.look_at) + offset - mounted)
+        mujoco.mju_mat2Quat(camera.quat, np.ascontiguousarray(upright @ turn).ravel())
+
+
+def _paint(simulator, spec: Task) -> None:
+    model = simulator.sim.model._model
+    for body, color in spec.colors.items():
+        geoms = (model.geom_bodyid == model.body(body).id) & (model.geom_group == COLLISION_GROUP)
+        model.geom_matid[geoms] = -1
+        model.geom_rgba[geoms] = (*color, 1.0)
+
+
+def _give_back_memory() -> None:
+    """Compiling meshes leaves hundreds of megabytes of freed memory with the process."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+@contextlib.contextmanager
+def _robot_not_compiled_alone():
+    """robosuite compiles the robot also by itself, for inverse kinematics that we do not use: 1 s and 280 MB."""
+    models = require("robosuite.models.robots.robot_model", "sim")
+    original = models.RobotModel.set_mujoco_model
+    models.RobotModel.set_mujoco_model = lambda self: None
+    try:
+        yield
+    finally:
+        models.RobotModel.set_mujoco_model = original
+
+
+@contextlib.contextmanager
+def _quiet():
+    """robosuite warns five times on import and tells where it reads a file from: none of it concerns our users."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
