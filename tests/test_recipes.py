@@ -1,0 +1,82 @@
+"""What the recipes say when they are asked for something that cannot be: one line, exit status 2, nothing made."""
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from deas_vla.launch import run_recipe
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
+
+import collect_demos
+import collect_rollouts
+import evaluate
+import finetune_policy
+import finetune_robocasa
+import train_critic
+
+pytestmark = pytest.mark.unit
+CONFIGS = {
+    collect_demos: collect_demos.CollectDemosConfig,
+    collect_rollouts: collect_rollouts.CollectRolloutsConfig,
+    evaluate: evaluate.EvaluateConfig,
+    finetune_policy: finetune_policy.FinetunePolicyConfig,
+    finetune_robocasa: finetune_robocasa.FinetuneRobocasaConfig,
+    train_critic: train_critic.TrainCriticConfig,
+}
+
+
+@pytest.mark.parametrize(
+    ("recipe", "arguments", "words"),
+    [
+        (collect_demos, ["--tasks=lfit"], "unknown robosuite task 'lfit'"),
+        (collect_demos, ["--tasks=lfit"], "did you mean 'lift'?"),
+        (collect_demos, ["--env=robosuit"], "unknown simulator 'robosuit'"),
+        (collect_demos, ["--demos.episodes=1"], "statistics need at least 2"),
+        (collect_demos, ["--seed=100"], "seed must be 0 to 99"),
+        (collect_demos, ["--demos.epsiodes=3"], "did you mean --demos.episodes?"),
+        (collect_rollouts, ["--policy={folder}/none"], "none is not a finished stage"),
+        (finetune_policy, ["--demonstrations={folder}/none"], "none is not a finished stage"),
+        (finetune_policy, ["--method=filtered_bc"], "--method=filtered_bc needs --rollouts=FOLDER"),
+        (finetune_policy, ["--method=awr"], "bc|filtered_bc|advantage_weighted"),
+        (finetune_policy, ["--training.steps=0"], "must be at least 1"),
+        (train_critic, ["--critic.expectile=1.5"], "critic.expectile=1.5 must be"),
+        (train_critic, ["--rollouts=", "--demonstrations="], "the critic needs"),
+        (
+            train_critic,
+            ["--reward.kind=column", "--reward.minimum=0", "--reward.maximum=1"],
+            "set --critic.reward_min",
+        ),
+        (evaluate, ["--evaluation.num_candidates=1"], "num_candidates at least 2"),
+        (finetune_robocasa, ["--policy.tune=half"], "choose one of frozen, lora, full"),
+        (finetune_robocasa, ["--env=robocasa", "--tasks=CloseDrawer"], "robocasa"),
+    ],
+)
+def test_bad_input_gets_one_line(recipe, arguments, words, tmp_path, capsys):
+    argv = [argument.format(folder=tmp_path) for argument in arguments]
+    with pytest.raises(SystemExit) as caught:
+        run_recipe(recipe.main, CONFIGS[recipe], [*argv, f"--output={tmp_path / 'out'}"])
+    assert caught.value.code == 2
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(error) == 1 and words in error[0]
+
+
+@pytest.mark.parametrize("recipe", CONFIGS, ids=lambda recipe: recipe.__name__)
+def test_help_explains_every_recipe(recipe, capsys):
+    with pytest.raises(SystemExit) as caught:
+        run_recipe(recipe.main, CONFIGS[recipe], ["--help"])
+    assert caught.value.code == 0
+    assert "--output" in capsys.readouterr().out
+    assert "accelerate launch" in recipe.__doc__
+
+
+def test_every_recipe_trains_with_the_same_field_names():
+    """One grammar: a setting of the whole recipe is called the same in the recipe of its stage."""
+    whole = finetune_robocasa.FinetuneRobocasaConfig()
+    assert whole.demos == collect_demos.CollectDemosConfig().demos
+    assert whole.rollouts == collect_rollouts.CollectRolloutsConfig().rollouts
+    assert whole.critic == train_critic.TrainCriticConfig().critic
+    assert whole.mix == train_critic.TrainCriticConfig().mix
+    assert whole.evaluation == evaluate.EvaluateConfig().evaluation
+    assert whole.bc == finetune_policy.FinetunePolicyConfig().training
