@@ -1,10 +1,13 @@
 """Stages of a run: each has a folder, is skipped when it is done, and refuses to mix two configurations."""
 
+import fcntl
 import json
+import os
 import resource
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -48,36 +51,58 @@ def run_stage(
     description = {"settings": settings, "inputs": sources}
     mark = fingerprint(description)
     description["sources"] = {name: str(path) for name, path in inputs.items()}
-    if (folder / DONE).is_file():
-        _require_same(folder, json.loads((folder / DONE).read_text()), description, mark)
-        accelerator.print(f"{folder.name}: done before, skipped")
-        return
-    began = time.perf_counter()
-    if accelerator.is_main_process:
-        folder.mkdir(parents=True, exist_ok=True)
-        if (folder / SETTINGS).is_file():
-            _require_same(folder, json.loads((folder / SETTINGS).read_text()), description, mark)
-            accelerator.print(f"{folder.name}: goes on where it was interrupted")
-        write_json(folder / SETTINGS, {"fingerprint": mark, **description})
-        accelerator.print(f"{folder.name} …")
-    accelerator.wait_for_everyone()
-    with MemoryWatch(enabled=accelerator.is_main_process) as memory:
-        if everyone or accelerator.is_main_process:
-            work(folder)
+    with _alone(accelerator, folder):
+        if (folder / DONE).is_file():
+            _require_same(folder, json.loads((folder / DONE).read_text()), description, mark)
+            accelerator.print(f"{folder.name}: done before, skipped")
+            return
+        began = time.perf_counter()
+        if accelerator.is_main_process:
+            folder.mkdir(parents=True, exist_ok=True)
+            if (folder / SETTINGS).is_file():
+                _require_same(folder, json.loads((folder / SETTINGS).read_text()), description, mark)
+                accelerator.print(f"{folder.name}: goes on where it was interrupted")
+            write_json(folder / SETTINGS, {"fingerprint": mark, **description})
+            accelerator.print(f"{folder.name} …")
         accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        seconds = time.perf_counter() - began
-        write_json(
-            folder / DONE,
-            {
-                "fingerprint": mark,
-                **description,
-                "seconds": round(seconds, 1),
-                "peak_memory_bytes": memory.peak,
-            },
-        )
-        accelerator.print(f"{folder.name}: {seconds:.0f} s, peak memory {memory.peak / 2**30:.1f} GiB")
-    accelerator.wait_for_everyone()
+        with MemoryWatch(enabled=accelerator.is_main_process) as memory:
+            if everyone or accelerator.is_main_process:
+                work(folder)
+            accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            facts = {"seconds": round(time.perf_counter() - began, 1), "peak_memory_bytes": memory.peak}
+            write_json(folder / DONE, {"fingerprint": mark, **description, **facts})
+            peak = memory.peak / 2**30
+            accelerator.print(f"{folder.name}: {facts['seconds']:.0f} s, peak memory {peak:.1f} GiB")
+        accelerator.wait_for_everyone()
+
+
+@contextmanager
+def _alone(accelerator: Accelerator, folder: Path) -> Iterator[None]:
+    """Keeps a second run out of a stage until this one is through with it.
+
+    A launcher that was killed may leave its processes at work. The run that is started after it waits, stage by
+    stage, and finds what they made. The system releases the lock of a process that dies.
+    """
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+        yield
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with (folder.parent / f".{folder.name}.lock").open("a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            accelerator.print(
+                f"{folder.name}: process {lock.read() or '?'} is working on it; waiting for it to end"
+            )
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        accelerator.wait_for_everyone()
+        yield
 
 
 def stage_report(folder: Path) -> dict:
@@ -105,7 +130,7 @@ def _require_same(folder: Path, there: dict, description: dict, mark: str) -> No
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 what = key if part == "settings" else f"stage {key}"
-                values = "" if part == "inputs" else f" {old.get(key)!r} there, {new.get(key)!r} now"
+                values = "" if part == "inputs" else f": {old.get(key)!r} there, {new.get(key)!r} now"
                 changed.append(f"{what}{values or ' was made anew'}")
     raise UserError(
         f"{folder} was made with other settings ({'; '.join(changed)}); "

@@ -28,7 +28,7 @@ class DemosConfig:
     """How many demonstrations, and how densely their images are stored."""
 
     # Attempts of the expert, for each task.
-    episodes: int = 100
+    episodes: int = 150
     # Images are stored every so many steps; each is a frame that the policy can be trained on.
     frame_every: int = 1
 

@@ -30,7 +30,7 @@ class RolloutsConfig:
     """How many rollouts, and how densely their images are stored."""
 
     # Episodes, for each task.
-    episodes: int = 400
+    episodes: int = 600
     # Images are stored every so many steps, besides where the policy decides; 0: only there.
     frame_every: int = 4
     # Actions played of each chunk before the policy decides again.

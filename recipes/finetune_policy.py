@@ -46,7 +46,7 @@ class ImitationConfig(TrainingConfig):
     """How the policy is trained."""
 
     # Noise draws for each encoded observation: the backbone is dear, the action head is not.
-    flow_draws: int = 4
+    flow_draws: int = 2
     # Images are shifted by up to this many pixels, anew at every use.
     max_shift: int = 2
 

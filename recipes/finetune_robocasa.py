@@ -29,8 +29,16 @@ from deas_vla.policies.groot.configuration import GrootConfig
 from deas_vla.training import TrainingConfig, make_accelerator
 
 
+def cloning_defaults() -> ImitationConfig:
+    return ImitationConfig(steps=1500, batch_size=64, learning_rate=1e-3)
+
+
 def improvement_defaults() -> ImitationConfig:
-    return ImitationConfig(steps=800, batch_size=64, learning_rate=5e-4)
+    return ImitationConfig(steps=600, batch_size=64, learning_rate=5e-4)
+
+
+def small_critic() -> CriticConfig:
+    return CriticConfig(hidden_dim=256, num_layers=3, dropout=0.1)
 
 
 @dataclass
@@ -46,7 +54,7 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     # The model.
     policy: GrootConfig = field(default_factory=GrootConfig)
     # Behaviour cloning of the demonstrations.
-    bc: ImitationConfig = field(default_factory=ImitationConfig)
+    bc: ImitationConfig = field(default_factory=cloning_defaults)
     # Rollouts of the cloned policy.
     rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
     # What a step is worth to the critic.
@@ -54,7 +62,7 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     # From backbone tokens to the critic's features.
     features: FeatureConfig = field(default_factory=FeatureConfig)
     # The critic and its losses.
-    critic: CriticConfig = field(default_factory=CriticConfig)
+    critic: CriticConfig = field(default_factory=small_critic)
     # What a batch of the critic is made of.
     mix: MixConfig = field(default_factory=MixConfig)
     # The critic's optimisation.

@@ -6,6 +6,11 @@ from deas_vla.envs.config import EnvConfig, EnvSettings
 from deas_vla.envs.workers import EnvWorkers
 
 
+def clumsy_expert() -> EnvSettings:
+    """Demonstrations like a person's: the noise leaves states to recover from, the bias makes one try in five fail."""
+    return EnvSettings(expert_noise=0.2, expert_grasp_bias=0.012)
+
+
 @dataclass
 class SimulatorConfig:
     """Where episodes are played."""
@@ -15,7 +20,7 @@ class SimulatorConfig:
     # Tasks, separated by commas: lift, stack, pick_place_can, door; for RoboCasa the names of its environments.
     tasks: list[str] = field(default_factory=lambda: ["lift"])
     # How tasks are seen and played.
-    simulator: EnvSettings = field(default_factory=EnvSettings)
+    simulator: EnvSettings = field(default_factory=clumsy_expert)
     # Simulator processes; 0 plays in the recipe's own.
     workers: int = 2
     # Episodes under way at once; the policy decides for all of them in one batch.

@@ -1,0 +1,98 @@
+"""Stages: skipped when done, refused when other settings made them, one run at a time."""
+
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from accelerate import Accelerator
+
+from deas_vla.errors import UserError
+from deas_vla.stage import run_stage, stage_report
+
+pytestmark = pytest.mark.unit
+SETTINGS = {"steps": 5, "critic": {"expectile": 0.7}}
+
+
+@pytest.fixture
+def stage(tmp_path):
+    calls = []
+
+    def run(name="policy", settings=SETTINGS, inputs=None, work=None):
+        def count(folder):
+            calls.append(folder.name)
+            if work is not None:
+                work(folder)
+
+        run_stage(Accelerator(cpu=True), tmp_path / name, settings, inputs or {}, count)
+        return calls
+
+    return run
+
+
+def test_a_finished_stage_is_skipped(stage, tmp_path, capsys):
+    assert stage() == ["policy"] and stage() == ["policy"]
+    assert "policy: done before, skipped" in capsys.readouterr().out
+    report = stage_report(tmp_path / "policy")
+    assert report["settings"] == SETTINGS and report["seconds"] >= 0 and report["peak_memory_bytes"] > 1e6
+
+
+def test_other_settings_are_refused_with_the_difference(stage):
+    stage()
+    with pytest.raises(UserError, match=r"critic\.expectile: 0\.7 there, 0\.9 now.*choose another --output"):
+        stage(settings={"steps": 5, "critic": {"expectile": 0.9}})
+
+
+def test_rule_12_an_interrupted_stage_goes_on_and_is_not_taken_for_done(stage, capsys):
+    def killed(folder):
+        (folder / "block").write_text("kept")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(work=killed)
+    assert stage(work=lambda folder: (folder / "block").read_text()) == ["policy", "policy"]
+    assert "goes on where it was interrupted" in capsys.readouterr().out
+
+
+def test_an_interrupted_stage_of_other_settings_is_refused(stage):
+    def killed(folder):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stage(work=killed)
+    with pytest.raises(UserError, match="steps: 5 there, 6 now"):
+        stage(settings=SETTINGS | {"steps": 6})
+
+
+def test_a_stage_whose_input_was_made_anew_is_refused(stage, tmp_path):
+    stage("data")
+    stage("policy", inputs={"data": tmp_path / "data"})
+    stage("other", settings={"steps": 9})
+    with pytest.raises(UserError, match="stage data was made anew"):
+        stage("policy", inputs={"data": tmp_path / "other"})
+
+
+def test_an_input_must_be_finished(stage, tmp_path):
+    with pytest.raises(UserError, match="data is not a finished stage"):
+        stage("policy", inputs={"data": tmp_path / "data"})
+
+
+def test_a_second_run_waits_for_the_first_and_finds_its_output(stage, tmp_path, capsys):
+    script = textwrap.dedent(
+        f"""
+        import pathlib, time
+        from accelerate import Accelerator
+        from deas_vla.stage import run_stage
+        def work(folder):
+            print("at work", flush=True)
+            time.sleep(2)
+        run_stage(Accelerator(cpu=True), pathlib.Path({str(tmp_path / "policy")!r}), {SETTINGS!r}, {{}}, work)
+        """
+    )
+    first = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+    while "at work" not in first.stdout.readline():
+        assert first.poll() is None
+    assert stage() == []
+    first.stdout.close()
+    assert first.wait() == 0
+    assert f"process {first.pid} is working on it" in capsys.readouterr().out
