@@ -69,14 +69,3 @@ def test_help_explains_every_recipe(recipe, capsys):
     assert caught.value.code == 0
     assert "--output" in capsys.readouterr().out
     assert "accelerate launch" in recipe.__doc__
-
-
-def test_every_recipe_trains_with_the_same_field_names():
-    """One grammar: a setting of the whole recipe is called the same in the recipe of its stage."""
-    whole = finetune_robocasa.FinetuneRobocasaConfig()
-    assert whole.demos == collect_demos.CollectDemosConfig().demos
-    assert whole.rollouts == collect_rollouts.CollectRolloutsConfig().rollouts
-    assert whole.critic == train_critic.TrainCriticConfig().critic
-    assert whole.mix == train_critic.TrainCriticConfig().mix
-    assert whole.evaluation == evaluate.EvaluateConfig().evaluation
-    assert whole.bc == finetune_policy.FinetunePolicyConfig().training

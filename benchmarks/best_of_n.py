@@ -1,0 +1,113 @@
+"""What does choosing among N candidates cost, against playing the first one?
+
+    python benchmarks/best_of_n.py            # a table
+    python benchmarks/best_of_n.py --json     # and one JSON object as the last line
+
+One decision of one robot: the plain policy encodes its observation and samples one chunk; best-of-N encodes the same
+observation once, samples N chunks that share the encoding and its projected keys and values, and scores them with the
+critic. ``latency_ratio`` is best-of-10 over the plain policy, the ratio of the medians of calls that took turns, in a
+new order every round: what ran just before decides what is in the processor's cache.
+"""
+
+import argparse
+import json
+import statistics
+import time
+
+import torch
+
+from deas_vla.critic.critic import CriticConfig, DeasCritic
+from deas_vla.data.contract import Camera, Column, Contract, Statistics
+from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection, pool_tokens
+from deas_vla.data.observation import Observation
+from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+from deas_vla.policies.groot.configuration import GrootConfig
+from deas_vla.policies.groot.modeling import GrootPolicy
+
+STATE, ACTION, SIZE = 16, 12, 64
+CANDIDATES = (1, 2, 4, 8, 10, 16, 32)
+
+
+def demo_contract() -> Contract:
+    """The demo's shapes: RoboCasa's 16 state and 12 action columns, two cameras of 64 pixels."""
+    return Contract(
+        embodiment="panda_omron",
+        rate_hz=20.0,
+        state=tuple(Column(f"state.{i}", "m") for i in range(STATE)),
+        action=tuple(Column(f"action.{i}", "command", low=-1.0, high=1.0) for i in range(ACTION)),
+        cameras=(Camera("left", SIZE, SIZE), Camera("wrist", SIZE, SIZE)),
+        statistics=Statistics((0.0,) * STATE, (1.0,) * STATE, (0.0,) * ACTION, (1.0,) * ACTION),
+    )
+
+
+def random_observation(generator: torch.Generator) -> Observation:
+    images = {
+        name: torch.randint(0, 256, (1, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
+        for name in ("left", "wrist")
+    }
+    return Observation(images, torch.randn(1, STATE, generator=generator), ["lift the red cube"])
+
+
+def decision_makers(seed: int) -> dict[str, BestOfN]:
+    """The plain policy, and best-of-N with the default critic for several N."""
+    torch.manual_seed(seed)
+    contract, config = demo_contract(), FeatureConfig()
+    policy = GrootPolicy(GrootConfig(), contract, ["lift the red cube"]).eval()
+    with torch.no_grad():
+        context = policy.encode(random_observation(torch.Generator().manual_seed(seed)))
+        size = pool_tokens(context, config, len(contract.cameras)).shape[1]
+    projection = FeatureProjection.fit(torch.randn(2 * config.dim, size), config.dim)
+    inputs = CriticInputs(contract, config, projection, policy.encoder_fingerprint)
+    critic = DeasCritic(CriticConfig(horizon=policy.horizon), config.dim, STATE, ACTION).eval()
+    makers = {"policy": BestOfN(policy)}
+    return makers | {f"best_of_{n}": BestOfN(policy, n, "best", critic, inputs) for n in CANDIDATES}
+
+
+def measure(makers: dict[str, BestOfN], repeats: int, seed: int) -> dict[str, float]:
+    """Median milliseconds of one decision for each decision maker."""
+    generator = torch.Generator().manual_seed(seed)
+    seconds = {name: [] for name in makers}
+    for repeat in range(-3, repeats):
+        observation, key = random_observation(generator), NoiseKey(seed, 0, 0, repeat)
+        order = torch.randperm(len(makers), generator=generator).tolist()
+        for name, maker in (list(makers.items())[i] for i in order):
+            began = time.perf_counter()
+            maker.choose(observation, [key])
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - began)
+    return {name: 1e3 * statistics.median(values) for name, values in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--repeats", type=int, default=60, help="timed decisions of each (default: %(default)s)"
+    )
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="of weights, images and noise (default: %(default)s)"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+
+    milliseconds = measure(decision_makers(arguments.seed), arguments.repeats, arguments.seed)
+    print(f"one decision, one observation, {arguments.threads} CPU thread(s), median of {arguments.repeats}")
+    print("decision maker     latency   against the policy")
+    for name, value in milliseconds.items():
+        print(f"{name:14s}  {value:7.1f} ms   {value / milliseconds['policy']:6.2f}x")
+    if arguments.json:
+        result = {"latency_ratio": milliseconds["best_of_10"] / milliseconds["policy"]}
+        settings = {
+            "threads": arguments.threads,
+            "repeats": arguments.repeats,
+            "torch": torch.__version__,
+            "milliseconds": milliseconds,
+        }
+        print(json.dumps(result | settings))
+
+
+if __name__ == "__main__":
+    main()

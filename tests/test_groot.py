@@ -1,0 +1,315 @@
+"""The GR00T-style policy: what must not matter does not, and what must matter does."""
+
+import copy
+
+import pytest
+import torch
+from data_example import example_contract
+from policy_example import SENTENCES, normal, observations, shake, small_config, small_policy
+
+from deas_vla.data.observation import Context
+from deas_vla.errors import UserError
+from deas_vla.policies.flow import hold_last, interpolate, sample_time
+from deas_vla.policies.groot.modeling import GrootPolicy
+
+pytestmark = pytest.mark.unit
+
+H, A = 4, 2
+
+
+@pytest.fixture(scope="module")
+def policy() -> GrootPolicy:
+    return small_policy()
+
+
+@pytest.fixture(autouse=True)
+def evaluation(policy):
+    policy.eval()
+    yield
+    policy.zero_grad()
+
+
+@torch.no_grad()
+def test_rule_06_other_items_of_the_batch_change_nothing(policy):
+    everything = observations(20)
+    together = policy.encode(everything)
+    for count in range(1, 21):
+        rows = list(range(20 - count, 20))
+        alone = policy.encode(everything[rows])
+        assert torch.equal(alone.tokens, together.tokens[rows])
+        assert torch.equal(alone.mask, together.mask[rows])
+        assert torch.equal(alone.state, together.state[rows])
+    noise = normal(20, 3, H, A)
+    chunks = policy.sample(together, noise)
+    for row in (0, 7, 19):
+        alone = policy.sample(policy.encode(everything[[row]]), noise[[row]])
+        assert torch.allclose(alone[0], chunks[row], atol=1e-5)
+
+
+@torch.no_grad()
+def test_rule_06_padded_tokens_change_nothing(policy):
+    observation = observations(4)
+    context = policy.encode(observation)
+    assert (~context.mask).any() and (context.tokens[~context.mask] == 0).all()
+    noise = normal(4, 2, H, A)
+    wild = torch.where(context.mask[..., None], context.tokens, torch.full_like(context.tokens, 50.0))
+    chunks = policy.sample(Context(wild, context.mask, context.camera, context.state), noise)
+    assert torch.allclose(chunks, policy.sample(context, noise), atol=1e-5)
+    # More room for the instruction: the same chunks from a longer prompt.
+    roomy = small_policy(max_instruction_tokens=24)
+    roomy.load_state_dict(policy.state_dict() | {"token_camera": roomy.token_camera}, strict=False)
+    assert torch.allclose(roomy.sample(roomy.encode(observation), noise), chunks, atol=1e-5)
+
+
+@torch.no_grad()
+def test_rule_06_padded_columns_change_nothing(policy):
+    other = copy.deepcopy(policy)
+    other.head.action_encoder.first.weight[:, :, A:] += 10
+    other.head.state_encoder.first.weight[:, :, 3:] += 10
+    other.head.decoder.second.weight[:, A:] += 10
+    other.head.decoder.second.bias[:, A:] += 10
+    observation, noise = observations(3), normal(3, 2, H, A)
+    context = policy.encode(observation)
+    assert torch.equal(other.sample(other.encode(observation), noise), policy.sample(context, noise))
+    time, chunks = torch.rand(3, 2), normal(3, H, A)
+    assert torch.equal(other.loss(context, chunks, noise, time), policy.loss(context, chunks, noise, time))
+
+
+def test_rule_06_padded_columns_are_never_trained(policy):
+    policy.train()
+    policy(observations(3), normal(3, H, A), normal(3, 2, H, A), torch.rand(3, 2)).sum().backward()
+    assert policy.head.action_encoder.first.weight.grad[:, :, :A].abs().max() > 0
+    assert policy.head.action_encoder.first.weight.grad[:, :, A:].abs().max() == 0
+    assert policy.head.decoder.second.weight.grad[:, A:].abs().max() == 0
+
+
+@torch.no_grad()
+def test_rule_08_one_candidate_is_the_policy(policy):
+    context, noise = policy.encode(observations(3)), normal(3, 10, H, A)
+    ten = policy.sample(context, noise)
+    for i in (0, 9):
+        assert torch.allclose(policy.sample(context, noise[:, i : i + 1])[:, 0], ten[:, i], atol=1e-6)
+    assert (ten[:, 0] - ten[:, 1]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_sharing_keys_and_values_equals_copying_the_context(policy):
+    observation, noise = observations(3), normal(3, 5, H, A)
+    shared = policy.sample(policy.encode(observation), noise)
+    copied = policy.encode(observation[[0] * 5 + [1] * 5 + [2] * 5])
+    naive = policy.sample(copied, noise.view(15, 1, H, A)).view(3, 5, H, A)
+    assert torch.allclose(shared, naive, atol=1e-5)
+    # A context from elsewhere, without the keys and values, gives the same.
+    context = policy.encode(observation)
+    bare = Context(context.tokens, context.mask, context.camera, context.state)
+    assert torch.allclose(policy.sample(bare, noise), shared, atol=1e-6)
+
+
+@torch.no_grad()
+def test_loss_is_the_error_of_the_predicted_chunk(policy):
+    context, chunks, noise = policy.encode(observations(3)), normal(3, H, A), normal(3, 2, H, A, seed=3)
+    time = torch.rand(3, 2, generator=torch.Generator().manual_seed(0))
+    losses = policy.loss(context, chunks, noise, time)
+    for row in range(3):
+        errors = []
+        for draw in range(2):
+            one = Context(
+                context.tokens[[row]], context.mask[[row]], context.camera[[row]], context.state[[row]]
+            )
+            x = interpolate(chunks[row][None, None], noise[row, draw][None, None], time[row, draw].view(1, 1))
+            head = policy.head
+            memory = head.read_context(one.tokens, one.mask, policy.token_camera)
+            conditioning = head.condition(time[row, draw].view(1, 1))
+            predicted = head(x, conditioning, head.embed_state(one.state), memory, one.mask)
+            errors.append((predicted[0, 0] - chunks[row]).square().mean())
+        assert torch.allclose(losses[row], torch.stack(errors).mean(), atol=1e-5)
+    mean = policy.loss(context, chunks, noise, time, reduction="mean")
+    assert torch.allclose(mean, losses.mean())
+
+
+@torch.no_grad()
+def test_loss_ignores_what_was_not_played(policy):
+    context, chunks, noise = policy.encode(observations(3)), normal(3, H, A), normal(3, 2, H, A, seed=3)
+    time = torch.full((3, 2), 0.5)
+    valid = torch.tensor([[1, 1, 1, 1], [1, 1, 1, 0], [1, 0, 0, 0]]).bool()
+    losses = policy.loss(context, chunks, noise, time, valid)
+    wild = torch.where(valid[..., None], chunks, torch.full_like(chunks, 1e3))
+    assert torch.equal(policy.loss(context, wild, noise, time, valid), losses)
+    held = policy.loss(context, hold_last(chunks, valid), noise, time)
+    assert torch.allclose(held[0], losses[0]) and not torch.allclose(held[2], losses[2])
+
+
+@torch.no_grad()
+def test_every_sample_has_its_own_instruction(policy):
+    """Published code gave the first sentence of a batch to all its samples."""
+    one, two = (observations(4, sentences=[sentence]) for sentence in SENTENCES)
+    mixed = observations(4, sentences=SENTENCES)
+    tokens = [policy.encode(observation).tokens for observation in (one, two, mixed)]
+    assert not torch.allclose(tokens[0], tokens[1], atol=1e-3)
+    for row in range(4):
+        assert torch.equal(tokens[2][row], tokens[row % 2][row])
+    noise = normal(4, 2, H, A)
+    chunks = [policy.sample(policy.encode(observation), noise) for observation in (one, two)]
+    assert (chunks[0] - chunks[1]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("camera", ["left", "wrist"])
+def test_camera_tokens_are_where_the_contract_says(policy, camera):
+    """A change in one corner of one camera moves that corner's token most."""
+    index = ["left", "wrist"].index(camera)
+    base = observations(1)
+    for corner, (rows, columns) in enumerate(
+        [
+            (slice(8), slice(8)),
+            (slice(8), slice(8, 16)),
+            (slice(8, 16), slice(8)),
+            (slice(8, 16), slice(8, 16)),
+        ]
+    ):
+        changed = observations(1)
+        changed.images[camera][:, rows, columns] = 255 - changed.images[camera][:, rows, columns]
+        difference = (policy.encode(changed).tokens - policy.encode(base).tokens)[0].norm(dim=-1)
+        chosen = policy.encode(base).camera[0] == index
+        assert chosen.sum() == 4
+        assert difference[chosen].argmax() == corner
+
+
+@torch.no_grad()
+def test_state_is_normalised_and_used(policy):
+    observation = observations(2)
+    context = policy.encode(observation)
+    assert torch.equal(context.state, example_contract().normalize_state(observation.state))
+    observation.state += 1
+    noise = normal(2, 1, H, A)
+    moved = policy.sample(policy.encode(observation), noise)
+    assert (moved - policy.sample(context, noise)).abs().max() > 1e-3
+
+
+def test_robots_have_weights_of_their_own():
+    first, second = (small_policy(num_embodiments=2, embodiment=i) for i in (0, 1))
+    second.load_state_dict(first.state_dict())
+    observation, chunks, noise = observations(2), normal(2, H, A), normal(2, 1, H, A)
+    with torch.no_grad():
+        ours, theirs = (p.sample(p.encode(observation), noise) for p in (first, second))
+    assert (ours - theirs).abs().max() > 1e-3
+    second.train()
+    second(observation, chunks, noise, torch.rand(2, 1)).sum().backward()
+    for encoder in (second.head.state_encoder, second.head.action_encoder, second.head.decoder):
+        gradient = encoder.first.weight.grad
+        assert gradient[0].abs().max() == 0 and gradient[1].abs().max() > 0
+
+
+def test_a_new_policy_predicts_nothing_yet():
+    policy = GrootPolicy(small_config(), example_contract()).eval()
+    with torch.no_grad():
+        assert policy.sample(policy.encode(observations(2)), normal(2, 3, H, A)).abs().max() == 0
+
+
+def test_training_mode_has_gradients_everywhere(policy):
+    policy.train()
+    policy(observations(4), normal(4, H, A), normal(4, 2, H, A), torch.rand(4, 2)).sum().backward()
+    without = [name for name, p in policy.named_parameters() if p.grad is None]
+    assert not without
+
+
+def test_frozen_encoder_trains_the_head_only(policy):
+    frozen = copy.deepcopy(policy)
+    frozen.freeze_encoder()
+    before = frozen.encoder_fingerprint
+    frozen.train()
+    optimizer = torch.optim.AdamW(frozen.trainable_parameters(), lr=1e-2)
+    time = torch.rand(4, 2)
+    frozen(observations(4), normal(4, H, A), normal(4, 2, H, A), time).sum().backward()
+    # The projection of keys and values belongs to the head, and learns.
+    assert frozen.head.blocks[0].key_value.weight.grad.abs().max() > 0
+    optimizer.step()
+    assert frozen.encoder_fingerprint == before
+    with torch.no_grad():
+        assert torch.equal(frozen.encode(observations(4)).tokens, policy.encode(observations(4)).tokens)
+
+
+def test_fingerprint_covers_what_encoding_depends_on(policy):
+    contract = example_contract()
+    shifted = contract.with_statistics(example_contract().statistics.of(normal(5, 3), normal(5, 2)))
+    prints = {"same": policy.encoder_fingerprint}
+    assert copy.deepcopy(policy).encoder_fingerprint == prints["same"]
+    for name in ("backbone.model.text_model.layers.1.mlp.up_proj.weight", "context_encoder.norm.bias"):
+        other = copy.deepcopy(policy)
+        other.get_parameter(name).data.view(-1)[-1] += 1e-6
+        prints[name] = other.encoder_fingerprint
+    other = copy.deepcopy(policy)
+    other.contract = shifted
+    prints["statistics"] = other.encoder_fingerprint
+    prints["room"] = small_policy(max_instruction_tokens=17).encoder_fingerprint
+    vocabulary = GrootPolicy(small_config(), contract, ["grill the aubergine"])
+    vocabulary.load_state_dict(policy.state_dict())
+    prints["words"] = vocabulary.encoder_fingerprint
+    head = copy.deepcopy(policy)
+    head.head.decoder.second.bias.data += 1
+    assert head.encoder_fingerprint == prints["same"]
+    assert len(set(prints.values())) == len(prints) == 6
+
+
+def test_the_flow_learns_what_it_is_told():
+    """Two instructions, two opposite chunks, other images at every step: training separates them."""
+    torch.manual_seed(0)
+    policy = GrootPolicy(small_config(), example_contract(), SENTENCES).train()
+    chunks = torch.ones(16, H, A) * torch.tensor([1.0, -1.0]).repeat(8)[:, None, None]
+    optimizer = torch.optim.AdamW(policy.trainable_parameters(), lr=3e-3)
+    for step in range(60):
+        time = sample_time((16, 2), torch.Generator().manual_seed(step))
+        loss = policy(observations(16, seed=step), chunks, normal(16, 2, H, A, seed=step), time).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    policy.eval()
+    with torch.no_grad():
+        sampled = policy.sample(policy.encode(observations(8, seed=999)), normal(8, 4, H, A, seed=999))
+    mean = sampled.mean(dim=(1, 2, 3))
+    assert (mean[::2] > 0.8).all() and (mean[1::2] < -0.8).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tune": "half"}, "tune='half'"),
+        ({"width": 30}, "head_width"),
+        ({"embodiment": 1}, "num_embodiments=1"),
+        ({"horizon": 0}, "horizon=0"),
+        ({"backbone_dtype": "int8"}, "backbone_dtype"),
+    ],
+)
+def test_impossible_settings_are_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        small_config(**changes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_action_dim": 1}, "max_action_dim=1"),
+        ({"max_state_dim": 2}, "max_state_dim=2"),
+        ({"select_layer": 3}, "select_layer=3"),
+        ({"backbone": "no/such/folder"}, "no/such/folder"),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, message):
+    with pytest.raises(UserError, match=message):
+        GrootPolicy(small_config(**changes), example_contract())
+
+
+def test_what_the_policy_cannot_read_is_refused(policy):
+    long = observations(1, sentences=["put the aubergine next to the xylophone " * 3])
+    with pytest.raises(UserError, match="max_instruction_tokens"):
+        policy.encode(long)
+    blind = observations(1)
+    del blind.images["wrist"]
+    with pytest.raises(UserError, match="wrist"):
+        policy.encode(blind)
+
+
+def test_select_layer_cuts_the_language_model():
+    cut = small_policy(select_layer=1)
+    assert len(cut.backbone.model.text_model.layers) == 1
+    assert shake(cut).encode(observations(1)).tokens.isfinite().all()
