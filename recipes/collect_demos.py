@@ -40,7 +40,7 @@ class CollectDemosConfig(SimulatorConfig):
     # Folder of this stage.
     output: str = "outputs/lift/demonstrations"
     # Chooses the scenes and the expert's imperfections, 0 to 99.
-    seed: int = 0
+    seed: int = 1
     # How much to collect.
     demos: DemosConfig = field(default_factory=DemosConfig)
 

@@ -30,9 +30,9 @@ class RolloutsConfig:
     """How many rollouts, and how densely their images are stored."""
 
     # Episodes, for each task.
-    episodes: int = 600
+    episodes: int = 1200
     # Images are stored every so many steps, besides where the policy decides; 0: only there.
-    frame_every: int = 4
+    frame_every: int = 8
     # Actions played of each chunk before the policy decides again.
     execute_steps: int = 16
 
@@ -46,7 +46,7 @@ class CollectRolloutsConfig(SimulatorConfig):
     # Stage folder of the policy to roll out.
     policy: str = "outputs/lift/policy"
     # Chooses the scenes and the policy's noise, 0 to 99.
-    seed: int = 0
+    seed: int = 1
     # How much to collect.
     rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
 

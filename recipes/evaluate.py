@@ -71,7 +71,7 @@ class EvaluateConfig(SimulatorConfig):
     # Stage folder of the policy after advantage-weighted fine-tuning; empty to leave these arms out.
     advantage_weighted: str = ""
     # Chooses the scenes and the policy's noise, 0 to 99.
-    seed: int = 0
+    seed: int = 1
     # What is played.
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 

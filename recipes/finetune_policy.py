@@ -70,7 +70,7 @@ class FinetunePolicyConfig:
     # Starting from a policy: train the action head only, so that a critic of the old policy's features stays valid.
     freeze_encoder: bool = True
     # Chooses the initial weights and the order of the data.
-    seed: int = 0
+    seed: int = 1
     # The model; not read when starting from a policy.
     policy: GrootConfig = field(default_factory=GrootConfig)
     # The optimisation.

@@ -30,7 +30,7 @@ from deas_vla.training import TrainingConfig, make_accelerator
 
 
 def cloning_defaults() -> ImitationConfig:
-    return ImitationConfig(steps=1500, batch_size=64, learning_rate=1e-3)
+    return ImitationConfig(steps=1000, batch_size=64, learning_rate=1e-3)
 
 
 def improvement_defaults() -> ImitationConfig:
@@ -47,8 +47,8 @@ class FinetuneRobocasaConfig(SimulatorConfig):
 
     # Folder of the run: one folder a stage, report.html and report.json.
     output: str = "outputs/lift"
-    # Chooses scenes, noise, initial weights and the order of the data, 0 to 99.
-    seed: int = 0
+    # Chooses scenes, noise, initial weights and the order of the data, 0 to 99; the defaults were chosen on seed 0.
+    seed: int = 1
     # Demonstrations of the scripted expert.
     demos: DemosConfig = field(default_factory=DemosConfig)
     # The model.
