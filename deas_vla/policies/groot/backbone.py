@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from deas_vla.data.contract import Camera
 from deas_vla.errors import UserError, require
 from deas_vla.policies.groot.configuration import GrootConfig
-from deas_vla.policies.groot.embedded import build_embedded
+from deas_vla.policies.groot.embedded import EMBEDDING_SPREAD, build_embedded
 
 
 def hash_tensors(tensors: dict[str, Tensor]) -> str:
@@ -119,7 +119,10 @@ def new_backbone(config: GrootConfig, cameras: tuple[Camera, ...], sentences: li
 
     if not config.backbone:
         model_config, processor = build_embedded(config.embedded, cameras, sentences)
-        return Backbone(_headless(AutoModelForImageTextToText.from_config(model_config)), config), processor
+        model = _headless(AutoModelForImageTextToText.from_config(model_config))
+        # A narrow model's usual 0.02 makes words so short that normalising them makes training unstable.
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_SPREAD)
+        return Backbone(model, config), processor
     return load_checkpoint(config), _read_processor(config.backbone, config.backbone)
 
 

@@ -12,6 +12,8 @@ IMAGE_TOKEN, FAKE_TOKEN, GLOBAL_TOKEN, END_TOKEN = (
 )
 PAD_TOKEN, BEGIN_TOKEN, STOP_TOKEN = "<pad>", "<s>", "</s>"
 VOCABULARY_SIZE = 1024
+# Spread of new word embeddings, about that of the image tokens beside them.
+EMBEDDING_SPREAD = 0.2
 
 # Words that robots are told: they become one token each. Any other word is spelled in bytes.
 WORDS = (
