@@ -40,9 +40,10 @@ STATE, ACTION, SIZE = 16, 12, 64
 BACKBONES = {
     "demo": EmbeddedBackboneConfig(),
     "small": EmbeddedBackboneConfig(
-        vision_width=256, vision_layers=6, text_width=384, text_layers=6, head_width=64, mlp_ratio=4
+        patch_size=8, merge=2, vision_width=256, vision_layers=6,
+        text_width=384, text_layers=6, head_width=64, mlp_ratio=4,
     ),
-}
+}  # fmt: skip
 
 
 def demo_contract() -> Contract:

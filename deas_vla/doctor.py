@@ -19,23 +19,14 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import deas_vla
+from deas_vla.envs.rendering import INSTALL_COMMAND as GL_COMMAND
+from deas_vla.envs.robocasa import ASSET_COMMANDS, INSTALL_COMMANDS
 
 PROJECT = "deas_vla"
 CHECKOUT = Path(deas_vla.__file__).parent.parent
 GL_PLATFORMS = ("osmesa", "egl")
-GL_COMMAND = "sudo apt-get install -y libosmesa6 libegl1 libgl1-mesa-dri"
 # Makes a context and nothing else: a library without a driver behind it loads, and fails here.
 GL_PROBE = "import mujoco; mujoco.GLContext(16, 16).make_current()"
-# RoboCasa wants robosuite's main branch and exact versions of MuJoCo and numpy, which it checks when it is imported.
-ROBOCASA_COMMANDS = (
-    "git clone https://github.com/ARISE-Initiative/robosuite && git clone https://github.com/robocasa/robocasa",
-    '.venv/bin/uv pip install --no-deps -e ./robosuite -e ./robocasa "mujoco==3.3.1" "numpy==2.2.5"',
-)
-ROBOCASA_ASSETS_COMMANDS = (
-    "python -m robocasa.scripts.setup_macros",
-    "python -m robocasa.scripts.download_kitchen_assets  # about 10 GB",
-)
-
 # What is missing, in words, and what to type to get it.
 Need = tuple[str, tuple[str, ...]]
 
@@ -233,8 +224,8 @@ def _robocasa_needs() -> tuple[Need, ...]:
     """RoboCasa is in no package registry, and its kitchens are a download of their own."""
     spec = importlib.util.find_spec("robocasa")
     if spec is None or not spec.submodule_search_locations:
-        return ("robocasa", ROBOCASA_COMMANDS), ("its kitchen assets", ROBOCASA_ASSETS_COMMANDS)
+        return ("robocasa", INSTALL_COMMANDS), ("its kitchen assets", ASSET_COMMANDS)
     fixtures = Path(next(iter(spec.submodule_search_locations))) / "models" / "assets" / "fixtures"
     if not any(fixtures.glob("sinks/*/model.xml")):
-        return (("robocasa's kitchen assets", ROBOCASA_ASSETS_COMMANDS),)
+        return (("robocasa's kitchen assets", ASSET_COMMANDS),)
     return ()

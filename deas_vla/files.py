@@ -14,7 +14,8 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Gives a temporary name to write to, and renames it when the block ends without an error.
 
     Works for a file and for a folder that the block makes. A kill at any moment leaves the old content or the new
-    one, never a part; what an earlier kill left under the temporary name is cleared away first.
+    one, never a part; what an earlier kill left under the temporary name is cleared away first. Replacing a folder
+    takes two renames: a kill between them leaves the old one beside it, as ``.NAME.old``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

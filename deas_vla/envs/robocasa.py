@@ -26,7 +26,7 @@ from deas_vla.errors import UserError
 
 INSTALL_COMMANDS = (
     "git clone https://github.com/ARISE-Initiative/robosuite && git clone https://github.com/robocasa/robocasa",
-    'pip install --no-deps -e ./robosuite -e ./robocasa "mujoco==3.3.1" "numpy==2.2.5"',
+    '.venv/bin/uv pip install --no-deps -e ./robosuite -e ./robocasa "mujoco==3.3.1" "numpy==2.2.5"',
 )
 ASSET_COMMANDS = (
     "python -m robocasa.scripts.setup_macros",

@@ -128,5 +128,5 @@ def require_same_encoder(policy: ChunkPolicy, inputs: CriticInputs) -> None:
         raise UserError(
             "the critic was trained on features of another backbone "
             f"({inputs.encoder_fingerprint[:12]}) than this policy's ({policy.encoder_fingerprint[:12]}); "
-            "train a critic on this policy's features, or fine-tune with --policy.backbone=frozen"
+            "train a critic on this policy's features, or fine-tune with --freeze_encoder=true"
         )

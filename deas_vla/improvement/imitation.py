@@ -3,6 +3,9 @@
 Behaviour cloning, filtered behaviour cloning and advantage-weighted fine-tuning differ in one thing only: how much
 each recorded chunk counts. Options are drawn with probability proportional to their weight, which gives the same
 expected gradient as multiplying the loss, and spends no computation on chunks that count for nothing.
+
+Chunks that run past an episode's end repeat its last action, and are imitated whole: the critic is trained on the
+same chunks, so what it scores at inference looks like what it learned from.
 """
 
 import torch
