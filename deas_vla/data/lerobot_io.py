@@ -67,6 +67,7 @@ def write_dataset(
                 writer.write(columns_of(episode), episode)
         if source is None:
             raise UserError(f"{root}: there are no episodes to write; collect some first")
+        _sort_statistics(temporary / "meta" / "stats.json")
         sidecar = {
             "format": FORMAT,
             "source": source,
@@ -108,3 +109,8 @@ def read_dataset(
     from deas_vla.data.lerobot_reader import read
 
     return read(Path(root), expected, source, minimum_episodes)
+
+
+def _sort_statistics(path: Path) -> None:
+    """LeRobot writes its features in the order of a set, another in every process: equal data, equal files."""
+    path.write_text(json.dumps(json.loads(path.read_text()), indent=4, sort_keys=True) + "\n")
