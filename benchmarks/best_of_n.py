@@ -17,48 +17,51 @@ import time
 import torch
 
 from deas_vla.critic.critic import CriticConfig, DeasCritic
-from deas_vla.data.contract import Camera, Column, Contract, Statistics
+from deas_vla.data.contract import Contract, Statistics
 from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection, pool_tokens
 from deas_vla.data.observation import Observation
+from deas_vla.envs.config import EnvConfig
+from deas_vla.envs.registry import contract_of
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.policies.groot.configuration import GrootConfig
 from deas_vla.policies.groot.modeling import GrootPolicy
 
-STATE, ACTION, SIZE = 16, 12, 64
-CANDIDATES = (1, 2, 4, 8, 10, 16, 32)
-
 
 def demo_contract() -> Contract:
-    """The demo's shapes: RoboCasa's 16 state and 12 action columns, two cameras of 64 pixels."""
-    return Contract(
-        embodiment="panda_omron",
-        rate_hz=20.0,
-        state=tuple(Column(f"state.{i}", "m") for i in range(STATE)),
-        action=tuple(Column(f"action.{i}", "command", low=-1.0, high=1.0) for i in range(ACTION)),
-        cameras=(Camera("left", SIZE, SIZE), Camera("wrist", SIZE, SIZE)),
-        statistics=Statistics((0.0,) * STATE, (1.0,) * STATE, (0.0,) * ACTION, (1.0,) * ACTION),
+    """The demo's: RoboCasa's 16 state and 12 action columns, two cameras of 64 pixels."""
+    contract = contract_of(EnvConfig())
+    state, action = contract.state_dim, contract.action_dim
+    return contract.with_statistics(
+        Statistics((0.0,) * state, (1.0,) * state, (0.0,) * action, (1.0,) * action)
     )
+
+
+CONTRACT = demo_contract()
+CAMERAS = [camera.name for camera in CONTRACT.cameras]
+STATE, ACTION, SIZE = CONTRACT.state_dim, CONTRACT.action_dim, CONTRACT.cameras[0].height
+CANDIDATES = (1, 2, 4, 8, 10, 16, 32)
 
 
 def random_observation(generator: torch.Generator) -> Observation:
     images = {
         name: torch.randint(0, 256, (1, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
-        for name in ("left", "wrist")
+        for name in CAMERAS
     }
     return Observation(images, torch.randn(1, STATE, generator=generator), ["lift the red cube"])
 
 
 def decision_makers(seed: int) -> dict[str, BestOfN]:
-    """The plain policy, and best-of-N with the default critic for several N."""
+    """The plain policy, and best-of-N with the demo critic for several N."""
     torch.manual_seed(seed)
-    contract, config = demo_contract(), FeatureConfig()
+    contract, config = CONTRACT, FeatureConfig()
     policy = GrootPolicy(GrootConfig(), contract, ["lift the red cube"]).eval()
     with torch.no_grad():
         context = policy.encode(random_observation(torch.Generator().manual_seed(seed)))
         size = pool_tokens(context, config, len(contract.cameras)).shape[1]
     projection = FeatureProjection.fit(torch.randn(2 * config.dim, size), config.dim)
     inputs = CriticInputs(contract, config, projection, policy.encoder_fingerprint)
-    critic = DeasCritic(CriticConfig(horizon=policy.horizon), config.dim, STATE, ACTION).eval()
+    sizes = CriticConfig(horizon=policy.horizon, hidden_dim=256, num_layers=3)  # as the demo has it
+    critic = DeasCritic(sizes, config.dim, STATE, ACTION).eval()
     makers = {"policy": BestOfN(policy)}
     return makers | {f"best_of_{n}": BestOfN(policy, n, "best", critic, inputs) for n in CANDIDATES}
 

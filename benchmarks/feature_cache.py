@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
-from deas_vla.data.contract import Camera, Column, Contract, Statistics
+from deas_vla.data.contract import Contract, Statistics
 from deas_vla.data.episodes import Episode
 from deas_vla.data.features import (
     CriticInputs,
@@ -33,10 +33,24 @@ from deas_vla.data.features import (
 )
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Options, RewardSpec, build_options, sample_indices
+from deas_vla.envs.config import EnvConfig
+from deas_vla.envs.registry import contract_of
 from deas_vla.policies.groot.configuration import EmbeddedBackboneConfig, GrootConfig
 from deas_vla.policies.groot.modeling import GrootPolicy
 
-STATE, ACTION, SIZE = 16, 12, 64
+
+def demo_contract() -> Contract:
+    """The demo's: RoboCasa's 16 state and 12 action columns, two cameras of 64 pixels."""
+    contract = contract_of(EnvConfig())
+    state, action = contract.state_dim, contract.action_dim
+    return contract.with_statistics(
+        Statistics((0.0,) * state, (1.0,) * state, (0.0,) * action, (1.0,) * action)
+    )
+
+
+CONTRACT = demo_contract()
+CAMERAS = [camera.name for camera in CONTRACT.cameras]
+STATE, ACTION, SIZE = CONTRACT.state_dim, CONTRACT.action_dim, CONTRACT.cameras[0].height
 BACKBONES = {
     "demo": EmbeddedBackboneConfig(),
     "small": EmbeddedBackboneConfig(
@@ -44,18 +58,6 @@ BACKBONES = {
         text_width=384, text_layers=6, head_width=64, mlp_ratio=4,
     ),
 }  # fmt: skip
-
-
-def demo_contract() -> Contract:
-    """The demo's shapes: RoboCasa's 16 state and 12 action columns, two cameras of 64 pixels."""
-    return Contract(
-        embodiment="panda_omron",
-        rate_hz=20.0,
-        state=tuple(Column(f"state.{i}", "m") for i in range(STATE)),
-        action=tuple(Column(f"action.{i}", "command", low=-1.0, high=1.0) for i in range(ACTION)),
-        cameras=(Camera("left", SIZE, SIZE), Camera("wrist", SIZE, SIZE)),
-        statistics=Statistics((0.0,) * STATE, (1.0,) * STATE, (0.0,) * ACTION, (1.0,) * ACTION),
-    )
 
 
 def random_episode(rng: np.random.Generator, steps: int, success: bool) -> Episode:
@@ -73,10 +75,7 @@ def random_episode(rng: np.random.Generator, steps: int, success: bool) -> Episo
         success=done,
         truncated=not success,
         frame_steps=frames,
-        images={
-            name: rng.integers(0, 256, (len(frames), SIZE, SIZE, 3), dtype=np.uint8)
-            for name in ("left", "wrist")
-        },
+        images={name: rng.integers(0, 256, (len(frames), SIZE, SIZE, 3), dtype=np.uint8) for name in CAMERAS},
     )
 
 
@@ -85,7 +84,7 @@ class Comparison:
 
     def __init__(self, backbone: EmbeddedBackboneConfig, batch_size: int):
         rng = np.random.default_rng(0)
-        contract = demo_contract()
+        contract = CONTRACT
         episodes = [random_episode(rng, 80, i % 2 == 0) for i in range(8)]
         torch.manual_seed(0)
         self.batch_size = batch_size
