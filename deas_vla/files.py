@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+# Begins the note on an error that happened while a file was written; the file's path follows.
+WRITING = "while writing "
+
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
@@ -22,7 +25,12 @@ def atomic_path(path: Path) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.partial")
     _remove(temporary)
     try:
-        yield temporary
+        try:
+            yield temporary
+        except Exception as error:
+            # Not every library says which file it could not write.
+            error.add_note(f"{WRITING}{path}")
+            raise
         if temporary.is_dir() and path.is_dir():
             # A folder cannot be renamed over a full one: step aside first.
             old = path.with_name(f".{path.name}.old")

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from deas_vla.config import parse
 from deas_vla.errors import UserError
+from deas_vla.files import WRITING
 
 # How long a process other than the first waits before it reports an error: in most cases the first one has met the
 # same error, reports it and ends, and the launcher then ends the others. Only an error of this process alone is told.
@@ -61,7 +62,12 @@ def disk_full(error: BaseException) -> str | None:
     while cause is not None:
         number = cause.errno if isinstance(cause, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(cause):
-            where = getattr(cause, "filename", None) or Path.cwd()
+            notes = [
+                note.removeprefix(WRITING)
+                for note in getattr(error, "__notes__", [])
+                if note.startswith(WRITING)
+            ]
+            where = getattr(cause, "filename", None) or (notes[0] if notes else Path.cwd())
             return f"disk full at {where}; free space and run the same command again: nothing is lost"
         cause = cause.__cause__ or cause.__context__
     return None

@@ -8,6 +8,7 @@ import pytest
 
 from deas_vla import launch
 from deas_vla.errors import UserError
+from deas_vla.files import atomic_path
 from deas_vla.launch import disk_full, run_recipe
 
 pytestmark = pytest.mark.unit
@@ -104,3 +105,9 @@ def test_the_launcher_is_told_the_line(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
     assert end_of(raises(UserError("no such task"))) == 2
     assert json.loads(file.read_text())["message"]["message"] == "error: no such task"
+
+
+def test_a_full_disk_names_the_file_even_if_the_library_does_not(tmp_path):
+    with pytest.raises(RuntimeError) as caught, atomic_path(tmp_path / "critic.safetensors"):
+        raise RuntimeError("I/O error: No space left on device (os error 28)")
+    assert f"disk full at {tmp_path / 'critic.safetensors'}; free space" in disk_full(caught.value)
