@@ -160,7 +160,9 @@ def train(
             after_step()
 
         last = step + 1 == config.steps
-        log.add({"loss": loss.detach(), **metrics}, norm)
+        # A number under DeepSpeed, which also clips by itself (gradient_clipping in its configuration).
+        norm = torch.as_tensor(norm, device=loss.device).detach()
+        log.add({"loss": loss.detach(), **metrics, "gradient_norm": norm})
         if (step + 1) % config.log_every == 0 or last:
             bar.set_postfix(loss=f"{log.flush(step + 1, config.learning_rate_at(step)):.4g}", refresh=False)
         if (step + 1) % config.checkpoint_every == 0 and not last:
@@ -168,7 +170,9 @@ def train(
         bar.update()
     bar.close()
     log.close()
-    wrapped.eval()
+    module.eval()
+    # Another module may be trained by the same accelerator next.
+    accelerator.free_memory()
 
 
 def cached_features(
@@ -251,9 +255,7 @@ class MetricLog:
 
                 self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
 
-    def add(self, metrics: dict[str, Tensor], norm: Tensor | None) -> None:
-        if norm is not None:
-            metrics = metrics | {"gradient_norm": norm.detach()}
+    def add(self, metrics: dict[str, Tensor]) -> None:
         for key, value in metrics.items():
             self.sums[key] = self.sums[key] + value if key in self.sums else value.clone()
         self.count += 1

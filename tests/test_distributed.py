@@ -21,14 +21,23 @@ def weights(folder: Path, launcher: list[str]) -> tuple[int, dict]:
         return int(file.metadata()["processes"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory) -> dict:
+    processes, expected = weights(tmp_path_factory.mktemp("processes") / "one", [])
+    assert processes == 1
+    return expected
+
+
 @pytest.mark.slow
-def test_two_processes_agree_with_one(tmp_path):
-    config = str(ROOT / "accelerate_configs" / "cpu.yaml")
-    launch = ["-m", "accelerate.commands.launch", "--config_file", config]
-    (one, expected), (two, found) = weights(tmp_path / "one", []), weights(tmp_path / "two", launch)
-    assert (one, two) == (1, 2)
-    assert expected.keys() == found.keys()
-    for key, value in expected.items():
+@pytest.mark.parametrize("name", ["cpu", "deepspeed_zero2"])
+def test_two_processes_agree_with_one(name, one_process, tmp_path):
+    if name == "deepspeed_zero2":
+        pytest.importorskip("deepspeed", reason="EXTRAS=demo,dev,deepspeed tools/install.sh installs it")
+    config = str(ROOT / "accelerate_configs" / f"{name}.yaml")
+    processes, found = weights(tmp_path / name, ["-m", "accelerate.commands.launch", "--config_file", config])
+    assert processes == 2
+    assert found.keys() == one_process.keys()
+    for key, value in one_process.items():
         # AdamW divides by the root of the squared gradient: where that is nearly zero, rounding may decide.
         difference = (found[key].float() - value.float()).abs().max().item()
         assert difference < 2e-4, f"{key} differs by {difference}"
