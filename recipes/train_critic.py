@@ -32,6 +32,7 @@ from deas_vla.data.options import (
 )  # fmt: skip
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
+from deas_vla.improvement.best_of_n import require_same_horizon
 from deas_vla.launch import run_recipe
 from deas_vla.policies.groot.modeling import GrootPolicy
 from deas_vla.rollouts.collect import DATASET
@@ -89,6 +90,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
 
     def work(folder: Path) -> None:
         policy = GrootPolicy.load(inputs["policy"] / "policy").to(accelerator.device)
+        require_same_horizon(policy, config.critic.horizon)
         episodes = [
             episode
             for name in ("demonstrations", "rollouts")

@@ -1,5 +1,7 @@
 """Choosing among candidates: N = 1 is the policy, candidates are nested, arms are paired."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -95,6 +97,13 @@ def test_a_critic_of_another_backbone_is_refused():
     other.encoder.patch.data += 1
     with pytest.raises(UserError, match="features of another backbone"):
         BestOfN(policy, 2, "best", MovesRight(), line_inputs(other))
+
+
+def test_a_critic_of_other_chunks_is_refused():
+    policy, critic = LinePolicy(), MovesRight()
+    critic.config = replace(critic.config, horizon=HORIZON + 4)
+    with pytest.raises(UserError, match=f"train the critic with --critic.horizon={HORIZON}"):
+        BestOfN(policy, 2, "best", critic, line_inputs(policy))
 
 
 def test_advantage_weights_have_the_closed_form():

@@ -61,7 +61,7 @@ class BestOfN:
 
     Raises:
         UserError: if the rule needs a critic that is not there, or the critic was trained on the features of
-            another encoder or under another contract.
+            another encoder, on chunks of another length or under another contract.
     """
 
     def __init__(
@@ -78,6 +78,7 @@ class BestOfN:
             raise UserError(f"the rule '{rule}' needs a critic; train one with recipes/train_critic.py")
         if critic is not None:
             require_same_encoder(policy, inputs)
+            require_same_horizon(policy, critic.config.horizon)
         self.policy, self.num_candidates, self.rule = policy, num_candidates, rule
         self.critic, self.inputs = critic, inputs
 
@@ -85,16 +86,12 @@ class BestOfN:
     def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice:
         """Encodes once, samples N candidates, scores them all, picks one."""
         context = self.policy.encode(observation)
-        noise = torch.stack([self._noise(key) for key in keys]).to(context.tokens.device)
-        return self.choose_from(context, observation.state, noise, keys)
-
-    @torch.inference_mode()
-    def choose_from(self, context, state: Tensor, noise: Tensor, keys: list[NoiseKey]) -> Choice:
-        """`choose` for observations that are already encoded and noise (B, N, H, A) that is already drawn."""
+        device = context.tokens.device
+        noise = torch.stack([self._noise(key) for key in keys]).to(device)
         candidates = self.policy.contract.to_command(self.policy.sample(context, noise))
         scores = value = None
         if self.critic is not None:
-            features, proprioception = self.inputs.observation(context, state)
+            features, proprioception = self.inputs.observation(context, observation.state.to(device))
             scores = self.critic.score(features, proprioception, self.inputs.chunks(candidates))
             value = self.critic.value(features, proprioception)
         index = self._pick(scores, candidates, keys)
@@ -129,4 +126,13 @@ def require_same_encoder(policy: ChunkPolicy, inputs: CriticInputs) -> None:
             "the critic was trained on features of another backbone "
             f"({inputs.encoder_fingerprint[:12]}) than this policy's ({policy.encoder_fingerprint[:12]}); "
             "train a critic on this policy's features, or fine-tune with --freeze_encoder=true"
+        )
+
+
+def require_same_horizon(policy: ChunkPolicy, horizon: int) -> None:
+    """Refuses a critic of longer or shorter chunks than the policy makes."""
+    if policy.horizon != horizon:
+        raise UserError(
+            f"the critic scores chunks of {horizon} steps and the policy makes chunks of {policy.horizon}; "
+            f"train the critic with --critic.horizon={policy.horizon}"
         )
