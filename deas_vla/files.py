@@ -31,6 +31,10 @@ def atomic_path(path: Path) -> Iterator[Path]:
             # Not every library says which file it could not write.
             error.add_note(f"{WRITING}{path}")
             raise
+        if temporary.is_file():
+            # On the disk before it gets its name: a power cut must not leave the new name with nothing in it.
+            with temporary.open("rb") as file:
+                os.fsync(file.fileno())
         if temporary.is_dir() and path.is_dir():
             # A folder cannot be renamed over a full one: step aside first.
             old = path.with_name(f".{path.name}.old")

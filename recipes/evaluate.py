@@ -4,7 +4,7 @@
         --policy=outputs/lift/policy --critic=outputs/lift/critic --output=outputs/lift/evaluation
 
 Needs the extras `sim`, `groot` and `report`. Every arm plays the same scenes with the same noise; the scenes are
-never those of collection. About 0.2 s an episode on two cores for Lift, the oracle about 5 s a scene.
+never those of collection. About 0.05 s an episode on two cores for Lift, the oracle about 1 s a scene.
 """
 
 import sys

@@ -7,7 +7,7 @@
         --method=advantage_weighted --start_from=outputs/lift/policy --rollouts=outputs/lift/rollouts \\
         --critic=outputs/lift/critic --output=outputs/lift/advantage_weighted
 
-Needs the extras `groot` and `lerobot`. The embedded backbone takes about 1 GB a process; a GR00T-sized one needs a
+Needs the extras `groot` and `lerobot`. The embedded backbone takes 1.4 GB a process; a GR00T-sized one needs a
 GPU of 40 GB, or `--policy.tune=lora` and accelerate_configs/deepspeed_zero2.yaml.
 """
 

@@ -4,8 +4,8 @@
         --demonstrations=outputs/lift/demonstrations --rollouts=outputs/lift/rollouts \\
         --policy=outputs/lift/policy --output=outputs/lift/critic
 
-Needs the extras `groot` and `lerobot`. One process of about 1.5 GB; the features of a frame take 128 numbers, so a
-million frames fit into 0.5 GB. The policy's backbone stays as it is: the critic belongs to this backbone and is
+Needs the extras `groot` and `lerobot`. 2.7 GB a process on the demo's data; the features of a frame
+take 128 numbers, so a million frames fit into 0.5 GB. The policy's backbone stays as it is: the critic belongs to this backbone and is
 refused by policies with another.
 """
 

@@ -3,7 +3,6 @@
 import copy
 import json
 import math
-import os
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Literal
@@ -17,6 +16,7 @@ from deas_vla.critic.losses import pessimistic_head, q_loss, td_target, value_lo
 from deas_vla.critic.networks import EnsembleMLP
 from deas_vla.critic.value_distribution import HLGauss, Scalar, ValueHead, return_bounds
 from deas_vla.errors import UserError
+from deas_vla.files import atomic_path, write_json
 
 WEIGHTS_FILE = "critic.safetensors"
 DESCRIPTION_FILE = "critic.json"
@@ -262,7 +262,6 @@ class DeasCritic(nn.Module):
             metadata: anything JSON can hold; `load` returns it.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         description = {
             "config": asdict(self.config),
             "feature_dim": self.feature_dim,
@@ -272,8 +271,9 @@ class DeasCritic(nn.Module):
         }
         header = {"deas_critic": json.dumps(description)}
         tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
-        _write(folder / WEIGHTS_FILE, safetensors.torch.save(tensors, metadata=header))
-        _write(folder / DESCRIPTION_FILE, (json.dumps(description, indent=2) + "\n").encode())
+        with atomic_path(folder / WEIGHTS_FILE) as temporary:
+            safetensors.torch.save_file(tensors, temporary, metadata=header)
+        write_json(folder / DESCRIPTION_FILE, description)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> tuple["DeasCritic", dict]:
@@ -322,19 +322,6 @@ class DeasCritic(nn.Module):
                 f"(B, N, {self.config.horizon}, {self.action_dim})"
             )
         return chunks.flatten(2)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Replaces a file as one step: a reader sees the old content or the new, also after a power cut."""
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _parse(text: str | None, path: Path) -> tuple[dict, dict]:

@@ -1,7 +1,7 @@
 """Off-screen pictures of a MuJoCo scene: fast ones for policies, good ones for people.
 
-A fast picture draws collision geometry only, without shadows, reflections or multisampling: 0.7 ms at 64 pixels where
-robosuite's default takes 60 ms. Rendering is in software with OSMesa where its library is there, so that the same
+A fast picture draws collision geometry only, without shadows, reflections or multisampling, which is where
+robosuite's default spends its time. Rendering is in software with OSMesa where its library is there, so that the same
 scene gives the same pixels on every machine; ``MUJOCO_GL=egl`` asks for EGL instead.
 """
 

@@ -1,4 +1,4 @@
-"""robosuite's tasks with RoboCasa's robot under RoboCasa's contract, at several times robosuite's own speed.
+"""robosuite's tasks with RoboCasa's robot under RoboCasa's contract, in a lean loop.
 
 robosuite builds the scene and says what success is. Everything between is ours: the control law is compiled
 (`mobile_control.py`), nothing is observed at every physics step, and images are drawn only where asked. The physics

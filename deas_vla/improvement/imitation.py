@@ -32,8 +32,7 @@ class FlowImitation(nn.Module):
         self, observation: Observation, chunks: Tensor, noise: Tensor, time: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean loss of (B, H, A) normalised chunks under (B, K, H, A) noise at (B, K) flow times."""
-        context = self.policy.encode(observation)
-        return self.policy.loss(context, chunks, noise, time).mean(), {}
+        return self.policy(observation, chunks, noise, time).mean(), {}
 
 
 class ImitationBatches:

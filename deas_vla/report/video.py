@@ -1,6 +1,5 @@
 """A video of rollouts with the critic's value drawn over the picture."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -9,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from deas_vla.errors import require
+from deas_vla.files import atomic_path
 
 STRIP = 132  # height of the value strip, pixels
 HEADER = 30
@@ -73,21 +73,17 @@ def write_video(path: str | Path, panels: list[Panel], rate_hz: float, *, hold_s
     sizes = {np.shape(frame) for panel in panels for frame in panel.frames}
     if len(sizes) != 1 or not all(len(panel.frames) for panel in panels):
         raise ValueError(f"video panels need pictures of one size, got {sorted(sizes)}")
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.tmp.mp4")
-    try:
-        with av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container:
-            # One thread: the same pictures give the same bytes on every machine.
-            stream = container.add_stream("libx264", rate=Fraction(rate_hz).limit_denominator(1000))
-            stream.pix_fmt, stream.options = "yuv420p", {"crf": "23", "preset": "medium", "threads": "1"}
-            for picture in compose(panels, rate_hz, hold_seconds):
-                stream.height, stream.width = picture.shape[:2]
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with (
+        atomic_path(Path(path)) as temporary,
+        av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
+    ):
+        # One thread: the same pictures give the same bytes on every machine.
+        stream = container.add_stream("libx264", rate=Fraction(rate_hz).limit_denominator(1000))
+        stream.pix_fmt, stream.options = "yuv420p", {"crf": "23", "preset": "medium", "threads": "1"}
+        for picture in compose(panels, rate_hz, hold_seconds):
+            stream.height, stream.width = picture.shape[:2]
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
 
 
 def compose(panels: list[Panel], rate_hz: float, hold_seconds: float = 0.0):

@@ -2,9 +2,9 @@
 
 import json
 import math
-import os
 from pathlib import Path
 
+from deas_vla.files import atomic_path
 from deas_vla.report.data import ReportData
 from deas_vla.report.page import render_page
 from deas_vla.report.summary import summarize
@@ -27,9 +27,9 @@ def write_report(folder: str | Path, data: ReportData) -> dict:
     summary = _finite(summarize(data))
     text = json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     page = render_page(data, summary)
-    folder.mkdir(parents=True, exist_ok=True)
-    _replace(folder / "report.html", page)
-    _replace(folder / "report.json", text)
+    for name, content in (("report.html", page), ("report.json", text)):
+        with atomic_path(folder / name) as temporary:
+            temporary.write_text(content, encoding="utf-8")
     return summary
 
 
@@ -39,12 +39,3 @@ def _finite(value):
     if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _replace(path: Path, text: str) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
