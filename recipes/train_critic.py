@@ -5,8 +5,8 @@
         --policy=outputs/lift/policy --output=outputs/lift/critic
 
 Needs the extras `groot` and `lerobot`. 2.7 GB a process on the demo's data; the features of a frame
-take 128 numbers, so a million frames fit into 0.5 GB. The policy's backbone stays as it is: the critic belongs to this backbone and is
-refused by policies with another.
+take 128 numbers, so a million frames fit into 0.5 GB. The policy's backbone stays as it is: the critic belongs
+to this backbone and is refused by policies with another.
 """
 
 from dataclasses import dataclass, field
