@@ -88,20 +88,30 @@ def _alone(accelerator: Accelerator, folder: Path) -> Iterator[None]:
         accelerator.wait_for_everyone()
         yield
         return
+    with sole_process(folder, accelerator.print):
+        accelerator.wait_for_everyone()
+        yield
+
+
+@contextmanager
+def sole_process(folder: Path, tell: Callable[[str], None] = print) -> Iterator[None]:
+    """Holds a file lock on a folder (its parent is made) for the block; waits while another process holds it.
+
+    Args:
+        folder: what only one process may write at a time.
+        tell: gets one line when there is somebody to wait for.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
     with (folder.parent / f".{folder.name}.lock").open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             lock.seek(0)
-            accelerator.print(
-                f"{folder.name}: process {lock.read() or '?'} is working on it; waiting for it to end"
-            )
+            tell(f"{folder.name}: process {lock.read() or '?'} is working on it; waiting for it to end")
             fcntl.flock(lock, fcntl.LOCK_EX)
         lock.truncate(0)
         lock.write(str(os.getpid()))
         lock.flush()
-        accelerator.wait_for_everyone()
         yield
 
 

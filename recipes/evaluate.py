@@ -26,7 +26,7 @@ from deas_vla.report.run import write_run_report
 from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
 from deas_vla.rollouts.film import film
 from deas_vla.rollouts.oracle import play_oracle
-from deas_vla.stage import run_stage
+from deas_vla.stage import run_stage, sole_process
 from deas_vla.training import make_accelerator
 
 
@@ -146,7 +146,8 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
     settings = to_json(config) | dict.fromkeys((*paths, "output"))
     run_stage(accelerator, Path(config.output), settings, inputs, work)
     if accelerator.is_main_process:
-        write_run_report(Path(config.output), ["accelerate", "launch", *sys.argv])
+        with sole_process(Path(config.output).parent / "report"):
+            write_run_report(Path(config.output), ["accelerate", "launch", *sys.argv])
 
 
 def main(config: EvaluateConfig) -> None:

@@ -5,8 +5,10 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 from packaging.requirements import Requirement
@@ -166,3 +168,44 @@ def test_an_error_of_all_processes_is_told_once_and_repeated_by_the_launcher(tmp
     assert "recipe.py" not in "".join(
         line for line in done.stderr.splitlines() if line.lstrip().startswith("File ")
     )
+
+
+ORPHANED = """
+import os, sys, time
+from dataclasses import dataclass
+from deas_vla.launch import run_recipe
+
+@dataclass
+class Config:
+    folder: str = ""
+
+def main(config):
+    open(os.path.join(config.folder, str(os.getpid())), "w").close()
+    time.sleep(300)
+
+run_recipe(main, Config)
+"""
+
+
+@pytest.mark.slow
+def test_processes_end_when_their_launcher_is_killed(tmp_path):
+    script, folder = tmp_path / "recipe.py", tmp_path / "pids"
+    script.write_text(ORPHANED)
+    folder.mkdir()
+    command = [sys.executable, "-m", "accelerate.commands.launch", "--config_file"]
+    command += [str(ROOT / "accelerate_configs" / "cpu.yaml"), str(script), f"--folder={folder}"]
+    launcher = subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        wait_until(lambda: len(list(folder.iterdir())) == 2, 120)
+    finally:
+        launcher.kill()
+        launcher.wait()
+    pids = [int(path.name) for path in folder.iterdir()]
+    wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids), 30)
+
+
+def wait_until(condition, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not come to pass"
+        time.sleep(0.05)
