@@ -146,13 +146,24 @@ def parts(found: list[Package], gl: dict[str, bool]) -> list[Part]:
         part("recipes/collect_rollouts.py", "sim", "lerobot", "groot", "train", draws=True),
         part("recipes/train_critic.py", "lerobot", "groot", "train"),
         part("recipes/evaluate.py", "sim", "groot", "train", "report", draws=True),
+        part("recipes/make_ogbench_data.py", "ogbench", "train"),
+        part("recipes/ogbench.py", "ogbench", "train"),
         part("the critic alone, in other programs"),
         part("reading LeRobot data sets with videos", "lerobot", more=ffmpeg),
         part("simulator robosuite", "sim", draws=True),
         part("simulator robocasa", "sim", draws=True, more=_robocasa_needs()),
         part("accelerate_configs/deepspeed_zero2.yaml", "deepspeed", more=compiler),
         part(
-            "tests: make test", "sim", "lerobot", "groot", "train", "report", "dev", draws=True, more=ffmpeg
+            "tests: make test",
+            "sim",
+            "lerobot",
+            "groot",
+            "ogbench",
+            "train",
+            "report",
+            "dev",
+            draws=True,
+            more=ffmpeg,
         ),
     ]
 

@@ -56,7 +56,7 @@ def run_stage(
             _require_same(folder, json.loads((folder / DONE).read_text()), description, mark)
             accelerator.print(f"{folder.name}: done before, skipped")
             return
-        began = time.perf_counter()
+        began, cpu_began = time.perf_counter(), time.process_time()
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / SETTINGS).is_file():
@@ -70,7 +70,11 @@ def run_stage(
                 work(folder)
             accelerator.wait_for_everyone()
         if accelerator.is_main_process:
-            facts = {"seconds": round(time.perf_counter() - began, 1), "peak_memory_bytes": memory.peak}
+            facts = {
+                "seconds": round(time.perf_counter() - began, 1),
+                "cpu_seconds": round(time.process_time() - cpu_began, 1),
+                "peak_memory_bytes": memory.peak,
+            }
             write_json(folder / DONE, {"fingerprint": mark, **description, **facts})
             peak = memory.peak / 2**30
             accelerator.print(f"{folder.name}: {facts['seconds']:.0f} s, peak memory {peak:.1f} GiB")
@@ -119,8 +123,8 @@ def stage_report(folder: Path) -> dict:
     """What `run_stage` noted of a finished stage.
 
     Returns:
-        ``fingerprint``, ``settings``, ``inputs`` (their fingerprints), ``sources`` (their folders), ``seconds`` and
-        ``peak_memory_bytes``.
+        ``fingerprint``, ``settings``, ``inputs`` (their fingerprints), ``sources`` (their folders), ``seconds``,
+        ``cpu_seconds`` of the main process alone, and ``peak_memory_bytes``.
     """
     return _done(folder)
 

@@ -116,6 +116,7 @@ def train(
     name: str,
     seed: int,
     after_step: Callable[[], None] | None = None,
+    milestone: Callable[[int], None] | None = None,
 ) -> None:
     """Trains a module in place.
 
@@ -128,10 +129,13 @@ def train(
         name: what the progress bar and TensorBoard call it.
         seed: seeds dropout, anew at every step and on every process.
         after_step: called after every optimiser step (target networks).
+        milestone: called after that with the number of steps done; must not draw random numbers. A resumed run calls
+            it again for the steps that it does again.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
+    # Fused: one pass over the weights and their moments, where the default takes a dozen.
     optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, foreach=True
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # DeepSpeed asks for the micro-batch where it would otherwise read it off a data loader.
@@ -142,13 +146,16 @@ def train(
     start = checkpoint.load()
     log = MetricLog(accelerator, folder, name, start)
 
+    # To seed the generators of all kinds of devices takes 0.1 ms, as much as drawing a small batch.
+    on_cpu = accelerator.device.type == "cpu"
+    seed_dropout = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
     wrapped.train()
     bar = tqdm(
         total=config.steps, initial=start, desc=name, unit="step", mininterval=1, dynamic_ncols=True,
         disable=not accelerator.is_local_main_process,
     )  # fmt: skip
     for step in range(start, config.steps):
-        torch.manual_seed(step_generator(seed, step, 1 + accelerator.process_index).initial_seed())
+        seed_dropout(step_generator(seed, step, 1 + accelerator.process_index).initial_seed())
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step)
         loss, metrics = wrapped(*batch_at(step))
@@ -158,6 +165,8 @@ def train(
         optimizer.zero_grad()
         if after_step is not None:
             after_step()
+        if milestone is not None:
+            milestone(step + 1)
 
         last = step + 1 == config.steps
         # A number under DeepSpeed, which also clips by itself (gradient_clipping in its configuration).

@@ -23,6 +23,7 @@ FLOORS = {
     "deas_vla.policies": 2,
     "deas_vla.training": 3,
     "deas_vla.stage": 3,
+    "deas_vla.agents": 3,
     "deas_vla.improvement": 3,
     "deas_vla.envs": 3,
     "deas_vla.rollouts": 4,
@@ -40,6 +41,8 @@ HEAVY = [
     "deepspeed",
     "robosuite",
     "mujoco",
+    "ogbench",
+    "gymnasium",
     "matplotlib",
     "datasets",
 ]
@@ -148,7 +151,9 @@ def calls_that_run_code(tree: ast.AST) -> list[str]:
             given = {keyword.arg: ast.unparse(keyword.value) for keyword in node.keywords}
             if name == "torch.load" and given.get("weights_only") != "True":
                 found.append(f"line {node.lineno}: torch.load without weights_only=True")
-            elif name in ("np.load", "numpy.load", "yaml.load", "pd.read_pickle", "torch.jit.load"):
+            elif name in ("np.load", "numpy.load") and given.get("allow_pickle") != "False":
+                found.append(f"line {node.lineno}: {name} without allow_pickle=False")
+            elif name in ("yaml.load", "pd.read_pickle", "torch.jit.load"):
                 found.append(f"line {node.lineno}: {name}")
             if given.get("allow_pickle", "False") != "False":
                 found.append(f"line {node.lineno}: allow_pickle")
@@ -164,6 +169,7 @@ def calls_that_run_code(tree: ast.AST) -> list[str]:
         ("torch.load(f, weights_only=False)", 1),
         ("torch.load(f, weights_only=True)", 0),
         ("np.load(f)", 1),
+        ("np.load(f, allow_pickle=False)", 0),
         ("np.savez(f, allow_pickle=True)", 1),
         ("safetensors.torch.load_file(f); json.load(f); yaml.safe_load(f)", 0),
     ],

@@ -7,7 +7,8 @@ import pytest
 
 from deas_vla.launch import run_recipe
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "recipes"))
+# Last: a recipe may have the name of a library.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
 
 import collect_demos
 import collect_rollouts
