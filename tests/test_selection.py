@@ -1,0 +1,288 @@
+"""Choosing among candidates: what every rule keeps, its limits, and that the robust ones do not lose with N."""
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from deas_vla.errors import UserError
+from deas_vla.improvement.best_of_n import NoiseKey
+from deas_vla.improvement.selection import (
+    RULES,
+    WITHOUT_CRITIC,
+    SelectionConfig,
+    best_of_weights,
+    consensus,
+    denoised,
+    dense,
+    lower_bound,
+    quantile,
+    select,
+    smoothed,
+    softmax,
+    squared_distances,
+)
+
+pytestmark = pytest.mark.unit
+
+CONFIG = SelectionConfig()
+BY_SCORE = [name for name in RULES if name not in WITHOUT_CRITIC]
+DETERMINISTIC = [name for name in BY_SCORE if name != "softmax"]
+ROBUST = ["quantile", "smoothed", "denoised", "consensus"]
+seeds = st.integers(0, 10_000)
+# Each of these runs once a rule.
+few = settings(max_examples=15)
+
+
+def decision(
+    seed: int, count: int, batch: int = 3, networks: int = 3
+) -> tuple[Tensor, Tensor, list[NoiseKey]]:
+    """Opinions, chunks and keys; the columns of the chunks have units of very different size."""
+    generator = torch.Generator().manual_seed(seed)
+    opinions = torch.randn(networks, batch, count, generator=generator)
+    chunks = torch.randn(batch, count, 4, 3, generator=generator) * torch.tensor([1.0, 0.01, 30.0])
+    return opinions, chunks, [NoiseKey(seed, scene, 0, 0) for scene in range(batch)]
+
+
+def gumbel(batch: int, count: int, seed: int = 0) -> Tensor:
+    return torch.from_numpy(np.random.default_rng(seed).gumbel(size=(batch, count))).float()
+
+
+# ---- what every rule keeps -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rule_08_one_candidate_is_the_policy(rule):
+    assert select(CONFIG, rule, *decision(0, 1)).tolist() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("rule", DETERMINISTIC)
+@few
+@given(seed=seeds, count=st.integers(2, 40))
+def test_the_order_of_the_candidates_does_not_matter(rule, seed, count):
+    opinions, chunks, keys = decision(seed, count)
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    index = select(CONFIG, rule, opinions[:, :, order], chunks[:, order], keys)
+    assert torch.equal(order[index], select(CONFIG, rule, opinions, chunks, keys))
+
+
+@pytest.mark.parametrize("rule", RULES)
+@few
+@given(seed=seeds, count=st.integers(1, 20))
+def test_a_decision_does_not_depend_on_the_others(rule, seed, count):
+    opinions, chunks, keys = decision(seed, count)
+    alone = [select(CONFIG, rule, opinions[:, [b]], chunks[[b]], [keys[b]]) for b in range(3)]
+    assert torch.equal(torch.cat(alone), select(CONFIG, rule, opinions, chunks, keys))
+
+
+@pytest.mark.parametrize("rule", BY_SCORE)
+@few
+@given(seed=seeds, shift=st.floats(-100, 100), scale=st.floats(0.1, 100))
+def test_the_scale_of_values_does_not_matter(rule, seed, shift, scale):
+    opinions, chunks, keys = decision(seed, 16)
+    opinions = opinions.double()
+    index = select(CONFIG, rule, opinions, chunks, keys)
+    assert torch.equal(select(CONFIG, rule, scale * opinions + shift, chunks, keys), index)
+
+
+@pytest.mark.parametrize("rule", DETERMINISTIC)
+@few
+@given(seed=seeds, unit=st.floats(0.01, 100))
+def test_the_units_of_actions_do_not_matter(rule, seed, unit):
+    opinions, chunks, keys = decision(seed, 16)
+    units = torch.tensor([1.0, unit, 1 / unit])
+    moved = chunks.double() * units + torch.tensor([0.0, 3 * unit, -unit])
+    assert torch.equal(
+        select(CONFIG, rule, opinions, moved, keys), select(CONFIG, rule, opinions, chunks.double(), keys)
+    )
+
+
+@pytest.mark.parametrize("rule", BY_SCORE)
+def test_candidates_that_are_all_the_same_are_no_problem(rule):
+    opinions, chunks, keys = torch.full((2, 3, 8), -4.0), torch.ones(3, 8, 4, 3), decision(0, 8)[2]
+    assert ((index := select(CONFIG, rule, opinions, chunks, keys)) >= 0).all() and (index < 8).all()
+    # A column that does not move says nothing; those that do still count.
+    chunks[:, :, :, 0] = torch.arange(8.0)[None, :, None]
+    assert squared_distances(chunks).isfinite().all()
+
+
+# ---- what a rule is --------------------------------------------------------------------------------------------
+
+
+@given(seed=seeds)
+def test_limits_are_the_best_candidate(seed):
+    opinions, chunks, keys = decision(seed, 24)
+    best = select(CONFIG, "best", opinions, chunks, keys)
+    scores = opinions.amin(0)
+    assert torch.equal(scores.gather(1, best[:, None])[:, 0], scores.amax(1))
+    assert torch.equal(softmax(scores, gumbel(3, 24), 0.0), best)
+    assert torch.equal(dense(scores, chunks, 0.3, weight=0.0), best)
+    assert torch.equal(denoised(scores, chunks, 0.3, error=0.0), best)
+    for narrow in (dense(scores, chunks, 0.02, 1.0), smoothed(scores, chunks, 0.02)):
+        assert torch.equal(narrow, best)
+    assert torch.equal(denoised(scores, chunks, 0.02, 1.0), best)
+    assert torch.equal(consensus(scores, chunks, 0.02, as_best_of=8), best)
+    assert torch.equal(quantile(scores, as_best_of=24), best)
+    assert torch.equal(consensus(scores, chunks, 0.3, as_best_of=24), best)
+
+
+@given(seed=seeds, count=st.integers(1, 8))
+def test_as_best_of_m_is_best_up_to_m(seed, count):
+    opinions, chunks, keys = decision(seed, count)
+    for rule in ("quantile", "consensus"):
+        config = replace(CONFIG, as_best_of=8)
+        assert torch.equal(
+            select(config, rule, opinions, chunks, keys), select(config, "best", opinions, chunks, keys)
+        )
+
+
+@given(seed=seeds)
+def test_two_networks_one_deviation_apart_are_their_minimum(seed):
+    opinions = decision(seed, 16, networks=2)[0].double()
+    assert torch.equal(lower_bound(opinions, 1.0), opinions.amin(0).argmax(1))
+    assert torch.equal(lower_bound(opinions, 0.0), opinions.mean(0).argmax(1))
+    assert torch.equal(lower_bound(opinions[:1], 3.0), opinions[0].argmax(1))
+
+
+@given(seed=seeds)
+def test_a_wide_kernel_follows_the_covariance_of_chunk_and_score(seed):
+    opinions, chunks, _ = decision(seed, 16)
+    scores, chunks = opinions.amin(0).double(), chunks.double()
+    centred = chunks - chunks.mean(1, keepdim=True)
+    points = (centred / centred.square().mean((1, 2), keepdim=True).sqrt()).flatten(2)
+    covariance = torch.einsum("bn,bnd->bd", scores - scores.mean(1, keepdim=True), points)
+    expected = torch.einsum("bnd,bd->bn", points, covariance).argmax(1)
+    assert torch.equal(smoothed(scores, chunks, bandwidth=300.0), expected)
+
+
+@given(seed=seeds, m=st.integers(1, 16))
+def test_a_wide_kernel_takes_the_chunk_nearest_to_the_mean_winner(seed, m):
+    opinions, chunks, _ = decision(seed, 16)
+    scores, chunks = opinions.amin(0).double(), chunks.double()
+    centred = chunks - chunks.mean(1, keepdim=True)
+    points = (centred / centred.square().mean((1, 2), keepdim=True).sqrt()).flatten(2)
+    mean = torch.einsum("bn,bnd->bd", best_of_weights(scores, m), points)
+    expected = (points - mean[:, None]).square().sum(2).argmin(1)
+    assert torch.equal(consensus(scores, chunks, bandwidth=300.0, as_best_of=m), expected)
+
+
+@given(count=st.integers(1, 30), m=st.integers(1, 30))
+def test_votes_are_the_odds_of_being_the_best_of_m(count, m):
+    m = min(m, count)
+    weights = best_of_weights(torch.arange(count, dtype=torch.float64)[None], m)[0]
+    # In ascending order: with r candidates below it, one wins C(r, m − 1) of the C(N, m) draws.
+    expected = [math.comb(r, m - 1) / math.comb(count, m) for r in range(count)]
+    assert weights.tolist() == pytest.approx(expected)
+
+
+def test_the_expected_quantile_does_not_move_with_n():
+    """Scores uniform in [0, 1]: the score chosen is the quantile reached. Best goes to 1, quantile stays at 8/9."""
+    scores = torch.rand(4000, 128, generator=torch.Generator().manual_seed(0))
+    for count in (8, 16, 32, 128):
+        some = scores[:, :count]
+        reached = some.gather(1, quantile(some, 8)[:, None]).mean()
+        assert reached == pytest.approx(8 / 9, abs=0.02)
+    assert scores.amax(1).mean() > 0.98
+
+
+def test_softmax_draws_from_its_law_and_repeats_itself():
+    scores = torch.tensor([[0.0, 1.0, 2.0, 4.0]]).expand(6000, 4)
+    chunks = torch.zeros(6000, 4, 1, 1)
+    keys = [NoiseKey(0, scene, draw, d) for scene in range(100) for draw in range(3) for d in range(20)]
+    config = replace(CONFIG, temperature=0.7)
+    picks = select(config, "softmax", scores[None], chunks, keys)
+    assert torch.equal(picks, select(config, "softmax", scores[None], chunks, keys))
+    expected = torch.softmax(scores[0] / (0.7 * scores[0].std(correction=0)), 0)
+    shares = torch.bincount(picks, minlength=4) / 6000
+    assert (shares - expected).abs().max() < 4 * 0.5 / math.sqrt(6000)
+
+
+def test_a_chunk_that_only_one_noise_makes_is_suspicious():
+    """Twenty chunks around 0 with scores around 1, and one far away that the critic likes a little better."""
+    generator = torch.Generator().manual_seed(0)
+    chunks = torch.cat(
+        [0.1 * torch.randn(1, 20, 4, 3, generator=generator), torch.full((1, 1, 4, 3), 2.0)], 1
+    )
+    scores = torch.cat([1 + 0.1 * torch.randn(1, 20, generator=generator), torch.full((1, 1), 1.5)], 1)
+    assert scores.argmax(1).item() == 20
+    assert dense(scores, chunks, 0.3, 2.0).item() != 20
+    assert consensus(scores, chunks, 0.3, 8).item() != 20
+
+
+# ---- over-optimisation -----------------------------------------------------------------------------------------
+
+
+def chosen_value(rule: str, count: int, error: float, decisions: int = 300) -> float:
+    """Mean true value of the chunk a rule plays where the critic is wrong about single chunks.
+
+    The true value of a chunk falls with its distance from a goal of its own for each decision. The critic sees it
+    with an error that is independent for every candidate and has heavy tails (Student's t with 2 degrees of freedom).
+    """
+    generator = torch.Generator().manual_seed(7)
+    chunks = torch.randn(decisions, 128, 2, 1, generator=generator)
+    goal = torch.randn(decisions, 1, 2, 1, generator=generator)
+    value = -(chunks - goal).square().sum((2, 3))
+    normal = torch.randn(decisions, 128, generator=generator)
+    chi = torch.randn(decisions, 128, 2, generator=generator).square().sum(2) / 2
+    scores = value + error * normal / chi.sqrt()
+    config = SelectionConfig(bandwidth=0.3)
+    keys = [NoiseKey(0, scene, 0, 0) for scene in range(decisions)]
+    index = select(config, rule, scores[None, :, :count], chunks[:, :count], keys)
+    return value.gather(1, index[:, None]).mean().item()
+
+
+def test_best_loses_with_n_where_errors_have_heavy_tails():
+    assert chosen_value("best", 128, error=1.0) < chosen_value("best", 8, error=1.0) - 0.2
+
+
+@pytest.mark.parametrize("rule", ROBUST)
+def test_robust_rules_do_not_lose_with_n(rule):
+    values = [chosen_value(rule, count, error=1.0) for count in (1, 8, 32, 128)]
+    assert values[1] > values[0] + 0.3
+    assert values[2] > values[1] - 0.05 and values[3] > values[1] - 0.05
+    assert values[3] > chosen_value("best", 128, error=1.0) + 0.3
+
+
+@pytest.mark.parametrize("rule", ["best", *ROBUST])
+def test_a_perfect_critic_makes_every_rule_gain(rule):
+    assert chosen_value(rule, 128, error=0.0) > chosen_value(rule, 1, error=0.0) + 1
+
+
+# ---- bad input -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("rule", "bset"),
+        ("pessimism", -1.0),
+        ("temperature", -0.1),
+        ("as_best_of", 0),
+        ("density_weight", -1.0),
+        ("bandwidth", 0.0),
+        ("error", -1.0),
+    ],
+)
+def test_numbers_out_of_range_are_refused(field, value):
+    with pytest.raises(UserError, match=rf"selection\.{field}="):
+        SelectionConfig(**{field: value})
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_rule_says_when_it_needs_a_critic(rule):
+    _, chunks, keys = decision(0, 4)
+    if rule in WITHOUT_CRITIC:
+        assert (select(CONFIG, rule, None, chunks, keys) < 4).all()
+    else:
+        with pytest.raises(UserError, match="needs a critic"):
+            select(CONFIG, rule, None, chunks, keys)
+
+
+def test_an_unknown_rule_is_refused():
+    with pytest.raises(UserError, match="choose first, random, best"):
+        select(CONFIG, "greedy", *decision(0, 4))
