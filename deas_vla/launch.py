@@ -17,8 +17,8 @@ from deas_vla.files import WRITING
 # How long a process other than the first waits before it reports an error: in most cases the first one has met the
 # same error, reports it and ends, and the launcher then ends the others. Only an error of this process alone is told.
 OTHER_RANKS_WAIT_S = 5.0
-# How often a process looks whether its launcher is still there.
-LAUNCHER_POLL_S = 0.5
+# How often a process looks whether its parent is still there.
+PARENT_POLL_S = 0.5
 
 
 def run_recipe[T](
@@ -35,7 +35,8 @@ def run_recipe[T](
         config_class: its dataclass, see `deas_vla.config.parse`.
         argv: the arguments; None: those of this process.
     """
-    _end_with_launcher()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        end_with_parent()
     rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
     try:
         if rank == 0 or not {"--help", "-h"} & set(sys.argv[1:] if argv is None else argv):
@@ -56,19 +57,17 @@ def run_recipe[T](
     sys.exit(0)
 
 
-def _end_with_launcher() -> None:
-    """Ends this process when the launcher that started it is gone, even by SIGKILL.
+def end_with_parent() -> None:
+    """Ends this process when the one that started it is gone, even by SIGKILL.
 
-    torchrun gives each process a session of its own: a signal to the launcher's group does not reach them, and they
-    would work on, unseen, beside the run that is started next.
+    torchrun, for one, gives each process a session of its own: a signal to the launcher's group does not reach them,
+    and they would work on, unseen, beside the run that is started next.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
-        return
-    launcher = os.getppid()
+    parent = os.getppid()
 
     def watch() -> None:
-        while os.getppid() == launcher:
-            time.sleep(LAUNCHER_POLL_S)
+        while os.getppid() == parent:
+            time.sleep(PARENT_POLL_S)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from deas_vla.config import parse
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
-from deas_vla.launch import run_recipe
+from deas_vla.launch import end_with_parent, run_recipe
 from deas_vla.report.machine import machine_facts
 
 # Runs by suite and name; each is flags of recipes/ogbench.py. Nothing here was chosen on the scenes or seeds of the
@@ -107,7 +107,7 @@ def main(config: OGBenchSuiteConfig) -> None:
     context = multiprocessing.get_context("spawn")
     failed = []
     with (
-        context.Pool(config.workers, _one_thread) as pool,
+        context.Pool(config.workers, _start_worker) as pool,
         tqdm(total=len(jobs), unit="run", smoothing=0.1, dynamic_ncols=True) as bar,
     ):
         for name, error in pool.imap_unordered(_run, [(job, str(logs)) for job in jobs]):
@@ -120,7 +120,8 @@ def main(config: OGBenchSuiteConfig) -> None:
         raise UserError(f"{len(failed)} of {len(jobs)} runs failed (see {logs}); run the same command again")
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
+    end_with_parent()
     os.environ["OMP_NUM_THREADS"] = "1"
     import torch
 

@@ -111,8 +111,8 @@ class MovesRight:
     def __init__(self):
         self.config = replace(CriticConfig(), horizon=HORIZON)
 
-    def score(self, features, state, chunks):
-        return chunks[..., 0].sum(-1)
+    def q_values(self, features, state, chunks):
+        return chunks[..., 0].sum(-1).unsqueeze(0)
 
     def value(self, features, state):
         return state[:, 0]

@@ -1,9 +1,7 @@
 """Best-of-N (DEAS, policy extraction): the policy proposes N chunks, the critic scores them, one is played."""
 
 from dataclasses import dataclass
-from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,9 +9,8 @@ from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.features import CriticInputs
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
+from deas_vla.improvement.selection import WITHOUT_CRITIC, RuleName, SelectionConfig, select
 from deas_vla.policies.policy import ChunkPolicy, candidate_noise
-
-Rule = Literal["first", "best", "worst", "random"]
 
 
 @dataclass(frozen=True)
@@ -54,10 +51,12 @@ class BestOfN:
     Args:
         policy: proposes the candidates.
         num_candidates: N. Candidates are nested: the first n of N are those of a smaller n.
-        rule: ``first`` is the policy alone; ``best`` and ``worst`` go by the critic's score; ``random`` draws one
-            of the N, the control that shows what choosing without knowing is worth.
+        rule: how one of the N is chosen, see `deas_vla.improvement.selection`. ``first`` is the policy alone;
+            ``best`` and ``worst`` go by the critic's score; ``random`` draws one of the N, the control that shows
+            what choosing without knowing is worth.
         critic: scores chunks; without it only ``first`` and ``random`` work, and no values are reported.
         inputs: turns observations and chunks into the critic's inputs: the same object as in its training.
+        selection: the numbers of the rules; None: the defaults.
 
     Raises:
         UserError: if the rule needs a critic that is not there, or the critic was trained on the features of
@@ -68,19 +67,20 @@ class BestOfN:
         self,
         policy: ChunkPolicy,
         num_candidates: int = 1,
-        rule: Rule = "first",
+        rule: RuleName = "first",
         critic: DeasCritic | None = None,
         inputs: CriticInputs | None = None,
+        selection: SelectionConfig | None = None,
     ):
         if num_candidates < 1:
             raise UserError(f"best-of-N needs at least one candidate, got {num_candidates}")
-        if critic is None and rule in ("best", "worst"):
+        if critic is None and rule not in WITHOUT_CRITIC:
             raise UserError(f"the rule '{rule}' needs a critic; train one with recipes/train_critic.py")
         if critic is not None:
             require_same_encoder(policy, inputs)
             require_same_horizon(policy, critic.config.horizon)
         self.policy, self.num_candidates, self.rule = policy, num_candidates, rule
-        self.critic, self.inputs = critic, inputs
+        self.critic, self.inputs, self.selection = critic, inputs, selection or SelectionConfig()
 
     @torch.inference_mode()
     def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice:
@@ -89,33 +89,17 @@ class BestOfN:
         device = context.tokens.device
         noise = torch.stack([self._noise(key) for key in keys]).to(device)
         candidates = self.policy.contract.to_command(self.policy.sample(context, noise))
-        scores = value = None
+        opinions = value = None
         if self.critic is not None:
             features, proprioception = self.inputs.observation(context, observation.state.to(device))
-            scores = self.critic.score(features, proprioception, self.inputs.chunks(candidates))
+            opinions = self.critic.q_values(features, proprioception, self.inputs.chunks(candidates))
             value = self.critic.value(features, proprioception)
-        index = self._pick(scores, candidates, keys)
-        return Choice(candidates, index, scores, value)
+        index = select(self.selection, self.rule, opinions, candidates, keys)
+        return Choice(candidates, index, None if opinions is None else opinions.amin(0), value)
 
     def _noise(self, key: NoiseKey) -> Tensor:
         shape = (self.num_candidates, self.policy.horizon, self.policy.contract.action_dim)
         return candidate_noise(key.seed, key.scene, key.draw, key.decision, *shape)
-
-    def _pick(self, scores: Tensor | None, candidates: Tensor, keys: list[NoiseKey]) -> Tensor:
-        batch, count = candidates.shape[:2]
-        match self.rule:
-            case "best":
-                return scores.argmax(1)
-            case "worst":
-                return scores.argmin(1)
-            case "random":
-                # Not from the stream that made the candidates: the pick must not depend on what it picks.
-                picks = [
-                    np.random.default_rng((k.seed, k.scene, k.draw, k.decision, 1)).integers(count)
-                    for k in keys
-                ]
-                return torch.tensor(picks, device=candidates.device)
-        return torch.zeros(batch, dtype=torch.long, device=candidates.device)
 
 
 def require_same_encoder(policy: ChunkPolicy, inputs: CriticInputs) -> None:
