@@ -281,8 +281,7 @@ def evaluate(
         arm = Arm.parse(name)
         player = Player(agent, arm, config.play.selection, mean, scale, facts.action_dim)
         evaluate_arm(
-            envs, player, path, episodes=episodes, seed=config.seed,
-            description={"rule": arm.rule, "num_candidates": arm.num_candidates, "execute": player.execute},
+            envs, player, path, episodes=episodes, seed=config.seed, description=player.description,
             backup=agent.backup, reward_discount=agent.reward_discount,
             bootstrap_discount=agent.bootstrap_discount,
         )  # fmt: skip

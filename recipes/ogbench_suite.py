@@ -41,6 +41,13 @@ SUITES: dict[str, dict[str, list[str]]] = {
         "qc_fql": ["--agent=qc_fql"],
         "fql": ["--agent=fql"],
     },
+    # Plays the agents of main again, by other rules and from more candidates.
+    "selection": {
+        "deas": [
+            "--agent=deas", "--play.curve_points=3",
+            "--play.arms=consensus-32,consensus-128,quantile-128,lower_bound-128,softmax-128,dense-128,smoothed-128",
+        ],
+    },
     "ablations": {
         "deas@H=1": ["--agent=deas", "--deas.critic.horizon=1"],
         "deas@H=2": ["--agent=deas", "--deas.critic.horizon=2"],
@@ -63,7 +70,7 @@ SUITES: dict[str, dict[str, list[str]]] = {
 class OGBenchSuiteConfig:
     """Settings of recipes/ogbench_suite.py."""
 
-    # which runs: main (every agent) or ablations
+    # which runs: main (every agent), selection (rules) or ablations
     suite: str = "main"
     # only these runs of the suite; empty: all
     only: list[str] = field(default_factory=list)

@@ -47,7 +47,7 @@ class SelectionConfig:
     # dense: weight of the log density of a chunk among the candidates, against its score in standard deviations
     density_weight: float = 1.0
     # dense, smoothed, denoised and consensus: width of the kernel over chunks, in units of the candidates' distance
-    bandwidth: float = 0.3
+    bandwidth: float = 0.6
     # denoised: variance of the critic's error that is peculiar to one chunk, against what nearby chunks share
     error: float = 1.0
 
@@ -250,6 +250,16 @@ def _softmax(config: SelectionConfig, opinions: Tensor, chunks: Tensor, keys) ->
 
 Rule = Callable[[SelectionConfig, Tensor | None, Tensor, "Sequence[NoiseKey]"], Tensor]
 WITHOUT_CRITIC = ("first", "random")
+# The numbers of `SelectionConfig` that a rule heeds; a rule that is not here heeds none.
+NUMBERS = {
+    "lower_bound": ("pessimism",),
+    "softmax": ("temperature",),
+    "quantile": ("as_best_of",),
+    "dense": ("bandwidth", "density_weight"),
+    "smoothed": ("bandwidth",),
+    "denoised": ("bandwidth", "error"),
+    "consensus": ("bandwidth", "as_best_of"),
+}
 RULES: dict[str, Rule] = {
     "first": _first,
     "random": _random,

@@ -9,7 +9,7 @@ from torch import Tensor
 from deas_vla.agents.agent import Agent
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import NoiseKey
-from deas_vla.improvement.selection import SelectionConfig, select
+from deas_vla.improvement.selection import NUMBERS, SelectionConfig, select
 from deas_vla.policies.policy import candidate_noise
 from deas_vla.rollouts.ogbench import Decision
 
@@ -57,6 +57,13 @@ class Player:
             )
         self.agent, self.arm, self.selection, self.mean, self.scale = agent, arm, selection, mean, scale
         self.action_dim, self.execute = action_dim, arm.execute or agent.horizon
+
+    @property
+    def description(self) -> dict:
+        """The arm as JSON values, with the numbers that its rule heeds."""
+        numbers = {name: getattr(self.selection, name) for name in NUMBERS.get(self.arm.rule, ())}
+        arm = {"rule": self.arm.rule, "num_candidates": self.arm.num_candidates, "execute": self.execute}
+        return arm | numbers
 
     @torch.inference_mode()
     def __call__(self, observations: Tensor, keys: list[NoiseKey]) -> Decision:
