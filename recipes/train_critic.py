@@ -185,6 +185,11 @@ def main(config: TrainCriticConfig) -> None:
             f"rewards lie in {limits} but the critic's support is made for "
             f"({config.critic.reward_min}, {config.critic.reward_max}); set --critic.reward_min and reward_max"
         )
+    if config.critic.backup != config.critic.horizon:
+        raise UserError(
+            f"critic.backup_horizon={config.critic.backup_horizon}: options of recorded episodes end with their chunk; "
+            "leave it at 0, or choose another --critic.horizon"
+        )
     train_critic(make_accelerator(), config)
 
 

@@ -67,7 +67,8 @@ def test_defaults_are_those_of_the_paper():
     [("horizon", 0), ("reward_discount", 0.0), ("reward_discount", 1.1), ("bootstrap_discount", 1.0),
      ("expectile", 1.0), ("expectile", float("nan")), ("head", "softmax"), ("num_bins", 6),
      ("sigma_bins", 0.0), ("num_q", 0), ("polyak", 0.0), ("dropout", 1.0), ("reward_min", 0.0),
-     ("reward_max", float("inf"))],
+     ("reward_max", float("inf")), ("backup_horizon", 15), ("backup_horizon", -1), ("support", [-1.0]),
+     ("support", [0.0, -1.0]), ("support", [-1.0, float("nan")]), ("support", [float("-inf"), 0.0])],
 )  # fmt: skip
 def test_bad_configuration_names_the_flag(field, value):
     with pytest.raises(UserError, match=f"critic.{field}="):
@@ -79,6 +80,25 @@ def test_help_explains_every_field():
     docstring = pytest.importorskip("draccus.wrappers.docstring")
     for field in dataclasses.fields(CriticConfig):
         assert docstring.get_attribute_docstring(CriticConfig, field.name).comment_above, field.name
+
+
+def test_rule_05_support_follows_the_steps_of_the_backup():
+    """The chunk's length decides what Q sees, the backup's what a return can be."""
+    n_step = CriticConfig(horizon=1, backup_horizon=16)
+    assert (n_step.horizon, n_step.backup, CriticConfig().backup) == (1, 16, 16)
+    assert n_step.value_head().low == CriticConfig().value_head().low
+    assert n_step.value_head().low != CriticConfig(horizon=1).value_head().low
+
+
+@pytest.mark.parametrize("head", ["hl_gauss", "scalar"])
+def test_an_explicit_support_replaces_the_derived_one(head, tmp_path):
+    critic = make_critic(head=head, support=[-100.0, 3.0])
+    assert (critic.head.low, critic.head.high) == (-100.0, 3.0)
+    target = torch.tensor([-101.0, -100.0, 3.0, 4.0])
+    assert critic.head.outside(target).tolist() == [True, False, False, True]
+    critic.save(tmp_path)
+    loaded = DeasCritic.load(tmp_path)[0]
+    assert loaded.config == critic.config and loaded.head.low == -100.0
 
 
 # ---- networks --------------------------------------------------------------------------------------------

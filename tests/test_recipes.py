@@ -43,6 +43,11 @@ CONFIGS = {
         (finetune_policy, ["--method=awr"], "bc|filtered_bc|advantage_weighted"),
         (finetune_policy, ["--training.steps=0"], "must be at least 1"),
         (train_critic, ["--critic.expectile=1.5"], "critic.expectile=1.5 must be"),
+        (
+            train_critic,
+            ["--critic.backup_horizon=32"],
+            "critic.backup_horizon=32: options of recorded episodes",
+        ),
         (train_critic, ["--rollouts=", "--demonstrations="], "the critic needs"),
         (
             train_critic,

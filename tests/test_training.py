@@ -137,3 +137,41 @@ def test_sha256_of_a_folder_sees_names_and_contents(tmp_path):
         return sha256_of(folder)
 
     assert len({digest("a", "x"), digest("a", "y"), digest("b", "x")}) == 3
+
+
+def test_a_step_clips_the_gradient_and_is_one_of_adamw(tmp_path):
+    """Against the equations in float64: clipping by the global norm, then AdamW with decoupled decay."""
+    module = nn.Linear(3, 2).requires_grad_()
+    weights = [p.detach().double().clone().requires_grad_() for p in module.parameters()]
+    inputs = [10 * torch.randn(4, 3, generator=step_generator(1, step)) for step in range(6)]
+    config = TrainingConfig(
+        steps=6, batch_size=4, learning_rate=0.1, weight_decay=0.5, cosine=False, gradient_clip=1.0
+    )
+
+    class Loss(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = module
+
+        def forward(self, x):
+            loss = self.net(x).square().sum()
+            return loss, {}
+
+    train(Accelerator(cpu=True), Loss(), lambda step: (inputs[step],), config, tmp_path, name="t", seed=0)
+
+    moments = [(torch.zeros_like(p), torch.zeros_like(p)) for p in weights]
+    for step, x in enumerate(inputs, start=1):
+        loss = (x.double() @ weights[0].T + weights[1]).square().sum()
+        gradients = torch.autograd.grad(loss, weights)
+        norm = sum(g.square().sum() for g in gradients).sqrt()
+        assert norm > 1
+        rate = config.learning_rate_at(step - 1)
+        with torch.no_grad():
+            for p, g, (first, second) in zip(weights, gradients, moments, strict=True):
+                g = g / (norm + 1e-6)
+                first.lerp_(g, 0.1)
+                second.lerp_(g.square(), 0.001)
+                p -= rate * 0.5 * p
+                p -= rate * (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
+    for parameter, expected in zip(module.parameters(), weights, strict=True):
+        torch.testing.assert_close(parameter.double(), expected, atol=1e-5, rtol=1e-5)

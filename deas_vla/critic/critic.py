@@ -3,7 +3,7 @@
 import copy
 import json
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from deas_vla.critic.losses import pessimistic_head, q_loss, td_target, value_loss
+from deas_vla.critic.losses import expectile_loss, pessimistic_head, q_loss, td_target
 from deas_vla.critic.networks import EnsembleMLP
 from deas_vla.critic.value_distribution import HLGauss, Scalar, ValueHead, return_bounds
 from deas_vla.errors import UserError
@@ -31,6 +31,8 @@ class CriticConfig:
 
     # H, control steps in a chunk; the policy's chunks must have at least as many
     horizon: int = 16
+    # n, control steps of the return before it bootstraps, at least H; 0: H, the chunk's own length
+    backup_horizon: int = 0
     # γ₁, discount of the rewards inside a chunk, per control step, in (0, 1]
     reward_discount: float = 0.9
     # γ₂, discount of the value after a chunk, per control step, in (0, 1)
@@ -57,14 +59,18 @@ class CriticConfig:
     reward_min: float = -1.0
     # largest reward of one control step, as the critic sees rewards
     reward_max: float = 0.0
+    # lowest and highest return that the networks can predict; empty: they follow from the discounts and rewards
+    support: list[float] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        def check(holds: bool, field: str, rule: str) -> None:
+        def check(holds: bool, name: str, rule: str) -> None:
             if not holds:
-                raise UserError(f"critic.{field}={getattr(self, field)} must be {rule}")
+                raise UserError(f"critic.{name}={getattr(self, name)} must be {rule}")
 
-        for field in ("horizon", "num_q", "hidden_dim", "num_layers"):
-            check(getattr(self, field) >= 1, field, "at least 1")
+        for name in ("horizon", "num_q", "hidden_dim", "num_layers"):
+            check(getattr(self, name) >= 1, name, "at least 1")
+        backup_fits = self.backup_horizon == 0 or self.backup_horizon >= self.horizon
+        check(backup_fits, "backup_horizon", f"0 or at least critic.horizon={self.horizon}")
         check(0 < self.reward_discount <= 1, "reward_discount", "above 0 and at most 1")
         check(0 < self.bootstrap_discount < 1, "bootstrap_discount", "above 0 and below 1")
         check(0 < self.expectile < 1, "expectile", "above 0 and below 1")
@@ -72,18 +78,25 @@ class CriticConfig:
         check(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
         check(self.head in ("hl_gauss", "scalar"), "head", "hl_gauss or scalar")
         check(self.sigma_bins > 0, "sigma_bins", "above 0")
-        for field in ("reward_min", "reward_max"):
-            check(math.isfinite(getattr(self, field)), field, "a finite number")
+        for name in ("reward_min", "reward_max"):
+            check(math.isfinite(getattr(self, name)), name, "a finite number")
         check(self.reward_min < self.reward_max, "reward_min", f"below critic.reward_max={self.reward_max}")
+        ordered = len(self.support) == 2 and -math.inf < self.support[0] < self.support[1] < math.inf
+        check(not self.support or ordered, "support", "empty or two finite numbers, the lower first")
         try:
             self.value_head()
         except ValueError as error:
             raise UserError(f"critic.num_bins={self.num_bins} does not fit: {error}") from error
 
+    @property
+    def backup(self) -> int:
+        """n, control steps of the return before it bootstraps."""
+        return self.backup_horizon or self.horizon
+
     def value_head(self) -> ValueHead:
-        """The head that these discounts, this horizon and this reward range call for (design rule 5)."""
-        low, high = return_bounds(
-            self.horizon, self.reward_discount, self.bootstrap_discount, self.reward_min, self.reward_max
+        """The head that the support, or these discounts, n and this reward range, call for (design rule 5)."""
+        low, high = self.support or return_bounds(
+            self.backup, self.reward_discount, self.bootstrap_discount, self.reward_min, self.reward_max
         )
         if self.head == "scalar":
             return Scalar(low, high)
@@ -98,7 +111,7 @@ class CriticBatch:
         features: (B, F) pooled backbone features of the observation before the option.
         state: (B, S) normalised proprioceptive state of that observation.
         chunk: (B, H, A) normalised commands that were really played.
-        returns: (B,) Σ_{k<m} γ₁ᵏ r_{t+k} over the m ≤ H steps that were played.
+        returns: (B,) Σ_{k<m} γ₁ᵏ r_{t+k} over the m ≤ n steps that were played.
         bootstrap: (B,) γ₂ᵐ (1 − terminated).
         next_features: (B, F) features of the observation after the option; any finite numbers where
             terminated.
@@ -117,7 +130,7 @@ class CriticBatch:
 
     def to(self, device: torch.device | str) -> "CriticBatch":
         """The batch on another device; the copy does not wait where the memory is pinned."""
-        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
         moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if v is not None}
         return CriticBatch(**moved)
 
@@ -181,27 +194,31 @@ class DeasCritic(nn.Module):
         with torch.no_grad():
             next_logits = self.v(self._observation(batch.next_features, batch.next_state))[0]
             target = td_target(batch.returns, batch.bootstrap, self.head.mean(next_logits))
-            target_q_logits = self.target_q(observation, chunks).squeeze(2)
+            followed, target_q = pessimistic_head(self.head, self.target_q(observation, chunks).squeeze(2))
         v_logits = self.v(observation, drop=self.training)[0]
         q_logits = self.q(observation, chunks, drop=self.training).squeeze(2)
 
-        v_losses = value_loss(self.head, v_logits, target_q_logits, self.config.expectile)
+        # `value_loss`, whose parts the metrics share.
+        value = self.head.mean(v_logits.detach())
+        upward = target_q >= value
+        v_losses = expectile_loss(self.head, v_logits, followed, upward, self.config.expectile)
         q_losses = q_loss(self.head, q_logits, target)
         losses = v_losses + q_losses
         loss = (losses if batch.weight is None else losses * batch.weight).mean()
 
         with torch.no_grad():
-            value, q = self.head.mean(v_logits), self.head.mean(q_logits)
+            q = self.head.mean(q_logits)
+            smallest = q.amin(0)
             metrics = {
                 "loss": loss.detach(),
                 "value_loss": v_losses.mean(),
                 "q_loss": q_losses.mean(),
                 "value": value.mean(),
-                "q": q.amin(0).mean(),
-                "advantage": (q.amin(0) - value).mean(),
-                "upward": (pessimistic_head(self.head, target_q_logits)[1] >= value).float().mean(),
+                "q": smallest.mean(),
+                "advantage": (smallest - value).mean(),
+                "upward": upward.float().mean(),
                 "clamped": self.head.outside(target).float().mean(),
-                "disagreement": (q.amax(0) - q.amin(0)).mean(),
+                "disagreement": (q.amax(0) - smallest).mean(),
             }
         return loss, metrics
 
@@ -212,12 +229,13 @@ class DeasCritic(nn.Module):
         Raises:
             UserError: if the weights are not float32.
         """
-        for target, online in zip(self.target_q.parameters(), self.q.parameters(), strict=True):
+        targets, online = list(self.target_q.parameters()), list(self.q.parameters())
+        for target in targets:
             if target.dtype != torch.float32:
                 raise UserError(
                     f"the critic trains in float32 weights, not {target.dtype}: set mixed_precision to 'no'"
                 )
-            target.lerp_(online, self.config.polyak)
+        torch._foreach_lerp_(targets, online, self.config.polyak)
 
     # ---- inference -----------------------------------------------------------------------------------------
 
@@ -330,7 +348,7 @@ def _parse(text: str | None, path: Path) -> tuple[dict, dict]:
         raise UserError(f"{path} is not a critic of this project: its header does not describe one")
     try:
         description = json.loads(text)
-        unknown = sorted(set(description["config"]) - {field.name for field in fields(CriticConfig)})
+        unknown = sorted(set(description["config"]) - {item.name for item in fields(CriticConfig)})
         if unknown:
             raise UserError(f"unknown configuration fields {', '.join(unknown)}, written by another version")
         arguments = {name: int(description[name]) for name in ("feature_dim", "state_dim", "action_dim")}

@@ -40,7 +40,12 @@ class EnsembleLayerNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(K, B, width) to (K, B, width)."""
-        return torch.addcmul(self.bias, F.layer_norm(x, x.shape[-1:]), self.weight)
+        width = x.shape[-1:]
+        if len(self.weight) == 1:
+            return F.layer_norm(x, width, self.weight.view(-1), self.bias.view(-1))
+        # Ones and zeros instead of nothing: PyTorch's CPU kernel without them is two and a half times slower.
+        normalised = F.layer_norm(x, width, x.new_ones(width), x.new_zeros(width))
+        return torch.addcmul(self.bias, normalised, self.weight)
 
 
 class EnsembleMLP(nn.Module):
