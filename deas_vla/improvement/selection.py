@@ -2,6 +2,9 @@
 
 The argmax over N candidates looks for the best chunk and for the largest error of the critic at once; the more
 candidates, the more of the second (over-optimisation). The rules below differ in what they hold against a high score.
+Errors that are peculiar to one network (lower_bound), to one chunk (smoothed, denoised) or to rare chunks (dense) are
+mended by what they look at; quantile and consensus limit how hard is chosen, and so need no such guess: their choice
+has a limit in N that is no greedier than the best of m.
 All are functions of one decision: the order of the candidates, other decisions in the batch, and a shift or a positive
 scale of the critic's values change nothing, and one candidate is the policy itself (design rule 8).
 
