@@ -45,7 +45,8 @@ SUITES: dict[str, dict[str, list[str]]] = {
     "selection": {
         "deas": [
             "--agent=deas", "--play.curve_points=3",
-            "--play.arms=consensus-32,consensus-128,quantile-128,lower_bound-128,softmax-128,dense-128,smoothed-128",
+            "--play.arms=best-8,consensus-8,consensus-32,consensus-128,quantile-128,lower_bound-128,softmax-128,"
+            "dense-128,smoothed-128",
         ],
     },
     "ablations": {

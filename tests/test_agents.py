@@ -405,8 +405,8 @@ def test_the_registry_has_the_horizons_and_returns_of_the_papers():
         "qc_fql": (5, 5, 0.99, 0.99),
         "fql": (1, 1, 0.99, 0.99),
     }
-    for name, (config_class, agent_class) in AGENTS.items():
-        assert agent_class.chunk_length(config_class()) == facts[name][0]
+    for name, (config_class, _) in AGENTS.items():
+        assert config_class().critic.horizon == facts[name][0]
 
 
 @pytest.mark.parametrize("name", ["deas", "qc"])

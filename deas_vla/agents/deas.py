@@ -48,11 +48,6 @@ class CriticAgent(Agent):
         self.reward_discount, self.bootstrap_discount = critic.reward_discount, critic.bootstrap_discount
         self.critic_config = critic
 
-    @staticmethod
-    def chunk_length(config: DeasConfig) -> int:
-        """H of an agent of this configuration: what its behaviour policy must propose."""
-        return config.critic.horizon
-
 
 class DeasAgent(CriticAgent):
     """V and K networks Q over the critic code of the robot policies; the state is all there is to see.
