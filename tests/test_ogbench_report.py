@@ -191,7 +191,7 @@ def test_the_same_runs_give_the_same_bytes(whole, tmp_path):
 
 def test_numbers_are_those_of_the_files(whole):
     data = json.loads((whole / "results" / "ogbench.json").read_text(encoding="utf-8"))["data_sets"][NAME]
-    files = sorted((whole / "runs" / NAME).glob("seed-*/task*/deas/evaluation/best-8.json"))
+    files = sorted((whole / "runs" / NAME).glob("seed-*/task*/deas/evaluation/consensus-8.json"))
     episodes = [episode for file in files for episode in json.loads(file.read_text())["episodes"]]
     deas = data["agents"]["deas"]
     assert deas["mean"]["episodes"] == deas["episodes"] == len(episodes) == 48
@@ -228,7 +228,7 @@ def test_a_curve_ends_with_the_final_agent_in_the_scenes_of_the_curve(runs):
 
 
 def test_calibration_of_a_q_that_is_two_too_high(runs):
-    for file in runs.glob(f"{NAME}/seed-*/task*/deas/evaluation/best-8.json"):
+    for file in runs.glob(f"{NAME}/seed-*/task*/deas/evaluation/consensus-8.json"):
         content = json.loads(file.read_text())
         for episode in content["episodes"]:
             for decision in episode["decisions"]:
@@ -405,4 +405,5 @@ def test_the_recipe_says_in_one_line_that_there_are_no_runs(tmp_path, capsys):
 def test_the_recipe_compares_agents_in_the_default_rule():
     from deas_vla.improvement.selection import SelectionConfig
 
-    assert ogbench_results.OGBenchResultsConfig().arms == [f"{SelectionConfig().rule}-8", "first-1"]
+    # best-8 is what the default rule plays from 8 candidates, and what agents without the other arms have.
+    assert ogbench_results.OGBenchResultsConfig().arms == [f"{SelectionConfig().rule}-8", "best-8", "first-1"]

@@ -38,9 +38,10 @@ TINY = 1e-8
 class SelectionConfig:
     """Which of the candidates is played."""
 
-    # the rule: best (largest score), lower_bound, softmax, quantile, dense, smoothed, denoised, consensus; first (the
-    # policy alone), random and worst are controls. The score is the smallest value of the critic's networks
-    rule: RuleName = "best"
+    # the rule: consensus (best-of-N up to as_best_of candidates, and unlike it better with more), best (largest score),
+    # lower_bound, softmax, quantile, dense, smoothed, denoised; first (the policy alone), random and worst are
+    # controls. The score is the smallest value of the critic's networks
+    rule: RuleName = "consensus"
     # lower_bound: standard deviations of the networks that are taken off their mean
     pessimism: float = 1.0
     # softmax: temperature, in standard deviations of the candidates' scores; 0 is best

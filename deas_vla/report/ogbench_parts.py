@@ -37,14 +37,15 @@ def difference(a: Grid, b: Grid) -> dict | None:
     }
 
 
-def success_curve(data: DataSetRuns, agent: str, arm: str | None) -> dict | None:
+def success_curve(data: DataSetRuns, agent: str) -> dict | None:
     """Success during training, over the runs that have every point; the end is the final agent in the same scenes."""
     grids: dict[int, dict[tuple[int, int], Cell]] = {}
     for key, run in data.runs[agent].items():
         points = dict(run.curve)
-        last, end = run.settings.get("training.steps"), run.arms.get(arm)
-        if points and last and end and (end_point := _like(end, next(iter(points.values())))):
-            points[last] = end_point
+        last = run.settings.get("training.steps")
+        if points and last:
+            first = next(iter(points.values()))
+            points |= {last: end for arm in run.arms.values() if (end := _like(arm, first))}
         for update, point in points.items():
             grids.setdefault(update, {})[key] = point.cell
     if not grids:

@@ -32,13 +32,14 @@ class ResultsOptions:
     """What is compared.
 
     Attributes:
-        arms: names of arms, the first that an agent has played is what it is compared in.
+        arms: names of arms, the first that an agent has played is what it is compared in. From 8 candidates
+            consensus chooses as best does.
         few: N at which success against N is measured first.
         many: and last.
         seeds: training seeds that count (settings are tuned on others); empty: all that are there.
     """
 
-    arms: list[str] = field(default_factory=lambda: ["best-8", "first-1"])
+    arms: list[str] = field(default_factory=lambda: ["consensus-8", "best-8", "first-1"])
     few: int = 8
     many: int = 128
     seeds: list[int] = field(default_factory=list)
@@ -66,7 +67,7 @@ def summarize(data: DataSetRuns, name: str, options: ResultsOptions) -> dict:
             row for variant in sorted(data.runs) if (row := _ablation(data, variant, options.arms))
         ],
         "executed": [row for variant in sorted(data.runs) for row in _executed(data, variant)],
-        "curves": {agent: curve for agent in agents if (curve := success_curve(data, agent, arms[agent]))},
+        "curves": {agent: curve for agent in agents if (curve := success_curve(data, agent))},
         "losses": {agent: losses for agent in agents if (losses := loss_curves(data.runs[agent]))},
         "calibration": {agent: c for agent in agents if (c := calibration(data.runs[agent], arms[agent]))},
     }
@@ -237,7 +238,8 @@ def _ablation(data: DataSetRuns, variant: str, names: list[str]) -> dict | None:
     base, at, _ = variant.partition("@")
     if not at:
         return None
-    arm = _compared(data, base, names) if base in data.runs else _compared(data, variant, names)
+    shared = [name for name in names if base not in data.runs or data.grid(base, name)]
+    arm = _compared(data, variant, shared)
     grid = data.grid(variant, arm) if arm else {}
     default = data.grid(base, arm) if arm else {}
     common = grid.keys() & default.keys()
