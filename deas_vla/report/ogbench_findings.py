@@ -6,6 +6,7 @@ from deas_vla.report.summary import counted, point_range, points
 RIVALS = ("bc", "iql", "nstep_iql")  # DEAS is to be ahead of these
 PEER = "qc"  # and no worse than this, at less cost
 SECONDS_PER_EPISODE = 0.15
+TIMED = "cube-single"  # on this
 MS_PER_UPDATE = 35.0
 SEEDS, EPISODES, TASKS, TRANSITIONS = 3, 50, 5, 200_000
 MET, MISSED, OPEN = "met", "missed", "not measured"
@@ -35,10 +36,12 @@ def targets(results: dict) -> list[dict]:
             _peer(data),
             _cost(data),
             _falls(data, results["options"]),
-            _speed_of_play(data),
+            *([_speed_of_play(data)] if name.startswith(TIMED) else []),
         ):
             rows.append({"data_set": name, "target": target, "measured": measured, "verdict": verdict})
-        rows += [{"data_set": name, **row} for row in paper_order(data)]
+        # The ablations of one data set are enough.
+        if data["ablations"] or not any(other["ablations"] for other in results["data_sets"].values()):
+            rows += [{"data_set": name, **row} for row in paper_order(data)]
     speed = results["speed"] or {}
     value = speed.get("cpu_ms_per_update")
     rows.append(
@@ -95,6 +98,14 @@ def paragraph(name: str, data: dict, results: dict) -> str:
         ]
         if mine:
             words.append(f"{phrase} {_listed(mine)}.")
+    many = results["options"]["many"]
+    at_many = [
+        f"{points(result['difference'], 1)} ({point_range(result['ci95'])}) over {TITLES.get(agent, agent)}"
+        for agent, entry in data["agents"].items()
+        if (result := entry["main_at_many_minus_this"]) and (others[agent] or result)["verdict"] != "ahead"
+    ]
+    if at_many:
+        words.append(f"With {many} candidates: {_listed(at_many)}.")
     missing = [TITLES.get(agent, agent) for agent in (*RIVALS, PEER) if not others.get(agent)]
     if missing:
         words.append(f"Not compared yet: {_listed(missing)}.")

@@ -102,7 +102,7 @@ def _data_set(name: str, data: dict, figures: dict[str, str], options: dict) -> 
         picture("agents", f"Mean success on {name} with 95 % intervals; rings are the training seeds"),
         success_table(data),
         "### Differences and training cost",
-        costs_table(data),
+        costs_table(data, many),
         "### Success against N",
         picture("success-by-n", f"Success on {name} against the number of candidates"),
         picture("rules", f"Success on {name} against N for every selection rule"),

@@ -60,7 +60,7 @@ def summarize(data: DataSetRuns, name: str, options: ResultsOptions) -> dict:
         "seeds": seeds,
         "data": _data_facts(data, name),
         "settings": _settings(data, agents),
-        "agents": {agent: _agent(data, agent, arms, tasks, seeds) for agent in agents},
+        "agents": {agent: _agent(data, agent, arms, tasks, seeds, options) for agent in agents},
         "success_by_n": {agent: by_n for agent in agents if (by_n := _by_n(data, agent))},
         "selection": [row for agent in agents for row in _selection(data, agent, options)],
         "ablations": [
@@ -107,7 +107,12 @@ def _settings(data: DataSetRuns, agents: list[str]) -> dict:
 
 
 def _agent(
-    data: DataSetRuns, agent: str, arms: dict[str, str | None], tasks: list[int], seeds: list[int]
+    data: DataSetRuns,
+    agent: str,
+    arms: dict[str, str | None],
+    tasks: list[int],
+    seeds: list[int],
+    options: ResultsOptions,
 ) -> dict:
     arm = arms[agent]
     grid = data.grid(agent, arm) if arm else {}
@@ -129,9 +134,12 @@ def _agent(
         "cost": _cost(data, agent, len(tasks)),
         "evaluation_cpu_seconds_per_episode": _evaluation_cost(data, agent, arm),
         "main_minus_this": None,
+        "main_at_many_minus_this": None,
     }
     if arm and agent != MAIN and arms.get(MAIN):
         entry["main_minus_this"] = difference(data.grid(MAIN, arms[MAIN]), grid)
+        at_many = f"{arms[MAIN].rpartition('-')[0]}-{options.many}"
+        entry["main_at_many_minus_this"] = difference(data.grid(MAIN, at_many), grid)
     return entry
 
 

@@ -46,7 +46,7 @@ def success_table(data: dict) -> str:
     return table(header, rows, "ll" + "r" * (len(header) - 2))
 
 
-def costs_table(data: dict) -> str:
+def costs_table(data: dict, many: int) -> str:
     main = data["agents"].get(MAIN)
     base = main["cost"] if main else None
     rows = []
@@ -61,6 +61,7 @@ def costs_table(data: dict) -> str:
                 ", ".join(f"{value:g}" for values in entry["discounts"].values() for value in values) or None,
                 " / ".join(map(str, entry["updates"])) if any(entry["updates"]) else "0" if cost else None,
                 "" if name == MAIN else gap(result),
+                "" if name == MAIN else gap(entry["main_at_many_minus_this"]),
                 f"{result['wins']} : {result['losses']} of {result['pairs']}"
                 if result
                 else ""
@@ -72,8 +73,8 @@ def costs_table(data: dict) -> str:
             ]
         )
     header = [
-        "agent", "H", "γ₁, γ₂", "updates", "DEAS − agent, points (95 %)", "won : lost of pairs",
-        "CPU s: agent + behaviour", "÷ DEAS", "CPU s per episode",
+        "agent", "H", "γ₁, γ₂", "updates", "DEAS − agent, points (95 %)", f"DEAS with {many} candidates − agent",
+        "won : lost of pairs", "CPU s: agent + behaviour", "÷ DEAS", "CPU s per episode",
     ]  # fmt: skip
     return (
         table(header, rows)
