@@ -44,8 +44,8 @@ def success_curve(data: DataSetRuns, agent: str) -> dict | None:
         points = dict(run.curve)
         last = run.settings.get("training.steps")
         if points and last:
-            first = next(iter(points.values()))
-            points |= {last: end for arm in run.arms.values() if (end := _like(arm, first))}
+            alike = [_like(arm, next(iter(run.curve.values()))) for arm in run.arms.values()]
+            points.update((last, end) for end in alike if end)
         for update, point in points.items():
             grids.setdefault(update, {})[key] = point.cell
     if not grids:
