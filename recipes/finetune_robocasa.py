@@ -17,7 +17,7 @@ from collect_demos import CollectDemosConfig, DemosConfig, collect_demos
 from collect_rollouts import CollectRolloutsConfig, RolloutsConfig, collect_rollouts
 from evaluate import EvaluateConfig, EvaluationConfig, evaluate
 from finetune_policy import FinetunePolicyConfig, ImitationConfig, finetune_policy
-from train_critic import MixConfig, TrainCriticConfig, critic_training_defaults, train_critic
+from train_critic import MixConfig, TrainCriticConfig, critic_training_defaults, require_fit, train_critic
 
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.features import FeatureConfig
@@ -73,6 +73,10 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     improvement: ImitationConfig = field(default_factory=improvement_defaults)
     # The paired evaluation.
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self):
+        # Hours before the critic's stage would.
+        require_fit(self.critic, self.reward)
 
 
 def main(config: FinetuneRobocasaConfig) -> None:

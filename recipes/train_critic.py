@@ -83,6 +83,24 @@ class TrainCriticConfig:
     # The optimisation.
     training: TrainingConfig = field(default_factory=critic_training_defaults)
 
+    def __post_init__(self):
+        require_fit(self.critic, self.reward)
+
+
+def require_fit(critic: CriticConfig, reward: RewardSpec) -> None:
+    """Refuses a critic that is not made for the rewards, or for the options, of recorded episodes."""
+    limits = (reward.minimum, reward.maximum)
+    if limits != (critic.reward_min, critic.reward_max):
+        raise UserError(
+            f"rewards lie in {limits} but the critic's support is made for "
+            f"({critic.reward_min}, {critic.reward_max}); set --critic.reward_min and reward_max"
+        )
+    if critic.backup != critic.horizon:
+        raise UserError(
+            f"critic.backup_horizon={critic.backup_horizon}: options of recorded episodes end with their chunk; "
+            "leave it at 0, or choose another --critic.horizon"
+        )
+
 
 def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
     paths = ("demonstrations", "rollouts", "policy")
@@ -179,17 +197,6 @@ def validation(
 def main(config: TrainCriticConfig) -> None:
     if not config.rollouts and not config.demonstrations:
         raise UserError("the critic needs --demonstrations=FOLDER, --rollouts=FOLDER or both")
-    limits = (config.reward.minimum, config.reward.maximum)
-    if limits != (config.critic.reward_min, config.critic.reward_max):
-        raise UserError(
-            f"rewards lie in {limits} but the critic's support is made for "
-            f"({config.critic.reward_min}, {config.critic.reward_max}); set --critic.reward_min and reward_max"
-        )
-    if config.critic.backup != config.critic.horizon:
-        raise UserError(
-            f"critic.backup_horizon={config.critic.backup_horizon}: options of recorded episodes end with their chunk; "
-            "leave it at 0, or choose another --critic.horizon"
-        )
     train_critic(make_accelerator(), config)
 
 

@@ -55,6 +55,7 @@ CONFIGS = {
             "set --critic.reward_min",
         ),
         (evaluate, ["--evaluation.num_candidates=1"], "num_candidates at least 2"),
+        (finetune_robocasa, ["--critic.backup_horizon=32"], "options of recorded episodes"),
         (finetune_robocasa, ["--policy.tune=half"], "choose one of frozen, lora, full"),
         (finetune_robocasa, ["--env=robocasa", "--tasks=CloseDrawer"], "robocasa"),
     ],
