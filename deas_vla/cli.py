@@ -19,7 +19,42 @@ def main(argv: list[str] | None = None) -> int:
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     doctor.set_defaults(run=_doctor)
-    arguments = parser.parse_args(argv)
+    audit = commands.add_parser(
+        "audit",
+        help="whether LeRobot data sets (v2.0, v2.1, v3) are fit for training and fit together; fails if not",
+    )
+    audit.add_argument("datasets", nargs="+", metavar="DATASET", help="folder of a data set")
+    audit.add_argument("--against", metavar="FOLDER", help="policy, critic or reranker that they must fit to")
+    audit.add_argument(
+        "--success",
+        default="column",
+        metavar="column|done|reward|always|never",
+        help="what tells success where a data set does not declare it (default: next.success)",
+    )
+    audit.add_argument(
+        "--reward",
+        default="column",
+        metavar="column|success",
+        help="what the reward is: next.reward (default), or 1 for the step that succeeds",
+    )
+    audit.add_argument("--json", action="store_true", help="print one JSON object instead of a report")
+    audit.set_defaults(run=_audit)
+    commands.add_parser(
+        "export", add_help=False, help="a run's policy and critic as one folder: deas-vla export --help"
+    ).set_defaults(run=_export)
+    verify = commands.add_parser(
+        "verify", help="whether an exported reranker is unchanged and decides as it did"
+    )
+    verify.add_argument("folder")
+    verify.set_defaults(run=_verify)
+    inspect = commands.add_parser("inspect", help="what an exported reranker is made of")
+    inspect.add_argument("folder")
+    inspect.add_argument("--json", action="store_true", help="print the manifest as one JSON object")
+    inspect.set_defaults(run=_inspect)
+    arguments, settings = parser.parse_known_args(argv)
+    if settings and arguments.run is not _export:
+        parser.error(f"unrecognized arguments: {' '.join(settings)}")
+    arguments.settings = settings
     try:
         return arguments.run(arguments)
     except UserError as error:
@@ -34,6 +69,43 @@ def _doctor(arguments: argparse.Namespace) -> int:
     print(json.dumps(diagnosis) if arguments.json else report(diagnosis))
     demo = diagnosis["parts"][0]
     return 0 if demo["ready"] else 1
+
+
+def _audit(arguments: argparse.Namespace) -> int:
+    from deas_vla.data.audit.audit import audit
+    from deas_vla.data.audit.text import report_text
+    from deas_vla.data.outcome import Outcome
+
+    outcome = Outcome(arguments.success, arguments.reward)
+    report = audit(arguments.datasets, arguments.against, outcome)
+    print(json.dumps(report.to_json()) if arguments.json else report_text(report))
+    return 0 if report.fit else 1
+
+
+def _export(arguments: argparse.Namespace) -> int:
+    from deas_vla.config import parse
+    from deas_vla.reranker.run import ExportConfig, export_run
+
+    config = parse(ExportConfig, arguments.settings, prog="deas-vla export")
+    export_run(config)
+    print(f"{config.output} is written; check it with: deas-vla verify {config.output}")
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from deas_vla.reranker.verify import verify
+
+    print(verify(arguments.folder))
+    return 0
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from deas_vla.reranker.card import inspect_text
+    from deas_vla.reranker.manifest import read_manifest
+
+    manifest = read_manifest(arguments.folder)
+    print(json.dumps(manifest) if arguments.json else inspect_text(manifest))
+    return 0
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.lerobot_io import read_dataset
+from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import (
     Options,
     RewardSpec,
@@ -66,6 +67,8 @@ class TrainCriticConfig:
     demonstrations: str = "outputs/lift/demonstrations"
     # Stage folder of the rollouts.
     rollouts: str = "outputs/lift/rollouts"
+    # LeRobot data sets besides those of the two stages, which have the weight 1.
+    more: MixtureConfig = field(default_factory=MixtureConfig)
     # Stage folder of the policy whose backbone gives the features.
     policy: str = "outputs/lift/policy"
     # Share of the episodes held out, to see whether the critic only remembers.
@@ -109,12 +112,15 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
     def work(folder: Path) -> None:
         policy = GrootPolicy.load(inputs["policy"] / "policy").to(accelerator.device)
         require_same_horizon(policy, config.critic.horizon)
-        episodes = [
-            episode
+        parts = [
+            read_dataset(inputs[name] / DATASET, policy.contract)[0]
             for name in ("demonstrations", "rollouts")
             if name in inputs
-            for episode in read_dataset(inputs[name] / DATASET, policy.contract)[0]
         ]
+        weights = [1.0] * len(parts) + config.more.weight_of_each
+        parts += read_mixture(config.more, policy.contract)[0]
+        episodes = [episode for part in parts for episode in part]
+        dataset = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
         frames = FrameTable.of(episodes)
         options = build_options(
             episodes,
@@ -143,6 +149,8 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
                 "success": config.mix.successes,
                 "failure": config.mix.failures,
             },
+            dataset[options.episode],
+            weights,
         )
         chances = np.where(held_out[options.episode], 0.0, chances)
         share = my_share(accelerator, config.training.batch_size)
@@ -195,8 +203,10 @@ def validation(
 
 
 def main(config: TrainCriticConfig) -> None:
-    if not config.rollouts and not config.demonstrations:
-        raise UserError("the critic needs --demonstrations=FOLDER, --rollouts=FOLDER or both")
+    if not config.rollouts and not config.demonstrations and not config.more.folders:
+        raise UserError(
+            "the critic needs --demonstrations=FOLDER, --rollouts=FOLDER or --more.folders=FOLDER,…"
+        )
     train_critic(make_accelerator(), config)
 
 

@@ -264,8 +264,8 @@ def test_no_data_set(tmp_path):
 
 
 def test_other_version_of_the_format(copy):
-    edit_info(copy, lambda info: info.update(codebase_version="v2.1"))
-    refused(copy, r"LeRobot format v2\.1, this needs v3")
+    edit_info(copy, lambda info: info.update(codebase_version="v1.6"))
+    refused(copy, r"LeRobot format v1\.6, this reads v2\.0, v2\.1 and v3")
 
 
 @pytest.mark.parametrize("column", ["next.reward", "next.success", "action", "observation.state"])

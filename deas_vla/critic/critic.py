@@ -318,7 +318,10 @@ class DeasCritic(nn.Module):
         with torch.device("meta"):
             critic = cls(**arguments)
         _require_fit(critic.state_dict(), tensors, path)
-        critic.to_empty(device=device).load_state_dict(tensors)
+        # Copies, because tensors in a mapped file are not aligned as the processor likes them. Assigned, because
+        # giving memory to a module without any (`to_empty`) makes PyTorch import its symbolic algebra: a second.
+        tensors = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
+        critic.load_state_dict(tensors, assign=True)
         return critic.eval(), metadata
 
     # ---- shapes --------------------------------------------------------------------------------------------

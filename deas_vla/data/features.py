@@ -192,8 +192,9 @@ class CriticInputs:
         """Writes ``inputs.safetensors`` to a folder, whole or not at all."""
         with atomic_path(Path(folder) / "inputs.safetensors") as temporary:
             tensors = {"mean": self.projection.mean, "components": self.projection.components}
-            metadata = {"inputs": json.dumps(self._description()), "fingerprint": self.fingerprint}
-            save_file(tensors, temporary, metadata=metadata)
+            # One entry: safetensors writes several in random order, and equal inputs would be unequal files.
+            description = self._description() | {"fingerprint": self.fingerprint}
+            save_file(tensors, temporary, metadata={"inputs": json.dumps(description)})
 
     @classmethod
     def load(cls, folder: Path, expected: Contract | None = None) -> "CriticInputs":
@@ -206,7 +207,8 @@ class CriticInputs:
         path = Path(folder) / "inputs.safetensors"
         try:
             with safe_open(path, "pt") as file:
-                description = json.loads(file.metadata()["inputs"])
+                header = file.metadata()
+                description = header | json.loads(header["inputs"])
                 projection = FeatureProjection(file.get_tensor("mean"), file.get_tensor("components"))
                 inputs = cls(
                     Contract.from_json(description["contract"], path),
@@ -214,7 +216,7 @@ class CriticInputs:
                     projection,
                     description["encoder_fingerprint"],
                 )
-                intact = inputs.fingerprint == file.metadata()["fingerprint"]
+                intact = inputs.fingerprint == description["fingerprint"]
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
             raise UserError(
                 f"{path}: not the inputs of a critic ({error}); train the critic again"

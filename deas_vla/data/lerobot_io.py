@@ -1,4 +1,4 @@
-"""Episodes to and from a LeRobotDataset v3 on disk; what is in it: lerobot_format.py.
+"""Episodes to a LeRobotDataset v3 on disk and back; what is in it: lerobot_format.py. Data sets v2 are read too.
 
 LeRobot's own recorder spends most of its time on statistics over every pixel and on images that travel through files.
 Episodes that are complete in memory are written here through the same pieces (LeRobot's metadata, features, and
@@ -8,13 +8,15 @@ statistics of the numeric columns) without that; a test compares both row by row
 import json
 from collections.abc import Iterable
 from contextlib import closing
+from dataclasses import asdict
 from pathlib import Path
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
 from deas_vla.data.lerobot_format import FORMAT, SIDECAR, columns_of, features, fps
+from deas_vla.data.outcome import RECORDED, Outcome
 from deas_vla.errors import UserError, require
-from deas_vla.files import atomic_path
+from deas_vla.files import atomic_path, write_json
 
 
 def write_dataset(
@@ -82,19 +84,25 @@ def read_dataset(
     expected: Contract | None = None,
     *,
     source: str = "demonstration",
+    outcome: Outcome = RECORDED,
+    image_every: int = 1,
     minimum_episodes: int = 1,
 ) -> tuple[list[Episode], Contract, dict]:
-    """Reads and checks a data set.
+    """Reads and checks a data set: LeRobot v3, or v2.0 and v2.1 as GR00T has them.
 
-    One that was not written by this project is read too if it has ``next.reward`` and ``next.success`` and the
-    caller knows its contract. An episode is then cut at its first success. One without
-    success gives its last row as the last observation, since nothing was stored after its last action.
+    One that was not written by this project is read too if success and reward are columns of it or are declared,
+    and its contract is known: from the caller, or without units from GR00T's ``modality.json``. An episode is then
+    cut at its first success. One without success gives its last row as the last observation, since nothing was
+    stored after its last action.
 
     Args:
         root: folder of the data set.
         expected: the contract that its columns, cameras and rate must have; may be left out if the data set
-            carries its own.
+            carries its own. Of a data set with ``modality.json``, columns and cameras are picked by name.
         source: what its episodes are, if the data set does not say.
+        outcome: what counts as success and reward in it, if the data set does not say.
+        image_every: of a data set of others, keep the images of every so many rows (and of the last), since all of
+            them seldom fit in memory. Options start and end at kept images: a divisor of the chunk length.
         minimum_episodes: fewer are refused.
 
     Returns:
@@ -108,7 +116,40 @@ def read_dataset(
     require("pyarrow", "lerobot")
     from deas_vla.data.lerobot_reader import read
 
-    return read(Path(root), expected, source, minimum_episodes)
+    return read(Path(root), expected, source, outcome, image_every, minimum_episodes)
+
+
+def declare_dataset(
+    root: Path,
+    contract: Contract,
+    *,
+    source: str = "demonstration",
+    outcome: Outcome = RECORDED,
+) -> None:
+    """Writes down beside a data set of others what it does not say itself: units, limits, source, success, reward.
+
+    Args:
+        root: folder of the data set.
+        contract: what its columns mean.
+        source: ``demonstration`` or ``rollout``.
+        outcome: what counts as success and reward.
+
+    Raises:
+        UserError: if the data set says already.
+    """
+    path = Path(root) / SIDECAR
+    if path.exists():
+        raise UserError(f"{path} says already what its columns mean; delete it to declare it anew")
+    write_json(
+        path,
+        {
+            "format": FORMAT,
+            "source": source,
+            "contract": contract.to_json(),
+            "outcome": asdict(outcome),
+            "metadata": {},
+        },
+    )
 
 
 def _sort_statistics(path: Path) -> None:

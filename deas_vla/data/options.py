@@ -251,15 +251,22 @@ def returns_to_go(
     return returns.astype(np.float32)
 
 
-def group_probabilities(group: Tensor, weights: dict[str, float]) -> np.ndarray:
-    """Chances that balance demonstrations, successes and failures, whatever their number.
+def group_probabilities(
+    group: Tensor,
+    weights: dict[str, float],
+    dataset: Tensor | None = None,
+    dataset_weights: list[float] | None = None,
+) -> np.ndarray:
+    """Chances that balance demonstrations, successes and failures, and data sets, whatever their number.
 
     Args:
         group: (O,) codes as in `Options.group`.
         weights: share of each group by name, at least 0; groups without options leave theirs to the others.
+        dataset: (O,) int64 which data set an option comes from; None: all from one.
+        dataset_weights: how a group's share is divided among the data sets that have options of that group.
 
     Returns:
-        (O,) float64, sum 1; options of one group are equally likely.
+        (O,) float64, sum 1; options of one group and data set are equally likely.
 
     Raises:
         UserError: if a name is unknown, a weight negative, or nothing is left to draw from.
@@ -267,11 +274,19 @@ def group_probabilities(group: Tensor, weights: dict[str, float]) -> np.ndarray:
     if set(weights) != set(GROUPS) or min(weights.values()) < 0:
         raise UserError(f"group weights are {weights}; give one of at least 0 to each of {', '.join(GROUPS)}")
     codes = group.numpy()
-    counts = np.bincount(codes, minlength=len(GROUPS))
+    datasets = np.zeros_like(codes) if dataset is None else dataset.numpy()
     shares = np.array([weights[name] for name in GROUPS])
-    each = np.divide(shares, counts, out=np.zeros(len(GROUPS)), where=counts > 0)[codes]
+    parts = np.ones(1) if dataset_weights is None else np.array(dataset_weights, np.float64)
+    if (len(datasets) and datasets.max() >= len(parts)) or (parts < 0).any():
+        raise UserError(f"data set weights are {dataset_weights}; give one of at least 0 to each data set")
+    counts = np.zeros((len(GROUPS), len(parts)), np.int64)
+    np.add.at(counts, (codes, datasets), 1)
+    present = np.where(counts > 0, parts, 0.0)
+    total = present.sum(1, keepdims=True)
+    divided = shares[:, None] * np.divide(present, total, out=np.zeros_like(present), where=total > 0)
+    each = np.divide(divided, counts, out=np.zeros_like(divided), where=counts > 0)[codes, datasets]
     if not each.sum() > 0:
-        there = dict(zip(GROUPS, counts.tolist(), strict=True))
+        there = dict(zip(GROUPS, counts.sum(1).tolist(), strict=True))
         raise UserError(f"group weights {weights} leave nothing to draw: the data has {there} options")
     return each / each.sum()
 

@@ -1,0 +1,142 @@
+"""Does a data set fit to another one, to a policy, to a critic?"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from deas_vla.data.audit.columns import ColumnFacts, against_columns, unlike
+from deas_vla.data.audit.findings import ERROR, Finding
+from deas_vla.data.contract import ACTION_SPREAD_FLOOR, STATE_SPREAD_FLOOR, Contract
+from deas_vla.data.lerobot_folder import LerobotFolder
+from deas_vla.data.lerobot_layout import UNKNOWN, Layout, picture_size
+from deas_vla.errors import UserError
+
+FLOORS = {"state": STATE_SPREAD_FLOOR, "action": ACTION_SPREAD_FLOOR}
+MEND = "use data, policy and critic of one robot and one order of columns, or convert the data"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Something that a data set must fit to.
+
+    Attributes:
+        name: what to call it in a message.
+        contract: what it asks for; None for a policy of LeRobot's own, which knows sizes and no names.
+        sizes: of such a policy, what goes in and comes out: its name in a data set to its size, (3, height, width)
+            for a camera.
+    """
+
+    name: str
+    contract: Contract | None
+    sizes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+
+def reference_at(folder: Path) -> Reference:
+    """What a policy, a critic or an exported reranker asks for; the folder of a stage will do as well.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder = Path(folder)
+    for place in (folder, folder / "policy", folder / "critic"):
+        if (path := place / "contract.json").is_file():
+            return Reference(f"policy {folder}", Contract.from_json(_json(path), path))
+        if (path := place / "manifest.json").is_file():
+            return Reference(f"reranker {folder}", Contract.from_json(_json(path).get("contract", {}), path))
+        if (place / "inputs.safetensors").is_file():
+            from deas_vla.data.features import CriticInputs  # torch, which nothing else here needs
+
+            return Reference(f"critic {folder}", CriticInputs.load(place).contract)
+        if (path := place / "config.json").is_file() and "input_features" in (config := _json(path)):
+            features = config["input_features"] | config.get("output_features", {})
+            sizes = {name: tuple(feature["shape"]) for name, feature in features.items()}
+            return Reference(f"LeRobot policy {folder}", None, sizes)
+    raise UserError(
+        f"{folder} holds no policy (contract.json, or LeRobot's config.json), critic (inputs.safetensors) or "
+        "reranker (manifest.json); give the folder of one as --against"
+    )
+
+
+def _json(path: Path) -> dict:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: not readable ({error}); save it again") from error
+
+
+def own_contract(folder: LerobotFolder, layout: Layout) -> tuple[Contract, bool]:
+    """The contract that is declared beside a data set, else what it says of itself; and whether it is declared."""
+    if "contract" in folder.sidecar:
+        return Contract.from_json(folder.sidecar["contract"], folder.root / "meta"), True
+    return layout.contract(folder), False
+
+
+def differences(
+    folder: LerobotFolder, layout: Layout, other: Reference, *, statistics: bool
+) -> Iterator[Finding]:
+    """Every way in which a data set does not fit to what another asks for.
+
+    Args:
+        folder: the data set.
+        layout: its columns.
+        other: what it must fit to.
+        statistics: whether normalisation statistics must be the same too: a policy's are, another data set's not.
+    """
+    if other.contract is None:
+        for line in _other_sizes(folder, other.sizes):
+            yield Finding(ERROR, "other-size", f"against {other.name}: {line}", MEND)
+        return
+    mine, declared = own_contract(folder, layout)
+    theirs = other.contract if statistics else other.contract.with_statistics(None)
+    if declared and not _knows_no_units(theirs):
+        lines = mine.differences(theirs)
+    elif declared or not _knows_no_units(theirs):
+        # One side says names and no units: names, sizes and rate are compared, as the reader does.
+        lines = layout.misfits(folder, theirs)
+        if UNKNOWN not in (mine.embodiment, theirs.embodiment) and mine.embodiment != theirs.embodiment:
+            lines.append(f"embodiment: {mine.embodiment} against {theirs.embodiment}")
+    else:
+        lines = mine.differences(theirs)
+    for line in lines:
+        code = "other-" + line.partition(":")[0].partition("[")[0].partition(" ")[0].removeprefix(
+            "observation."
+        )
+        yield Finding(ERROR, code.rstrip("s"), f"against {other.name}: {line}", MEND)
+
+
+def unlike_reference(facts: dict[str, ColumnFacts], other: Reference) -> Iterator[Finding]:
+    """Numbers that the reference's kinds and limits do not allow, and columns that look like others of it.
+
+    Args:
+        facts: of ``state`` and ``action``, in the reference's order; empty if the data has not its columns.
+        other: the policy or critic.
+    """
+    if other.contract is None:
+        return
+    statistics = other.contract.statistics
+    for what, facts_of in facts.items():
+        columns = getattr(other.contract, what)
+        yield from against_columns(facts_of, columns, what, other.name)
+        if statistics is not None:
+            mean = np.array(getattr(statistics, f"{what}_mean"))
+            std = np.array(getattr(statistics, f"{what}_std"))
+            yield from unlike(facts_of, columns, mean, std, FLOORS[what])
+
+
+def _other_sizes(folder: LerobotFolder, sizes: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """LeRobot feeds pictures of any size to any policy without a word."""
+    for name, wanted in sizes.items():
+        if name not in folder.features:
+            yield f"{name} is missing"
+            continue
+        picture = folder.features[name]["dtype"] in ("image", "video")
+        mine = (3, *picture_size(folder, name)) if picture else tuple(folder.features[name]["shape"])
+        if mine != wanted:
+            yield f"{name} is {mine} against {wanted}"
+
+
+def _knows_no_units(contract: Contract) -> bool:
+    return all(column.unit == UNKNOWN for column in (*contract.state, *contract.action))

@@ -1,0 +1,73 @@
+"""Several LeRobot data sets as one, each with a weight."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deas_vla.data.contract import Contract
+from deas_vla.data.episodes import Episode
+from deas_vla.data.lerobot_io import read_dataset
+from deas_vla.data.outcome import Outcome
+from deas_vla.errors import ContractMismatch, UserError
+
+
+@dataclass
+class MixtureConfig:
+    """LeRobot data sets of one robot, v3, v2.1 or v2.0."""
+
+    # Their folders.
+    folders: list[str] = field(default_factory=list)
+    # How often each is drawn among the options of its group (demonstrations, successes, failures), whatever its
+    # size; empty: 1 each.
+    weights: list[float] = field(default_factory=list)
+    # Images are kept of every so many rows, in data sets of others: a divisor of the critic's horizon.
+    image_every: int = 4
+    # What counts as success and reward in those that do not say.
+    outcome: Outcome = field(default_factory=Outcome)
+
+    def __post_init__(self):
+        if self.weights and len(self.weights) != len(self.folders):
+            raise UserError(
+                f"there are {len(self.folders)} folders and {len(self.weights)} weights; give one to each"
+            )
+        if any(not weight >= 0 for weight in self.weights):
+            raise UserError(f"weights are {self.weights}; give each data set one of at least 0")
+        if self.image_every < 1:
+            raise UserError(f"image_every is {self.image_every}; choose 1 or more")
+
+    @property
+    def weight_of_each(self) -> list[float]:
+        return self.weights or [1.0] * len(self.folders)
+
+
+def read_mixture(
+    config: MixtureConfig, expected: Contract | None = None
+) -> tuple[list[list[Episode]], Contract | None]:
+    """Reads several data sets of one robot.
+
+    They must agree on names, units, limits, cameras and rate. Normalisation statistics may differ: those of one data
+    set are not those of all, and who trains on all of them has his own.
+
+    Args:
+        config: which ones.
+        expected: what they must agree with, or None: with the first.
+
+    Returns:
+        The episodes of each data set, and the contract: `expected`, or the first one's, without statistics.
+
+    Raises:
+        ContractMismatch: with every difference, and which two do not fit.
+        UserError: if one cannot be read.
+    """
+    contract = None if expected is None else expected.with_statistics(None)
+    first, parts = "what is expected", []
+    for folder in config.folders:
+        try:
+            episodes, own, _ = read_dataset(
+                Path(folder), contract, outcome=config.outcome, image_every=config.image_every
+            )
+        except ContractMismatch as error:
+            raise ContractMismatch(f"{folder} cannot be mixed with {first}: {error}") from error
+        if contract is None:
+            first, contract = folder, own.with_statistics(None)
+        parts.append(episodes)
+    return parts, contract if expected is None else expected

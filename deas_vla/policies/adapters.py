@@ -1,0 +1,53 @@
+"""Low-rank adapters (LoRA), folded into the weights that they adapt."""
+
+import sys
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from deas_vla.errors import UserError
+
+
+@dataclass(frozen=True)
+class Merged:
+    """What was folded.
+
+    Attributes:
+        layers: how many layers had adapters.
+        changed: how many of them have other weights since.
+    """
+
+    layers: int
+    changed: int
+
+
+def merge_adapters(module: nn.Module) -> Merged:
+    """Folds every adapter inside a module into the layer it adapts, in place.
+
+    Args:
+        module: with adapters of `peft` in any of its layers, or with none.
+
+    Raises:
+        UserError: if there are adapters and not one of them changes a weight: they were never trained, or their
+            weights were not read. Merging would then quietly give the base model.
+    """
+    if "peft" not in sys.modules:
+        return Merged(0, 0)
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]
+    changed = 0
+    for name, layer in adapted:
+        before = {key: tensor.clone() for key, tensor in layer.get_base_layer().state_dict().items()}
+        layer.merge(safe_merge=True)
+        base = layer.get_base_layer()
+        changed += any(not torch.equal(tensor, before[key]) for key, tensor in base.state_dict().items())
+        parent, _, child = name.rpartition(".")
+        setattr(module.get_submodule(parent), child, base)
+    if adapted and not changed:
+        raise UserError(
+            f"the LoRA adapters of {len(adapted)} layers change nothing (the first is {adapted[0][0]}); "
+            "they were not trained or not loaded: name the fine-tuned policy"
+        )
+    return Merged(len(adapted), changed)

@@ -1,0 +1,447 @@
+"""An exported reranker: one folder, the same decisions, and every fault is named."""
+
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from data_example import SIZE, example_contract
+from policy_example import observations, small_policy
+from reranker_example import (
+    forge_contract,
+    other_statistics,
+    reordered,
+    reseal,
+    rewrite_inputs,
+    rewrite_json,
+    rewrite_tensors,
+    small_critic,
+)
+from rollout_example import LinePolicy, MovesRight, line_inputs
+
+from deas_vla.critic.critic import DeasCritic
+from deas_vla.data.contract import Contract
+from deas_vla.data.features import CriticInputs
+from deas_vla.errors import UserError
+from deas_vla.files import sha256_of
+from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+from deas_vla.improvement.selection import SelectionConfig
+from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.reranker import export as exporting
+from deas_vla.reranker.golden import Golden
+from deas_vla.reranker.kinds import kind_in
+from deas_vla.reranker.manifest import read_manifest
+from deas_vla.reranker.reranker import Reranker
+from deas_vla.reranker.sums import check_sums, write_sums
+from deas_vla.reranker.verify import verify
+
+ROOT = Path(__file__).resolve().parents[1]
+RULE = SelectionConfig(rule="quantile", as_best_of=3)
+KEYS = [NoiseKey(seed=1, scene=scene, draw=0, decision=2) for scene in range(3)]
+
+
+@pytest.fixture(scope="module")
+def parts():
+    policy = small_policy()
+    return policy, *small_critic(policy)
+
+
+@pytest.fixture(scope="module")
+def exported(parts, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "reranker"
+    Reranker.export(*parts, folder, observations(4), num_candidates=5, selection=RULE, execute_steps=3)
+    return folder
+
+
+@pytest.fixture
+def folder(exported, tmp_path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "reranker"))
+
+
+# ---- the same decisions ----------------------------------------------------------------------------------------
+
+
+def test_rule_01_an_exported_reranker_decides_as_its_parts_do(parts, exported):
+    policy, critic, inputs = parts
+    reranker, observation = Reranker.load(exported), observations(3, seed=9)
+    mine = BestOfN(policy, 5, "quantile", critic, inputs, RULE).choose(observation, KEYS)
+    its = reranker.choose(observation, KEYS)
+    for name in ("candidates", "index", "scores", "value", "commands"):
+        assert torch.equal(getattr(its, name), getattr(mine, name)), name
+    assert reranker.execute_steps == 3 and reranker.contract == policy.contract
+
+
+def test_a_fresh_export_is_verified_and_may_move(folder):
+    told = verify(folder)
+    assert "4 golden inputs decided as before" in told
+    moved = folder.rename(folder.with_name("elsewhere"))
+    assert verify(moved) == told.replace(str(folder), str(moved))
+
+
+def test_two_exports_of_the_same_parts_are_equal(parts, exported, tmp_path):
+    again = tmp_path / "again"
+    Reranker.export(*parts, again, observations(4), num_candidates=5, selection=RULE, execute_steps=3)
+    assert sha256_of(again) == sha256_of(exported)
+
+
+def test_the_critic_alone_gives_the_expected_scores(exported):
+    critic, inputs = Reranker.load_critic(exported)
+    golden = Golden.load(exported / "golden.safetensors")
+    torch.testing.assert_close(golden.rescored(critic, inputs), golden.scores, rtol=0, atol=1e-5)
+
+
+def test_scoring_needs_torch_and_safetensors_only(exported):
+    code = (
+        "import sys\n"
+        "from deas_vla.reranker.golden import Golden\n"
+        "from deas_vla.reranker.reranker import Reranker\n"
+        f"critic, inputs = Reranker.load_critic({str(exported)!r})\n"
+        f"golden = Golden.load({str(exported / 'golden.safetensors')!r})\n"
+        "assert (golden.rescored(critic, inputs) - golden.scores).abs().max() < 1e-5\n"
+        # PyTorch's own algebra package takes a second to import, and is needed for nothing here.
+        "unwanted = 'transformers lerobot accelerate draccus peft huggingface_hub psutil PIL pyarrow sympy'\n"
+        "print(sorted(set(unwanted.split()) & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_manifest_says_what_it_is_made_of(parts, exported):
+    policy, critic, _ = parts
+    manifest = read_manifest(exported)
+    assert [c["name"] for c in manifest["contract"]["state"]] == [c.name for c in policy.contract.state]
+    assert manifest["contract"]["rate_hz"] == 20 and manifest["contract"]["embodiment"] == "toy"
+    assert len(manifest["contract"]["statistics_sha256"]) == 64
+    expected = {"horizon": 4, "reward_discount": 0.9, "bootstrap_discount": 0.99}
+    assert expected.items() <= manifest["critic"].items()
+    assert manifest["critic"]["support"] == [critic.head.low, critic.head.high]
+    assert manifest["policy"]["encoder_fingerprint"] == policy.encoder_fingerprint
+    assert manifest["selection"] == {
+        "num_candidates": 5, "rule": "quantile", "numbers": {"as_best_of": 3}, "execute_steps": 3,
+    }  # fmt: skip
+    assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
+    config = json.loads((exported / "config.json").read_text())
+    assert config["type"] == "deas" and config["input_features"]["observation.images.left"]["shape"] == [
+        3,
+        16,
+        16,
+    ]
+    card = (exported / "README.md").read_text()
+    assert all(column.name in card for column in (*policy.contract.state, *policy.contract.action))
+
+
+def test_rule_11_no_pickle(exported):
+    assert {path.suffix for path in exported.rglob("*") if path.is_file()} == {
+        ".json",
+        ".safetensors",
+        ".md",
+        "",
+    }
+
+
+# ---- changed files ---------------------------------------------------------------------------------------------
+
+
+def test_one_flipped_byte_in_any_file_is_named(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert len(files) > 10
+    for path in files:
+        good = path.read_bytes()
+        name = path.relative_to(folder).as_posix()
+        for place in {0, len(good) // 3, len(good) - 1}:
+            bad = bytearray(good)
+            bad[place] ^= 1
+            path.write_bytes(bad)
+            with pytest.raises(UserError, match=name):
+                verify(folder)
+        path.write_bytes(good)
+    verify(folder)
+
+
+def test_every_byte_of_the_sums_counts(tmp_path):
+    (tmp_path / "a").write_text("a")
+    (tmp_path / "b c").write_text("b")
+    write_sums(tmp_path)
+    sums = tmp_path / "SHA256SUMS"
+    good = sums.read_bytes()
+    assert check_sums(tmp_path) == 2
+    for place in range(len(good)):
+        for bit in (1, 0x20, 0x80):
+            bad = bytearray(good)
+            bad[place] ^= bit
+            sums.write_bytes(bad)
+            with pytest.raises(UserError, match=str(tmp_path)):
+                check_sums(tmp_path)
+    for bad in (good + b"\n", good[:-1], good + good, good[good.index(b"\n") + 1 :], b""):
+        sums.write_bytes(bad)
+        with pytest.raises(UserError):
+            check_sums(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("sha256sum") is None, reason="coreutils are not here")
+def test_the_sums_are_those_of_sha256sum(exported):
+    subprocess.run(
+        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=exported, check=True, capture_output=True
+    )
+
+
+def test_missing_and_extra_files_are_named(folder):
+    (folder / "policy" / "model.safetensors").unlink()
+    (folder / "critic" / "notes.txt").write_text("a")
+    with pytest.raises(
+        UserError, match=r"critic/notes.txt is not listed; policy/model.safetensors is missing"
+    ):
+        verify(folder)
+    shutil.rmtree(folder)
+    with pytest.raises(UserError, match="SHA256SUMS"):
+        verify(folder)
+
+
+def test_what_git_and_download_tools_add_is_no_part_of_it(folder):
+    (folder / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (folder / ".cache").mkdir()
+    (folder / ".cache" / "entry").write_text("x")
+    verify(folder)
+
+
+# ---- changed parts, sealed again -------------------------------------------------------------------------------
+
+
+def in_policy_contract(change):
+    def fault(folder):
+        path = folder / "policy" / "contract.json"
+        contract = Contract.from_json(json.loads(path.read_text()))
+        path.write_text(json.dumps(change(contract).to_json()))
+
+    return fault
+
+
+def in_inputs(change):
+    return lambda folder: rewrite_inputs(folder, lambda i: setattr(i, "contract", change(i.contract)))
+
+
+def in_manifest(change):
+    return lambda folder: rewrite_json(folder / "manifest.json", change)
+
+
+def in_manifest_contract(change):
+    def edit(manifest):
+        contract = change(Contract.from_json(manifest["contract"]))
+        manifest["contract"] |= contract.to_json()
+
+    return in_manifest(edit)
+
+
+def other_backbone(folder):
+    def change(tensors):
+        name = next(n for n in sorted(tensors) if n.startswith("backbone.") and n.endswith("proj.weight"))
+        tensors[name][0, 0] += 1e-3
+
+    rewrite_tensors(folder / "policy" / "model.safetensors", change)
+
+
+def other_head(folder):
+    def change(tensors):
+        for name in tensors:
+            if name.startswith("head."):
+                tensors[name] += 0.05
+
+    rewrite_tensors(folder / "policy" / "model.safetensors", change)
+
+
+def other_critic(folder, **changes):
+    policy = GrootPolicy.load(folder / "policy")
+    critic, _ = small_critic(policy, seed=1, **changes)
+    critic.save(folder / "critic", {"inputs_fingerprint": CriticInputs.load(folder / "critic").fingerprint})
+
+
+def longer_policy(folder):
+    small_policy(horizon=6).save(folder / "policy")
+
+
+def in_golden(change):
+    return lambda folder: rewrite_tensors(folder / "golden.safetensors", change)
+
+
+def other_rate(contract):
+    return replace(contract, rate_hz=10.0)
+
+
+def other_unit(contract):
+    return replace(contract, state=(replace(contract.state[0], unit="mm"), *contract.state[1:]))
+
+
+FAULTS = {
+    "statistics of the policy": (in_policy_contract(other_statistics), r"state_mean differs in columns \[1\]"),
+    "statistics of the critic": (in_inputs(other_statistics), r"critic's statistics: state_mean differs in"),
+    "statistics of the manifest": (in_manifest_contract(other_statistics), r"state_mean differs in columns \[1\]"),
+    "columns of the policy": (in_policy_contract(reordered), r"position\.x' against 'position\.y"),
+    "columns of the critic": (in_inputs(reordered), r"critic's state\[0\]: name 'position\.x' against 'position\.y"),
+    "columns of the manifest": (in_manifest_contract(reordered), r"position\.y' against 'position\.x"),
+    "rate": (in_policy_contract(other_rate), "rate: 20 Hz against 10 Hz"),
+    "unit": (in_manifest_contract(other_unit), "unit 'mm' against 'm'"),
+    "no statistics": (
+        in_manifest(lambda m: m["contract"].update(statistics=None)), "contract.statistics are missing",
+    ),
+    "backbone": (other_backbone, "the policy's backbone is of another revision: policy.encoder_fingerprint"),
+    "backbone of the critic": (
+        lambda f: rewrite_inputs(f, lambda i: setattr(i, "encoder_fingerprint", "0" * 64)),
+        "the critic's features are of another backbone revision",
+    ),
+    "backbone of the manifest": (
+        in_manifest(lambda m: m["policy"].update(encoder_fingerprint="0" * 64)),
+        "manifest.json says 000000000000",
+    ),
+    "chunks of the critic": (
+        lambda f: other_critic(f, horizon=6), "the critic scores chunks of another length: critic.horizon is 6",
+    ),
+    "chunks of the policy": (longer_policy, "the policy makes chunks of another length: policy.horizon is 6"),
+    "chunks of the manifest": (
+        in_manifest(lambda m: m["critic"].update(horizon=6)), "critic.horizon is 4, manifest.json says 6",
+    ),
+    "discount": (lambda f: other_critic(f, bootstrap_discount=0.9), "critic.bootstrap_discount is 0.9"),
+    "weights of the head": (other_head, r"candidates \(the policy\): input \d is .* away"),
+    "weights of the critic": (other_critic, r"scores \(the critic's Q networks\): input \d is .* away"),
+    "expected scores": (
+        in_golden(lambda t: t["scores"].__setitem__((2, 1), t["scores"][2, 1] + 0.1)),
+        r"scores \(the critic's Q networks\): input 2 is",
+    ),
+    "expected choice": (
+        in_golden(lambda t: t["index"].__setitem__(3, (t["index"][3] + 1) % 5)), "choice on input 3",
+    ),
+    "golden image": (in_golden(lambda t: t["image.left"][1].zero_()), r"features .*input 1 is"),
+    "golden inputs of another size": (
+        in_golden(lambda t: t.update({"image.left": t["image.left"][:, :8].contiguous()})),
+        "images of left are",
+    ),
+    "fewer golden inputs": (
+        in_golden(lambda t: t.update({k: v[:2].contiguous() for k, v in t.items()})), "not the golden inputs",
+    ),
+    "rule": (
+        in_manifest(lambda m: m["selection"].update(rule="worst", numbers={})), "config.json does not say",
+    ),
+    "unknown rule": (in_manifest(lambda m: m["selection"].update(rule="luck")), "'luck' is unknown"),
+    "number of a rule": (
+        in_manifest(lambda m: m["selection"]["numbers"].update(as_best_of="3")), "its selection makes no sense",
+    ),
+    "steps played": (in_manifest(lambda m: m["selection"].update(execute_steps=5)), "5 of 4 steps played"),
+    "kind": (in_manifest(lambda m: m["policy"].update(kind="other")), "policy kind 'other' is unknown"),
+    "format": (in_manifest(lambda m: m.update(format="x 2")), "manifest.json: format 'x 2'"),
+    "section": (in_manifest(lambda m: m.pop("critic")), "the section critic is missing"),
+    "projection": (
+        lambda f: rewrite_inputs(f, lambda i: i.projection.mean.add_(1)), "features.inputs_fingerprint is",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_changed_part_is_named_even_if_sealed_again(folder, name):
+    fault, told = FAULTS[name]
+    fault(folder)
+    reseal(folder)
+    with pytest.raises(UserError, match=told) as caught:
+        verify(folder)
+    assert "SHA256SUMS" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_lie_that_all_parts_agree_on_is_found_by_replay(folder):
+    contract = Contract.from_json(json.loads((folder / "policy" / "contract.json").read_text()))
+    forge_contract(folder, contract)
+    reseal(folder)
+    verify(folder)  # the forger changes nothing else
+    forge_contract(folder, other_statistics(contract))
+    reseal(folder)
+    with pytest.raises(UserError, match=r"scores \(the critic's Q networks\)"):
+        verify(folder)
+
+
+def test_golden_inputs_of_another_contract_are_refused(folder):
+    path = folder / "golden.safetensors"
+    golden = Golden.load(path)
+    golden.contract = other_statistics(example_contract()).fingerprint
+    golden.save(path)
+    reseal(folder)
+    with pytest.raises(UserError, match=r"golden.safetensors was recorded under another contract"):
+        verify(folder)
+
+
+def test_code_that_scores_otherwise_is_found(folder, monkeypatch):
+    """The folder is whole; what reads it has changed: a normalisation that is off by a hundredth."""
+    monkeypatch.setattr(CriticInputs, "state", lambda self, raw: 1.01 * self.contract.normalize_state(raw))
+    with pytest.raises(UserError, match=r"does not decide as it did when it was exported: scores"):
+        verify(folder)
+
+
+# ---- what cannot be exported, and what cannot be fed in --------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda o: o.images.pop("wrist"), "lacks the camera wrist; it has left"),
+        (
+            lambda o: o.images.update(left=o.images["left"].repeat_interleave(3, 1)),
+            rf"\(2, {3 * SIZE}, {SIZE}, 3\)",
+        ),
+        (lambda o: o.images.update(left=o.images["left"].float()), "torch.float32"),
+        (lambda o: setattr(o, "state", o.state[:, :2]), r"the state is \(2, 2\)"),
+    ],
+)
+def test_observations_of_another_shape_are_refused(exported, change, told):
+    observation = observations(2)
+    change(observation)
+    with pytest.raises(UserError, match=told):
+        Reranker.load(exported).choose(observation, KEYS[:2])
+
+
+def test_parts_that_do_not_belong_together_are_not_exported(parts, tmp_path):
+    policy, critic, inputs = parts
+    output = tmp_path / "reranker"
+    with pytest.raises(UserError, match="another backbone"):
+        Reranker.export(small_policy(seed=1), critic, inputs, output, observations(2))
+    longer, _ = small_critic(policy, horizon=5)
+    with pytest.raises(UserError, match="chunks of 5 steps"):
+        Reranker.export(policy, longer, inputs, output, observations(2))
+    with pytest.raises(UserError, match="execute_steps=9 must be 1 to 4"):
+        Reranker.export(policy, critic, inputs, output, observations(2), execute_steps=9)
+    line = LinePolicy()
+    with pytest.raises(UserError, match="a LinePolicy cannot be exported; the kinds are"):
+        Reranker.export(line, MovesRight(), line_inputs(line), output, observations(2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_rule_12_a_failed_export_leaves_nothing(parts, tmp_path, monkeypatch):
+    def full_disk(*_):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(exporting, "card", full_disk)
+    with pytest.raises(OSError, match="No space"):
+        Reranker.export(*parts, tmp_path / "reranker", observations(2))
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_export_does_not_replace_another(parts, folder):
+    before = sha256_of(folder)
+    with pytest.raises(UserError, match="exists already"):
+        Reranker.export(*parts, folder, observations(2))
+    assert sha256_of(folder) == before
+
+
+def test_a_saved_policy_says_of_which_kind_it_is(exported, tmp_path):
+    assert kind_in(exported / "policy").policy_class.endswith("GrootPolicy")
+    with pytest.raises(UserError, match="no saved policy"):
+        kind_in(tmp_path)
+
+
+def test_rule_12_loading_a_critic_draws_no_random_numbers(exported):
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    critic, _ = DeasCritic.load(exported / "critic")
+    assert torch.equal(torch.rand(1), expected)
+    trained = {name for name, p in critic.named_parameters() if p.requires_grad}
+    assert trained == {name for name, _ in critic.named_parameters() if not name.startswith("target_q.")}
