@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Makes the virtual environment .venv with everything that the demo and the tests need, and sees to a GL library.
 # Called by make. Says in plain words what is missing, and installs it where it may (as root, with apt-get).
-# PYTHON=... chooses the interpreter, EXTRAS=... what is installed ("demo,dev,ogbench").
+# PYTHON=... chooses the interpreter, EXTRAS=... what is installed ("demo,dev,ogbench,robots").
 set -euo pipefail
 cd "$(dirname "$0")/.."
-extras=${EXTRAS:-demo,dev,ogbench}
+extras=${EXTRAS:-demo,dev,ogbench,robots}
 bin=.venv/bin
 
 fail() {

@@ -1,0 +1,105 @@
+"""Any other LeRobot policy: the observation is repeated for each candidate, and everything runs on one batch.
+
+It works for policies that draw normal noise for each row of their batch, by themselves, while they sample. The critic
+reads the output of one module, which the user names: the encoder of the images.
+"""
+
+import inspect
+
+import torch
+from torch import Tensor, nn
+
+from deas_vla.errors import UserError
+from deas_vla.policies.lerobot.families import Encoded, Family, camera_layout, outputs_of, square_grid
+from deas_vla.policies.lerobot.noise import GivenNoise, noise_keys
+
+
+class Batched(Family):
+    """Tokens are what the named module returns, for one camera after another; there are none of the words.
+
+    Args:
+        policy: LeRobot's.
+        cameras: see `Family`.
+        feature: name of the module in the policy, for example ``model.vision_encoder``.
+
+    Raises:
+        UserError: if there is no such module.
+    """
+
+    def __init__(self, policy: nn.Module, cameras: list[int], feature: str) -> None:
+        super().__init__(policy, cameras)
+        try:
+            self.module = policy.get_submodule(feature)
+        except AttributeError as error:
+            raise UserError(f"the {self.config.type} policy has no module '{feature}' ({error})") from error
+        # All that every policy returns; its model may make longer chunks.
+        self.horizon = self.steps = self.config.n_action_steps
+        self.width = self.action_dim
+
+    @property
+    def encoder(self) -> list[nn.Module]:
+        return [self.module]
+
+    @property
+    def prefix(self) -> list[nn.Module]:
+        return []
+
+    def encode(self, batch: dict[str, Tensor]) -> Encoded:
+        count = len(next(iter(batch.values())))
+        odd = [name for name, value in batch.items() if value.dim() == 0 or len(value) != count]
+        if odd:
+            raise UserError(
+                f"the {self.config.type} policy reads {odd[0]}, which has no row for each observation"
+            )
+        # A policy has no way to encode alone: it samples, and what the module returns meanwhile is kept.
+        blank = torch.zeros(count, self.horizon, self.width, device=next(iter(batch.values())).device)
+        with outputs_of(self.module) as seen:
+            self.sample(batch, blank)
+        grids = [_tokens(output) for output in seen[: len(self.cameras)]]
+        if grids and len(grids[0]) == count * len(self.cameras):
+            grids = list(grids[0].unflatten(0, (count, -1)).unbind(1))
+        if len(grids) != len(self.cameras) or any(len(grid) != count for grid in grids):
+            raise UserError(
+                f"the module that was named does not return one grid for each of {len(self.cameras)} cameras"
+            )
+        tokens = torch.cat(grids, 1).float()
+        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
+        return Encoded(tokens, mask, camera_layout(self.cameras, grids[0].shape[1], tokens.device), batch)
+
+    def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
+        self.policy.reset()
+        modes = {module: module.training for module in self.policy.modules()}
+        self.policy.eval()
+        with GivenNoise(noise, first=True) as given:
+            chunks = self.policy.predict_action_chunk(dict(memory))
+        for module, training in modes.items():
+            module.training = training
+        if not given.draws:
+            raise UserError(
+                f"the {self.config.type} policy draws no noise: all candidates would be one and the same chunk"
+            )
+        return chunks[:, : self.horizon, : self.action_dim].float()
+
+    def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        """The policy's own loss of each row; its levels of noise are its own, drawn by a seed made of the noise."""
+        length = len(self.config.action_delta_indices)
+        steps = torch.arange(length, device=actions.device)
+        batch = memory | {
+            "action": actions[:, steps.clamp_max(actions.shape[1] - 1)],
+            "action_is_pad": (steps >= actions.shape[1]).expand(len(actions), -1),
+        }
+        devices = [actions.device] if actions.is_cuda else []
+        with torch.random.fork_rng(devices):
+            torch.manual_seed(int(noise_keys(noise).sum()))
+            if "reduction" in inspect.signature(self.policy.forward).parameters:
+                losses = self.policy.forward(batch, reduction="none")[0]
+            else:
+                rows = [{name: value[[row]] for name, value in batch.items()} for row in range(len(actions))]
+                losses = torch.stack([self.policy.forward(row)[0] for row in rows])
+        return losses[:, None, None].expand(-1, actions.shape[1], 1)
+
+
+def _tokens(output) -> Tensor:
+    """(B, L, D) tokens of what a vision encoder returns."""
+    output = getattr(output, "last_hidden_state", output)
+    return square_grid(output) if output.dim() == 4 else output

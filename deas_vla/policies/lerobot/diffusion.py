@@ -1,0 +1,110 @@
+"""LeRobot's Diffusion Policy: a ResNet a camera, a U-Net that turns noise into chunks.
+
+The candidates share the conditioning vector. With the DDIM scheduler a chunk is a function of its first noise. DDPM
+draws fresh noise at every step; that noise is derived from the first, candidate by candidate (see `noise.py`), so
+that a candidate is still a pure function of its noise. DDIM needs a tenth of the steps.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from deas_vla.policies.flow import TIME_BETA, TIME_CUTOFF
+from deas_vla.policies.lerobot.families import Encoded, Family, camera_layout, outputs_of, square_grid
+from deas_vla.policies.lerobot.noise import GivenNoise
+
+STATE, IMAGES = "observation.state", "observation.images"
+
+
+def uniform_of(time: Tensor) -> Tensor:
+    """Flow times from `deas_vla.policies.flow.sample_time` back to uniform numbers: 0 is clean, 1 is noise."""
+    return (TIME_CUTOFF * (1 - time)) ** TIME_BETA
+
+
+def diffusion_steps(time: Tensor, count: int) -> Tensor:
+    """Flow times to the numbers of diffusion steps, so that each step is equally likely, as LeRobot trains.
+
+    Args:
+        time: (...) flow times from `deas_vla.policies.flow.sample_time`: 1 is clean.
+        count: number of steps; step 0 is nearly clean.
+
+    Returns:
+        (...) int64 in 0 .. count - 1.
+    """
+    return (uniform_of(time) * count).long().clamp(0, count - 1)
+
+
+def denoising_error(
+    scheduler, predict: Callable[[Tensor, Tensor], Tensor], actions: Tensor, noise: Tensor, time: Tensor
+) -> Tensor:
+    """Squared error of a denoising network, whichever of noise and chunk it predicts.
+
+    Args:
+        scheduler: of `diffusers`.
+        predict: takes (M, H, A) noisy chunks and (M,) numbers of diffusion steps.
+        actions: (M, H, A) clean chunks.
+        noise: (M, H, A).
+        time: (M,) flow times.
+
+    Returns:
+        (M, H, A).
+    """
+    steps = diffusion_steps(time, scheduler.config.num_train_timesteps)
+    target = noise if scheduler.config.prediction_type == "epsilon" else actions
+    return (predict(scheduler.add_noise(actions, noise, steps), steps) - target).square()
+
+
+class Diffusion(Family):
+    """Tokens are the last feature map of the ResNets: it keeps where things are, and no keypoint was chosen yet."""
+
+    settings = ("resize_shape", "crop_shape", "use_separate_rgb_encoder_per_camera")
+
+    def __init__(self, policy: nn.Module, cameras: list[int]) -> None:
+        super().__init__(policy, cameras)
+        self.model = policy.diffusion
+        self.horizon = self.steps = self.config.horizon
+        self.width = self.action_dim
+
+    @property
+    def encoder(self) -> list[nn.Module]:
+        return [encoder.backbone for encoder in self._encoders]
+
+    @property
+    def prefix(self) -> list[nn.Module]:
+        return list(self._encoders)
+
+    @property
+    def _encoders(self) -> list[nn.Module]:
+        encoders = self.model.rgb_encoder
+        return list(encoders) if isinstance(encoders, nn.ModuleList) else [encoders]
+
+    def encode(self, batch: dict[str, Tensor]) -> Encoded:
+        images = torch.stack([batch[key] for key in self.config.image_features], 1)
+        # One step of history: (B, 1, S) and (B, 1, cameras, C, h, w).
+        history = {STATE: batch[STATE][:, None], IMAGES: images[:, None]}
+        with outputs_of(*self.encoder) as maps:
+            condition = self.model._prepare_global_conditioning(history)
+        # A map of all cameras of one observation after another, or one map a camera.
+        grids = [square_grid(each) for each in maps]
+        stacked = grids[0].unflatten(0, images.shape[:2]) if len(grids) == 1 else torch.stack(grids, 1)
+        tokens = stacked.flatten(1, 2).float()
+        return Encoded(
+            tokens,
+            torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device),
+            camera_layout(self.cameras, stacked.shape[2], tokens.device),
+            {"condition": condition},
+        )
+
+    def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
+        condition = memory["condition"]
+        if self.config.noise_scheduler_type == "DDIM":
+            return self.model.conditional_sample(len(noise), global_cond=condition, noise=noise)
+        with GivenNoise(noise, first=False):
+            return self.model.conditional_sample(len(noise), global_cond=condition, noise=noise)
+
+    def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        def predict(x: Tensor, steps: Tensor) -> Tensor:
+            return self.model.unet(x, steps, global_cond=memory["condition"])
+
+        return denoising_error(self.model.noise_scheduler, predict, actions, noise, time)

@@ -1,0 +1,106 @@
+"""LeRobot's GR00T N1.7: a Qwen3-VL cut at a layer, and a diffusion transformer that attends to its tokens.
+
+Backbone, vision-language self-attention and state encoder run once an observation. The self-attention has no mask:
+padding would be read as words. So observations are encoded without padding, and only what the masked cross-attention
+of the head reads is padded afterwards.
+"""
+
+import torch
+from lerobot.policies.groot.configuration_groot import infer_groot_n1_7_action_horizon
+from torch import Tensor, nn
+from transformers.feature_extraction_utils import BatchFeature
+
+from deas_vla.errors import UserError
+from deas_vla.policies.lerobot.families import Encoded, Family
+from deas_vla.policies.lerobot.noise import GivenNoise
+
+
+class Groot(Family):
+    """Tokens are the backbone's hidden states, before the layers that are trained with the head."""
+
+    sees_padding = True
+    settings = ("use_bf16",)
+
+    def __init__(self, policy: nn.Module, cameras: list[int]) -> None:
+        super().__init__(policy, cameras)
+        self.model = policy._groot_model
+        self.head = self.model.action_head
+        if not self.head.config.use_alternate_vl_dit:
+            raise UserError("this GR00T has a head without a mask for padding (use_alternate_vl_dit=False)")
+        stored = infer_groot_n1_7_action_horizon(self.config.base_model_path, self.config.embodiment_tag)
+        self.steps, self.width = self.head.action_horizon, self.head.action_dim
+        self.horizon = min(self.steps, self.config.chunk_size, stored or self.steps)
+
+    @property
+    def encoder(self) -> list[nn.Module]:
+        return [self.model.backbone]
+
+    @property
+    def prefix(self) -> list[nn.Module]:
+        return [self.model.backbone, self.head.vlln, self.head.vl_self_attention, self.head.state_encoder]
+
+    def encode(self, batch: dict[str, Tensor]) -> Encoded:
+        inputs = self.policy._filter_groot_inputs(batch, include_action=False)
+        with self._autocast():
+            backbone_input, action_input = self.model.prepare_input(inputs)
+            output = self.model.backbone(backbone_input)
+            hidden, mask, image = output.backbone_features, output.backbone_attention_mask, output.image_mask
+            made = self.head._encode_features(output, action_input)
+        memory = {
+            "features": made.backbone_features,
+            "mask": mask,
+            "image": image,
+            "state": made.state_features,
+            "embodiment": action_input.embodiment_id,
+        }
+        views = len(batch["image_grid_thw"]) // len(mask)
+        return Encoded(hidden.float() * mask[..., None], mask, self._layout(image, views), memory)
+
+    @torch.no_grad()
+    def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
+        with self._autocast(), GivenNoise(noise, first=True):
+            made = self.head.get_action_with_features(
+                memory["features"],
+                memory["state"],
+                memory["embodiment"],
+                self._masks(memory),
+                BatchFeature({}),
+            )
+        return made.action_pred[:, : self.horizon, : self.action_dim].float()
+
+    def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        head, state, masks = self.head, memory["state"], self._masks(memory)
+        noise = noise[:, : actions.shape[1]]
+        if head.training and head.state_dropout_prob > 0:
+            dropped = torch.rand(len(state), device=state.device) < head.state_dropout_prob
+            state = state * ~dropped[:, None, None]
+        step = (time * head.num_timestep_buckets).long()
+        noisy = (1 - time[:, None, None]) * noise + time[:, None, None] * actions
+        with self._autocast():
+            tokens = head.action_encoder(noisy, step, memory["embodiment"])
+            if head.config.add_pos_embed:
+                tokens = tokens + head.position_embedding(torch.arange(tokens.shape[1], device=tokens.device))
+            made = head.model(
+                hidden_states=torch.cat([state, tokens], 1),
+                encoder_hidden_states=memory["features"],
+                timestep=step,
+                image_mask=masks.image_mask,
+                backbone_attention_mask=masks.backbone_attention_mask,
+            )
+            velocity = head.action_decoder(made, memory["embodiment"])[:, -actions.shape[1] :]
+        return (velocity.float() - (actions - noise)).square()[:, : self.horizon, : self.action_dim]
+
+    def _masks(self, memory: dict[str, Tensor]) -> BatchFeature:
+        return BatchFeature({"image_mask": memory["image"], "backbone_attention_mask": memory["mask"]})
+
+    def _layout(self, image: Tensor, views: int) -> Tensor:
+        """(B, L) the camera of each token; of several images a camera, older ones count as others."""
+        camera = torch.tensor([-1] * (views - len(self.cameras)) + self.cameras, device=image.device)
+        each = image.sum(1, keepdim=True) // views
+        number = (image.long().cumsum(1) - 1).clamp_min(0) // each
+        return torch.where(image, camera[number.clamp_max(views - 1)], -1)
+
+    def _autocast(self):
+        """As LeRobot runs the model."""
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.use_bf16)

@@ -1,0 +1,259 @@
+"""Between the project's observations, commands and contract, and LeRobot's batches, normalised actions and features."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import torch
+from lerobot.configs.types import NormalizationMode
+from lerobot.lerobot_types import TransitionKey
+from lerobot.processor import (
+    NormalizerProcessorStep,
+    PolicyProcessorPipeline,
+    RelativeActionsProcessorStep,
+    RenameObservationsProcessorStep,
+    TokenizerProcessorStep,
+    UnnormalizerProcessorStep,
+)
+from lerobot.processor.converters import create_transition
+from torch import Tensor
+
+from deas_vla.data.contract import ACTION_SPREAD_FLOOR, STATE_SPREAD_FLOOR, Contract, Statistics
+from deas_vla.data.observation import Observation
+from deas_vla.errors import ContractMismatch, UserError
+
+STATE, ACTION = "observation.state", "action"
+IMAGES = "observation.images."
+# Cameras that a policy was pretrained with and a robot may lack: LeRobot fills them in, masked.
+EMPTY = "observation.images.empty_camera_"
+# Settings that say where something lies, not what it is.
+PLACES = ("tokenizer_name", "model_name", "device")
+
+
+def camera_name(key: str) -> str:
+    """The contract's name of the camera behind a key of LeRobot: ``observation.images.top`` is ``top``."""
+    return key.removeprefix(IMAGES) if key.startswith(IMAGES) else key.removeprefix("observation.")
+
+
+class Processors:
+    """A LeRobot policy's pre- and postprocessor.
+
+    Args:
+        config: the policy's.
+        preprocessor: as LeRobot made it for this policy.
+        postprocessor: likewise.
+
+    Raises:
+        UserError: if the policy needs something that an observation does not have, or its statistics are missing.
+    """
+
+    def __init__(
+        self, config, preprocessor: PolicyProcessorPipeline, postprocessor: PolicyProcessorPipeline
+    ) -> None:
+        self.config, self.preprocessor, self.postprocessor = config, preprocessor, postprocessor
+        # Every prompt is padded to one length, as masked tokens: what a frame becomes then does not depend on the
+        # other sentences of its batch.
+        steps = [
+            replace(step, padding="max_length", tokenizer=step.input_tokenizer)
+            if isinstance(step, TokenizerProcessorStep)
+            else step
+            for step in preprocessor.steps
+        ]
+        self._padded = replace(preprocessor, steps=steps)
+        # What happens to an action on its way into the model, in this order.
+        self._inwards = [
+            step
+            for step in preprocessor.steps
+            if isinstance(step, RelativeActionsProcessorStep | NormalizerProcessorStep) or _packs(step)
+        ]
+        renames = {}
+        for step in preprocessor.steps:
+            if isinstance(step, RenameObservationsProcessorStep):
+                renames |= {new: old for old, new in step.rename_map.items()}
+        visual = [key for key in config.image_features if not key.startswith(EMPTY)]
+        # Key of the policy to the key that goes into the preprocessor.
+        self.image_keys = {key: renames.get(key, key) for key in visual}
+        self.state_key = renames.get(STATE, STATE)
+        self._require_supported()
+
+    def _require_supported(self) -> None:
+        kind = self.config.type
+        known = {STATE, *self.config.image_features}
+        other = [key for key in self.config.input_features if key not in known]
+        if other:
+            raise UserError(f"the {kind} policy reads {other[0]}, which an observation here does not have")
+        if getattr(self.config, "n_obs_steps", 1) != 1:
+            raise UserError(
+                f"the {kind} policy sees {self.config.n_obs_steps} observations at once, and a critic sees one; "
+                "train it with --policy.n_obs_steps=1"
+            )
+        for step in [*self.preprocessor.steps, *self.postprocessor.steps]:
+            if isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep):
+                for key, feature in step.features.items():
+                    mode = step.norm_map.get(feature.type, NormalizationMode.IDENTITY)
+                    if mode is not NormalizationMode.IDENTITY and not step.stats.get(key):
+                        raise UserError(
+                            f"the {kind} policy has no normalisation statistics of {key}; LeRobot would leave it "
+                            "as it is; save its processors with the statistics of its data set"
+                        )
+            elif _packs(step) and not (step.raw_stats or {STATE, ACTION} <= (step.stats or {}).keys()):
+                raise UserError(f"the {kind} policy has no normalisation statistics of {STATE} and {ACTION}")
+
+    # ---- the contract --------------------------------------------------------------------------------------
+
+    def cameras(self, contract: Contract) -> list[int]:
+        """The contract's index of each camera in the order in which the policy sees them; -1 for one it fills in."""
+        names = [camera.name for camera in contract.cameras]
+        keys = list(self.image_keys)
+        for step in self.preprocessor.steps:
+            if _packs(step):
+                keys = step._ordered_image_keys(dict.fromkeys(keys))
+        mine = [camera_name(self.image_keys[key]) for key in keys]
+        indices = [names.index(name) if name in names else -1 for name in mine]
+        return indices + [-1] * (len(self.config.image_features) - len(indices))
+
+    def require_fits(self, contract: Contract) -> None:
+        """Compares widths, cameras and image sizes with the policy's configuration, which LeRobot does not.
+
+        The rate of control is not in a LeRobot policy: it is compared where contracts meet.
+
+        Raises:
+            ContractMismatch: with every difference.
+        """
+        lines = []
+        inputs, outputs = self.config.input_features, self.config.output_features
+        widths = (
+            ("state", inputs.get(STATE), contract.state_dim),
+            ("action", outputs.get(ACTION), contract.action_dim),
+        )
+        for what, feature, wanted in widths:
+            if feature is not None and feature.shape[0] != wanted:
+                lines.append(f"{what}: {feature.shape[0]} columns against {wanted}")
+        sizes = {camera.name: (camera.height, camera.width) for camera in contract.cameras}
+        mine = {camera_name(old): inputs[new].shape for new, old in self.image_keys.items()}
+        for name in sorted(sizes.keys() | mine.keys()):
+            if name not in mine:
+                lines.append(f"camera {name}: the policy does not see it")
+            elif name not in sizes:
+                lines.append(f"camera {name}: only the policy has it")
+            elif tuple(mine[name][1:]) != sizes[name]:
+                lines.append(f"camera {name}: {tuple(mine[name][1:])} pixels against {sizes[name]}")
+        if lines:
+            raise ContractMismatch(
+                f"the {self.config.type} policy and the contract do not fit together: {'; '.join(lines)}"
+            )
+
+    def statistics(self) -> Statistics:
+        """Means and spreads of the data that the policy was trained on, from its normaliser.
+
+        Raises:
+            UserError: if it has none.
+        """
+        for step in self.preprocessor.steps:
+            stats = getattr(step, "stats", None) or {}
+            if all({"mean", "std"} <= stats.get(key, {}).keys() for key in (STATE, ACTION)):
+                floors = {STATE: STATE_SPREAD_FLOOR, ACTION: ACTION_SPREAD_FLOOR}
+                numbers = {
+                    key: {k: torch.as_tensor(v).double() for k, v in stats[key].items()} for key in floors
+                }
+                mean = {key: tuple(numbers[key]["mean"].tolist()) for key in floors}
+                std = {key: tuple(numbers[key]["std"].clamp_min(floors[key]).tolist()) for key in floors}
+                return Statistics(mean[STATE], std[STATE], mean[ACTION], std[ACTION])
+        raise UserError(
+            f"the {self.config.type} policy does not hold mean and spread of its data; give a contract with statistics"
+        )
+
+    # ---- observations --------------------------------------------------------------------------------------
+
+    def batch(self, observation: Observation) -> dict[str, Tensor]:
+        """What the policy's model reads, for B observations.
+
+        Raises:
+            UserError: if a camera is missing or its images have another size than the policy was trained on.
+        """
+        batch = {self.state_key: observation.state, "task": list(observation.instruction)}
+        for key, given in self.image_keys.items():
+            name, size = camera_name(given), tuple(self.config.input_features[key].shape[1:])
+            image = observation.images.get(name)
+            if image is None:
+                raise UserError(
+                    f"the observation lacks the camera {name}; it has {', '.join(observation.images) or 'none'}"
+                )
+            if tuple(image.shape[1:]) != (*size, 3):
+                raise UserError(
+                    f"camera {name}: the image is {tuple(image.shape[1:])}, the policy was trained on {(*size, 3)}"
+                )
+            batch[given] = image.permute(0, 3, 1, 2).float() / 255
+        made = self._padded(batch)
+        return {key: value for key, value in made.items() if isinstance(value, Tensor)}
+
+    # ---- actions -------------------------------------------------------------------------------------------
+
+    def actions(self, commands: Tensor, raw_state: Tensor) -> Tensor:
+        """(B, H, A) commands to what the model learns to make.
+
+        Args:
+            commands: in the contract's units.
+            raw_state: (B, S), for policies whose actions are relative to the state.
+        """
+        transition = self._transition(raw_state, commands)
+        for step in self._inwards:
+            transition = step(transition)
+        return transition[TransitionKey.ACTION]
+
+    def commands(self, actions: Tensor, raw_state: Tensor) -> Tensor:
+        """(M, H, A) chunks of the model to commands, as LeRobot's postprocessor gives them.
+
+        Args:
+            actions: as the model makes them.
+            raw_state: (M, S).
+        """
+        for step in self._inwards:
+            if not isinstance(step, NormalizerProcessorStep):
+                # Its counterpart behind the model adds the last state that this one has seen.
+                step(self._transition(raw_state))
+        return self.postprocessor(actions).to(actions.device)
+
+    def _transition(self, raw_state: Tensor, commands: Tensor | None = None) -> dict:
+        words = {"task": [""] * len(raw_state)}
+        return create_transition(observation={STATE: raw_state}, action=commands, complementary_data=words)
+
+    # ---- identity ------------------------------------------------------------------------------------------
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that decides how an observation becomes a batch; no path or device is in it."""
+        digest = hashlib.sha256()
+        for step in self._padded.steps:
+            settings = {key: value for key, value in step.get_config().items() if key not in PLACES}
+            digest.update(
+                f"{type(step).__name__} {json.dumps(settings, sort_keys=True, default=str)}".encode()
+            )
+            for key, tensor in sorted(step.state_dict().items()):
+                digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
+            if isinstance(step, TokenizerProcessorStep):
+                digest.update(_words(step.input_tokenizer).encode())
+            elif hasattr(step, "proc"):  # GR00T's: a whole processor of its own
+                digest.update(_words(step.proc.tokenizer).encode())
+                digest.update(step.proc.image_processor.to_json_string().encode())
+        features = {
+            key: [str(feature.type), list(feature.shape)]
+            for key, feature in self.config.input_features.items()
+        }
+        digest.update(json.dumps(features, sort_keys=True).encode())
+        return digest.hexdigest()
+
+
+def _packs(step) -> bool:
+    """Whether this is GR00T's step that normalises, pads and packs everything at once; its module is heavy."""
+    return type(step).__name__ == "GrootN17PackInputsStep"
+
+
+def _words(tokenizer) -> str:
+    """A tokenizer as text, without the padding and truncation of its last call."""
+    if not tokenizer.is_fast:
+        return json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    described = json.loads(tokenizer.backend_tokenizer.to_str())
+    return json.dumps(
+        {k: v for k, v in described.items() if k not in ("padding", "truncation")}, sort_keys=True
+    )

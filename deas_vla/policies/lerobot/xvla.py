@@ -1,0 +1,91 @@
+"""LeRobot's X-VLA: a Florence-2 encoder and a transformer with soft prompts that predicts the clean chunk.
+
+The encoder runs once an observation. LeRobot's sampler encodes and draws noise inside one call, so its few lines
+(predict the chunk, mix it with the same noise at the next lower level) are here. Its actions and losses depend on the
+action space that the policy is configured with.
+"""
+
+import torch
+from lerobot.policies.common.vla_utils import pad_vector
+from torch import Tensor, nn
+from torch.func import vmap
+
+from deas_vla.policies.lerobot.diffusion import uniform_of
+from deas_vla.policies.lerobot.families import Encoded, Family
+
+TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
+VIEWS, AUXILIARY, STATE, DOMAIN = "vlm_features", "aux_visual_inputs", "proprio", "domain_id"
+
+
+class XVLA(Family):
+    """Tokens are the encoder's hidden states of the first camera and the words, and the other cameras' features.
+
+    X-VLA attends to the padding of its sentences; they are always padded to one length here. In pooling, padding is
+    masked.
+    """
+
+    settings = ("resize_imgs_with_padding", "num_image_views", "dtype")
+
+    def __init__(self, policy: nn.Module, cameras: list[int]) -> None:
+        super().__init__(policy, cameras)
+        self.model = policy.model
+        self.horizon = self.steps = self.config.chunk_size
+        self.width = self.model.dim_action
+        self.dtype = self.model._get_target_dtype()
+
+    @property
+    def encoder(self) -> list[nn.Module]:
+        return [self.model.vlm]
+
+    def encode(self, batch: dict[str, Tensor]) -> Encoded:
+        inputs = self.policy._build_model_inputs(batch)
+        present = inputs["image_mask"]
+        features = self.model.forward_vlm(inputs["input_ids"], inputs["image_input"].to(self.dtype), present)
+        words = batch[TOKENS].shape[1]
+        tokens = torch.cat([features[VIEWS], features[AUXILIARY]], 1)
+        each = features[VIEWS].shape[1] - words
+        # The first token of a view is the mean of the others. The words follow the first view.
+        layout = []
+        for number, view in enumerate(self._views(present.shape[1])):
+            layout += [-1] + [view] * (each - 1) + [-1] * (words if number == 0 else 0)
+        camera = torch.tensor(layout, device=tokens.device)
+        seen = present.repeat_interleave(each, 1)
+        mask = torch.cat([seen[:, :each], batch[MASK], seen[:, each:]], 1)
+        memory = features | {STATE: inputs["proprio"].to(self.dtype), DOMAIN: inputs["domain_id"]}
+        return Encoded(tokens.float() * mask[..., None], mask, camera, memory)
+
+    def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
+        noise, steps = noise.to(self.dtype), max(1, self.config.num_denoising_steps)
+        chunk = torch.zeros_like(noise)
+        for step in range(steps, 0, -1):
+            level = torch.full((len(noise),), step / steps, device=noise.device, dtype=self.dtype)
+            chunk = self._predict(memory, noise, chunk, level)
+        return self.model.action_space.postprocess(chunk)
+
+    def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
+        actions = pad_vector(actions.to(self.dtype), self.width, truncate=True)
+        # LeRobot draws levels of noise uniformly.
+        predicted = self._predict(memory, noise.to(self.dtype), actions, uniform_of(time).to(self.dtype))
+
+        def one_step(made: Tensor, wanted: Tensor) -> Tensor:
+            return sum(self.model.action_space.compute_loss(made[None, None], wanted[None, None]).values())
+
+        # The action space's losses are means over steps: of single steps they are what is asked for.
+        return vmap(vmap(one_step))(predicted, actions)[..., None]
+
+    def _views(self, count: int) -> list[int]:
+        """The camera of each view that the model sees; views beyond the cameras are blank."""
+        return self.cameras[:count] + [-1] * (count - len(self.cameras))
+
+    def _predict(self, memory: dict[str, Tensor], noise: Tensor, chunk: Tensor, level: Tensor) -> Tensor:
+        """The chunk that the model sees behind a mix of a chunk and noise."""
+        mixed = noise * level.view(-1, 1, 1) + chunk * (1 - level).view(-1, 1, 1)
+        state, mixed = self.model.action_space.preprocess(memory[STATE], mixed)
+        return self.model.transformer(
+            domain_id=memory[DOMAIN],
+            action_with_noise=mixed,
+            t=level,
+            proprio=state,
+            vlm_features=memory[VIEWS],
+            aux_visual_inputs=memory[AUXILIARY],
+        )

@@ -1,0 +1,286 @@
+"""LeRobot policies as chunk policies: what is saved, what a fingerprint covers, and what is refused."""
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
+from lerobot_example import CONTRACT, SIZE, A, H, features, maker, normal, observations, statistics
+from safetensors.torch import load_file, save_file
+
+from deas_vla.data.contract import Camera, Statistics
+from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.policies.lerobot.batched import Batched
+from deas_vla.policies.lerobot.modeling import LeRobotPolicy
+from deas_vla.policies.lerobot.processing import Processors
+
+STORED = ("diffusion", "dit_flow", "smolvla", "groot", "xvla")
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """Makes a policy of a kind."""
+    return maker(tmp_path_factory.mktemp("backbones"))
+
+
+@pytest.fixture(scope="module")
+def policies(make):
+    made = {}
+
+    def get(kind: str) -> LeRobotPolicy:
+        if kind not in made:
+            made[kind] = make(kind)
+        made[kind].eval().zero_grad()
+        return made[kind]
+
+    return get
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_fingerprint_covers_what_encoding_depends_on(policies, make, kind):
+    policy = policies(kind)
+    prints = {"same": policy.encoder_fingerprint}
+    policy.encode(observations(2))
+    assert policy.encoder_fingerprint == make(kind).encoder_fingerprint == prints["same"]
+    other = copy.deepcopy(policy)
+    next(iter(other.family.encoder[-1].parameters())).data.view(-1)[-1] += 1e-6
+    prints["weights"] = other.encoder_fingerprint
+    other = copy.deepcopy(policy)
+    other.contract = policy.contract.with_statistics(Statistics.of(normal(5, 3), normal(5, 2)))
+    prints["statistics"] = other.encoder_fingerprint
+    assert len(set(prints.values())) == 3
+
+
+# ---- contract, files and refusals ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", STORED)
+def test_save_and_load(policies, tmp_path, kind):
+    policy, observation, noise = policies(kind), observations(2), normal(2, 3, H, A)
+    policy.save(tmp_path / "policy")
+    assert {path.suffix for path in (tmp_path / "policy").iterdir()} == {".json", ".safetensors"}
+    again = LeRobotPolicy.load(tmp_path / "policy", policy.contract)
+    assert again.contract == policy.contract and not again.training
+    assert again.encoder_fingerprint == policy.encoder_fingerprint
+    with torch.no_grad():
+        expected = policy.sample(policy.encode(observation), noise)
+        assert torch.equal(again.sample(again.encode(observation), noise), expected)
+    # And LeRobot reads the folder as one of its own.
+    theirs = get_policy_class(policy.policy.config.type).from_pretrained(tmp_path / "policy")
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(theirs.state_dict().values(), policy.policy.state_dict().values(), strict=True)
+    )
+
+
+def test_a_folder_of_lerobot_needs_a_contract(policies, tmp_path):
+    policy = policies("diffusion")
+    policy.save(tmp_path / "policy")
+    (tmp_path / "policy" / "contract.json").unlink()
+    with pytest.raises(UserError, match="contract"):
+        LeRobotPolicy.load(tmp_path / "policy")
+    loaded = LeRobotPolicy.load(tmp_path / "policy", CONTRACT)
+    # Without statistics of its own the contract gets those of the policy's data.
+    assert loaded.contract.statistics.state_mean == pytest.approx((0.1, 0.2, 0.3))
+    assert loaded.contract.statistics.action_std == pytest.approx((0.4, 0.5))
+
+
+def test_another_contract_is_refused(policies, tmp_path):
+    policies("diffusion").save(tmp_path / "policy")
+    slower = replace(CONTRACT, rate_hz=10.0)
+    with pytest.raises(ContractMismatch, match="10 Hz"):
+        LeRobotPolicy.load(tmp_path / "policy", slower)
+
+
+def damage_nothing_loaded(folder):
+    weights = load_file(folder / "model.safetensors")
+    save_file({f"other.{name}": tensor for name, tensor in weights.items()}, folder / "model.safetensors")
+
+
+def damage_half_the_weights(folder):
+    weights = load_file(folder / "model.safetensors")
+    kept = dict(list(weights.items())[::2])
+    save_file(kept, folder / "model.safetensors")
+
+
+def damage_cut_off(folder):
+    whole = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
+
+
+def damage_config(folder):
+    (folder / "config.json").write_text("{")
+
+
+def damage_kind(folder):
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"type": "telepathy"}))
+
+
+def damage_processor(folder):
+    (folder / "policy_preprocessor.json").unlink()
+
+
+def damage_statistics(folder):
+    next(folder.glob("policy_preprocessor_*.safetensors")).unlink()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_nothing_loaded,
+        damage_half_the_weights,
+        damage_cut_off,
+        damage_config,
+        damage_kind,
+        damage_processor,
+        damage_statistics,
+    ],
+)
+def test_rule_11_a_damaged_folder_is_refused(policies, tmp_path, damage):
+    """LeRobot itself reads some of these with a warning, and plays with weights that were never trained."""
+    policies("diffusion").save(tmp_path / "policy")
+    damage(tmp_path / "policy")
+    with pytest.raises(UserError, match="policy"):
+        LeRobotPolicy.load(tmp_path / "policy")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"cameras": (Camera("left", SIZE, SIZE), Camera("top", SIZE, SIZE))}, "camera top.*camera wrist"),
+        (
+            {"cameras": (Camera("left", 480, 480), Camera("wrist", SIZE, SIZE))},
+            r"left: \(64, 64\) pixels against",
+        ),
+        ({"cameras": (Camera("left", SIZE, SIZE),)}, "camera wrist"),
+        ({"state": CONTRACT.state[:2]}, "state: 3 columns against 2"),
+        ({"action": CONTRACT.action[:1]}, "action: 2 columns against 1"),
+    ],
+)
+def test_rule_07_a_policy_for_another_robot_is_refused(policies, changes, message):
+    policy = policies("diffusion")
+    contract = replace(CONTRACT, **changes)
+    with pytest.raises(ContractMismatch, match=message):
+        LeRobotPolicy(
+            policy.policy, policy.processors.preprocessor, policy.processors.postprocessor, contract
+        )
+
+
+def test_rule_07_images_of_another_size_are_refused(policies):
+    """LeRobot crops 64 pixels out of the middle of 480 and says nothing."""
+    policy, observation = policies("diffusion"), observations(1)
+    observation.images["left"] = torch.zeros(1, 480, 480, 3, dtype=torch.uint8)
+    with pytest.raises(UserError, match=r"left.*480"):
+        policy.encode(observation)
+    del observation.images["left"]
+    with pytest.raises(UserError, match="left"):
+        policy.encode(observation)
+
+
+def test_the_order_of_cameras_is_the_contracts(make):
+    swapped = replace(CONTRACT, cameras=CONTRACT.cameras[::-1])
+    policy = make("diffusion")
+    other = LeRobotPolicy(
+        policy.policy, policy.processors.preprocessor, policy.processors.postprocessor, swapped
+    )
+    one, two = policy.encode(observations(1)), other.eval().encode(observations(1))
+    assert torch.equal(one.tokens, two.tokens)
+    assert torch.equal(one.camera, 1 - two.camera)
+
+
+def test_renamed_cameras_are_found(make, policies):
+    """A policy that was pretrained with other names of cameras gets them from LeRobot's renaming step."""
+    policy = policies("diffusion")
+    names = {
+        f"observation.images.{new}": f"observation.images.{old}"
+        for new, old in [("a", "left"), ("b", "wrist")]
+    }
+    processors = make_pre_post_processors(policy.policy.config, dataset_stats=statistics(CONTRACT))
+    processors[0].steps[0].rename_map = names
+    cameras = (Camera("a", SIZE, SIZE), Camera("b", SIZE, SIZE))
+    renamed = LeRobotPolicy(policy.policy, *processors, replace(CONTRACT, cameras=cameras)).eval()
+    observation = observations(2)
+    tokens = policy.encode(observation).tokens
+    observation.images = {"a": observation.images["left"], "b": observation.images["wrist"]}
+    assert torch.equal(renamed.encode(observation).tokens, tokens)
+
+
+def test_relative_actions_are_relative_to_the_observed_state(make):
+    contract = replace(CONTRACT, action=CONTRACT.action[:1] * 3)
+    policy, state = make("pi0", contract=contract, use_relative_actions=True), normal(4, 3, seed=2)
+    commands = normal(4, H, 3)
+    actions = policy.processors.actions(commands, state)
+    assert torch.allclose(policy.processors.commands(actions, state), commands, atol=1e-5)
+    moved = policy.processors.commands(actions, state + 0.5)
+    assert torch.allclose(moved, commands + 0.5, atol=1e-5)
+    # Each candidate gets the state of its own observation.
+    noise, observation = normal(2, 3, H, 3), observations(2)
+    both = policy.sample(policy.encode(observation), noise)
+    alone = policy.sample(policy.encode(observation[[1]]), noise[[1]])
+    assert torch.allclose(both[1], alone[0], atol=2e-5)
+
+
+def test_a_policy_with_one_chunk_only_is_refused():
+    """ACT's latent is zero at inference: N candidates would be N times the same."""
+    settings = {"chunk_size": H, "n_action_steps": 8, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32}
+    config = make_policy_config(
+        "act", device="cpu", pretrained_backbone_weights=None, **features(CONTRACT), **settings
+    )
+    policy = get_policy_class("act")(config)
+    with pytest.raises(UserError, match=r"act.*latent"):
+        LeRobotPolicy(policy, *make_pre_post_processors(config, dataset_stats=statistics(CONTRACT)), CONTRACT)
+
+
+def test_a_named_feature_is_kept(policies, tmp_path):
+    policy, name = policies("smolvla"), "model.vlm_with_expert.vlm.model.connector"
+    processors = (policy.processors.preprocessor, policy.processors.postprocessor)
+    plain = LeRobotPolicy(policy.policy, *processors, policy.contract, name).eval()
+    plain.save(tmp_path / "policy")
+    again = LeRobotPolicy.load(tmp_path / "policy")
+    assert again.feature == name and again.encoder_fingerprint == plain.encoder_fingerprint
+    assert plain.encoder_fingerprint != policy.encoder_fingerprint
+    with pytest.raises(UserError, match=r"no module 'model\.eyes'"):
+        LeRobotPolicy.load(tmp_path / "policy", feature="model.eyes")
+
+
+def test_a_policy_that_draws_no_noise_is_refused():
+    """Whatever its kind: here one that LeRobot knows and the project has no adapter for."""
+    settings = {"n_obs_steps": 1, "chunk_size": H, "n_action_steps": 8, "dim_model": 32, "n_heads": 2}
+    made = {"device": "cpu", "pretrained_backbone_weights": None, "dim_feedforward": 32}
+    config = make_policy_config("act", **settings, **made, **features(CONTRACT))
+    policy = get_policy_class("act")(config).eval()
+    processors = make_pre_post_processors(config, dataset_stats=statistics(CONTRACT))
+    batch = Processors(config, *processors).batch(observations(2))
+    with pytest.raises(UserError, match="draws no noise"):
+        Batched(policy, [0, 1], "model.backbone").encode(batch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes", "message"),
+    [
+        ("diffusion", {"n_obs_steps": 2, "horizon": 16}, "n_obs_steps=1"),
+        ("smolvla", {"adapt_to_pi_aloha": True}, "aloha"),
+        ("pi0", {"gradient_checkpointing": True}, "gradient_checkpointing"),
+    ],
+)
+def test_what_does_not_fit_is_refused(make, kind, changes, message):
+    with pytest.raises(UserError, match=message):
+        make(kind, **changes)
+
+
+def test_missing_statistics_are_refused(policies):
+    """LeRobot leaves the numbers as they are, and says nothing."""
+    policy = policies("diffusion")
+    processors = make_pre_post_processors(policy.policy.config, dataset_stats=None)
+    with pytest.raises(UserError, match="statistics of observation"):
+        LeRobotPolicy(policy.policy, *processors, policy.contract)
+
+
+def test_a_context_of_another_policy_is_refused(policies):
+    policy, context = policies("diffusion"), policies("diffusion").encode(observations(1))
+    context.extras.clear()
+    with pytest.raises(UserError, match="another policy"):
+        policy.sample(context, normal(1, 1, H, A))
