@@ -57,7 +57,7 @@ SUITES: dict[str, dict[str, list[str]]] = {
         "deas@gamma2=0.995": ["--agent=deas", "--deas.critic.bootstrap_discount=0.995"],
         "deas@tau=0.5": ["--agent=deas", "--deas.critic.expectile=0.5"],
         "deas@tau=0.9": ["--agent=deas", "--deas.critic.expectile=0.9"],
-        "deas@head=scalar": ["--agent=deas", "--deas.critic.head=scalar"],
+        "deas@head=hl_gauss": ["--agent=deas", "--deas.critic.head=hl_gauss", "--play.curve_points=3"],
         "deas@num_q=1": ["--agent=deas", "--deas.critic.num_q=1"],
         "deas@num_q=5": ["--agent=deas", "--deas.critic.num_q=5"],
         "deas@support=published": ["--agent=deas", "--deas.support=published"],

@@ -20,7 +20,7 @@ ALONE = ("bc", "filtered_bc", "fql", "qc_fql", "deas_onestep")
 SETTINGS = {
     "deas@H=1": 0.45,
     "deas@H=10": 0.72,
-    "deas@head=scalar": 0.68,
+    "deas@head=hl_gauss": 0.68,
     "deas@gamma1=0.99": 0.76,
     "qc@head=hl_gauss": 0.7,
 }
@@ -139,13 +139,13 @@ def _write_variant(
             "horizon": horizon,
             "hidden_dim": 256,
             "num_layers": 3,
-            "head": "hl_gauss",
+            "head": "scalar",
             "reward_discount": 0.9,
             "bootstrap_discount": 0.999,
         }
     }
-    if "scalar" in variant:
-        settings[agent]["critic"]["head"] = "scalar"
+    if "hl_gauss" in variant:
+        settings[agent]["critic"]["head"] = "hl_gauss"
     steps = range(500, 6001, 500)
     metrics = [
         {"step": step, "loss": 5 * np.exp(-step / 900) + 2, "q_loss": 3 * np.exp(-step / 900) + 1.2,

@@ -59,13 +59,13 @@ def paper_order(data: dict) -> list[dict]:
     """The three claims of the paper's ablations: reproduced, not shown (the interval holds zero) or opposite."""
     by_name = {row["variant"]: row for row in data["ablations"]}
     claims = [("H = 1 is the worst of all chunk lengths", _worst_horizon(data, by_name))]
-    scalar = by_name.get(f"{MAIN}@head=scalar")
-    claims.append(("HL-Gauss is better than a scalar head", _helps(scalar and scalar["difference"])))
+    with_it = by_name.get(f"{MAIN}@head=hl_gauss")
+    claims.append(("HL-Gauss is better than a scalar head", _order(with_it and with_it["difference"])))
     coupled = by_name.get(f"{PEER}@head=hl_gauss")
     claims.append(
         (
             "detached targets are better than coupled ones with HL-Gauss",
-            _helps(coupled and coupled["minus_main"]),
+            _order(coupled and coupled["minus_main_alike"], ahead="opposite", behind="reproduced"),
         )
     )
     return [
@@ -212,12 +212,11 @@ def _worst_horizon(data: dict, by_name: dict) -> tuple[str, str]:
     return measured, "not shown"
 
 
-def _helps(without: dict | None) -> tuple[str, str]:
-    """Verdict on a part from what is lost without it."""
-    if without is None:
+def _order(result: dict | None, ahead: str = "reproduced", behind: str = "opposite") -> tuple[str, str]:
+    """What is measured of a claim, and what it says of it."""
+    if result is None:
         return "–", OPEN
-    verdict = {"behind": "reproduced", "ahead": "opposite", "undecided": "not shown"}[without["verdict"]]
-    return f"without it {gap(without)}", verdict
+    return gap(result), {"ahead": ahead, "behind": behind, "undecided": "not shown"}[result["verdict"]]
 
 
 def _verdict(met: bool | None) -> str:

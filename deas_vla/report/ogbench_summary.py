@@ -243,7 +243,7 @@ def _selection(data: DataSetRuns, agent: str, options: ResultsOptions) -> list[d
 
 
 def _ablation(data: DataSetRuns, variant: str, names: list[str]) -> dict | None:
-    base, at, _ = variant.partition("@")
+    base, at, change = variant.partition("@")
     if not at:
         return None
     shared = [name for name in names if base not in data.runs or data.grid(base, name)]
@@ -251,6 +251,7 @@ def _ablation(data: DataSetRuns, variant: str, names: list[str]) -> dict | None:
     grid = data.grid(variant, arm) if arm else {}
     default = data.grid(base, arm) if arm else {}
     common = grid.keys() & default.keys()
+    alike = f"{MAIN}@{change}" if f"{MAIN}@{change}" in data.runs else MAIN
     return {
         "variant": variant,
         "base": base,
@@ -259,7 +260,7 @@ def _ablation(data: DataSetRuns, variant: str, names: list[str]) -> dict | None:
         "level": level(grid),
         "base_level": level({key: default[key] for key in common}),
         "difference": difference(grid, default),
-        "minus_main": difference(grid, data.grid(MAIN, _compared(data, MAIN, names) or "")),
+        "minus_main_alike": difference(grid, data.grid(alike, _compared(data, alike, names) or "")),
     }
 
 
