@@ -1,0 +1,113 @@
+"""Settings of robots/rollout.py: ours, and under ``--robot`` LeRobot's own for the robot that is named."""
+
+import importlib
+import pkgutil
+from dataclasses import dataclass, field, make_dataclass
+
+import lerobot.cameras
+import lerobot.robots
+from lerobot.robots import RobotConfig
+from lerobot.utils.import_utils import register_third_party_plugins
+
+from deas_vla.envs.playing import unknown
+from deas_vla.errors import UserError
+from robots.outcome import OutcomeSource
+from robots.sim import SimConfig
+
+TYPE = "--robot.type"
+TYPE_TOLD = """Attributes:
+    type: sim, or a robot of LeRobot's; on the command line only, since all other settings of the robot follow from it.
+"""
+DEFAULT_TYPE = RobotConfig.get_choice_name(SimConfig)
+
+
+@dataclass
+class PolicyFolder:
+    """What decides."""
+
+    # Folder that deas-vla export wrote.
+    path: str = "outputs/reranker"
+
+
+@dataclass
+class SafetyConfig:
+    """What keeps the arm safe."""
+
+    # Largest change of a commanded place in one tick, in the column's unit: degrees, or percent of a range.
+    max_step: float = 5.0
+    # Seconds that the arm holds its place in the end before its torque goes off: time to support it.
+    hold_s: float = 3.0
+
+    def __post_init__(self):
+        if not self.max_step > 0 or not self.hold_s >= 0:
+            raise UserError("safety.max_step must be above 0, and safety.hold_s at least 0")
+
+
+@dataclass
+class RolloutConfig:
+    """Plays an exported reranker on a robot and records every episode with its outcome."""
+
+    # What the robot is told; empty: the simulated task's own sentence.
+    task: str = ""
+    # Episodes to record.
+    episodes: int = 10
+    # Folder of this stage; recipes/train_critic.py takes it as --rollouts.
+    output: str = "outputs/robot"
+    # Who says how an episode went: sim (the simulator), keys (s, f, r, q at the terminal), or success or failure for
+    # all of them; auto: the simulator where there is one, else keys.
+    outcome: OutcomeSource = "auto"
+    # Time limit of an episode in seconds; null: the simulated task's own, 30 for an arm.
+    seconds: float | None = None
+    # Ticks a second; null: the simulator's own, 30 for an arm. Must be the rate that the policy was trained at.
+    rate_hz: float | None = None
+    # Pictures are stored every so many ticks, besides where the policy decides; 0: only there.
+    frame_every: int = 8
+    # Names the policy's noise, and chooses the simulator's scenes, 0 to 99.
+    seed: int = 1
+    # What decides.
+    policy: PolicyFolder = field(default_factory=PolicyFolder)
+    # What keeps the arm safe.
+    safety: SafetyConfig = field(default_factory=SafetyConfig)
+
+    def __post_init__(self):
+        if self.episodes < 1 or self.frame_every < 0:
+            raise UserError("episodes must be at least 1, and frame_every at least 0")
+        for name in ("seconds", "rate_hz"):
+            if getattr(self, name) is not None and not getattr(self, name) > 0:
+                raise UserError(f"{name} must be above 0")
+
+
+def settings_of(argv: list[str]) -> type[RolloutConfig]:
+    """The settings that a command line is read into: those of the robot that it names are among them.
+
+    Raises:
+        UserError: if LeRobot knows no such robot.
+    """
+    for package in (lerobot.robots, lerobot.cameras):
+        for module in pkgutil.iter_modules(package.__path__):
+            if module.ispkg:
+                importlib.import_module(f"{package.__name__}.{module.name}")
+    register_third_party_plugins()
+    name = _type_in(argv)
+    known = RobotConfig.get_known_choices()
+    if name not in known:
+        raise UserError(unknown("robot", name, sorted(known)))
+    theirs = known[name]
+    # LeRobot reads the type off the class, and one class may have several names; here it is a value of its own.
+    robot = make_dataclass(
+        theirs.__name__, [("type", str, name)], bases=(theirs,), kw_only=True, module=theirs.__module__,
+        namespace={"__doc__": f"LeRobot's settings of {name}.\n\n{TYPE_TOLD}"},
+    )  # fmt: skip
+    return make_dataclass(
+        RolloutConfig.__name__, [("robot", robot)], bases=(RolloutConfig,), kw_only=True, module=__name__,
+        namespace={"__doc__": RolloutConfig.__doc__},
+    )  # fmt: skip
+
+
+def _type_in(argv: list[str]) -> str:
+    for number, token in enumerate(argv):
+        if token.startswith(TYPE + "="):
+            return token.removeprefix(TYPE + "=")
+        if token == TYPE and number + 1 < len(argv):
+            return argv[number + 1]
+    return DEFAULT_TYPE

@@ -1,0 +1,163 @@
+"""Plays an exported reranker on a robot, in real time, and records every episode with its outcome.
+
+    python -m robots.rollout --policy.path=outputs/reranker --episodes=10
+    python -m robots.rollout --robot.type=so101_follower --robot.port=/dev/ttyACM0 --robot.id=my_arm \\
+        --robot.cameras="{front: {type: opencv, index_or_path: 0, width: 640, height: 480, fps: 30}}" \\
+        --policy.path=outputs/reranker --task="put the cube into the bowl"
+
+The first is a simulated arm (extra `sim`), the second a real one (extra `robots`); any arm of LeRobot's with one
+serial servo bus will do. Both need `lerobot`, `train` and what the policy needs; 1.3 GB. Nothing moves before policy
+and robot agree on names, units, rate and cameras. Keys while an episode is played: s success, f failure, r record
+it again, q quit. However it ends, the arm stops and its torque goes off (robots/safety.py, robots/watchdog.py). What
+was recorded is what recipes/train_critic.py takes as --rollouts. Interrupted, the same command goes on.
+"""
+
+import itertools
+import shutil
+import sys
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lerobot.robots import make_robot_from_config
+
+from deas_vla.config import to_json
+from deas_vla.data.contract import Contract
+from deas_vla.data.episodes import save_block
+from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.files import sha256_of, write_json
+from deas_vla.launch import run_recipe
+from deas_vla.reranker.manifest import read_json
+from deas_vla.reranker.reranker import Reranker
+from deas_vla.reranker.sums import SUMS, check_sums
+from deas_vla.rollouts.collect import DATASET, write_blocks
+from deas_vla.rollouts.evaluate import scenes_of
+from deas_vla.stage import run_stage
+from deas_vla.training import make_accelerator
+from robots.arm import Arm
+from robots.config import RolloutConfig, settings_of
+from robots.contract import agreed, contract_of, slow_cameras
+from robots.outcome import Judge
+from robots.pace import told
+from robots.play import Decider, Played, play
+from robots.safety import Limiter, safely
+
+DEFAULT_SECONDS = 30.0
+PLUGS = ("port", "calibration_dir")
+
+
+def main(config: RolloutConfig) -> None:
+    folder = Path(config.policy.path)
+    check_sums(folder)
+    accelerator = make_accelerator()
+    reranker = Reranker.load(folder, accelerator.device)
+    robot = make_robot(config.robot)
+    contract = fitting_contract(reranker.contract, robot, config.rate_hz)
+    settings = to_json(config) | {"output": None, "policy": sha256_of(folder / SUMS)}
+    # Where the arm is plugged in, and where its files lie, is another thing every day.
+    settings["robot"] = {key: value for key, value in settings["robot"].items() if key not in PLUGS}
+    run_stage(
+        accelerator, Path(config.output), settings, {},
+        lambda stage: roll_out(config, reranker, robot, contract, stage, settings),
+    )  # fmt: skip
+
+
+def make_robot(config: Any) -> Any:
+    """LeRobot's robot for a configuration; nothing is opened.
+
+    Raises:
+        UserError: if a package is missing, or the robot refuses its settings.
+    """
+    try:
+        return make_robot_from_config(config)
+    except ImportError as error:
+        raise UserError(
+            f"{config.type} needs a package that is not installed ({' '.join(str(error).split())}); "
+            "EXTRAS=robots tools/install.sh brings what Feetech's servos need"
+        ) from error
+    except ValueError as error:
+        # LeRobot wraps whatever a robot that is not its own says.
+        if isinstance(error.__cause__, UserError):
+            raise error.__cause__ from None
+        raise UserError(f"--robot: {' '.join(str(error).split())}") from error
+
+
+def fitting_contract(policy: Contract, robot: Any, rate_hz: float | None) -> Contract:
+    """What policy and robot agree on, see `robots.contract`; asked before anything is opened."""
+    contract = agreed(policy, contract_of(robot, rate_hz), aliases=(robot.name,))
+    slow = slow_cameras(robot, contract.rate_hz)
+    if slow:
+        raise ContractMismatch(f"the policy and the robot do not fit together: {'; '.join(slow)}")
+    return contract
+
+
+def roll_out(
+    config: RolloutConfig, reranker: Reranker, robot: Any, contract: Contract, folder: Path, settings: dict
+) -> None:
+    """Records the episodes that are not recorded yet, and writes all of them as one data set."""
+    if (folder / DATASET).exists():
+        return
+    with Judge(config.outcome, robot) as judge, safely(robot, config.safety.hold_s) as watchdog:
+        arm = Arm(robot, contract, Limiter(contract, config.safety.max_step), watchdog)
+        arm.connect()
+        decider = Decider(reranker, config.seed, config.task or getattr(robot, "instruction", ""))
+        if not decider.instruction:
+            raise UserError('say what the robot is to do: --task="..."')
+        decider.decide(arm.frame(decider.instruction), 0, 0, 0)  # the first decision is slow
+        for number, scene in enumerate(scenes_of("rollouts", config.episodes, config.seed)):
+            path = folder / "blocks" / f"episode-{number:05d}.safetensors"
+            if path.is_file():
+                continue
+            name = f"episode {number + 1} of {config.episodes}"
+            played = record(arm, decider, judge, config, scene, name)
+            if played is None:
+                break
+            write_json(path.with_suffix(".json"), played.facts)
+            save_block(path, [played.episode])
+            print(f"{name}: {played.told()}", flush=True)
+        arm.begin(scene)
+    write(folder, reranker.contract, settings)
+
+
+def record(
+    arm: Arm, decider: Decider, judge: Judge, config: RolloutConfig, scene: int, name: str
+) -> Played | None:
+    """Plays one episode as often as its recording is asked for again; None: quit."""
+    rate = arm.contract.rate_hz
+    limit = getattr(arm.robot, "limit", round(DEFAULT_SECONDS * rate))
+    limit = limit if config.seconds is None else max(1, round(config.seconds * rate))
+    for draw in itertools.count():
+        arm.begin(scene)
+        if not judge.ready(name):
+            return None
+        arm.begin(scene)  # while somebody set the scene, the clock went on and the arm may have been moved
+        played = play(arm, decider, judge, limit, scene, draw, config.frame_every)
+        if played.verdict != "again":
+            return None if played.verdict == "quit" else played
+
+
+def write(folder: Path, contract: Contract, settings: dict) -> None:
+    """The recorded episodes as a LeRobot data set, with the account of each."""
+    blocks = sorted((folder / "blocks").glob("*.safetensors"))
+    if not blocks:
+        raise UserError("no episode was recorded")
+    facts = [read_json(path.with_suffix(".json")) for path in blocks]
+    metadata = {"settings": settings, "played": facts}
+    write_blocks(folder, blocks, contract, keep=lambda episode: True, metadata=metadata)
+    successes = sum(fact["outcome"] == "success" for fact in facts)
+    limited = sum(fact["limited"] for fact in facts)
+    print(f"{len(facts)} episodes, {successes} succeeded; {told(facts)}; {limited} actions limited")
+    shutil.rmtree(folder / "blocks")
+
+
+def start(argv: list[str]) -> NoReturn:
+    """Reads the settings of the robot that is named, and plays."""
+    try:
+        settings = settings_of(argv)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    run_recipe(main, settings, argv)
+
+
+if __name__ == "__main__":
+    start(sys.argv[1:])

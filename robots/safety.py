@@ -1,0 +1,139 @@
+"""What keeps an arm safe: limits of every command, and a way out of every end.
+
+Commands are clamped to the limits of their columns and to a largest step from the one before. However an episode
+ends (done, an exception, a signal), the arm first stops where it is and, after some seconds in which somebody can
+support it, its torque goes off. watchdog.py does the same when this process was killed.
+"""
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import numpy as np
+
+from deas_vla.data.contract import Contract
+from deas_vla.errors import UserError
+from robots.servos import Servos, describe
+from robots.watchdog import Watchdog
+
+# Columns that say how fast, or yes or no; all others say where to.
+NOT_PLACES = ("command", "flag")
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Limiter:
+    """Clamps commands; counts those that it changed.
+
+    Args:
+        contract: columns with the limits of this arm.
+        max_step: largest change of a place in one tick, in the column's own unit.
+    """
+
+    def __init__(self, contract: Contract, max_step: float):
+        self.columns = contract.action
+        self.low = np.array([-np.inf if c.low is None else c.low for c in self.columns])
+        self.high = np.array([np.inf if c.high is None else c.high for c in self.columns])
+        self.step = np.array([np.inf if c.unit in NOT_PLACES else max_step for c in self.columns])
+        self.changed = 0
+        self.last: np.ndarray | None = None
+
+    def start(self, place: np.ndarray | None) -> None:
+        """Begins from where the arm is: (A,) its place in the action's columns, or None where they are no places.
+
+        Raises:
+            UserError: if there are places among the columns and none is given.
+        """
+        if place is None and np.isfinite(self.step).any():
+            names = ", ".join(c.name for c in self.columns if c.unit not in NOT_PLACES)
+            raise UserError(f"the state does not say where {names} are, so their steps cannot be limited")
+        self.last = place
+
+    def steps_to(self, goal: np.ndarray) -> int:
+        """How many ticks it takes to command (A,) a goal from here."""
+        return int(np.ceil(np.max(np.abs(goal - self.last) / self.step)))
+
+    def __call__(self, command: np.ndarray) -> np.ndarray:
+        """(A,) what may be played of an (A,) command.
+
+        The step counts more than the limits: an arm that was left outside them comes back in small steps.
+
+        Raises:
+            UserError: if the command is not finite.
+        """
+        command = np.asarray(command, dtype=np.float64)
+        if not np.isfinite(command).all():
+            bad = self.columns[int(np.argmin(np.isfinite(command)))].name
+            raise UserError(f"the policy asks for NaN or infinity in {bad}; the arm is not moved")
+        allowed = command.clip(self.low, self.high)
+        if self.last is not None:
+            allowed = allowed.clip(self.last - self.step, self.last + self.step)
+        self.changed += not np.allclose(allowed, command, rtol=0, atol=1e-5)
+        self.last = allowed
+        return allowed
+
+
+@contextmanager
+def safely(robot: Any, hold_s: float) -> Iterator[Watchdog | None]:
+    """Whatever ends the block, the arm is left safe after it; also if this process is killed inside.
+
+    Args:
+        robot: LeRobot's robot, not connected yet.
+        hold_s: seconds that the arm holds its place before its torque goes off; a signal cuts them short.
+
+    Yields:
+        The watchdog; None for a robot without a servo bus, which is only disconnected.
+    """
+    bus = getattr(robot, "bus", None)
+    # LeRobot's own switch says whether the torque goes off in the end.
+    torque_off = getattr(robot.config, "disable_torque_on_disconnect", True)
+    watchdog = None if bus is None else Watchdog(describe(bus), hold_s, torque_off)
+    hurry = threading.Event()
+    before = {number: signal.signal(number, _interrupt) for number in STOPPING}
+    try:
+        yield watchdog
+    finally:
+        for number in STOPPING:
+            signal.signal(number, lambda *_: hurry.set())
+        try:
+            _leave_safe(robot, hold_s if torque_off else None, hurry)
+        finally:
+            if watchdog is not None:
+                watchdog.dismiss()
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise KeyboardInterrupt(signal.Signals(number).name)
+
+
+def _leave_safe(robot: Any, hold_s: float | None, hurry: threading.Event) -> None:
+    bus = getattr(robot, "bus", None)
+    if bus is None:
+        if robot.is_connected:
+            robot.disconnect()
+        return
+    if bus.is_connected:
+        servos = Servos.on(bus)
+        silent = servos.hold()
+        if hold_s is not None:
+            told = f"its torque goes off in {hold_s:g} s: support it" if hold_s else "its torque goes off"
+            _say(f"the arm holds its place; {told}")
+            hurry.wait(hold_s)
+            silent = servos.torque_off()
+        if silent:
+            _say(f"{', '.join(silent)} did not answer: cut the arm's power before you touch it")
+        bus.disconnect(disable_torque=False)
+    # LeRobot's own disconnect leaves all as it is if a camera is gone.
+    for camera in robot.cameras.values():
+        with suppress(Exception):
+            camera.disconnect()
+
+
+def _say(line: str) -> None:
+    # The terminal may be what is gone.
+    with suppress(OSError):
+        print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,250 @@
+"""What an arm is played by, without one: limits, the clock, keys, the recording, what fits together."""
+
+import os
+import pty
+import time
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from data_example import example_contract
+from hypothesis import given
+from hypothesis import strategies as st
+
+from deas_vla.data.contract import Camera, Column
+from deas_vla.errors import ContractMismatch, UserError
+from robots.contract import agreed, contract_of, slow_cameras
+from robots.outcome import Judge, Keys
+from robots.pace import Pace, told
+from robots.record import Recording
+from robots.safety import Limiter
+
+pytestmark = pytest.mark.unit
+
+PLACES = (
+    Column("shoulder.pos", "deg", "continuous", -90.0, 90.0),
+    Column("gripper.pos", "range_0_100", "continuous", 0.0, 100.0),
+    Column("drive", "command", "continuous", -1.0, 1.0),
+)
+ARM = example_contract(action=PLACES, statistics=None)
+
+
+# ---- limits ----------------------------------------------------------------------------------------------------
+
+numbers = st.floats(-1e6, 1e6)
+
+
+@given(st.lists(st.tuples(numbers, numbers, numbers), min_size=1, max_size=8), st.floats(2, 50))
+def test_commands_stay_within_limits_and_steps(commands, max_step):
+    limiter = Limiter(ARM, max_step)
+    before = np.array([80.0, 5.0, 0.0])
+    limiter.start(before)
+    for command in commands:
+        allowed = limiter(np.array(command))
+        assert (allowed >= [-90, 0, -1]).all() and (allowed <= [90, 100, 1]).all()
+        assert (np.abs(allowed - before)[:2] <= max_step + 1e-9).all()
+        before = allowed
+    wanted = np.array(command).clip([-90, 0, -1], [90, 100, 1])
+    for _ in range(limiter.steps_to(wanted)):
+        limiter(wanted)
+    np.testing.assert_allclose(limiter.last, wanted, atol=1e-9)
+
+
+def test_a_command_that_is_allowed_is_played_as_it_is_and_not_counted():
+    limiter = Limiter(ARM, 5)
+    limiter.start(np.zeros(3))
+    np.testing.assert_array_equal(limiter(np.array([4.9, 5, -1])), [4.9, 5, -1])
+    assert limiter.changed == 0
+    limiter(np.array([20.0, 5, 1]))
+    assert limiter.changed == 1
+
+
+def test_an_arm_that_was_left_outside_its_limits_comes_back_in_small_steps():
+    limiter = Limiter(ARM, 5)
+    limiter.start(np.array([100.0, 50.0, 0.0]))
+    np.testing.assert_array_equal(limiter(np.array([300.0, 50, 0])), [95, 50, 0])
+    np.testing.assert_array_equal(limiter(np.array([0.0, 50, 0])), [90, 50, 0])
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_no_number_is_never_played(bad):
+    limiter = Limiter(ARM, 5)
+    limiter.start(np.zeros(3))
+    with pytest.raises(UserError, match=r"NaN or infinity in gripper\.pos"):
+        limiter(np.array([0, bad, 0]))
+
+
+def test_steps_are_not_limited_blindly():
+    with pytest.raises(UserError, match=r"does not say where shoulder\.pos, gripper\.pos are"):
+        Limiter(ARM, 5).start(None)
+    Limiter(example_contract(), 5).start(None)  # commands and flags say where to nothing
+
+
+# ---- the clock -------------------------------------------------------------------------------------------------
+
+
+def test_late_ticks_are_counted_and_never_made_up_for(monkeypatch):
+    now = [100.0]
+    clock = SimpleNamespace(
+        perf_counter=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
+    )
+    monkeypatch.setattr("robots.pace.time", clock)
+    pace = Pace(10.0)
+    pace.start()
+    ends = []
+    for busy in (0.03, 0.25, 0.09, 0.1, 0.0):
+        now[0] += busy
+        pace.wait()
+        ends.append(round(now[0] - 100, 6))
+    # The second tick takes a quarter of a second; the one after it still has its whole period.
+    assert ends == [0.1, 0.35, 0.45, 0.55, 0.65]
+    facts = pace.facts()
+    assert (facts["ticks"], facts["missed"], facts["worst_late_ms"]) == (5, 1, 150.0)
+    assert told([facts, facts]).startswith("2 of 10 deadlines missed, at worst by 150 ms")
+
+
+# ---- outcomes --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    """A terminal as the standard input, and the end at which somebody types."""
+    typing, screen = pty.openpty()
+    with os.fdopen(screen, "r") as stream:
+        monkeypatch.setattr("sys.stdin", stream)
+        yield typing
+    os.close(typing)
+
+
+def test_keys_come_one_by_one_and_the_terminal_is_left_as_it_was(terminal):
+    keys = Keys()
+    with keys:
+        assert keys.pressed() is None
+        os.write(terminal, b"xSf")
+        assert [keys.pressed(1), keys.pressed(1), keys.pressed(1), keys.pressed()] == ["x", "s", "f", None]
+    os.write(terminal, b"s")
+    assert keys.pressed(0.05) is None, "without Enter a terminal gives nothing again"
+
+
+@pytest.mark.parametrize(
+    ("key", "verdict"), [("s", "success"), ("f", "failure"), ("r", "again"), ("q", "quit")]
+)
+def test_a_key_ends_an_episode_or_answers_after_it(terminal, key, verdict):
+    with Judge("auto", SimpleNamespace(name="arm")) as judge:
+        assert judge.now() is None
+        os.write(terminal, b"x" + key.encode())
+        time.sleep(0.02)
+        assert (judge.now(), judge.now()) == (None, verdict)
+        os.write(terminal, b"x" + key.encode())
+        assert judge.at_the_end() == verdict
+        os.write(terminal, b"s\n")
+        assert judge.ready("episode 1 of 2")
+        os.write(terminal, b"sq")
+        assert not judge.ready("episode 2 of 2")
+
+
+def test_a_simulator_says_itself_how_it_went():
+    robot = SimpleNamespace(name="sim", succeeded=False)
+    with Judge("auto", robot) as judge:
+        assert judge.ready("") and judge.now() is None and judge.at_the_end() == "failure"
+        robot.succeeded = True
+        assert judge.now() == "success"
+
+
+def test_a_robot_that_does_not_know_needs_keys_and_keys_need_a_terminal(monkeypatch):
+    with pytest.raises(UserError, match="does not know whether it succeeded"):
+        Judge("sim", SimpleNamespace(name="arm"))
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        with pytest.raises(UserError, match="need a terminal"):
+            Judge("auto", SimpleNamespace(name="arm"))
+    with Judge("failure", SimpleNamespace(name="arm")) as judge:
+        assert judge.now() is None and judge.at_the_end() == "failure"
+
+
+# ---- the recording ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("success", [True, False])
+def test_a_recording_is_a_valid_episode(success):
+    contract = example_contract()
+    images = {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in contract.cameras}
+    recording = Recording(
+        {"images": images, "state": np.zeros(3, np.float32), "instruction": "lift"}, scene=7
+    )
+    for step in range(1, 6):
+        pictures = {name: image + step for name, image in images.items()} if step in (3, 5) else None
+        recording.add(np.full(2, step, np.float32), np.full(3, step, np.float32), pictures)
+    episode = recording.episode(success)
+    episode.validate(contract, "the recording")
+    assert episode.group == ("success" if success else "failure")
+    assert episode.frame_steps.tolist() == [0, 3, 5]
+    assert episode.images["left"][:, 0, 0, 0].tolist() == [0, 3, 5]
+    assert episode.actions[:, 0].tolist() == [1, 2, 3, 4, 5]
+    assert episode.states[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
+    assert episode.rewards.tolist() == [0, 0, 0, 0, float(success)]
+
+
+# ---- what fits together ----------------------------------------------------------------------------------------
+
+
+def test_rule_07_order_is_the_policys_and_limits_are_the_narrower():
+    policy = replace(ARM, action=(replace(PLACES[0], low=-50.0, high=None), *PLACES[1:]))
+    robot = replace(
+        ARM,
+        state=ARM.state[::-1],
+        action=(PLACES[2], replace(PLACES[0], low=-80.0, high=70.0), PLACES[1]),
+        cameras=ARM.cameras[::-1],
+    )
+    contract = agreed(policy, robot)
+    assert [c.name for c in contract.action] == [c.name for c in PLACES]
+    assert (contract.action[0].low, contract.action[0].high) == (-50, 70)
+    assert contract.state == policy.state and contract.cameras == policy.cameras
+    agreed(policy, replace(robot, embodiment="driver", rate_hz=20.0), aliases=("driver", "toy"))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"embodiment": "other"}, "embodiment: toy against other"),
+        ({"rate_hz": 30.0}, "rate: 20 Hz against 30 Hz"),
+        ({"state": ARM.state[:2]}, "state position.z: the robot has none"),
+        ({"state": (*ARM.state, Column("force", "N"))}, "state force: the policy knows none"),
+        (
+            {"state": (*ARM.state[:2], replace(ARM.state[2], unit="mm"))},
+            "state position.z: m against mm",
+        ),
+        ({"action": PLACES[1:]}, "action shoulder.pos: the robot has none"),
+        (
+            {"action": (replace(PLACES[0], unit="rad"), *PLACES[1:])},
+            "action shoulder.pos: deg against rad",
+        ),
+        ({"action": (*PLACES, Column("wrist.pos", "deg"))}, "action wrist.pos: the policy knows none"),
+        (
+            {"action": (replace(PLACES[0], low=100.0, high=120.0), *PLACES[1:])},
+            "action shoulder.pos: no place is within the limits of both",
+        ),
+        ({"cameras": ARM.cameras[:1]}, "cameras wrist: the robot has none"),
+        (
+            {"cameras": (ARM.cameras[0], Camera("wrist", 480, 640))},
+            "cameras wrist: 16 × 16 against 480 × 640",
+        ),
+    ],
+)
+def test_rule_07_every_difference_is_shown(change, words):
+    with pytest.raises(ContractMismatch) as caught:
+        agreed(ARM, replace(ARM, **change))
+    assert words in str(caught.value)
+
+
+def test_a_camera_that_is_slower_than_the_robot_is_named():
+    cameras = {"front": SimpleNamespace(fps=15), "wrist": SimpleNamespace(fps=30)}
+    assert slow_cameras(SimpleNamespace(cameras=cameras), 30.0) == [
+        "camera front: 15 frames a second against 30 Hz"
+    ]
+
+
+def test_a_robot_that_does_not_tell_its_units_is_refused():
+    with pytest.raises(UserError, match="does not tell in which units"):
+        contract_of(SimpleNamespace(name="walker", observation_features={"leg.pos": float}), None)

@@ -1,0 +1,226 @@
+"""The simulated arm behind LeRobot's interface: real time, and from an exported reranker to a critic."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from policy_example import SENTENCES, shake, small_config
+from so101_example import export_reranker
+
+from deas_vla.config import parse
+from deas_vla.data.contract import Statistics
+from deas_vla.data.lerobot_io import read_dataset
+from deas_vla.data.observation import Observation
+from deas_vla.envs.config import EnvConfig
+from deas_vla.envs.registry import contract_of, make_env
+from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.files import write_json
+from deas_vla.improvement.best_of_n import NoiseKey
+from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.reranker.reranker import Reranker
+from deas_vla.training import make_accelerator
+from robots import sim
+from robots.config import settings_of
+from robots.rollout import main, make_robot
+
+pytestmark = pytest.mark.sim
+
+ENV = EnvConfig(camera_size=16)
+PERIOD = 0.05
+
+
+def contract_with_statistics():
+    contract = contract_of(ENV)
+    spread = lambda columns: ((0.0,) * len(columns), (1.0,) * len(columns))  # noqa: E731
+    return contract.with_statistics(Statistics(*spread(contract.state), *spread(contract.action)))
+
+
+@pytest.fixture(scope="module")
+def reranker(tmp_path_factory) -> Path:
+    return export_reranker(tmp_path_factory.mktemp("sim") / "reranker", contract_with_statistics())
+
+
+def settings(folder: Path, reranker: Path, *more: str):
+    flags = ["--robot.env.camera_size=16", f"--policy.path={reranker}", f"--output={folder}", *more]
+    return parse(settings_of(flags), flags)
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that goes on only when somebody sleeps or a test says so."""
+    clock = SimpleNamespace(now=50.0)
+    clock.perf_counter = lambda: clock.now
+    clock.sleep = lambda seconds: setattr(clock, "now", clock.now + seconds)
+    monkeypatch.setattr(sim, "time", clock)
+    return clock
+
+
+@pytest.fixture(scope="module")
+def arm():
+    robot = make_robot(settings_of([]).__dataclass_fields__["robot"].type(env=ENV))
+    assert isinstance(robot, sim.Sim)
+    robot.connect()
+    yield robot
+    robot.disconnect()
+
+
+def commands(count: int) -> np.ndarray:
+    columns = contract_of(ENV).action
+    flags = np.array([column.kind == "binary" for column in columns])
+    out = np.random.default_rng(0).uniform(-1, 1, (count, len(columns))).astype(np.float32)
+    return np.where(flags, (np.arange(count) % 2)[:, None], out).astype(np.float32)
+
+
+def send(robot: sim.Sim, command: np.ndarray) -> None:
+    robot.send_action(dict(zip(robot.action_features, command.tolist(), strict=True)))
+
+
+def vector(robot: sim.Sim) -> np.ndarray:
+    return np.array(list(robot.get_state().values()), np.float32)
+
+
+# ---- real time -------------------------------------------------------------------------------------------------
+
+
+def test_on_time_it_is_the_environment_bit_for_bit(arm, clock):
+    env = make_env(ENV)
+    first, played = env.reset(5), env.play(commands(6))
+    arm.reset(5)
+    np.testing.assert_array_equal(vector(arm), first["state"])
+    for number, command in enumerate(commands(6)):
+        clock.now = 50 + number * PERIOD + 0.02  # within its period
+        send(arm, command)
+        np.testing.assert_array_equal(vector(arm), played.states[number])
+        assert clock.now == pytest.approx(50 + (number + 1) * PERIOD), "it cannot be seen before its time"
+    seen = arm.get_observation()
+    for camera, images in played.images.items():
+        np.testing.assert_array_equal(seen[camera], images[-1])
+    assert arm.held == 0 and arm.instruction == first["instruction"]
+    env.close()
+
+
+def test_while_no_command_comes_it_holds_its_place(arm, clock):
+    env = make_env(ENV)
+    env.reset(5)
+    one, two = commands(2)
+    still = np.where([c.kind == "binary" for c in arm.contract.action], one, 0)
+    expected = env.play(np.stack([one, still, still, still, two]))
+    arm.reset(5)
+    send(arm, one)
+    clock.now += 4.5 * PERIOD
+    send(arm, two)
+    assert arm.held == 3
+    np.testing.assert_array_equal(vector(arm), expected.states[-1])
+    clock.now += 1000.0
+    send(arm, two)
+    assert arm.held <= 3 + sim.MOST_HELD_S / PERIOD, "a day's pause is not made up for"
+    before = clock.now
+    send(arm, two)
+    vector(arm)
+    assert clock.now < before + 3 * PERIOD, "and it is back on the clock"
+    env.close()
+
+
+# ---- from a reranker to a critic -------------------------------------------------------------------------------
+
+
+def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsys):
+    from deas_vla.critic.critic import CriticConfig
+    from deas_vla.data.features import FeatureConfig
+
+    monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "recipes"))
+    from train_critic import TrainCriticConfig, train_critic
+
+    config = settings(tmp_path / "robot", reranker, "--episodes=3", "--seconds=0.6", f"--task={SENTENCES[0]}")
+    main(config)
+    told = capsys.readouterr().out
+    assert told.count(" deadlines missed") == 4 and "3 episodes, 0 succeeded" in told
+
+    episodes, contract, metadata = read_dataset(tmp_path / "robot" / "dataset", contract_with_statistics())
+    assert [episode.length for episode in episodes] == [12] * 3
+    assert all(episode.truncated and episode.instruction == SENTENCES[0] for episode in episodes)
+    assert episodes[0].frame_steps.tolist() == [0, 3, 6, 8, 9, 12]  # decisions, every 8th step, the end
+    assert len({episode.states[0].tobytes() for episode in episodes}) == 3, "three scenes"
+    assert [fact["seconds"] >= 0.59 for fact in metadata["played"]] == [True] * 3, "in real time"
+    assert metadata["settings"]["robot"]["type"] == "sim"
+
+    # Rule 8: the first actions of the chunk that was chosen are what was played.
+    frame = {"images": {name: images[0] for name, images in episodes[2].images.items()}}
+    frame |= {"state": episodes[2].states[0], "instruction": SENTENCES[0]}
+    chosen = Reranker.load(reranker).choose(
+        Observation.stack([frame]), [NoiseKey(seed=1, scene=episodes[2].scene, draw=0, decision=0)]
+    )
+    np.testing.assert_allclose(episodes[2].actions[:3], chosen.commands[0, :3].numpy(), atol=1e-5)
+
+    policy = shake(GrootPolicy(small_config(), contract, SENTENCES)).eval()
+    policy.save(tmp_path / "policy" / "policy")
+    write_json(tmp_path / "policy" / "stage.json", {"fingerprint": "policy", "settings": {}})
+    critic = TrainCriticConfig(
+        output=str(tmp_path / "critic"),
+        demonstrations="",
+        rollouts=str(tmp_path / "robot"),
+        policy=str(tmp_path / "policy"),
+        held_out=0.0,
+        features=FeatureConfig(grid=2, dim=4),
+        critic=CriticConfig(horizon=4, hidden_dim=16, num_layers=2),
+    )
+    critic.training.steps = critic.training.log_every = 3
+    train_critic(make_accelerator(), critic)
+    assert (tmp_path / "critic" / "critic" / "critic.safetensors").is_file()
+
+
+def test_success_ends_an_episode_and_quitting_keeps_what_there_is(reranker, tmp_path, monkeypatch, capsys):
+    from robots.outcome import Judge
+
+    verdicts = iter([None] * 4 + ["success"] + [None] * 2 + ["again"] + [None] * 3 + ["failure"] + ["quit"])
+    monkeypatch.setattr(Judge, "now", lambda self: next(verdicts))
+    main(settings(tmp_path / "robot", reranker, "--episodes=9", f"--task={SENTENCES[0]}"))
+    episodes, _, metadata = read_dataset(tmp_path / "robot" / "dataset")
+    assert [episode.group for episode in episodes] == ["success", "failure"]
+    assert [episode.length for episode in episodes] == [5, 4]
+    assert [fact["outcome"] for fact in metadata["played"]] == ["success", "failure"]
+    assert "2 episodes, 1 succeeded" in capsys.readouterr().out
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------
+
+
+def test_rule_07_another_camera_size_is_refused_before_the_simulator_starts(reranker, tmp_path, monkeypatch):
+    monkeypatch.setattr(sim, "make_env", lambda config: pytest.fail("it was started"))
+    with pytest.raises(ContractMismatch, match="16 × 16 against 64 × 64"):
+        main(settings(tmp_path / "robot", reranker, "--robot.env.camera_size=64"))
+    with pytest.raises(ContractMismatch, match="rate: 20 Hz against 15 Hz"):
+        main(settings(tmp_path / "robot", reranker, "--rate_hz=15"))
+    with pytest.raises(UserError, match="unknown robosuite task 'lfit'"):
+        main(settings(tmp_path / "robot", reranker, "--robot.env.task=lfit"))
+    assert not (tmp_path / "robot").exists()
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--robot.type=so101_folower"], "unknown robot 'so101_folower'; did you mean 'so101_follower'"),
+        (["--robot.type", "so101_follower"], "--robot.port must be given"),
+        (["--robot.use_degrees=true"], "unknown flag --robot.use_degrees"),
+        (["--episodes=0"], "episodes must be at least 1"),
+        (["--seconds=0"], "seconds must be above 0"),
+        (["--safety.max_step=0"], "safety.max_step must be above 0"),
+        (["--outcome=luck"], "auto|keys|sim|success|failure"),
+    ],
+)
+def test_mistakes_in_settings_are_one_line(flags, words):
+    with pytest.raises(UserError) as caught:
+        parse(settings_of(flags), flags)
+    assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_changed_reranker_is_not_played(reranker, tmp_path):
+    (tmp_path / "reranker").mkdir()
+    for path in reranker.rglob("*"):
+        if path.is_file():
+            copy = tmp_path / "reranker" / path.relative_to(reranker)
+            copy.parent.mkdir(exist_ok=True, parents=True)
+            copy.write_bytes(path.read_bytes() + (b" " if path.name == "manifest.json" else b""))
+    with pytest.raises(UserError, match=r"manifest\.json was changed"):
+        main(settings(tmp_path / "robot", tmp_path / "reranker"))
