@@ -19,6 +19,7 @@ SKILL = {
 ALONE = ("bc", "filtered_bc", "fql", "qc_fql", "deas_onestep")
 SETTINGS = {
     "deas@H=1": 0.45,
+    "deas@updates=6000": 0.82,
     "deas@H=10": 0.72,
     "deas@head=hl_gauss": 0.68,
     "deas@gamma1=0.99": 0.76,
@@ -152,7 +153,7 @@ def _write_variant(
          "value_loss": 2 * np.exp(-step / 700) + 0.8, "learning_rate": 3e-4}
         for step in steps
     ]  # fmt: skip
-    cost = {"qc": 900.0, "qc_fql": 500.0, "fql": 300.0}.get(agent, 150.0)
+    cost = {"qc": 900.0, "qc_fql": 500.0, "fql": 300.0}.get(agent, 300.0 if "updates" in variant else 150.0)
     stage = None if agent == "bc" else {"settings": settings, "seconds": cost, "cpu_seconds": cost}
     write_run(folder, arms, stage=stage, metrics=metrics)
 

@@ -299,6 +299,15 @@ def test_targets_that_are_missed_are_said_to_be(runs):
     assert re.search(r"Targets missed: [^.]*ahead of BC", page)
 
 
+def test_more_updates_count_only_as_long_as_they_cost_less(runs):
+    data, _ = write(runs)
+    assert verdict(data, "deas@updates=6000 not behind QC") == "met"
+    for path in runs.glob(f"{NAME}/seed-*/task*/deas@updates=6000/stage.json"):
+        write_json(path, json.loads(path.read_text()) | {"cpu_seconds": 1000.0})
+    data, _ = write(runs)
+    assert verdict(data, "deas@updates=6000 not behind QC") == "missed"
+
+
 def test_an_order_against_the_paper_is_called_opposite(runs):
     for path in runs.glob(f"{NAME}/seed-*/task*"):
         for variant, wins in (("deas@head=hl_gauss", 0), ("deas", 1), ("deas@H=1", 2)):

@@ -21,6 +21,9 @@ TITLES = {
     "bc": "BC",
 }
 MAIN = "deas"
+PEER = "qc"  # whose training costs several times as much
+# The main agent trained for longer, at less than its peer's cost.
+LONGER = "deas@updates=6000"
 # Does not play or train on the shared behaviour policy.
 OWN_POLICY = {"filtered_bc"}
 # Is the shared behaviour policy: nothing else is trained.
@@ -261,6 +264,8 @@ def _ablation(data: DataSetRuns, variant: str, names: list[str]) -> dict | None:
         "base_level": level({key: default[key] for key in common}),
         "difference": difference(grid, default),
         "minus_main_alike": difference(grid, data.grid(alike, _compared(data, alike, names) or "")),
+        "minus_peer": difference(grid, data.grid(PEER, _compared(data, PEER, names) or "")),
+        "cost": _cost(data, variant, len({task for _, task in data.cells})),
     }
 
 
