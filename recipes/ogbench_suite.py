@@ -51,7 +51,10 @@ SUITES: dict[str, dict[str, list[str]]] = {
     },
     "ablations": {
         # Twice the updates of every other run, at half of what those of Q-chunking cost.
-        "deas@updates=6000": ["--agent=deas", "--training.steps=6000", "--play.arms=consensus-8,consensus-128"],
+        "deas@updates=6000+polyak=0.02": [
+            "--agent=deas", "--training.steps=6000", "--deas.critic.polyak=0.02",
+            "--play.arms=consensus-8,consensus-128",
+        ],
         "deas@H=1": ["--agent=deas", "--deas.critic.horizon=1"],
         "deas@H=2": ["--agent=deas", "--deas.critic.horizon=2"],
         "deas@H=10": ["--agent=deas", "--deas.critic.horizon=10"],

@@ -35,7 +35,7 @@ from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import require_same_horizon
 from deas_vla.launch import run_recipe
-from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.reranker.kinds import load_policy
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.stage import run_stage
 from deas_vla.training import TrainingConfig, cached_features, make_accelerator, my_share, train
@@ -71,6 +71,8 @@ class TrainCriticConfig:
     more: MixtureConfig = field(default_factory=MixtureConfig)
     # Stage folder of the policy whose backbone gives the features.
     policy: str = "outputs/lift/policy"
+    # Folder of the cached features, which several critics may share; empty: inside the output.
+    cache: str = ""
     # Share of the episodes held out, to see whether the critic only remembers.
     held_out: float = 0.1
     # Chooses the initial weights, the order of the data and the held-out episodes.
@@ -109,8 +111,10 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
     paths = ("demonstrations", "rollouts", "policy")
     inputs = {name: Path(getattr(config, name)) for name in paths if getattr(config, name)}
 
+    cache = Path(config.cache) if config.cache else None
+
     def work(folder: Path) -> None:
-        policy = GrootPolicy.load(inputs["policy"] / "policy").to(accelerator.device)
+        policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)
         require_same_horizon(policy, config.critic.horizon)
         parts = [
             read_dataset(inputs[name] / DATASET, policy.contract)[0]
@@ -133,7 +137,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
         held_out = split_by_episode(episodes, config.held_out, config.seed)
 
         # The backbone runs here, once for each stored frame, and never again.
-        pooled = cached_features(accelerator, policy, frames, config.features, folder / "features")
+        pooled = cached_features(accelerator, policy, frames, config.features, cache or folder / "features")
         seen = torch.from_numpy(~held_out)[frames.episode]
         projection = FeatureProjection.fit(pooled[seen], config.features.dim)
         critic_inputs = CriticInputs(policy.contract, config.features, projection, policy.encoder_fingerprint)
@@ -168,7 +172,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
             critic_inputs.save(folder / "critic")
             critic.save(folder / "critic", {"inputs_fingerprint": critic_inputs.fingerprint})
 
-    settings = to_json(config) | dict.fromkeys((*paths, "output"))
+    settings = to_json(config) | dict.fromkeys((*paths, "output", "cache"))
     run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
 
 

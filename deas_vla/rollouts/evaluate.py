@@ -15,14 +15,14 @@ from deas_vla.rollouts.play import Job, Rollout, play_episodes
 
 # First scene number of each use. Scenes are unlimited, uses are a million apart: nothing that is evaluated on was
 # ever collected from.
-FIRST_SCENE = {"demonstrations": 0, "rollouts": 1_000_000, "evaluation": 2_000_000}
+FIRST_SCENE = {"demonstrations": 0, "rollouts": 1_000_000, "evaluation": 2_000_000, "bench": 3_000_000}
 
 
 def scenes_of(use: str, count: int, seed: int) -> list[int]:
     """The scene numbers of one use, for one seed.
 
     Args:
-        use: ``demonstrations``, ``rollouts`` or ``evaluation``.
+        use: ``demonstrations``, ``rollouts``, ``evaluation`` or ``bench`` (on which settings may be chosen).
         count: how many, at most 10,000.
         seed: seed of the run, 0 to 99; other seeds give other scenes.
 

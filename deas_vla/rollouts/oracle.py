@@ -11,15 +11,12 @@ import numpy as np
 from tqdm import tqdm
 
 from deas_vla.data.observation import Observation
-from deas_vla.data.options import returns_to_go
 from deas_vla.envs.workers import EnvWorkers, frame_after
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+from deas_vla.rollouts.branches import CONTINUATION_DRAW, play_branches, return_of
 
 TRUTH = "return of playing the candidate and then following the policy to the end, once, with the same noise for all"
-# Continuations draw their noise from a stream of their own: an oracle that saw the noise of the policy's own
-# next decisions would foresee more than any critic could.
-CONTINUATION_DRAW = -1
 
 
 def play_oracle(
@@ -64,9 +61,18 @@ def _episode(
         choice = decider.choose(Observation.stack([frame]), [NoiseKey(seed, scene, 0, len(decisions))])
         candidates = choice.candidates[0, :, :execute_steps].cpu().numpy()
         state = workers.save([0])[0]
-        key = NoiseKey(seed, scene, CONTINUATION_DRAW, 0)
-        branches = _branches(workers, policy, state, candidates, frame["instruction"], key, execute_steps)
-        truth = [_return(decider, branch) for branch in branches]
+        branches = play_branches(
+            workers,
+            policy,
+            state,
+            candidates,
+            frame["instruction"],
+            [CONTINUATION_DRAW] * len(candidates),
+            seed=seed,
+            scene=scene,
+            execute_steps=execute_steps,
+        )
+        truth = [return_of(branch, decider.critic.config) for branch in branches]
         best = int(np.argmax(truth))
         workers.restore([0], [state])
         played = workers.play([0], candidates[best][None])[0]
@@ -88,46 +94,3 @@ def _episode(
         "steps": steps,
         "decisions": decisions,
     }
-
-
-def _branches(
-    workers: EnvWorkers,
-    policy: BestOfN,
-    state,
-    candidates: np.ndarray,
-    instruction: str,
-    key: NoiseKey,
-    execute_steps: int,
-) -> list[np.ndarray]:
-    """Success of each step from a saved state on, for each of (n, H, A) candidates: (steps,) bool."""
-    slots = list(range(len(candidates)))
-    workers.restore(slots, [state] * len(slots))
-    success: list[list[np.ndarray]] = [[] for _ in slots]
-    chunks, decision = candidates, 0
-    while slots:
-        playing, frames = [], []
-        for slot, played in zip(slots, workers.play(slots, chunks), strict=True):
-            success[slot].append(played.success)
-            if not played.done:
-                playing.append(slot)
-                frames.append(frame_after(played, instruction))
-        slots = playing
-        if slots:
-            keys = [NoiseKey(key.seed, key.scene, key.draw, decision)] * len(slots)
-            chunks = policy.choose(Observation.stack(frames), keys).commands[:, :execute_steps].cpu().numpy()
-            decision += 1
-    return [np.concatenate(parts) for parts in success]
-
-
-def _return(decider: BestOfN, success: np.ndarray) -> float:
-    """The critic's own return of a branch: -1 a step until success, a timeout continued as failing for ever."""
-    config = decider.critic.config
-    to_go = returns_to_go(
-        success.astype(np.float64) - 1,
-        bool(success[-1]),
-        horizon=config.horizon,
-        reward_discount=config.reward_discount,
-        bootstrap_discount=config.bootstrap_discount,
-        minimum=-1.0,
-    )
-    return float(to_go[0])

@@ -1,0 +1,138 @@
+"""How well critics choose, judged against the truth about candidates: numbers and one table."""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from deas_vla.report.ogbench_tables import table
+from deas_vla.rollouts.statistics import Interval, rank_against_oracle, ratio_interval
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Score:
+    """One critic against the truth, or the mean over several critics of one kind.
+
+    Attributes:
+        spearman: rank correlation of scores and mean returns within a decision, mean over decisions.
+        spearman_ci95: bootstrap interval over scenes.
+        gain: success of the chosen candidate minus that of a random one, as shares.
+        gain_ci95: bootstrap interval over scenes.
+        headroom: gain as a share of what choosing by half of the continuations gains in the other half.
+        worst: success of the candidate with the lowest score minus that of a random one.
+    """
+
+    spearman: float
+    spearman_ci95: Interval | None
+    gain: float
+    gain_ci95: Interval | None
+    headroom: float | None
+    worst: float
+
+
+def score(opinions: np.ndarray, returns: np.ndarray, success: np.ndarray, scene: np.ndarray) -> Score:
+    """Judges scores of candidates.
+
+    Args:
+        opinions: (C, D, N) scores by C critics.
+        returns: (D, N, K) return of each continuation.
+        success: (D, N, K) bool.
+        scene: (D,) what the bootstrap resamples.
+    """
+    truth, rate = returns.mean(2), success.mean(2)
+    rankings = [rank_against_oracle(one, truth, scene, resamples=RESAMPLES) for one in opinions]
+    chosen = np.mean([_chosen(one, rate) for one in opinions], 0) - rate.mean(1)
+    worst = np.mean([_chosen(-one, rate) for one in opinions], 0) - rate.mean(1)
+    possible = _possible(returns, success)
+    low, high = np.mean([ranking.spearman_ci95 or (np.nan, np.nan) for ranking in rankings], 0)
+    return Score(
+        spearman=float(np.mean([ranking.spearman or 0.0 for ranking in rankings])),
+        spearman_ci95=(float(low), float(high)) if np.isfinite(low) else None,
+        gain=float(chosen.mean()),
+        gain_ci95=_interval(chosen, scene),
+        headroom=float(chosen.sum() / possible.sum()) if possible.sum() > 0 else None,
+        worst=float(worst.mean()),
+    )
+
+
+def possible_gain(returns: np.ndarray, success: np.ndarray, scene: np.ndarray) -> dict:
+    """What a perfect critic could gain in one decision, from below: chosen by half of the continuations.
+
+    Args:
+        returns: (D, N, K), K at least 2.
+        success: (D, N, K) bool.
+        scene: (D,).
+    """
+    gain = _possible(returns, success)
+    return {"gain": float(gain.mean()), "ci95": _interval(gain, scene), "success": float(success.mean())}
+
+
+def bench_table(results: dict) -> str:
+    """The Markdown table of a bench, best first.
+
+    Args:
+        results: ``decisions``, ``scenes``, ``possible`` and ``variants``: name to flags, critics, seconds and score.
+    """
+    rows = []
+    for name, entry in sorted(results["variants"].items(), key=lambda item: -item[1]["score"]["gain"]):
+        mine = entry["score"]
+        rows.append(
+            [
+                f"`{name}`",
+                f"**{_points(mine['gain'])}** {_range(mine['gain_ci95'], 100, 1)}",
+                None if mine["headroom"] is None else f"{100 * mine['headroom']:.0f} %",
+                f"{mine['spearman']:.2f} {_range(mine['spearman_ci95'], 1, 2)}",
+                _points(mine["worst"]),
+                entry["critics"],
+                f"{entry['seconds']:.0f}",
+            ]
+        )
+    header = [
+        "variant",
+        "gain of best-of-N",
+        "of headroom",
+        "rank correlation",
+        "worst-of-N",
+        "critics",
+        "s each",
+    ]
+    return table(header, rows)
+
+
+def as_json(value: Score) -> dict:
+    """A score as JSON values."""
+    return asdict(value)
+
+
+def _chosen(scores: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """(D,) success rate of the candidate with the highest score; the mean of those that share it."""
+    best = scores == scores.max(1, keepdims=True)
+    return (rate * best).sum(1) / best.sum(1)
+
+
+def _possible(returns: np.ndarray, success: np.ndarray) -> np.ndarray:
+    half = returns.shape[2] // 2
+    a, b = slice(0, half), slice(half, None)
+    gains = [
+        _chosen(returns[..., one].mean(2), success[..., other].mean(2)) - success[..., other].mean((1, 2))
+        for one, other in ((a, b), (b, a))
+    ]
+    return np.mean(gains, 0)
+
+
+def _interval(values: np.ndarray, scene: np.ndarray) -> Interval | None:
+    _, code = np.unique(scene, return_inverse=True)
+    count, total = np.bincount(code), np.bincount(code, values)
+    return ratio_interval(total, count, 0.95, RESAMPLES, 0) if len(count) > 1 else None
+
+
+def _points(value: float) -> str:
+    return f"{100 * value:+.1f}".replace("-", "−")
+
+
+def _range(interval: list | None, factor: float, digits: int) -> str:
+    if interval is None:
+        return ""
+    low, high = (f"{factor * end:+.{digits}f}".replace("-", "−") for end in interval)
+    return f"[{low}, {high}]"
