@@ -28,11 +28,12 @@ from deas_vla.report.machine import machine_facts
 # results: settings were fixed on seed 90.
 SUITES: dict[str, dict[str, list[str]]] = {
     "main": {
-        "deas": ["--agent=deas", "--play.arms=best-8,best-32,best-128", "--play.curve_points=3"],
+        "deas": ["--agent=deas", "--play.arms=consensus-8,best-128,consensus-128", "--play.curve_points=3"],
         "bc": ["--agent=bc"],
         "bc@H=1": ["--agent=bc", "--horizon=1"],
-        "iql": ["--agent=iql", "--play.arms=best-8,best-32,best-128"],
-        "nstep_iql": ["--agent=nstep_iql", "--play.arms=best-8,best-32,best-128"],
+        # They decide at every step: 128 candidates would take longer to play than to train.
+        "iql": ["--agent=iql", "--play.arms=best-8,best-32"],
+        "nstep_iql": ["--agent=nstep_iql", "--play.arms=best-8,best-32"],
         "filtered_bc": ["--agent=filtered_bc"],
         # The published 32 samples a target take 20 times as long as the critic of DEAS.
         "qc": ["--agent=qc", "--qc.num_samples=8", "--play.arms=consensus-8,best-128,consensus-128"],
@@ -45,16 +46,13 @@ SUITES: dict[str, dict[str, list[str]]] = {
     "selection": {
         "deas": [
             "--agent=deas", "--play.curve_points=3",
-            "--play.arms=best-8,consensus-8,consensus-32,consensus-128,quantile-128,lower_bound-128,softmax-128,"
-            "dense-128,smoothed-128",
+            "--play.arms=best-8,best-32,best-128,consensus-8,consensus-32,consensus-128,quantile-128,lower_bound-128,"
+            "softmax-128,dense-128,smoothed-128",
         ],
     },
     "ablations": {
         # Twice the updates of every other run, at half of what those of Q-chunking cost.
-        "deas@updates=6000+polyak=0.02": [
-            "--agent=deas", "--training.steps=6000", "--deas.critic.polyak=0.02",
-            "--play.arms=consensus-8,consensus-128",
-        ],
+        "deas@updates=6000": ["--agent=deas", "--training.steps=6000", "--play.arms=consensus-8,consensus-128"],
         "deas@H=1": ["--agent=deas", "--deas.critic.horizon=1"],
         "deas@H=2": ["--agent=deas", "--deas.critic.horizon=2"],
         "deas@H=10": ["--agent=deas", "--deas.critic.horizon=10"],
@@ -62,12 +60,34 @@ SUITES: dict[str, dict[str, list[str]]] = {
         "deas@gamma2=0.995": ["--agent=deas", "--deas.critic.bootstrap_discount=0.995"],
         "deas@tau=0.5": ["--agent=deas", "--deas.critic.expectile=0.5"],
         "deas@tau=0.9": ["--agent=deas", "--deas.critic.expectile=0.9"],
-        "deas@head=hl_gauss": ["--agent=deas", "--deas.critic.head=hl_gauss", "--play.curve_points=3"],
+        "deas@head=hl_gauss": [
+            "--agent=deas", "--deas.critic.head=hl_gauss", "--play.arms=consensus-8,best-128,consensus-128",
+        ],
         "deas@num_q=1": ["--agent=deas", "--deas.critic.num_q=1"],
         "deas@num_q=5": ["--agent=deas", "--deas.critic.num_q=5"],
         "deas@support=published": ["--agent=deas", "--deas.support=published"],
         "deas@support=data": ["--agent=deas", "--deas.support=data"],
-        "qc@head=hl_gauss": ["--agent=qc", "--qc.num_samples=8", "--qc.critic.head=hl_gauss"],
+        # With the discount of DEAS: beside deas@head=hl_gauss it differs in nothing but the target.
+        "qc@head=hl_gauss": [
+            "--agent=qc", "--qc.num_samples=8", "--qc.critic.head=hl_gauss", "--qc.critic.reward_discount=0.9",
+        ],
+        # Targets that move as slowly as published, for a million updates.
+        "deas@polyak=0.005": [
+            "--agent=deas", "--deas.critic.polyak=0.005", "--play.arms=best-8,best-32,best-128",
+            "--play.curve_points=3",
+        ],
+        "iql@polyak=0.005": ["--agent=iql", "--iql.critic.polyak=0.005", "--play.arms=best-8"],
+        "nstep_iql@polyak=0.005": [
+            "--agent=nstep_iql", "--nstep_iql.critic.polyak=0.005", "--play.arms=best-8",
+        ],
+        "qc@polyak=0.005": [
+            "--agent=qc", "--qc.num_samples=8", "--qc.critic.polyak=0.005",
+            "--play.arms=consensus-8,best-128,consensus-128",
+        ],
+        "deas@head=hl_gauss+polyak=0.005": [
+            "--agent=deas", "--deas.critic.head=hl_gauss", "--deas.critic.polyak=0.005", "--play.curve_points=3",
+            "--play.arms=best-8,best-32,best-128,consensus-8,consensus-32,consensus-128",
+        ],
     },
 }  # fmt: skip
 

@@ -19,7 +19,7 @@ SKILL = {
 ALONE = ("bc", "filtered_bc", "fql", "qc_fql", "deas_onestep")
 SETTINGS = {
     "deas@H=1": 0.45,
-    "deas@updates=6000+polyak=0.02": 0.82,
+    "deas@updates=6000": 0.82,
     "deas@H=10": 0.72,
     "deas@head=hl_gauss": 0.68,
     "deas@gamma1=0.99": 0.76,

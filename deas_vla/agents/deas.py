@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deas_vla.agents.agent import Agent, Draws, TaskFacts
+from deas_vla.agents.agent import Agent, Draws, TaskFacts, small_critic
 from deas_vla.agents.behaviour import FlowPolicy
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.data.transitions import OptionBatch
@@ -15,9 +15,7 @@ SupportRule = Literal["possible", "published", "data"]
 
 
 def chunk_critic() -> CriticConfig:
-    # The paper's head is hl_gauss. On states, with updates in the thousands, a scalar head is far ahead of it
-    # (docs/results/ogbench.md, ablations).
-    return CriticConfig(horizon=5, head="scalar", hidden_dim=256, num_layers=3)
+    return small_critic(horizon=5, reward_discount=0.9)
 
 
 @dataclass

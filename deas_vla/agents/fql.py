@@ -8,21 +8,21 @@ steps trained in the same loss; α see `deas_vla.agents.one_step`. What differs 
 beforehand, and the critic's error is that of `deas_vla.agents.qc`.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from deas_vla.agents.agent import Draws, TaskFacts
+from deas_vla.agents.agent import Draws, TaskFacts, small_critic
 from deas_vla.agents.behaviour import FlowPolicy
 from deas_vla.agents.one_step import ActorConfig, OneStepActor, frozen
-from deas_vla.agents.qc import QAgent, QConfig, scalar_chunk_critic
+from deas_vla.agents.qc import QAgent, QConfig
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.transitions import OptionBatch
 
 
-def scalar_action_critic() -> CriticConfig:
-    return replace(scalar_chunk_critic(), horizon=1)
+def action_critic() -> CriticConfig:
+    return small_critic(horizon=1, reward_discount=0.99)
 
 
 @dataclass
@@ -38,7 +38,7 @@ class FqlConfig(QcFqlConfig):
     """Flow Q-learning."""
 
     # the critic and its losses; there is no V, so expectile does nothing
-    critic: CriticConfig = field(default_factory=scalar_action_critic)
+    critic: CriticConfig = field(default_factory=action_critic)
 
 
 class FqlAgent(QAgent):

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deas_vla.agents.agent import Draws, TaskFacts
+from deas_vla.agents.agent import Draws, TaskFacts, small_critic
 from deas_vla.agents.behaviour import FlowPolicy
 from deas_vla.agents.deas import CriticAgent, DeasConfig
 from deas_vla.critic.critic import CriticConfig
@@ -34,10 +34,8 @@ CANDIDATES_AT_ONCE = 2048
 Aggregate = Literal["mean", "min"]
 
 
-def scalar_chunk_critic() -> CriticConfig:
-    return CriticConfig(
-        horizon=5, reward_discount=0.99, bootstrap_discount=0.99, head="scalar", hidden_dim=256, num_layers=3
-    )
+def coupled_critic() -> CriticConfig:
+    return small_critic(horizon=5, reward_discount=0.99)
 
 
 @dataclass
@@ -45,7 +43,7 @@ class QConfig(DeasConfig):
     """Networks Q without a V."""
 
     # the critic and its losses; there is no V, so expectile does nothing
-    critic: CriticConfig = field(default_factory=scalar_chunk_critic)
+    critic: CriticConfig = field(default_factory=coupled_critic)
     # what the networks say together of a chunk in the target: mean or min
     aggregate: Aggregate = "mean"
 

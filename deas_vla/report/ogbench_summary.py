@@ -23,7 +23,7 @@ TITLES = {
 MAIN = "deas"
 PEER = "qc"  # whose training costs several times as much
 # The main agent trained for longer, at less than its peer's cost.
-LONGER = "deas@updates=6000+polyak=0.02"
+LONGER = "deas@updates=6000"
 # Does not play or train on the shared behaviour policy.
 OWN_POLICY = {"filtered_bc"}
 # Is the shared behaviour policy: nothing else is trained.
