@@ -32,7 +32,8 @@ def targets(results: dict) -> list[dict]:
         for target, measured, verdict in (
             _size(data),
             _rivals(data),
-            _peer(data),
+            _peer(data, "main_minus_this", results["options"]["few"]),
+            _peer(data, "both_at_many", results["options"]["many"]),
             _cost(data),
             *_longer(data),
             _falls(data, results["options"]),
@@ -157,10 +158,10 @@ def _rivals(data: dict) -> tuple[str, str, str]:
     return target, measured, OPEN if None in gaps.values() else MET
 
 
-def _peer(data: dict) -> tuple[str, str, str]:
-    result = data["agents"].get(PEER, {}).get("main_minus_this")
+def _peer(data: dict, key: str, candidates: int) -> tuple[str, str, str]:
+    result = data["agents"].get(PEER, {}).get(key)
     verdict = _verdict(None if result is None else result["verdict"] != "behind")
-    return "DEAS not behind QC beyond the interval", gap(result), verdict
+    return f"DEAS not behind QC beyond the interval, each with {candidates} candidates", gap(result), verdict
 
 
 def _cost(data: dict) -> tuple[str, str, str]:

@@ -138,11 +138,13 @@ def _agent(
         "evaluation_cpu_seconds_per_episode": _evaluation_cost(data, agent, arm),
         "main_minus_this": None,
         "main_at_many_minus_this": None,
+        "both_at_many": None,
     }
     if arm and agent != MAIN and arms.get(MAIN):
         entry["main_minus_this"] = difference(data.grid(MAIN, arms[MAIN]), grid)
         at_many = f"{arms[MAIN].rpartition('-')[0]}-{options.many}"
         entry["main_at_many_minus_this"] = difference(data.grid(MAIN, at_many), grid)
+        entry["both_at_many"] = difference(data.grid(MAIN, at_many), data.grid(agent, at_many))
     return entry
 
 
