@@ -51,7 +51,7 @@ doctor: $(INSTALLED) ## what is installed, and what each recipe still needs
 .PHONY: constraints
 constraints: $(INSTALLED) ## renew constraints.txt from setup.cfg (the one target that asks for newer versions)
 	echo '# Versions that work together (Python 3.12, Linux), for pip and uv -c. Made by `make constraints`.' > constraints.txt
-	.venv/bin/uv pip compile setup.cfg --extra demo --extra dev --extra deepspeed --extra ogbench --extra robots --override overrides.txt \
+	.venv/bin/uv pip compile setup.cfg --extra demo --extra dev --extra deepspeed --extra ogbench --extra metaworld --extra robots --override overrides.txt \
 		--upgrade --python .venv/bin/python --no-annotate --no-header --quiet >> constraints.txt
 
 .PHONY: clean

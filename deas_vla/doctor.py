@@ -146,6 +146,7 @@ def parts(found: list[Package], gl: dict[str, bool]) -> list[Part]:
         part("recipes/collect_rollouts.py", "sim", "lerobot", "groot", "train", draws=True),
         part("recipes/train_critic.py", "lerobot", "groot", "train"),
         part("recipes/evaluate.py", "sim", "groot", "train", "report", draws=True),
+        part("recipes/finetune_metaworld.py", "metaworld", "lerobot", "groot", "train", "report", draws=True),
         part("recipes/make_ogbench_data.py", "ogbench", "train"),
         part("recipes/ogbench.py", "ogbench", "train"),
         part("the critic alone, in other programs"),

@@ -29,6 +29,7 @@ FLOORS = {
     "deas_vla.rollouts": 4,
     "deas_vla.report": 4,
     "deas_vla.reranker": 4,
+    "deas_vla.lerobot_plugin": 4,
     "deas_vla.doctor": 5,
     "deas_vla.cli": 5,
 }
@@ -57,7 +58,8 @@ def tracked(*suffixes: str) -> list[Path]:
     if listed.returncode == 0:
         paths = [ROOT / name for name in listed.stdout.splitlines()]
     else:  # an archive without history
-        folders = ("deas_vla", "recipes", "robots", "benchmarks", "tests", "tools", "accelerate_configs")
+        folders = ("deas_vla", "recipes", "robots", "plugins", "benchmarks", "tests", "tools")
+        folders += ("accelerate_configs",)
         paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
         paths += [path for path in ROOT.iterdir() if path.is_file()]
     return sorted(path for path in paths if path.is_file() and (not suffixes or path.suffix in suffixes))

@@ -13,6 +13,7 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
 import collect_demos
 import collect_rollouts
 import evaluate
+import finetune_metaworld
 import finetune_policy
 import finetune_robocasa
 import train_critic
@@ -22,6 +23,7 @@ CONFIGS = {
     collect_demos: collect_demos.CollectDemosConfig,
     collect_rollouts: collect_rollouts.CollectRolloutsConfig,
     evaluate: evaluate.EvaluateConfig,
+    finetune_metaworld: finetune_metaworld.FinetuneMetaworldConfig,
     finetune_policy: finetune_policy.FinetunePolicyConfig,
     finetune_robocasa: finetune_robocasa.FinetuneRobocasaConfig,
     train_critic: train_critic.TrainCriticConfig,
@@ -57,6 +59,7 @@ CONFIGS = {
         (evaluate, ["--evaluation.num_candidates=1"], "num_candidates at least 2"),
         (finetune_robocasa, ["--critic.backup_horizon=32"], "options of recorded episodes"),
         (finetune_robocasa, ["--policy.tune=half"], "choose one of frozen, lora, full"),
+        (finetune_metaworld, ["--tasks=reach-v3,psh-v3"], "did you mean 'push-v3'"),
         (finetune_robocasa, ["--env=robocasa", "--tasks=CloseDrawer"], "robocasa"),
     ],
 )

@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
 # Makes the virtual environment .venv with everything that the demo and the tests need, and sees to a GL library.
 # Called by make. Says in plain words what is missing, and installs it where it may (as root, with apt-get).
-# PYTHON=... chooses the interpreter, EXTRAS=... what is installed ("demo,dev,ogbench,robots").
+# PYTHON=... chooses the interpreter, EXTRAS=... what is installed ("demo,dev,ogbench,metaworld,robots").
 set -euo pipefail
 cd "$(dirname "$0")/.."
-extras=${EXTRAS:-demo,dev,ogbench,robots}
+extras=${EXTRAS:-demo,dev,ogbench,metaworld,robots}
 bin=.venv/bin
 
 fail() {
@@ -91,6 +91,16 @@ fi
 echo "installing deas_vla[$extras] into .venv (about 7 GB with torch's GPU libraries; half a minute on a fast line)"
 $bin/uv pip install --python $bin/python --override overrides.txt -c constraints.txt -e ".[$extras]" ||
     fail "The installation failed: see the message above. Nothing else was changed; run make again to go on."
+
+# LeRobot finds policies and environments by the names of distributions. These hold little more than their names; what
+# they need came with the extras.
+if [[ ",$extras," == *,demo,* || ",$extras," == *,lerobot,* ]]; then
+    for plugin in plugins/*/; do
+        [[ $plugin == *metaworld* && ",$extras," != *,metaworld,* ]] && continue
+        $bin/uv pip install --quiet --python $bin/python --no-deps -e "$plugin" ||
+            fail "The installation of $plugin failed: see the message above; run make again to go on."
+    done
+fi
 
 if [[ ",$extras," == *,demo,* || ",$extras," == *,sim,* ]] && ! gl_works; then
     packages="libosmesa6 libegl1 libgl1-mesa-dri"

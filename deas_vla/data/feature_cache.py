@@ -34,7 +34,8 @@ class FeatureCache:
 
     def __init__(self, folder: Path, policy, frames: FrameTable, config: FeatureConfig, block: int = BLOCK):
         self.policy, self.frames, self.config, self.block = policy, frames, config, block
-        key = f"{policy.encoder_fingerprint} {config.side} {frames.fingerprint} {block}"
+        weight = "" if config.words_weight == 1 else f" {config.words_weight}"
+        key = f"{policy.encoder_fingerprint} {config.side}{weight} {frames.fingerprint} {block}"
         self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
         self.folder = Path(folder) / self.fingerprint[:16]
 

@@ -38,12 +38,16 @@ class FeatureConfig:
     grid: int = 4
     # Numbers a frame after the projection.
     dim: int = 128
+    # How much the words count beside one cell of a camera; with many instructions, 1 loses them among the images.
+    words_weight: float = 1.0
 
     def __post_init__(self):
         if self.pooling not in ("grid", "mean"):
             raise UserError(f"feature pooling is {self.pooling!r}; choose grid or mean")
         if self.grid < 1 or self.dim < 1:
             raise UserError(f"feature grid ({self.grid}) and dim ({self.dim}) must be at least 1")
+        if not self.words_weight > 0:
+            raise UserError(f"features.words_weight={self.words_weight} must be above 0")
 
     @property
     def side(self) -> int:
@@ -60,7 +64,7 @@ def pool_tokens(context: Context, config: FeatureConfig, num_cameras: int) -> Te
         num_cameras: how many cameras the contract has.
 
     Returns:
-        (B, P) float32: for each camera its cells, row-major, then the mean of the other tokens.
+        (B, P) float32: for each camera its cells, row-major, then the mean of the other tokens times their weight.
 
     Raises:
         UserError: if a camera's tokens are not a square grid, or their number differs between observations.
@@ -81,7 +85,8 @@ def pool_tokens(context: Context, config: FeatureConfig, num_cameras: int) -> Te
         cells = functional.adaptive_avg_pool2d(grid, min(side, config.side))
         parts.append(cells.permute(0, 2, 3, 1).flatten(1))
     others = ((context.camera < 0) & context.mask).unsqueeze(-1)
-    parts.append(torch.where(others, tokens, 0).sum(1) / others.sum(1).clamp_min(1))
+    mean = torch.where(others, tokens, 0).sum(1) / others.sum(1).clamp_min(1)
+    parts.append(config.words_weight * mean)
     return torch.cat(parts, 1)
 
 
@@ -182,9 +187,12 @@ class CriticInputs:
         return digest.hexdigest()
 
     def _description(self) -> dict:
+        config = asdict(self.config)
+        if self.config.words_weight == 1:
+            del config["words_weight"]  # files from before there was one stay as they are
         return {
             "contract": self.contract.to_json(),
-            "features": asdict(self.config),
+            "features": config,
             "encoder_fingerprint": self.encoder_fingerprint,
         }
 

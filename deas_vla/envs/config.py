@@ -8,7 +8,8 @@ class EnvSettings:
     """How tasks are seen and played.
 
     Attributes:
-        cameras: cameras the policy sees, in order, by RoboCasa's names.
+        cameras: cameras the policy sees, in order, by RoboCasa's names; for Meta-World of ``workspace_right``,
+            ``workspace_left``, ``gripper`` and ``corner2``.
         camera_size: height and width of each image in pixels.
         horizon: time limit in control steps; 0 takes the task's own.
         simulation_timestep: seconds of one physics step (robosuite only); it must divide the 0.05 s of a control
@@ -17,7 +18,7 @@ class EnvSettings:
             and y (robosuite's own: 0.03), turned by up to 45 degrees.
         expert_noise: standard deviation of the scripted expert's action noise, in units of a full arm command.
         expert_grasp_bias: standard deviation in metres, per horizontal axis, of where the expert wrongly believes the
-            grasp to be; drawn anew at every attempt.
+            grasp (in Meta-World: the object) to be; drawn anew at every attempt (there: every half second).
         split: RoboCasa only: kitchens and objects to draw from: ``pretrain``, ``target`` or ``all``.
     """
 
@@ -36,9 +37,10 @@ class EnvConfig(EnvSettings):
     """Which task, seen and played how.
 
     Attributes:
-        name: the simulator: ``robosuite`` (from its wheel) or ``robocasa`` (needs its own installation and assets).
+        name: the simulator: ``robosuite`` or ``metaworld`` (from their wheels), or ``robocasa`` (needs its own
+            installation and assets).
         task: ``lift``, ``stack``, ``pick_place_can`` or ``door``; for RoboCasa the name of one of its environments,
-            for example ``PickPlaceCounterToCabinet``.
+            for example ``PickPlaceCounterToCabinet``; for Meta-World one of its 50, for example ``drawer-open-v3``.
     """
 
     name: str = "robosuite"

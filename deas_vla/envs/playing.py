@@ -63,15 +63,19 @@ def play_steps(env: Stepped, next_command: Callable[[], np.ndarray], count: int,
     )
 
 
-def check_cameras(config: EnvConfig) -> None:
-    """Refuses cameras that PandaOmron does not have.
+def check_cameras(config: EnvConfig, known: Collection[str] = ROBOCASA_CAMERAS) -> None:
+    """Refuses cameras that the robot does not have.
+
+    Args:
+        config: its cameras and their size.
+        known: names of the cameras that there are: PandaOmron's, if not given.
 
     Raises:
         UserError: if a camera is unknown or given twice, there is none, or the size is too small.
     """
     for camera in config.cameras:
-        if camera not in ROBOCASA_CAMERAS:
-            raise UserError(unknown("camera", camera, ROBOCASA_CAMERAS))
+        if camera not in known:
+            raise UserError(unknown("camera", camera, known))
     if not config.cameras or len(set(config.cameras)) < len(config.cameras) or config.camera_size < 8:
         raise UserError("a policy needs one to three different cameras of at least 8 pixels")
 

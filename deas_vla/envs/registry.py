@@ -6,7 +6,7 @@ from deas_vla.envs.env import ChunkEnv
 from deas_vla.envs.playing import unknown
 from deas_vla.errors import UserError
 
-SIMULATORS = ("robosuite", "robocasa")
+SIMULATORS = ("robosuite", "robocasa", "metaworld")
 
 
 def make_env(config: EnvConfig) -> ChunkEnv:
@@ -20,6 +20,10 @@ def make_env(config: EnvConfig) -> ChunkEnv:
         from deas_vla.envs.robosuite import RobosuiteEnv
 
         return RobosuiteEnv(config)
+    if config.name == "metaworld":
+        from deas_vla.envs.metaworld import MetaworldEnv
+
+        return MetaworldEnv(config)
     from deas_vla.envs.robocasa import RoboCasaEnv
 
     return RoboCasaEnv(config)
@@ -36,6 +40,10 @@ def contract_of(config: EnvConfig) -> Contract:
         from deas_vla.envs.tasks import robosuite_contract
 
         return robosuite_contract(config)
+    if config.name == "metaworld":
+        from deas_vla.envs.metaworld_tasks import metaworld_contract
+
+        return metaworld_contract(config)
     from deas_vla.envs.robocasa import robocasa_contract
 
     return robocasa_contract(config)

@@ -53,9 +53,19 @@ class SceneRenderer:
         model: the MuJoCo model.
         height, width: size of the pictures.
         full: visual geometry, shadows and smooth edges; otherwise collision geometry, plain.
+        groups: groups of geometry to draw instead.
+        sites: also draw sites of group 0, where a simulator marks its goals with them.
     """
 
-    def __init__(self, model, height: int, width: int, full: bool = False):
+    def __init__(
+        self,
+        model,
+        height: int,
+        width: int,
+        full: bool = False,
+        groups: tuple[int, ...] = (),
+        sites: bool = False,
+    ):
         platform = choose_gl()
         self.size = (height, width)
         import mujoco
@@ -83,8 +93,9 @@ class SceneRenderer:
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = 0
-        self._option.geomgroup[VISUAL_GROUP if full else COLLISION_GROUP] = 1
+        self._option.geomgroup[list(groups) or (VISUAL_GROUP if full else COLLISION_GROUP)] = 1
         self._option.sitegroup[:] = 0
+        self._option.sitegroup[0] = int(sites)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):
             self._scene.flags[flag] = int(full)
         self._camera = mujoco.MjvCamera()

@@ -15,9 +15,9 @@ def clumsy_expert() -> EnvSettings:
 class SimulatorConfig:
     """Where episodes are played."""
 
-    # The simulator: robosuite (from its wheel) or robocasa (needs its own installation and assets).
+    # The simulator: robosuite, metaworld (from their wheels) or robocasa (needs its own installation and assets).
     env: str = "robosuite"
-    # Tasks, separated by commas: lift, stack, pick_place_can, door; for RoboCasa the names of its environments.
+    # Tasks, separated by commas: lift, stack, pick_place_can, door; for the others the names of their environments.
     tasks: list[str] = field(default_factory=lambda: ["lift"])
     # How tasks are seen and played.
     simulator: EnvSettings = field(default_factory=clumsy_expert)

@@ -1,0 +1,57 @@
+"""Meta-World's scripted experts, made clumsy on purpose.
+
+They are functions of what they see: where the hand, the object and the goal are. The hand trembles (`expert_noise`),
+and the object is believed to be a little beside where it is (`expert_grasp_bias`), in another place after each half
+second: an expert that missed sees so and tries again.
+"""
+
+import warnings
+from dataclasses import dataclass, field
+
+import numpy as np
+
+ATTEMPT_STEPS = 40
+OBJECT_XY = slice(4, 6)  # of Meta-World's observation
+
+
+@dataclass
+class Memory:
+    """What the clumsy expert remembers between steps.
+
+    Attributes:
+        steps: commands given since the scene began.
+        bias: (2,) metres by which it misjudges the object's place, in x and y of the world.
+    """
+
+    steps: int = 0
+    bias: np.ndarray = field(default_factory=lambda: np.zeros(2))
+
+
+class ClumsyExpert:
+    """One of Meta-World's experts with hands that tremble and eyes that err.
+
+    Args:
+        policy: Meta-World's scripted policy of the task.
+        noise: standard deviation of the tremble, in units of a full command.
+        bias: standard deviation of the misjudgement, metres per axis.
+    """
+
+    def __init__(self, policy, noise: float, bias: float):
+        self.policy, self.noise, self.bias = policy, noise, bias
+        self.memory = Memory()
+
+    def reset(self) -> None:
+        self.memory = Memory()
+
+    def command(self, observation: np.ndarray, noise: np.random.Generator) -> np.ndarray:
+        """(4,) float32 the next command within the limits, from Meta-World's (39,) observation."""
+        if self.memory.steps % ATTEMPT_STEPS == 0:
+            self.memory.bias = self.bias * noise.standard_normal(2)
+        self.memory.steps += 1
+        seen = observation.copy()  # some of the experts write into it
+        seen[OBJECT_XY] += self.memory.bias
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that commands will be clipped: they are
+            command = np.clip(self.policy.get_action(seen), -1, 1)
+        command[:3] += self.noise * noise.standard_normal(3)
+        return np.clip(command, -1, 1).astype(np.float32)

@@ -1,0 +1,86 @@
+"""The page of many tasks: what it says follows from what was played, a task that lost included."""
+
+import json
+
+import numpy as np
+import pytest
+
+from deas_vla.errors import UserError
+from deas_vla.report.metaworld import write_metaworld_results
+
+pytestmark = pytest.mark.unit
+
+TASKS = ["reach-v3", "push-v3", "door-open-v3"]
+
+
+def stage(folder, settings):
+    folder.mkdir(parents=True)
+    about = {"settings": settings, "seconds": 60.0, "fingerprint": "0", "inputs": {}, "sources": {}}
+    (folder / "stage.json").write_text(json.dumps(about))
+
+
+def write_run(folder, seed=1, scenes=60, gains=(0.3, 0.3, 0.3), steps=100):
+    """A run in which best-of-N turns so many of each task's failures into successes (below 0: the reverse)."""
+    simulator = {
+        "cameras": ["gripper"], "camera_size": 64, "expert_noise": 0.2, "expert_grasp_bias": 0.006
+    }  # fmt: skip
+    stage(folder / "demonstrations", {"demos": {"episodes": 40}, "seed": seed})
+    stage(folder / "rollouts", {"rollouts": {"episodes": 100}, "seed": seed})
+    for name in ("policy", "critic"):
+        stage(folder / name, {"training": {"steps": steps}, "seed": seed})
+    plan = {"scenes": scenes, "draws": 1, "num_candidates": 8}
+    stage(folder / "evaluation", {"tasks": TASKS, "seed": seed, "evaluation": plan, "simulator": simulator})
+    rng = np.random.default_rng(seed)
+    for task, gain in zip(TASKS, gains, strict=True):
+        base = rng.random(scenes) < 0.5
+        moved = rng.random(scenes) < abs(gain)
+        arms = {
+            "policy": base,
+            "best_of_n": (base | moved) if gain > 0 else (base & ~moved),
+            "oracle": base[:5],
+        }
+        (folder / "evaluation" / "arms" / task).mkdir(parents=True)
+        for arm, success in arms.items():
+            records = [{"scene": 100 + i, "draw": 0, "success": bool(s)} for i, s in enumerate(success)]
+            (folder / "evaluation" / "arms" / task / f"{arm}.json").write_text(json.dumps(records))
+    return folder
+
+
+def test_a_gain_on_every_task_is_shown_and_the_page_has_its_numbers(tmp_path):
+    results = write_metaworld_results([write_run(tmp_path / "run")], tmp_path / "out")
+    assert all(results["shown"].values()) and results["episodes_per_task"] == 60
+    mean = results["gain_over_policy"]["best_of_n"]["mean"]
+    each = [task["difference"] for task in results["gain_over_policy"]["best_of_n"]["per_task"].values()]
+    assert mean["difference"] == pytest.approx(np.mean(each)) and mean["losses"] == 0
+    success = results["success"]
+    assert mean["difference"] == pytest.approx(
+        success["best_of_n"]["mean"]["success"] - success["policy"]["mean"]["success"]
+    )
+    page = (tmp_path / "out" / "metaworld.md").read_text()
+    assert "not shown" not in page and all(task in page for task in TASKS)
+    assert json.loads((tmp_path / "out" / "metaworld.json").read_text()) == results
+    assert results["gain_over_policy"]["oracle"]["mean"]["pairs"] == 15  # only the scenes that both played
+
+
+def test_one_task_that_is_worse_is_named_however_large_the_average(tmp_path):
+    results = write_metaworld_results([write_run(tmp_path / "run", gains=(0.8, 0.8, -0.6))], tmp_path / "out")
+    assert results["shown"] == {"episodes": True, "average_gain": True, "no_task_worse": False}
+    assert results["worse_tasks"] == ["door-open-v3"]
+
+
+def test_too_few_episodes_show_nothing(tmp_path):
+    results = write_metaworld_results([write_run(tmp_path / "run", scenes=49)], tmp_path / "out")
+    assert not results["shown"]["episodes"]
+
+
+def test_runs_of_one_page_differ_in_their_seed_alone(tmp_path):
+    runs = [write_run(tmp_path / str(seed), seed) for seed in (1, 2)]
+    results = write_metaworld_results(runs, tmp_path / "out")
+    assert results["seeds"] == [1, 2]
+    assert results["gain_over_policy"]["best_of_n"]["mean"]["pairs"] == 2 * 3 * 60
+    other = write_run(tmp_path / "3", 3, steps=200)
+    for wrong in ([runs[0], other], [runs[0], runs[0]]):
+        with pytest.raises(UserError, match="differ in their seeds and in nothing else"):
+            write_metaworld_results(wrong, tmp_path / "out")
+    with pytest.raises(UserError, match="no evaluation"):
+        write_metaworld_results([tmp_path / "none"], tmp_path / "out")
