@@ -17,7 +17,7 @@ from deas_vla.config import to_json
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.launch import run_recipe
-from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.reranker.kinds import load_policy
 from deas_vla.rollouts.collect import DATASET, collect_in_blocks, write_blocks
 from deas_vla.rollouts.evaluate import scenes_of
 from deas_vla.rollouts.play import Job, play_episodes
@@ -56,7 +56,7 @@ def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) ->
 
     def work(folder: Path) -> None:
         if not (folder / DATASET).exists():
-            policy = GrootPolicy.load(Path(config.policy) / "policy").to(accelerator.device).eval()
+            policy = load_policy(Path(config.policy) / "policy").to(accelerator.device).eval()
             blocks = []
             for task in config.tasks:
                 with config.open_workers(task) as workers:

@@ -21,8 +21,8 @@ from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.launch import run_recipe
-from deas_vla.policies.groot.modeling import GrootPolicy
 from deas_vla.report.run import write_run_report
+from deas_vla.reranker.kinds import load_policy
 from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
 from deas_vla.rollouts.film import film
 from deas_vla.rollouts.oracle import play_oracle
@@ -83,7 +83,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
 
     def work(folder: Path) -> None:
         policies = {
-            name: GrootPolicy.load(path / "policy").to(accelerator.device)
+            name: load_policy(path / "policy").to(accelerator.device)
             for name, path in inputs.items()
             if name != "critic"
         }

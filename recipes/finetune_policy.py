@@ -33,6 +33,8 @@ from deas_vla.improvement.imitation import FlowImitation, ImitationBatches
 from deas_vla.launch import run_recipe
 from deas_vla.policies.groot.configuration import GrootConfig
 from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.policies.policy import ChunkPolicy
+from deas_vla.reranker.kinds import load_policy, save_policy
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.stage import run_stage
 from deas_vla.training import TrainingConfig, cached_features, make_accelerator, train
@@ -89,7 +91,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
             episodes += read_dataset(inputs["rollouts"] / DATASET, contract)[0]
         torch.manual_seed(config.seed)
         if "start_from" in inputs:
-            policy = GrootPolicy.load(inputs["start_from"] / "policy", contract)
+            policy = load_policy(inputs["start_from"] / "policy", contract)
             if config.freeze_encoder:
                 policy.freeze_encoder()
         else:
@@ -120,7 +122,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
             accelerator, FlowImitation(policy), batches, config.training, folder, name=folder.name, seed=config.seed
         )  # fmt: skip
         if accelerator.is_main_process:
-            policy.save(folder / "policy")
+            save_policy(policy, folder / "policy")
 
     settings = to_json(config) | dict.fromkeys((*paths, "output"))
     run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
@@ -130,7 +132,7 @@ def weights_of(
     accelerator: Accelerator,
     config: FinetunePolicyConfig,
     inputs: dict[str, Path],
-    policy: GrootPolicy,
+    policy: ChunkPolicy,
     frames: FrameTable,
     options: Options,
 ) -> Tensor:

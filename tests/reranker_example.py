@@ -13,7 +13,9 @@ from safetensors.torch import load_file, save_file
 from deas_vla.critic.critic import CriticConfig, DeasCritic
 from deas_vla.data.contract import Contract
 from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection, pool_one_by_one
+from deas_vla.data.observation import Observation
 from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.policies.policy import ChunkPolicy
 from deas_vla.reranker.golden import Golden
 from deas_vla.reranker.manifest import told_by_parts
 from deas_vla.reranker.sums import write_sums
@@ -21,11 +23,13 @@ from deas_vla.reranker.sums import write_sums
 FEATURES = FeatureConfig(grid=2, dim=6)
 
 
-def small_critic(policy: GrootPolicy, seed: int = 0, **changes) -> tuple[DeasCritic, CriticInputs]:
+def small_critic(
+    policy: ChunkPolicy, seed: int = 0, frames: Observation | None = None, **changes
+) -> tuple[DeasCritic, CriticInputs]:
     """A critic of random weights, and its inputs, fitted on random frames."""
-    contract = policy.contract
+    contract, frames = policy.contract, frames or observations(12, seed=5)
     with torch.no_grad():
-        pooled = pool_one_by_one(policy.encode(observations(12, seed=5)), FEATURES, len(contract.cameras))
+        pooled = pool_one_by_one(policy.encode(frames), FEATURES, len(contract.cameras))
     projection = FeatureProjection.fit(pooled, FEATURES.dim)
     inputs = CriticInputs(contract, FEATURES, projection, policy.encoder_fingerprint)
     torch.manual_seed(seed)

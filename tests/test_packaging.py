@@ -48,6 +48,18 @@ def test_everything_that_is_asked_for_has_one_pinned_version_that_fits():
 
 
 @pytest.mark.unit
+def test_plugins_have_the_names_that_lerobot_looks_for():
+    """Of a distribution and of the package that it imports under that name; the folder is the third."""
+    places = [path.parent for path in ROOT.glob("plugins/*/setup.cfg")]
+    assert places
+    for place in places:
+        parser = configparser.ConfigParser()
+        parser.read(place / "setup.cfg", encoding="utf-8")
+        assert parser["metadata"]["name"] == place.name and place.name.startswith("lerobot_")
+        assert (place / place.name / "__init__.py").is_file()
+
+
+@pytest.mark.unit
 def test_no_file_of_the_packaging_names_an_index():
     for name in ("constraints.txt", "overrides.txt", "setup.cfg", "pyproject.toml", "Makefile"):
         assert "://" not in (ROOT / name).read_text(encoding="utf-8"), name

@@ -9,6 +9,7 @@ from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.features import CriticInputs
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
+from deas_vla.improvement.prefix import Prefix, going_on
 from deas_vla.improvement.selection import WITHOUT_CRITIC, RuleName, SelectionConfig, select
 from deas_vla.policies.policy import ChunkPolicy, candidate_noise
 
@@ -83,12 +84,20 @@ class BestOfN:
         self.critic, self.inputs, self.selection = critic, inputs, selection or SelectionConfig()
 
     @torch.inference_mode()
-    def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice:
-        """Encodes once, samples N candidates, scores them all, picks one."""
+    def choose(self, observation: Observation, keys: list[NoiseKey], prefix: Prefix | None = None) -> Choice:
+        """Encodes once, samples N candidates, scores them all, picks one.
+
+        Args:
+            observation: B observations.
+            keys: B names of the decisions.
+            prefix: what is played meanwhile; candidates that do not go on from it are dropped before the scoring.
+        """
         context = self.policy.encode(observation)
         device = context.tokens.device
         noise = torch.stack([self._noise(key) for key in keys]).to(device)
         candidates = self.policy.contract.to_command(self.policy.sample(context, noise))
+        if prefix is not None:
+            candidates = going_on(candidates, prefix, self.policy.contract)
         opinions = value = None
         if self.critic is not None:
             features, proprioception = self.inputs.observation(context, observation.state.to(device))

@@ -23,6 +23,12 @@ deas-vla verify FOLDER     # files unchanged, parts belong together, golden inpu
 deas-vla inspect FOLDER    # what is in it
 ```
 
+LeRobot takes the folder for one of its own policies (type `deas`; the plug-in is in deas_vla's `plugins/`):
+
+```bash
+lerobot-eval --policy.path=FOLDER --policy.rate_hz={rate:g} --env.type=…
+```
+
 ```python
 from deas_vla.improvement.best_of_n import NoiseKey
 from deas_vla.reranker.reranker import Reranker

@@ -15,14 +15,8 @@ from deas_vla.report.data import collect_versions
 from deas_vla.reranker.card import card
 from deas_vla.reranker.golden import GOLDEN, Golden, Tolerance
 from deas_vla.reranker.kinds import KINDS, kind_of
-from deas_vla.reranker.manifest import (
-    CONFIG,
-    FORMAT,
-    MANIFEST,
-    lerobot_config,
-    selection_section,
-    told_by_parts,
-)
+from deas_vla.reranker.lerobot_files import write_lerobot_files
+from deas_vla.reranker.manifest import FORMAT, MANIFEST, selection_section, told_by_parts
 from deas_vla.reranker.reranker import CRITIC, POLICY, Reranker, require_fit
 from deas_vla.reranker.sums import write_sums
 
@@ -58,7 +52,7 @@ def export(
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         alone, merged = kind.standalone(policy)
-        alone.save(temporary / POLICY)
+        kind.save(alone, temporary / POLICY)
         # The same tokens but for rounding, which is checked below, under the fingerprint of the merged weights.
         bound = CriticInputs(inputs.contract, inputs.config, inputs.projection, alone.encoder_fingerprint)
         del alone
@@ -81,7 +75,7 @@ def export(
             "versions": collect_versions(),
         }
         write_json(temporary / MANIFEST, manifest)
-        write_json(temporary / CONFIG, lerobot_config(manifest))
+        write_lerobot_files(manifest, temporary)
         (temporary / "README.md").write_text(card(manifest, results), encoding="utf-8")
         write_sums(temporary)
     return Reranker(written, manifest)

@@ -1,10 +1,13 @@
 """The kinds of policies that a reranker can hold, and how each is written and read."""
 
+import copy
 from abc import ABC, abstractmethod
 from pathlib import Path
 
+from deas_vla.data.contract import Contract
+from deas_vla.data.lerobot_format import IMAGES
 from deas_vla.errors import UserError
-from deas_vla.policies.adapters import Merged
+from deas_vla.policies.adapters import Merged, merge_adapters
 from deas_vla.policies.policy import ChunkPolicy
 
 
@@ -21,14 +24,19 @@ class PolicyKind(ABC):
 
     @abstractmethod
     def standalone(self, policy: ChunkPolicy) -> tuple[ChunkPolicy, Merged]:
-        """A copy whose `save` writes all that the policy needs: adapters merged, no reference to another folder."""
+        """A copy with its adapters merged."""
 
     @abstractmethod
-    def load(self, folder: Path) -> ChunkPolicy:
-        """Reads on the CPU, in evaluation mode, what the `save` of a standalone policy wrote.
+    def save(self, policy: ChunkPolicy, folder: Path) -> None:
+        """Writes all that a policy needs, with no reference to another folder of the run that made it."""
+
+    @abstractmethod
+    def load(self, folder: Path, contract: Contract | None = None) -> ChunkPolicy:
+        """Reads in evaluation mode what `save` (then on the CPU) or the policy's own `save` wrote.
 
         Raises:
             UserError: naming the file that is missing, cut off or does not fit.
+            ContractMismatch: if a contract is given and the policy has another one.
         """
 
     @abstractmethod
@@ -38,6 +46,10 @@ class PolicyKind(ABC):
     @abstractmethod
     def origin(self, policy: ChunkPolicy) -> dict[str, str | int | None]:
         """What a reader of the manifest should know of the base model: its name, revision and tuning."""
+
+    def image_keys(self, policy: ChunkPolicy) -> dict[str, str]:
+        """Camera of the contract to its key in LeRobot's observations."""
+        return {camera.name: IMAGES + camera.name for camera in policy.contract.cameras}
 
 
 class GrootKind(PolicyKind):
@@ -53,10 +65,13 @@ class GrootKind(PolicyKind):
 
         return standalone(policy)
 
-    def load(self, folder):
+    def save(self, policy, folder):
+        policy.save(folder)
+
+    def load(self, folder, contract=None):
         from deas_vla.policies.groot.modeling import GrootPolicy
 
-        return GrootPolicy.load(folder)
+        return GrootPolicy.load(folder, contract)
 
     def wrote(self, folder):
         from deas_vla.policies.groot.checkpoint import BACKBONE
@@ -71,7 +86,39 @@ class GrootKind(PolicyKind):
         }
 
 
-KINDS: dict[str, PolicyKind] = {"groot": GrootKind()}
+class LeRobotKind(PolicyKind):
+    """A policy of LeRobot's, of any kind that candidates can be drawn from."""
+
+    policy_class = "deas_vla.policies.lerobot.modeling.LeRobotPolicy"
+    feature_source = (
+        "what the policy's own encoder makes of images and words, before what is trained with its head"
+    )
+
+    def standalone(self, policy):
+        copied = copy.deepcopy(policy)
+        return copied.eval(), merge_adapters(copied)
+
+    def save(self, policy, folder):
+        policy.save(folder, standalone=True)
+
+    def load(self, folder, contract=None):
+        from deas_vla.policies.lerobot.modeling import LeRobotPolicy
+
+        return LeRobotPolicy.load(folder, contract)
+
+    def wrote(self, folder):
+        return all((folder / name).is_file() for name in ("policy_preprocessor.json", "contract.json"))
+
+    def origin(self, policy):
+        return {"kind": policy.policy.config.type, "feature": policy.feature}
+
+    def image_keys(self, policy):
+        from deas_vla.policies.lerobot.processing import camera_name
+
+        return {camera_name(key): key for key in policy.processors.image_keys.values()}
+
+
+KINDS: dict[str, PolicyKind] = {"groot": GrootKind(), "lerobot": LeRobotKind()}
 
 
 def kind_of(policy: ChunkPolicy) -> str:
@@ -97,6 +144,25 @@ def kind_in(folder: Path) -> PolicyKind:
         if kind.wrote(Path(folder)):
             return kind
     raise UserError(f"{folder}: no saved policy there of a kind that this version knows ({', '.join(KINDS)})")
+
+
+def load_policy(folder: Path, contract: Contract | None = None) -> ChunkPolicy:
+    """Reads a saved policy of any kind in evaluation mode.
+
+    Raises:
+        UserError: if there is none that this version knows, or a file is missing, cut off or does not fit.
+        ContractMismatch: if a contract is given and the policy has another one.
+    """
+    return kind_in(folder).load(Path(folder), contract)
+
+
+def save_policy(policy: ChunkPolicy, folder: Path) -> None:
+    """Writes a policy of any kind so that `load_policy` reads it, wherever the folder is then.
+
+    Raises:
+        UserError: if it is of none that this version knows.
+    """
+    KINDS[kind_of(policy)].save(policy, Path(folder))
 
 
 def kind_named(name: object, where: str | Path) -> PolicyKind:

@@ -8,14 +8,13 @@ from pathlib import Path
 from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.contract import Contract
 from deas_vla.data.features import CriticInputs
-from deas_vla.data.lerobot_format import IMAGES
 from deas_vla.errors import UserError
 from deas_vla.improvement.selection import NUMBERS, SelectionConfig
 from deas_vla.policies.policy import ChunkPolicy
 from deas_vla.reranker.kinds import KINDS
 
-FORMAT = "deas_vla reranker 1"
-MANIFEST, CONFIG = "manifest.json", "config.json"
+FORMAT = "deas_vla reranker 2"
+MANIFEST = "manifest.json"
 SECTIONS = ("policy", "critic", "features", "contract", "selection", "golden", "origin", "merged", "versions")
 # What a difference in these means, in words.
 MEANING = {
@@ -47,6 +46,7 @@ def told_by_parts(
             "kind": kind,
             "horizon": policy.horizon,
             "encoder_fingerprint": policy.encoder_fingerprint,
+            "image_keys": KINDS[kind].image_keys(policy),
         },
         "critic": {
             **asdict(critic.config),
@@ -80,29 +80,6 @@ def selection_section(num_candidates: int, selection: SelectionConfig, execute_s
         "rule": selection.rule,
         "numbers": numbers,
         "execute_steps": execute_steps,
-    }
-
-
-def lerobot_config(manifest: dict) -> dict:
-    """config.json: the same for LeRobot, which finds a policy by its ``type`` and its inputs by their features."""
-    contract, selection = manifest["contract"], manifest["selection"]
-    cameras = {
-        IMAGES + camera["name"]: {"type": "VISUAL", "shape": [3, camera["height"], camera["width"]]}
-        for camera in contract["cameras"]
-    }
-    return {
-        "type": "deas",
-        "n_obs_steps": 1,
-        "input_features": {
-            **cameras,
-            "observation.state": {"type": "STATE", "shape": [len(contract["state"])]},
-        },
-        "output_features": {"action": {"type": "ACTION", "shape": [len(contract["action"])]}},
-        "chunk_size": manifest["policy"]["horizon"],
-        "n_action_steps": selection["execute_steps"],
-        "num_candidates": selection["num_candidates"],
-        "rule": selection["rule"],
-        **selection["numbers"],
     }
 
 

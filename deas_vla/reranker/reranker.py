@@ -10,6 +10,7 @@ from deas_vla.data.features import CriticInputs
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey
+from deas_vla.improvement.prefix import Prefix
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.policy import ChunkPolicy
 from deas_vla.reranker.kinds import kind_named
@@ -43,14 +44,14 @@ class Reranker:
         """How many actions of a chunk are played before the next decision."""
         return self.manifest["selection"]["execute_steps"]
 
-    def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice:
+    def choose(self, observation: Observation, keys: list[NoiseKey], prefix: Prefix | None = None) -> Choice:
         """Decides on B observations, see `BestOfN.choose`.
 
         Raises:
             UserError: if a camera is missing or an image or the state has another shape than in the contract.
         """
         require_fit(observation, self.contract)
-        return self.decider.choose(observation, keys)
+        return self.decider.choose(observation, keys, prefix)
 
     def to(self, device: torch.device | str) -> "Reranker":
         """Moves policy and critic to a device."""

@@ -15,7 +15,7 @@ from deas_vla.data.lerobot_io import read_dataset
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
 from deas_vla.improvement.selection import SelectionConfig
-from deas_vla.reranker.kinds import kind_in
+from deas_vla.reranker.kinds import load_policy
 from deas_vla.reranker.reranker import CRITIC, POLICY, Reranker
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.stage import stage_report
@@ -57,7 +57,7 @@ def export_run(config: ExportConfig) -> Reranker:
             f"{config.output} exists already; choose another --output, or delete it to export anew"
         )
     origins = {"policy": run / config.policy / POLICY, "critic": run / "critic" / CRITIC}
-    policy = kind_in(origins["policy"]).load(origins["policy"])
+    policy = load_policy(origins["policy"])
     critic, _ = DeasCritic.load(origins["critic"])
     inputs = CriticInputs.load(origins["critic"], policy.contract)
     report = run / "report.json"

@@ -4,7 +4,8 @@ from pathlib import Path
 
 from deas_vla.errors import UserError
 from deas_vla.reranker.golden import GOLDEN, Golden, Tolerance
-from deas_vla.reranker.manifest import CONFIG, MANIFEST, lerobot_config, read_json
+from deas_vla.reranker.lerobot_files import check_lerobot_files
+from deas_vla.reranker.manifest import MANIFEST
 from deas_vla.reranker.reranker import Reranker, require_fit
 from deas_vla.reranker.sums import check_sums
 
@@ -25,8 +26,7 @@ def verify(folder: str | Path) -> str:
     files = check_sums(folder)
     reranker = Reranker.load(folder)
     contract, critic = reranker.contract, reranker.decider.critic
-    if read_json(folder / CONFIG) != lerobot_config(reranker.manifest):
-        raise UserError(f"{folder / CONFIG} does not say what {MANIFEST} says; export the reranker again")
+    check_lerobot_files(reranker.manifest, folder)
     golden = Golden.load(folder / GOLDEN)
     if golden.contract != contract.fingerprint:
         raise UserError(

@@ -4,6 +4,7 @@ config.json, model.safetensors                         LeRobot's policy
 policy_preprocessor.json, policy_postprocessor.json    its processors, and their statistics as safetensors
 contract.json                                          columns, cameras, rate and statistics
 critic_feature.json                                    the module that was named for a kind without an adapter
+parts/                                                 of a standalone folder: what else it is built from
 """
 
 import json
@@ -19,6 +20,7 @@ from torch import nn
 from deas_vla.data.contract import Contract
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path, write_json
+from deas_vla.policies.lerobot.standalone import find_parts, make_standalone, without_weights
 
 if TYPE_CHECKING:
     from deas_vla.policies.lerobot.modeling import LeRobotPolicy
@@ -28,8 +30,14 @@ FEATURE = "critic_feature.json"
 PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
 
 
-def save_policy(policy: "LeRobotPolicy", folder: Path) -> None:
-    """Writes a policy; one that was there is replaced only when the new one is complete."""
+def save_policy(policy: "LeRobotPolicy", folder: Path, standalone: bool = False) -> None:
+    """Writes a policy; one that was there is replaced only when the new one is complete.
+
+    Args:
+        policy: to write.
+        folder: where.
+        standalone: whether everything that it is built from is written too, see `standalone.py`.
+    """
     with atomic_path(folder) as temporary:
         temporary.mkdir()
         policy.policy.save_pretrained(temporary)
@@ -41,6 +49,8 @@ def save_policy(policy: "LeRobotPolicy", folder: Path) -> None:
         write_json(temporary / CONTRACT, policy.contract.to_json())
         if policy.feature is not None:
             write_json(temporary / FEATURE, {"module": policy.feature})
+        if standalone:
+            make_standalone(policy, temporary)
 
 
 def load_policy(folder: Path, contract: Contract | None, feature: str | None) -> "LeRobotPolicy":
@@ -58,10 +68,12 @@ def load_policy(folder: Path, contract: Contract | None, feature: str | None) ->
         feature = str(_read_json(folder / FEATURE).get("module"))
     try:
         config = PreTrainedConfig.from_pretrained(folder, local_files_only=True)
-        policy = get_policy_class(config.type).from_pretrained(folder, config=config, local_files_only=True)
+        overrides = {"device_processor": {"device": config.device}, **find_parts(config, folder)}
+        with without_weights(folder):
+            kind = get_policy_class(config.type)
+            policy = kind.from_pretrained(folder, config=config, local_files_only=True)
         _require_loaded(policy, folder / WEIGHTS)
-        device = {"device_processor": {"device": config.device}}
-        processors = make_pre_post_processors(config, str(folder), preprocessor_overrides=device)
+        processors = make_pre_post_processors(config, str(folder), preprocessor_overrides=overrides)
     except (OSError, SafetensorError, ValueError, KeyError, RuntimeError, ImportError, TypeError) as error:
         raise UserError(f"{folder}: LeRobot cannot read this policy ({_first_line(error)})") from error
     return LeRobotPolicy(policy, *processors, contract, feature).eval()

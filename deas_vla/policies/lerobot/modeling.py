@@ -147,11 +147,17 @@ class LeRobotPolicy(ChunkPolicy):
 
     # ---- files ---------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> None:
-        """Writes what LeRobot writes for a policy and its processors, and the contract beside it."""
+    def save(self, folder: str | Path, standalone: bool = False) -> None:
+        """Writes what LeRobot writes for a policy and its processors, and the contract beside it.
+
+        Args:
+            folder: whole or not at all.
+            standalone: LeRobot refers to the checkpoints that a policy was built from by path or by name; True
+                writes what is needed of them too, so that the folder can be moved and asks no hub.
+        """
         from deas_vla.policies.lerobot.checkpoint import save_policy
 
-        save_policy(self, Path(folder))
+        save_policy(self, Path(folder), standalone)
 
     @classmethod
     def load(

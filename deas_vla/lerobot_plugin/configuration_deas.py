@@ -1,0 +1,63 @@
+"""DeasConfig: the settings of an exported reranker inside LeRobot."""
+
+from dataclasses import dataclass
+
+from lerobot.configs import PreTrainedConfig
+from lerobot.optim import AdamWConfig
+
+from deas_vla.errors import UserError
+from deas_vla.improvement.selection import SelectionConfig
+
+
+@PreTrainedConfig.register_subclass("deas")
+@dataclass
+class DeasConfig(SelectionConfig, PreTrainedConfig):
+    """What config.json of an export says, and LeRobot's command line may change: ``--policy.num_candidates=16``.
+
+    The inputs, the outputs, `chunk_size` and `rate_hz` are facts about the policy: a value that is not the policy's
+    is refused. The rest are choices, the selection rule and its numbers among them.
+    """
+
+    # Actions in a chunk.
+    chunk_size: int = 1
+    # The first so many of a chunk are played before the policy decides again.
+    n_action_steps: int = 1
+    # Steps of control a second. LeRobot does not tell a policy its rate: say what the environment's or the robot's
+    # is, --policy.rate_hz=…, and a policy of another rate is refused.
+    rate_hz: float = 0.0
+    # Chunks that the policy proposes at a decision.
+    num_candidates: int = 8
+    # Chooses the policy's noise, together with what an episode sees first.
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        SelectionConfig.__post_init__(self)
+        PreTrainedConfig.__post_init__(self)
+        if self.num_candidates < 1:
+            raise UserError(f"--policy.num_candidates={self.num_candidates} must be at least 1")
+        if not 1 <= self.n_action_steps <= self.chunk_size:
+            raise UserError(
+                f"--policy.n_action_steps={self.n_action_steps} must be 1 to {self.chunk_size}, the steps of a chunk"
+            )
+
+    @property
+    def observation_delta_indices(self) -> None:
+        return None
+
+    @property
+    def action_delta_indices(self) -> list[int]:
+        return list(range(self.chunk_size))
+
+    @property
+    def reward_delta_indices(self) -> None:
+        return None
+
+    def get_optimizer_preset(self) -> AdamWConfig:
+        return AdamWConfig(lr=1e-4)
+
+    def get_scheduler_preset(self) -> None:
+        """None: the rate of learning stays as it is, however many steps there are."""
+        return None
+
+    def validate_features(self) -> None:
+        """Nothing: they are compared with the policy's own where it is read."""

@@ -1,0 +1,66 @@
+"""Takes a policy that LeRobot trained into a run, as if recipes/finetune_policy.py had made it.
+
+    python recipes/adopt_policy.py --checkpoint=outputs/train/checkpoints/last/pretrained_model \\
+        --dataset=outputs/metaworld/demonstrations/dataset --output=outputs/metaworld/policy
+
+Needs the extra `lerobot`; as much memory as the policy. Then recipes/collect_rollouts.py, train_critic.py, evaluate.py
+and `deas-vla export` take it. LeRobot does not store what a policy's columns mean; the data set that it was trained on
+says so. What is written holds all of the policy and refers to no other folder and to no hub.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+from deas_vla.data.audit.agreement import own_contract
+from deas_vla.data.lerobot_folder import LerobotFolder
+from deas_vla.data.lerobot_layout import Layout
+from deas_vla.errors import UserError
+from deas_vla.files import sha256_of
+from deas_vla.launch import run_recipe
+from deas_vla.policies.lerobot.modeling import LeRobotPolicy
+from deas_vla.reranker.kinds import save_policy
+from deas_vla.stage import run_stage
+from deas_vla.training import make_accelerator
+
+
+@dataclass
+class AdoptPolicyConfig:
+    """Settings of recipes/adopt_policy.py."""
+
+    # Folder that LeRobot wrote: …/pretrained_model.
+    checkpoint: str = ""
+    # LeRobot data set that it was trained on.
+    dataset: str = ""
+    # Folder of this stage.
+    output: str = "outputs/lerobot/policy"
+    # For a kind of policy without an adapter of its own: the module that encodes images, which the critic reads.
+    feature: str = ""
+
+
+def adopt_policy(accelerator: Accelerator, config: AdoptPolicyConfig) -> None:
+    checkpoint, dataset = Path(config.checkpoint), LerobotFolder(Path(config.dataset))
+    contract, _ = own_contract(dataset, Layout.of(dataset))
+
+    def work(folder: Path) -> None:
+        save_policy(LeRobotPolicy.load(checkpoint, contract, config.feature or None), folder / "policy")
+
+    settings = {
+        "checkpoint": sha256_of(checkpoint),
+        "contract": contract.fingerprint,
+        "feature": config.feature,
+    }
+    run_stage(accelerator, Path(config.output), settings, {}, work)
+
+
+def main(config: AdoptPolicyConfig) -> None:
+    if not Path(config.checkpoint, "config.json").is_file() or not config.checkpoint:
+        raise UserError(
+            f"--checkpoint={config.checkpoint} is not a folder that LeRobot wrote (no config.json in it)"
+        )
+    adopt_policy(make_accelerator(), config)
+
+
+if __name__ == "__main__":
+    run_recipe(main, AdoptPolicyConfig)

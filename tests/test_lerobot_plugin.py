@@ -1,0 +1,382 @@
+"""The policy type `deas` inside LeRobot: it plays what the reranker chooses, and refuses what does not fit."""
+
+import importlib.metadata
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import lerobot_policy_deas
+import pytest
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.configs.types import FeatureType, PolicyFeature
+from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
+from lerobot.rollout.inference.rtc import supports_rtc_inference
+from lerobot_plugin_example import batch_of
+from policy_example import observations, small_policy
+from reranker_example import reseal, rewrite_json, small_critic
+
+from deas_vla.data.lerobot_format import features
+from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.files import sha256_of
+from deas_vla.improvement.best_of_n import NoiseKey
+from deas_vla.improvement.prefix import Prefix
+from deas_vla.improvement.selection import SelectionConfig
+from deas_vla.lerobot_plugin.configuration_deas import DeasConfig
+from deas_vla.lerobot_plugin.modeling_deas import DeasPolicy
+from deas_vla.lerobot_plugin.observation import first_sights
+from deas_vla.lerobot_plugin.processor_deas import make_deas_pre_post_processors
+from deas_vla.reranker.reranker import Reranker
+from deas_vla.reranker.verify import verify
+
+H = 4
+RULE = SelectionConfig(rule="quantile", as_best_of=3)
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "reranker"
+    policy = small_policy()
+    Reranker.export(
+        policy,
+        *small_critic(policy),
+        folder,
+        observations(4),
+        num_candidates=5,
+        selection=RULE,
+        execute_steps=3,
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared(exported) -> DeasPolicy:
+    return DeasPolicy.from_pretrained(exported)
+
+
+@pytest.fixture
+def policy(shared) -> DeasPolicy:
+    shared.reset()
+    return shared
+
+
+@pytest.fixture
+def folder(exported, tmp_path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "reranker"))
+
+
+def config_of(folder, **changes) -> DeasConfig:
+    config = PreTrainedConfig.from_pretrained(folder)
+    return replace(config, **changes)
+
+
+# ---- it plays what the reranker chooses ------------------------------------------------------------------------
+
+
+def test_lerobot_finds_it(exported):
+    names = {distribution.metadata["Name"] for distribution in importlib.metadata.distributions()}
+    assert "lerobot_policy_deas" in names, "it is installed by tools/install.sh"
+    assert lerobot_policy_deas.DeasConfig is DeasConfig
+    config = PreTrainedConfig.from_pretrained(exported)
+    assert isinstance(config, DeasConfig) and get_policy_class(config.type) is DeasPolicy
+    assert (config.rule, config.as_best_of, config.num_candidates, config.n_action_steps) == (
+        "quantile",
+        3,
+        5,
+        3,
+    )
+
+
+def test_rule_01_it_plays_what_the_reranker_chooses_action_for_action(policy, exported):
+    reranker, sights = Reranker.load(exported), [observations(2, seed=seed) for seed in range(3)]
+    names = first_sights(sights[0])
+    for decision, observation in enumerate(sights):
+        keys = [NoiseKey(0, name, 0, decision) for name in names]
+        chosen = reranker.choose(observation, keys).commands
+        batch = batch_of(observation)
+        for step in range(3):
+            assert torch.equal(policy.select_action(batch), chosen[:, step])
+
+
+def test_through_lerobots_own_processors_nothing_changes(policy, exported):
+    before, after = make_pre_post_processors(policy.config, str(exported))
+    observation = observations(2)
+    action = after(policy.select_action(before(batch_of(observation))))
+    policy.reset()
+    assert torch.equal(action, policy.select_action(batch_of(observation)))
+    # And the pixels that the policy sees are those that the camera gave.
+    seen = policy._observation(before(batch_of(observation)))
+    assert all(torch.equal(seen.images[name], image) for name, image in observation.images.items())
+
+
+def test_what_an_export_holds_is_what_the_factory_makes(policy, exported, tmp_path):
+    for pipeline in make_deas_pre_post_processors(policy.config):
+        pipeline.save_pretrained(tmp_path, config_filename=f"{pipeline.name}.json")
+        written, held = (
+            json.loads((where / f"{pipeline.name}.json").read_text()) for where in (tmp_path, exported)
+        )
+        assert written == held
+
+
+def test_rule_10_reset_makes_episodes_repeatable(policy):
+    def episode(seed):
+        policy.reset()
+        return torch.stack([policy.select_action(batch_of(observations(1, seed=seed))) for _ in range(7)])
+
+    first = episode(3)
+    assert torch.equal(episode(3), first)
+    assert not torch.equal(episode(4), first)
+    # A queue that is not empty is forgotten too.
+    policy.select_action(batch_of(observations(1, seed=5)))
+    assert torch.equal(episode(3), first)
+    # Torch's own generator has no part in it.
+    torch.manual_seed(1)
+    assert torch.equal(episode(3), first)
+
+
+def test_decisions_of_one_episode_differ_in_their_noise(policy):
+    batch = batch_of(observations(1))
+    assert not torch.equal(policy.predict_action_chunk(batch), policy.predict_action_chunk(batch))
+
+
+def test_rule_06_a_batch_of_two_is_two_batches_of_one(policy):
+    both, steps = observations(2, seed=7), 7
+    together = torch.stack([policy.select_action(batch_of(both)) for _ in range(steps)])
+    for row in range(2):
+        policy.reset()
+        alone = torch.stack([policy.select_action(batch_of(both[[row]])) for _ in range(steps)])
+        # Beyond the encoder, a matrix product of another batch size rounds differently in its last bits.
+        assert torch.allclose(together[:, [row]], alone, rtol=0, atol=1e-5)
+
+
+def test_rule_08_one_candidate_is_the_policy(exported):
+    policy = DeasPolicy.from_pretrained(exported, config=config_of(exported, num_candidates=1))
+    plain = DeasPolicy.from_pretrained(exported, config=config_of(exported, rule="first"))
+    batch = batch_of(observations(2))
+    assert torch.equal(policy.predict_action_chunk(batch), plain.predict_action_chunk(batch))
+
+
+def test_another_seed_gives_other_noise(policy, exported):
+    other = DeasPolicy.from_pretrained(exported, config=config_of(exported, seed=1))
+    batch = batch_of(observations(1))
+    assert not torch.equal(policy.predict_action_chunk(batch), other.predict_action_chunk(batch))
+
+
+# ---- real-time chunking ----------------------------------------------------------------------------------------
+
+
+def test_lerobots_real_time_chunking_takes_it(policy):
+    assert supports_rtc_inference(policy)
+
+
+@pytest.mark.parametrize("held", range(H + 1))
+def test_a_prefix_is_kept_and_the_rest_goes_on_from_it(policy, held):
+    observation = observations(1)
+    last = policy.predict_action_chunk(batch_of(observation))[0, 1:]
+    policy._decisions = 1
+    free = policy.predict_action_chunk(batch_of(observation))
+    policy._decisions = 1
+    chunk = policy.predict_action_chunk(
+        batch_of(observation), inference_delay=held, prev_chunk_left_over=last
+    )
+    real = min(held, len(last))
+    assert torch.equal(chunk[0, :real], last[:real])
+    # It is what the reranker chooses among the candidates that go on from it.
+    key = NoiseKey(0, first_sights(observation)[0], 0, 1)
+    chosen = policy.reranker.choose(observation, [key], Prefix(last[None], held))
+    assert torch.equal(chunk, chosen.commands) and chosen.candidates.shape[1] == 3
+    assert free.shape == chunk.shape
+
+
+def test_what_lerobot_fills_a_prefix_up_with_is_no_command(policy):
+    observation, last = observations(1), torch.tensor([[0.3, 1.0], [-0.2, 0.0]])
+
+    def chunk(left_over):
+        policy.reset()
+        return policy.predict_action_chunk(
+            batch_of(observation), inference_delay=1, prev_chunk_left_over=left_over
+        )
+
+    padded = torch.cat([last, torch.zeros(2, 2)])
+    assert torch.equal(chunk(padded), chunk(last))
+    assert torch.equal(chunk(torch.zeros(4, 2)), chunk(None))
+    policy.reset()
+    cut = policy.predict_action_chunk(
+        batch_of(observation),
+        inference_delay=1,
+        prev_chunk_left_over=torch.cat([last, last]),
+        execution_horizon=2,
+    )
+    assert torch.equal(cut, chunk(last))
+
+
+# ---- refusals --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (
+            lambda b: b.update({"observation.images.left": torch.zeros(1, 3, 480, 480)}),
+            r"observation.images.left is \(3, 480, 480\), the policy was trained on \(3, 16, 16\)",
+        ),
+        (lambda b: b.pop("observation.images.wrist"), "lacks observation.images.wrist.*it has observation.images.left"),
+        (
+            lambda b: b.update({"observation.images.left": b["observation.images.left"] * 2 - 1}),
+            "observation.images.left is not an image from 0 to 1",
+        ),
+        (lambda b: b.update({"observation.images.left": torch.full((1, 3, 16, 16), torch.nan)}), "not an image"),
+        (lambda b: b.pop("task"), "lacks task"),
+        (lambda b: b.pop("observation.state"), "lacks observation.state"),
+        (lambda b: b.update({"observation.state": torch.zeros(1, 5)}), r"the state is \(1, 5\)"),
+    ],
+)  # fmt: skip
+def test_rule_07_observations_that_do_not_fit_are_refused(policy, change, told):
+    batch = batch_of(observations(1))
+    change(batch)
+    with pytest.raises(UserError, match=told):
+        policy.select_action(batch)
+
+
+def test_images_of_whole_numbers_are_taken_as_they_are(policy):
+    batch = batch_of(observations(1))
+    expected = policy.select_action(batch)
+    policy.reset()
+    whole = {k: (v * 255).round().byte() if "images" in k else v for k, v in batch.items()}
+    assert torch.equal(policy.select_action(whole), expected)
+
+
+def test_other_episodes_need_a_reset(policy):
+    policy.predict_action_chunk(batch_of(observations(1)))
+    with pytest.raises(UserError, match="2 observations after 1: call reset"):
+        policy.predict_action_chunk(batch_of(observations(2)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"rate_hz": 80.0}, "rate_hz: 80 against 20"),
+        ({"chunk_size": 16}, "chunk_size: 16 against 4"),
+        (
+            {"output_features": {"action": PolicyFeature(FeatureType.ACTION, (7,))}},
+            r"action: \(7,\) against \(2,\)",
+        ),
+        (
+            {"input_features": {"observation.state": PolicyFeature(FeatureType.STATE, (3,))}},
+            "observation.images.left is missing",
+        ),
+    ],
+)
+def test_rule_07_settings_that_are_not_the_policys_are_refused(exported, changes, told):
+    with pytest.raises(ContractMismatch, match=told):
+        DeasPolicy.from_pretrained(exported, config=config_of(exported, **changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"n_action_steps": 5}, "n_action_steps=5 must be 1 to 4"),
+        ({"num_candidates": 0}, "num_candidates=0"),
+        ({"rule": "luck"}, "'luck' is unknown"),
+        ({"bandwidth": -1.0}, "bandwidth"),
+    ],
+)
+def test_settings_that_make_no_sense_are_refused(exported, changes, told):
+    with pytest.raises(UserError, match=told):
+        config_of(exported, **changes)
+
+
+def dataset_meta(contract, **changes):
+    """What LeRobot tells of a data set: nothing but its features and its rate are read."""
+    return SimpleNamespace(fps=20, features=features(contract, "image"), **changes)
+
+
+def test_rule_07_a_data_set_of_another_robot_is_refused(policy, exported):
+    contract = policy.reranker.contract
+    meta = dataset_meta(contract)
+    assert DeasPolicy.from_pretrained(exported, dataset_meta=meta, dataset_stats={"action": {}})
+    meta.fps = 30
+    with pytest.raises(ContractMismatch, match="rate of the data set: 30 Hz against 20 Hz"):
+        DeasPolicy.from_pretrained(exported, dataset_meta=meta)
+    meta = dataset_meta(replace(contract, action=contract.action[::-1]))
+    with pytest.raises(
+        ContractMismatch, match=r"action: gripper_close, move.x against move.x, gripper_close"
+    ):
+        DeasPolicy.from_pretrained(exported, dataset_meta=meta)
+    meta = dataset_meta(
+        replace(contract, cameras=(replace(contract.cameras[0], height=96), contract.cameras[1]))
+    )
+    with pytest.raises(ContractMismatch, match=r"left: \(3, 96, 16\) against \(3, 16, 16\)"):
+        DeasPolicy.from_pretrained(exported, dataset_meta=meta)
+
+
+# ---- folders ---------------------------------------------------------------------------------------------------
+
+
+def test_a_moved_folder_still_loads(policy, folder):
+    moved = folder.rename(folder.with_name("elsewhere"))
+    batch = batch_of(observations(2))
+    assert torch.equal(DeasPolicy.from_pretrained(moved).select_action(batch), policy.select_action(batch))
+
+
+def test_rule_11_one_flipped_byte_is_refused_by_name(folder):
+    for name in (
+        "config.json",
+        "policy_preprocessor.json",
+        "policy/model.safetensors",
+        "critic/critic.safetensors",
+    ):
+        path = folder / name
+        good = path.read_bytes()
+        bad = bytearray(good)
+        bad[len(good) // 2] ^= 1
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match=f"{name} was changed"):
+            DeasPolicy.from_pretrained(folder)
+        path.write_bytes(good)
+
+
+def test_a_config_that_lies_is_refused_even_if_sealed(folder):
+    rewrite_json(folder / "config.json", lambda config: config.update(rate_hz=80.0))
+    reseal(folder)
+    with pytest.raises(UserError, match=r"config.json does not say what manifest.json says"):
+        DeasPolicy.from_pretrained(folder)
+
+
+def test_a_name_on_the_hub_is_looked_up_there(exported, tmp_path, monkeypatch):
+    """In the cache of what was downloaded: no test asks a hub."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    place = tmp_path / "models--somebody--reranker"
+    shutil.copytree(exported, place / "snapshots" / ("0" * 40))
+    (place / "refs").mkdir()
+    (place / "refs" / "main").write_text("0" * 40)
+    config = PreTrainedConfig.from_pretrained(exported)
+    policy = DeasPolicy.from_pretrained("somebody/reranker", config=config, cache_dir=tmp_path)
+    assert policy.config.num_candidates == 5
+    with pytest.raises(UserError, match="somebody/else is no folder, and no repository"):
+        DeasPolicy.from_pretrained("somebody/else", config=config, cache_dir=tmp_path)
+
+
+def test_a_policy_out_of_nothing_is_refused(exported):
+    with pytest.raises(UserError, match="made by deas-vla export"):
+        DeasPolicy(config_of(exported))
+
+
+def test_save_pretrained_exports_what_it_is_now(exported, tmp_path):
+    plain = DeasPolicy.from_pretrained(exported)
+    plain.save_pretrained(tmp_path / "same")
+    assert "decided as before" in verify(tmp_path / "same")
+    for part in ("critic", "golden.safetensors", "config.json"):
+        assert sha256_of(tmp_path / "same" / part) == sha256_of(exported / part)
+    changed = config_of(exported, num_candidates=2, rule="best", n_action_steps=2)
+    DeasPolicy.from_pretrained(exported, config=changed).save_pretrained(tmp_path / "changed")
+    again = PreTrainedConfig.from_pretrained(tmp_path / "changed")
+    assert (again.num_candidates, again.rule, again.n_action_steps) == (2, "best", 2)
+
+
+def test_a_fresh_config_is_made_by_lerobots_factory():
+    assert make_policy_config("deas", chunk_size=8, n_action_steps=8).action_delta_indices == list(range(8))

@@ -1,0 +1,99 @@
+"""A policy that LeRobot trained goes through the recipes like one of the project's own."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from data_example import example_contract, example_episode
+from lerobot_example import SIZE, diffusion
+
+from deas_vla.config import parse
+from deas_vla.data.lerobot_io import write_dataset
+from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.files import write_json
+from deas_vla.policies.lerobot.modeling import LeRobotPolicy
+from deas_vla.reranker.kinds import load_policy
+from deas_vla.reranker.run import ExportConfig, export_run
+from deas_vla.reranker.verify import verify
+
+# Last: a recipe may have the name of a library.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
+
+import adopt_policy
+import finetune_policy
+import train_critic
+
+CONTRACT = example_contract()
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    """What lerobot-train leaves of a small diffusion policy, and the data of a run."""
+    run = tmp_path_factory.mktemp("run")
+    rng = np.random.default_rng(0)
+    for name, source in (("demonstrations", "demonstration"), ("rollouts", "rollout")):
+        episodes = [
+            example_episode(rng, 18 + i, source == "demonstration" or i > 1, source=source) for i in range(4)
+        ]
+        write_dataset(run / name / "dataset", episodes, CONTRACT, f"local/{name}")
+        write_json(run / name / "stage.json", {"fingerprint": name, "settings": {}})
+    diffusion(CONTRACT, resize_shape=(SIZE, SIZE)).save(run / "checkpoint")
+    (run / "checkpoint" / "contract.json").unlink()
+    return run
+
+
+def called(recipe, config, run: Path, *arguments: str) -> None:
+    recipe.main(parse(config, [argument.format(run=run) for argument in arguments], prog=recipe.__name__))
+
+
+ADOPT = ("--checkpoint={run}/checkpoint", "--dataset={run}/demonstrations/dataset", "--output={run}/policy")
+
+
+def test_from_lerobots_checkpoint_to_a_verified_reranker(run):
+    called(adopt_policy, adopt_policy.AdoptPolicyConfig, run, *ADOPT)
+    policy = load_policy(run / "policy" / "policy")
+    assert isinstance(policy, LeRobotPolicy) and policy.contract == CONTRACT
+
+    stages = ("--demonstrations={run}/demonstrations", "--rollouts={run}/rollouts")
+    small = ("--training.steps=2", "--training.batch_size=4")
+    tuned = ("--start_from={run}/policy", "--method=filtered_bc", "--output={run}/filtered_bc")
+    called(finetune_policy, finetune_policy.FinetunePolicyConfig, run, *stages, *small, *tuned)
+    after = load_policy(run / "filtered_bc" / "policy")
+    assert after.encoder_fingerprint == policy.encoder_fingerprint
+    changed = [
+        name
+        for (name, one), two in zip(policy.state_dict().items(), after.state_dict().values(), strict=True)
+        if not torch.equal(one, two)
+    ]
+    assert changed and not any(".rgb_encoder.backbone." in name for name in changed)
+
+    critic = ("--policy={run}/policy", "--output={run}/critic", "--critic.horizon=16", "--features.dim=4")
+    called(train_critic, train_critic.TrainCriticConfig, run, *stages, *small, *critic)
+    export_run(ExportConfig(run=str(run), output=str(run / "reranker"), candidates=3, policy="filtered_bc"))
+    assert "decided as before" in verify(run / "reranker")
+    assert json.loads((run / "reranker" / "manifest.json").read_text())["policy"]["kind"] == "lerobot"
+    # Done before: nothing is made anew, unless the checkpoint is another one.
+    called(adopt_policy, adopt_policy.AdoptPolicyConfig, run, *ADOPT)
+    moved = shutil.copytree(run / "checkpoint", run / "other")
+    (moved / "README.md").write_text("trained for longer")
+    with pytest.raises(UserError, match="checkpoint"):
+        called(
+            adopt_policy, adopt_policy.AdoptPolicyConfig, run, *ADOPT, "--checkpoint={run}/other",
+        )  # fmt: skip
+
+
+def test_a_checkpoint_of_another_robot_is_refused(run, tmp_path):
+    other = example_contract(action=CONTRACT.action[:1] * 3, statistics=None)
+    with pytest.raises(UserError, match=r"is not a folder that LeRobot wrote"):
+        called(adopt_policy, adopt_policy.AdoptPolicyConfig, run, *ADOPT, f"--checkpoint={tmp_path}")
+    diffusion(other, resize_shape=(SIZE, SIZE)).save(tmp_path / "checkpoint")
+    (tmp_path / "checkpoint" / "contract.json").unlink()
+    with pytest.raises(ContractMismatch, match="action: 3 columns against 2"):
+        called(
+            adopt_policy, adopt_policy.AdoptPolicyConfig, run, *ADOPT,
+            f"--checkpoint={tmp_path / 'checkpoint'}", f"--output={tmp_path / 'policy'}",
+        )  # fmt: skip

@@ -1,0 +1,217 @@
+"""A LeRobot policy in an exported reranker: whole, movable, and the same to the last bit."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from lerobot_example import A, H, maker, normal, observations
+from reranker_example import reseal, rewrite_json, small_critic
+
+from deas_vla.errors import UserError
+from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+from deas_vla.improvement.selection import SelectionConfig
+from deas_vla.policies.lerobot.modeling import LeRobotPolicy
+from deas_vla.reranker.kinds import kind_in
+from deas_vla.reranker.manifest import read_manifest
+from deas_vla.reranker.reranker import Reranker
+from deas_vla.reranker.verify import verify
+
+KINDS = ("diffusion", "dit_flow", "smolvla", "groot", "xvla")
+RULE = SelectionConfig(rule="best")
+KEYS = [NoiseKey(seed=1, scene=scene, draw=0, decision=2) for scene in range(2)]
+
+
+@pytest.fixture(scope="module")
+def exports(tmp_path_factory):
+    """Exports by kind, with what each was made of; the checkpoints that a policy was built from are gone since."""
+    made = {}
+
+    def get(kind: str):
+        if kind not in made:
+            place = tmp_path_factory.mktemp(kind)
+            policy = maker(place / "sources")(kind)
+            critic, inputs = small_critic(policy, frames=observations(12, seed=5))
+            folder = place / "reranker"
+            Reranker.export(
+                policy,
+                critic,
+                inputs,
+                folder,
+                observations(3),
+                num_candidates=4,
+                selection=RULE,
+                execute_steps=8,
+            )
+            policy.save(place / "plain")
+            shutil.rmtree(place / "sources", ignore_errors=True)
+            made[kind] = policy, critic, inputs, folder
+        return made[kind]
+
+    return get
+
+
+@pytest.fixture
+def folder(exports, tmp_path) -> Path:
+    return Path(shutil.copytree(exports("smolvla")[3], tmp_path / "reranker"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_rule_01_an_export_decides_as_its_parts_do_and_needs_nothing_else(exports, kind, tmp_path):
+    policy, critic, inputs, exported = exports(kind)
+    moved = Path(shutil.copytree(exported, tmp_path / "moved"))
+    assert "3 golden inputs decided as before" in verify(moved)
+    reranker, observation = Reranker.load(moved), observations(2, seed=9)
+    mine = BestOfN(policy, 4, "best", critic, inputs, RULE).choose(observation, KEYS)
+    its = reranker.choose(observation, KEYS)
+    for name in ("candidates", "index", "scores", "value", "commands"):
+        assert torch.equal(getattr(its, name), getattr(mine, name)), name
+    assert reranker.policy.encoder_fingerprint == policy.encoder_fingerprint
+    assert read_manifest(moved)["origin"]["policy"]["kind"] == policy.policy.config.type
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_file_of_an_export_names_a_folder(exports, kind):
+    exported = exports(kind)[3]
+    outside = str(exported.parent)
+    for path in exported.rglob("*"):
+        if path.is_file():
+            assert outside.encode() not in path.read_bytes(), path
+            assert path.suffix in {".json", ".safetensors", ".md", ".jinja", ".txt", ""}, path
+
+
+@pytest.mark.parametrize("kind", ("smolvla", "groot"))
+def test_an_exported_policy_can_be_exported_again(exports, kind, tmp_path):
+    exported = exports(kind)[3]
+    reranker = Reranker.load(exported)
+    decider = reranker.decider
+    again = tmp_path / "again"
+    Reranker.export(
+        decider.policy, decider.critic, decider.inputs, again, observations(3),
+        num_candidates=4, selection=RULE, execute_steps=8,
+    )  # fmt: skip
+    for path in sorted(exported.rglob("*.safetensors")):
+        assert path.read_bytes() == (again / path.relative_to(exported)).read_bytes(), path
+    settings = [json.loads((each / "policy" / "config.json").read_text()) for each in (exported, again)]
+    assert settings[0] == settings[1]
+
+
+def test_what_lerobot_itself_writes_cannot_be_moved(exports):
+    """Why an export is written otherwise: the checkpoints are named by path, and looked up again."""
+    plain = exports("smolvla")[3].parent / "plain"
+    with pytest.raises(UserError, match="LeRobot cannot read this policy"):
+        LeRobotPolicy.load(plain)
+    assert os.path.isabs(json.loads((plain / "config.json").read_text())["vlm_model_name"])
+
+
+def test_the_kind_of_a_saved_policy_is_found(exports):
+    exported = exports("diffusion")[3]
+    assert isinstance(kind_in(exported / "policy").load(exported / "policy"), LeRobotPolicy)
+
+
+# ---- faults ----------------------------------------------------------------------------------------------------
+
+
+def test_one_flipped_byte_in_any_file_is_named(folder):
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    assert sum("parts" in path.parts for path in files) >= 4
+    for path in files:
+        good = path.read_bytes()
+        bad = bytearray(good)
+        bad[len(good) // 2] ^= 1
+        path.write_bytes(bad)
+        with pytest.raises(UserError, match=path.relative_to(folder).as_posix()):
+            verify(folder)
+        path.write_bytes(good)
+
+
+def other_tokenizer(folder):
+    def change(words):
+        vocabulary = words["model"]["vocab"]
+        one, two = [name for name in vocabulary if len(name) == 1][:2]
+        vocabulary[one], vocabulary[two] = vocabulary[two], vocabulary[one]
+
+    rewrite_json(folder / "policy" / "parts" / "tokenizer" / "tokenizer.json", change)
+
+
+def other_resizing(folder):
+    rewrite_json(
+        folder / "policy" / "config.json", lambda config: config.update(resize_imgs_with_padding=[32, 32])
+    )
+
+
+def other_architecture(folder):
+    rewrite_json(
+        folder / "policy" / "parts" / "vlm" / "config.json",
+        lambda config: config["text_config"].update(intermediate_size=48),
+    )
+
+
+def renaming(folder):
+    rewrite_json(
+        folder / "policy_preprocessor.json",
+        lambda pipeline: pipeline["steps"][0]["config"].update(rename_map={"a": "b"}),
+    )
+
+
+def other_key(folder):
+    rewrite_json(
+        folder / "manifest.json",
+        lambda manifest: manifest["policy"]["image_keys"].update(left="observation.image"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (other_tokenizer, "the policy's backbone is of another revision"),
+        (other_resizing, "the policy's backbone is of another revision"),
+        (other_architecture, "LeRobot cannot read this policy"),
+        (
+            lambda folder: shutil.rmtree(folder / "policy" / "parts" / "vlm"),
+            "LeRobot cannot read this policy",
+        ),
+        (renaming, "policy_preprocessor.json does not say what manifest.json says"),
+        (other_key, "policy.image_keys is"),
+    ],
+)
+def test_a_changed_part_is_named_even_if_sealed_again(folder, fault, told):
+    fault(folder)
+    reseal(folder)
+    with pytest.raises(UserError, match=told):
+        verify(folder)
+
+
+def test_a_policy_that_names_an_unknown_folder_is_not_exported(exports, tmp_path):
+    policy, critic, inputs, _ = exports("diffusion")
+    policy.policy.config.tags = [str(tmp_path)]
+    try:
+        with pytest.raises(UserError, match=r"config.json of the policy names another folder \(tags.0"):
+            Reranker.export(policy, critic, inputs, tmp_path / "reranker", observations(2))
+    finally:
+        policy.policy.config.tags = None
+    assert not (tmp_path / "reranker").exists()
+
+
+def test_models_are_read_as_always_elsewhere(exports, tmp_path):
+    """Reading a standalone folder leaves nothing behind in transformers."""
+    from transformers import CLIPModel, PreTrainedModel
+
+    before = PreTrainedModel.__dict__["from_pretrained"]
+    Reranker.load(exports("dit_flow")[3])
+    assert PreTrainedModel.__dict__["from_pretrained"] is before
+    from lerobot_example import clip_folder
+
+    clip = clip_folder(tmp_path / "clip")
+    one, two = (CLIPModel.from_pretrained(clip).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_candidates_are_the_policys(exports):
+    policy, _, _, exported = exports("smolvla")
+    reranker, noise, observation = Reranker.load(exported), normal(1, 2, H, A), observations(1)
+    with torch.no_grad():
+        expected = policy.sample(policy.encode(observation), noise)
+        assert torch.equal(reranker.policy.sample(reranker.policy.encode(observation), noise), expected)
