@@ -19,6 +19,7 @@ from policy_example import observations, small_policy
 from reranker_example import reseal, rewrite_json, small_critic
 
 from deas_vla.data.lerobot_format import features
+from deas_vla.data.observation import first_sights
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.files import sha256_of
 from deas_vla.improvement.best_of_n import NoiseKey
@@ -26,7 +27,6 @@ from deas_vla.improvement.prefix import Prefix
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.lerobot_plugin.configuration_deas import DeasConfig
 from deas_vla.lerobot_plugin.modeling_deas import DeasPolicy
-from deas_vla.lerobot_plugin.observation import first_sights
 from deas_vla.lerobot_plugin.processor_deas import make_deas_pre_post_processors
 from deas_vla.reranker.reranker import Reranker
 from deas_vla.reranker.verify import verify

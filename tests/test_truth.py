@@ -74,7 +74,7 @@ def test_continuations_differ_from_each_other_but_are_the_same_for_all_candidate
             return chunks if noise.shape[1] == 1 else chunks[:, :1].expand_as(chunks).clone()
 
     settings = {"seed": 0, "continuations": K, "share": 1.0, "execute_steps": HORIZON}
-    found = collect_truth(LineWorkers(), BestOfN(Still(drift=0.3), N), list(range(6)), tmp_path, **settings)
+    found = collect_truth(LineWorkers(), BestOfN(Still(drift=0.6), N), list(range(12)), tmp_path, **settings)
     assert (found.steps == found.steps[:, :1]).all() and (found.success == found.success[:, :1]).all()
     assert (np.ptp(found.steps, axis=2) > 0).any()
 

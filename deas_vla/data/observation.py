@@ -1,5 +1,6 @@
 """What a policy sees at a decision, and what its backbone makes of it."""
 
+import hashlib
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -57,6 +58,23 @@ class Observation:
             state=torch.from_numpy(np.stack([frame["state"] for frame in frames]).astype(np.float32)),
             instruction=[frame["instruction"] for frame in frames],
         )
+
+
+def first_sights(observation: Observation) -> list[int]:
+    """A number for each observation, from every bit of it: a name for the episode that begins with it.
+
+    It names the noise of that episode, which is then the same wherever the episode is played: in any batch, in our
+    recipes or by LeRobot's tools, which tell a policy nothing of scenes.
+    """
+    names = []
+    images = {name: image.cpu().numpy() for name, image in sorted(observation.images.items())}
+    state = observation.state.cpu().numpy()
+    for row, instruction in enumerate(observation.instruction):
+        digest = hashlib.sha256(instruction.encode() + state[row].tobytes())
+        for image in images.values():
+            digest.update(image[row].tobytes())
+        names.append(int.from_bytes(digest.digest()[:6], "little"))
+    return names
 
 
 @dataclass

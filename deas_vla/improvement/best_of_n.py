@@ -16,7 +16,14 @@ from deas_vla.policies.policy import ChunkPolicy, candidate_noise
 
 @dataclass(frozen=True)
 class NoiseKey:
-    """Names one decision; the same key always gives the same candidates, in any batch and any process."""
+    """Names one decision; the same key always gives the same candidates, in any batch and any process.
+
+    Attributes:
+        seed: of the run.
+        scene: names the episode: what it sees first (`first_sights`), or the number of a scene.
+        draw: of the same episode once more with other noise.
+        decision: its number in the episode.
+    """
 
     seed: int
     scene: int

@@ -19,14 +19,14 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor, nn
 
 from deas_vla.critic.critic import DeasCritic
-from deas_vla.data.observation import Observation
+from deas_vla.data.observation import Observation, first_sights
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.prefix import Prefix
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.lerobot_plugin.checks import require_fits
 from deas_vla.lerobot_plugin.configuration_deas import DeasConfig
-from deas_vla.lerobot_plugin.observation import first_sights, observation_of
+from deas_vla.lerobot_plugin.observation import observation_of
 from deas_vla.policies.flow import sample_time
 from deas_vla.policies.policy import ChunkPolicy
 from deas_vla.reranker.golden import GOLDEN, Golden

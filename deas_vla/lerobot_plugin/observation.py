@@ -1,7 +1,5 @@
 """From LeRobot's batches to observations; a batch that does not fit the policy is refused."""
 
-import hashlib
-
 import torch
 from torch import Tensor
 
@@ -47,19 +45,6 @@ def observation_of(batch: dict, image_keys: dict[str, str], contract: Contract) 
                 f"the observation lacks {key}; the policy sees the robot's state and is told its task"
             )
     return Observation(images, batch[STATE].float(), list(batch[TASK]))
-
-
-def first_sights(observation: Observation) -> list[int]:
-    """A number for each observation, from every bit of it: a name for the episode that begins with it."""
-    names = []
-    images = {name: image.cpu().numpy() for name, image in sorted(observation.images.items())}
-    state = observation.state.cpu().numpy()
-    for row, instruction in enumerate(observation.instruction):
-        digest = hashlib.sha256(instruction.encode() + state[row].tobytes())
-        for image in images.values():
-            digest.update(image[row].tobytes())
-        names.append(int.from_bytes(digest.digest()[:6], "little"))
-    return names
 
 
 def _pixels(image: Tensor, key: str) -> Tensor:

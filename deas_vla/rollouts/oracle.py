@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from deas_vla.data.observation import Observation
+from deas_vla.data.observation import Observation, first_sights
 from deas_vla.envs.workers import EnvWorkers, frame_after
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
@@ -57,8 +57,9 @@ def _episode(
     workers: EnvWorkers, decider: BestOfN, policy: BestOfN, scene: int, seed: int, execute_steps: int
 ) -> dict:
     frame, steps, decisions, played = workers.reset([0], [scene])[0], 0, [], None
+    sight = first_sights(Observation.stack([frame]))[0]
     while played is None or not played.done:
-        choice = decider.choose(Observation.stack([frame]), [NoiseKey(seed, scene, 0, len(decisions))])
+        choice = decider.choose(Observation.stack([frame]), [NoiseKey(seed, sight, 0, len(decisions))])
         candidates = choice.candidates[0, :, :execute_steps].cpu().numpy()
         state = workers.save([0])[0]
         branches = play_branches(
@@ -69,7 +70,7 @@ def _episode(
             frame["instruction"],
             [CONTINUATION_DRAW] * len(candidates),
             seed=seed,
-            scene=scene,
+            sight=sight,
             execute_steps=execute_steps,
         )
         truth = [return_of(branch, decider.critic.config) for branch in branches]

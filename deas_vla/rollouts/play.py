@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deas_vla.data.episodes import Episode
-from deas_vla.data.observation import Observation
+from deas_vla.data.observation import Observation, first_sights
 from deas_vla.envs.env import Played
 from deas_vla.envs.workers import EnvWorkers, frame_after
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
@@ -59,7 +59,7 @@ def play_episodes(
         workers: the simulators.
         decider: chooses a chunk for each observation.
         jobs: episodes to play.
-        seed: seed of the policy's noise; with scene, draw and decision it names each candidate.
+        seed: seed of the policy's noise; with first sight, draw and decision it names each candidate.
         parallel: episodes under way at once.
         execute_steps: the first n actions of a chunk are played, then the policy decides again.
         frame_every: also store images every so many steps of an episode; 0: only where the policy decides.
@@ -79,9 +79,7 @@ def play_episodes(
             for slot, number, frame in zip(free, taken, frames, strict=True):
                 playing[slot] = _Playing(number, jobs[number], frame)
         slots = sorted(playing)
-        keys = [
-            NoiseKey(seed, p.job.scene, p.job.draw, len(p.decisions)) for p in (playing[s] for s in slots)
-        ]
+        keys = [NoiseKey(seed, p.sight, p.job.draw, len(p.decisions)) for p in (playing[s] for s in slots)]
         choice = decider.choose(Observation.stack([playing[slot].frame for slot in slots]), keys)
         commands = choice.commands[:, :execute_steps].cpu().numpy()
         values = [float("nan")] * len(slots) if choice.value is None else choice.value.tolist()
@@ -106,6 +104,7 @@ class _Playing:
 
     def __init__(self, number: int, job: Job, frame: dict):
         self.number, self.job, self.first, self.frame = number, job, frame, frame
+        self.sight = first_sights(Observation.stack([frame]))[0]
         self.parts: list[Played] = []
         self.decisions: list[Decision] = []
         self.steps = 0
