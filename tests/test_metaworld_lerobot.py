@@ -6,19 +6,31 @@ import pytest
 pytest.importorskip("lerobot_env_metaworld_small")
 
 import torch
+from lerobot.configs import PreTrainedConfig
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 from lerobot.envs.configs import EnvConfig as LeRobotEnvConfig
-from lerobot.envs.factory import make_env
+from lerobot.envs.factory import make_env, make_env_pre_post_processors
 from lerobot.envs.utils import NEW_ROLLOUT_OPTION, env_to_policy_features, preprocess_observation
+from lerobot.policies.factory import make_pre_post_processors
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.scripts.lerobot_eval import rollout
 from lerobot.utils.import_utils import register_third_party_plugins
+from policy_example import shake, small_config
+from reranker_example import small_critic
 
+from deas_vla.data.contract import Statistics
+from deas_vla.data.observation import Observation
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.metaworld_lerobot import MetaworldSmallConfig
 from deas_vla.envs.metaworld_tasks import TASKS
 from deas_vla.envs.workers import EnvWorkers
 from deas_vla.errors import UserError
+from deas_vla.improvement.best_of_n import BestOfN
+from deas_vla.improvement.selection import SelectionConfig
+from deas_vla.lerobot_plugin.modeling_deas import DeasPolicy
+from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.reranker.reranker import Reranker
+from deas_vla.rollouts.play import Job, play_episodes
 
 pytestmark = pytest.mark.sim
 TASK, SEEDS = "drawer-close-v3", [2_010_000, 2_010_001, 2_010_002]
@@ -91,6 +103,33 @@ def test_several_tasks_are_several_groups_and_nothing_is_built_before_it_is_play
 def test_an_unknown_task_is_told_the_nearest():
     with pytest.raises(UserError, match="did you mean 'push-v3'"):
         MetaworldSmallConfig(task="reach-v3,psh-v3").create_envs(1)
+
+
+def test_an_export_plays_in_lerobot_what_our_evaluation_plays(tmp_path, vector, ours):
+    """The same scenes, seed and candidates: the same commands, so the same success."""
+    frames = Observation.stack(ours.reset(range(6), range(6)))
+    contract = ours.contract.with_statistics(Statistics.of(frames.state, torch.randn(20, 4)))
+    torch.manual_seed(0)
+    policy = shake(GrootPolicy(small_config(), contract, frames.instruction[:1])).eval()
+    scorer = small_critic(policy, frames=frames)
+    best = BestOfN(policy, 4, "best", *scorer)
+    jobs = [Job(scene) for scene in SEEDS]
+    played = play_episodes(ours, best, jobs, seed=3, parallel=3, execute_steps=2)
+
+    Reranker.export(
+        policy, *scorer, tmp_path / "reranker", frames, num_candidates=4, selection=SelectionConfig(rule="best"),
+        execute_steps=2,
+    )  # fmt: skip
+    config = PreTrainedConfig.from_pretrained(tmp_path / "reranker")
+    config.seed = 3
+    theirs = DeasPolicy.from_pretrained(tmp_path / "reranker", config=config)
+    before, after = make_pre_post_processors(config, str(tmp_path / "reranker"))
+    around = make_env_pre_post_processors(MetaworldSmallConfig(task=TASK), config)
+    found = rollout(vector, theirs, *around, before, after, seeds=SEEDS)
+    for row, one in enumerate(played):
+        length = one.episode.length
+        assert np.allclose(found["action"][row, :length], one.episode.actions, atol=1e-5)
+        assert bool(found["success"][row].any()) == bool(one.episode.success[-1])
 
 
 class StandsStill(torch.nn.Module):
