@@ -1,7 +1,8 @@
 """A robot of LeRobot's under a contract: frames and states come out, commands go in, errors are one line."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from deas_vla.data.contract import Contract
 from deas_vla.errors import UserError
 from robots.pace import Pace
 from robots.safety import Limiter
-from robots.servos import Servos
+from robots.servos import TRIES, Servos
 from robots.watchdog import Watchdog
 
 
@@ -31,6 +32,9 @@ class Arm:
         # Where the state has the action's columns, the commands say where to go.
         self.places = [names.index(name) for name in joints] if set(joints) <= set(names) else None
         self.home: np.ndarray | None = None
+        bus = getattr(robot, "bus", None)
+        for name in ("ping", "read", "write", "sync_read") if bus is not None else ():
+            setattr(bus, name, _asking_again(getattr(bus, name)))
 
     def connect(self) -> None:
         """Connects it, calibrated as its file says; nobody is asked anything.
@@ -119,3 +123,13 @@ class Arm:
             told = ", ".join(f"{bus.motors[name].id} ({name})" for name in silent)
             return f"servo {told} on {bus.port} does not answer: see to its cable and its power"
         return f"{self.robot.name} does not {doing}: {text}"
+
+
+def _asking_again(call: Callable) -> Callable:
+    """LeRobot's driver gives a servo 50 ms and one chance; one packet that is lost or late must not end an episode."""
+
+    @wraps(call)
+    def patient(*arguments, num_retry: int = 0, **named):
+        return call(*arguments, num_retry=max(num_retry, TRIES - 1), **named)
+
+    return patient

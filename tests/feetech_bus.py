@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 import tty
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -198,6 +199,9 @@ def packets(buffer: bytearray):
 
 
 def serve(wire: int, file: str) -> None:
+    # A servo answers within a millisecond whatever a computer is busy with, and drivers wait for 50.
+    with suppress(OSError):
+        os.sched_setscheduler(0, os.SCHED_RR, os.sched_param(1))
     servos = np.memmap(file, SERVO, "r+", shape=(len(IDS),))
     servos["alive"] = 1
     buffer, before = bytearray(), time.monotonic()
