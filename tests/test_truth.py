@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rollout_example import CONTRACT, HORIZON, LIMIT, LinePolicy, LineWorkers, MovesRight, line_inputs
 
@@ -136,12 +136,13 @@ def test_one_who_knows_the_chances_gains_and_one_who_does_not_gains_nothing():
 
 def test_what_is_possible_is_not_luck():
     """Equal candidates leave nothing to gain, though the luckiest of them looks much better than the rest."""
-    _, returns, success, scene = fair(np.random.default_rng(1), 2000, spread=0.0)
+    _, returns, success, scene = fair(np.random.default_rng(1), 1000, spread=0.0)
     possible = possible_gain(returns, success, scene)
     assert possible["ci95"][0] < 0 < possible["ci95"][1]
     assert score(returns.mean(2)[None], returns, success, scene).gain > 0.2
 
 
+@settings(max_examples=15)
 @given(scale=st.floats(0.01, 100), shift=st.floats(-50, 50), seed=st.integers(0, 99))
 def test_only_the_order_of_scores_counts(scale, shift, seed):
     rng = np.random.default_rng(seed)
