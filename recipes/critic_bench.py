@@ -1,4 +1,4 @@
-"""Many critics of one run, each judged in a second against the truth about candidates: which ingredient matters?
+"""Many critics of one run, judged against the truth about candidates: which ingredient matters?
 
     python recipes/critic_bench.py --run=outputs/lift --output=outputs/bench/lift --seeds=0,1
     python recipes/critic_bench.py --run=outputs/lift --output=outputs/bench/lift --name=wide --flags=--features.dim=256
@@ -11,12 +11,13 @@ Everything that is done is skipped.
 """
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
 from accelerate import Accelerator
+from finetune_robocasa import small_critic
 from tqdm import tqdm
 from train_critic import TrainCriticConfig, train_critic
 
@@ -29,14 +30,13 @@ from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.launch import run_recipe
 from deas_vla.policies.groot.modeling import GrootPolicy
-from deas_vla.report.bench import as_json, bench_table, possible_gain, score
+from deas_vla.report.bench import bench_table, possible_gain, score
 from deas_vla.rollouts.evaluate import scenes_of
 from deas_vla.rollouts.truth import Truth, collect_truth
 from deas_vla.stage import run_stage, stage_report
 from deas_vla.training import make_accelerator
 
-# The critic of finetune_robocasa, then what is changed of it. One line, one change.
-BASE = ["--critic.hidden_dim=256", "--critic.num_layers=3", "--critic.dropout=0.1"]
+# What is changed of the critic of finetune_robocasa. One line, one change.
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "scalar": ["--critic.head=scalar"],
@@ -60,6 +60,14 @@ VARIANTS: dict[str, list[str]] = {
     "no_demonstrations": ["--mix.demonstrations=0"],
     "failures=0.7": ["--mix.failures=0.7", "--mix.successes=0.2", "--mix.demonstrations=0.1"],
 }
+
+
+@dataclass
+class VariantConfig(TrainCriticConfig):
+    """Settings of one critic: those of recipes/train_critic.py, with the critic of recipes/finetune_robocasa.py."""
+
+    # The critic and its losses.
+    critic: CriticConfig = field(default_factory=small_critic)
 
 
 @dataclass
@@ -114,12 +122,9 @@ def main(config: CriticBenchConfig) -> None:
     for name, flags in tqdm(variants.items(), desc="bench", unit="variant", dynamic_ncols=True):
         folders = [output / "critics" / f"{name}-seed{seed}" for seed in config.seeds]
         for seed, folder in zip(config.seeds, folders, strict=True):
-            sources = {part: str(run / part) for part in ("demonstrations", "rollouts", "policy")}
-            arguments = [*BASE, f"--seed={seed}", *flags]
-            settings = parse(TrainCriticConfig, arguments, prog="train_critic")
-            for part, path in sources.items():
-                setattr(settings, part, path)
-            settings.output, settings.cache = str(folder), str(output / "features")
+            inputs = [f"--{part}={run / part}" for part in ("demonstrations", "rollouts", "policy")]
+            places = [f"--output={folder}", f"--cache={output / 'features'}", f"--seed={seed}"]
+            settings = parse(VariantConfig, [*inputs, *places, *flags], prog="train_critic")
             train_critic(accelerator, settings)
         scores_of[name] = folders
     results = _judge(policy, truth, scores_of, variants)
@@ -208,7 +213,7 @@ def _judge(
             "flags": variants[name],
             "critics": len(critics),
             "seconds": float(np.median([stage_report(folder)["seconds"] for folder in critics])),
-            "score": as_json(score(np.stack(opinions), returns, truth.success, truth.scene)),
+            "score": asdict(score(np.stack(opinions), returns, truth.success, truth.scene)),
         }
     return results
 

@@ -35,7 +35,7 @@ SUITES: dict[str, dict[str, list[str]]] = {
         "iql": ["--agent=iql", "--play.arms=best-8,best-32"],
         "nstep_iql": ["--agent=nstep_iql", "--play.arms=best-8,best-32"],
         "filtered_bc": ["--agent=filtered_bc"],
-        # The published 32 samples a target take 20 times as long as the critic of DEAS.
+        # The published 32 samples a target would take several times as long again.
         "qc": ["--agent=qc", "--qc.num_samples=8", "--play.arms=consensus-8,best-128,consensus-128"],
         "deas_onestep": ["--agent=deas_onestep"],
         "dqc": ["--agent=dqc", "--play.arms=best-8,best-8-execute-2,best-8-execute-1"],

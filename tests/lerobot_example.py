@@ -445,3 +445,16 @@ KINDS = (
     "groot",
     "xvla",
 )
+
+
+def made_once(make):
+    """The policy of a kind, made when it is first asked for; a test finds it as it was, and changes no weights."""
+    made = {}
+
+    def get(kind: str):
+        if kind not in made:
+            made[kind] = make(kind)
+        made[kind].eval().zero_grad()
+        return made[kind]
+
+    return get

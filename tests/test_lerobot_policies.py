@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from lerobot_example import KINDS, SENTENCES, SIZE, A, H, maker, normal, observations
+from lerobot_example import KINDS, SENTENCES, SIZE, A, H, made_once, maker, normal, observations
 from lerobot_own import alike, commands_for, noise_for, own_batch, own_chunks
 
 from deas_vla.critic.critic import CriticConfig, DeasCritic
@@ -22,15 +22,7 @@ def make(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def policies(make):
-    made = {}
-
-    def get(kind: str) -> LeRobotPolicy:
-        if kind not in made:
-            made[kind] = make(kind)
-        made[kind].eval().zero_grad()
-        return made[kind]
-
-    return get
+    return made_once(make)
 
 
 # ---- rules that hold for every kind ---------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
-from lerobot_example import CONTRACT, SIZE, A, H, features, maker, normal, observations, statistics
+from lerobot_example import CONTRACT, SIZE, A, H, features, made_once, maker, normal, observations, statistics
 from safetensors.torch import load_file, save_file
 
 from deas_vla.data.contract import Camera, Statistics
@@ -27,15 +27,7 @@ def make(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def policies(make):
-    made = {}
-
-    def get(kind: str) -> LeRobotPolicy:
-        if kind not in made:
-            made[kind] = make(kind)
-        made[kind].eval().zero_grad()
-        return made[kind]
-
-    return get
+    return made_once(make)
 
 
 @pytest.mark.parametrize("kind", STORED)

@@ -2,12 +2,11 @@
 
 import pytest
 import torch
-from lerobot_example import KINDS, A, H, maker, normal, observations
+from lerobot_example import KINDS, A, H, made_once, maker, normal, observations
 from lerobot_own import alike, commands_for, own_loss
 
 from deas_vla.policies.flow import sample_time
 from deas_vla.policies.lerobot.diffusion import diffusion_steps
-from deas_vla.policies.lerobot.modeling import LeRobotPolicy
 
 
 @pytest.fixture(scope="module")
@@ -18,15 +17,7 @@ def make(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def policies(make):
-    made = {}
-
-    def get(kind: str) -> LeRobotPolicy:
-        if kind not in made:
-            made[kind] = make(kind)
-        made[kind].eval().zero_grad()
-        return made[kind]
-
-    return get
+    return made_once(make)
 
 
 @torch.no_grad()

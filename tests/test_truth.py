@@ -1,5 +1,7 @@
 """The truth about candidates, and critics judged by it."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ from rollout_example import CONTRACT, HORIZON, LIMIT, LinePolicy, LineWorkers, M
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
-from deas_vla.report.bench import as_json, bench_table, possible_gain, score
+from deas_vla.report.bench import bench_table, possible_gain, score
 from deas_vla.rollouts.branches import return_of
 from deas_vla.rollouts.play import Job, play_episodes
 from deas_vla.rollouts.truth import Truth, collect_truth
@@ -168,7 +170,7 @@ def test_the_table_has_the_best_first():
     _, returns, success, scene = fair(np.random.default_rng(0), 50, spread=2.0)
 
     def entry(scores):
-        return {"critics": 1, "seconds": 1.0, "score": as_json(score(scores, returns, success, scene))}
+        return {"critics": 1, "seconds": 1.0, "score": asdict(score(scores, returns, success, scene))}
 
     rate = success.mean(2)[None]
     lines = bench_table({"variants": {"bad": entry(-rate), "good": entry(rate)}}).splitlines()

@@ -19,12 +19,12 @@ from deas_vla.training import step_generator
 WEIGHTS = "agent.safetensors"
 
 
-def small_critic(horizon: int, reward_discount: float, backup_horizon: int = 0) -> CriticConfig:
+def agent_critic(horizon: int, reward_discount: float, backup_horizon: int = 0) -> CriticConfig:
     """The critic of every agent, at the size that fits CPUs.
 
-    Published agents move their targets by 0.005 an update, a million times. In a few thousand updates a value would
-    travel some fifteen backups at that pace, and no task is that short. The paper's head is hl_gauss; with so few
-    updates a scalar one is ahead of it on cube-single (docs/results/ogbench_choices.md).
+    Published agents move their targets by 0.005 an update, a million times. In 3,000 updates that is 15 of the targets'
+    time constants, and a value travels about as many backups. The paper's head is hl_gauss; with so few updates a
+    scalar one is ahead of it on cube-single. Both were chosen as docs/results/ogbench_choices.md tells.
     """
     return CriticConfig(
         horizon=horizon, backup_horizon=backup_horizon, reward_discount=reward_discount, bootstrap_discount=0.99,

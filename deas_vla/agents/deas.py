@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deas_vla.agents.agent import Agent, Draws, TaskFacts, small_critic
+from deas_vla.agents.agent import Agent, Draws, TaskFacts, agent_critic
 from deas_vla.agents.behaviour import FlowPolicy
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.data.transitions import OptionBatch
@@ -15,7 +15,7 @@ SupportRule = Literal["possible", "published", "data"]
 
 
 def chunk_critic() -> CriticConfig:
-    return small_critic(horizon=5, reward_discount=0.9)
+    return agent_critic(horizon=5, reward_discount=0.9)
 
 
 @dataclass

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from deas_vla.agents.agent import Draws, TaskFacts, small_critic
+from deas_vla.agents.agent import Draws, TaskFacts, agent_critic
 from deas_vla.agents.behaviour import FlowPolicy
 from deas_vla.agents.one_step import ActorConfig, OneStepActor, frozen
 from deas_vla.agents.qc import QAgent, QConfig
@@ -22,7 +22,7 @@ from deas_vla.data.transitions import OptionBatch
 
 
 def action_critic() -> CriticConfig:
-    return small_critic(horizon=1, reward_discount=0.99)
+    return agent_critic(horizon=1, reward_discount=0.99)
 
 
 @dataclass

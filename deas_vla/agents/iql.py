@@ -7,17 +7,17 @@ chosen by best-of-N over the behaviour policy of single actions, as for every ot
 
 from dataclasses import dataclass, field
 
-from deas_vla.agents.agent import small_critic
+from deas_vla.agents.agent import agent_critic
 from deas_vla.agents.deas import DeasAgent, DeasConfig
 from deas_vla.critic.critic import CriticConfig
 
 
 def one_step_critic() -> CriticConfig:
-    return small_critic(horizon=1, reward_discount=0.99)
+    return agent_critic(horizon=1, reward_discount=0.99)
 
 
 def n_step_critic() -> CriticConfig:
-    return small_critic(horizon=1, reward_discount=0.99, backup_horizon=5)
+    return agent_critic(horizon=1, reward_discount=0.99, backup_horizon=5)
 
 
 @dataclass

@@ -19,7 +19,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from deas_vla.agents.agent import Draws, TaskFacts, small_critic
+from deas_vla.agents.agent import Draws, TaskFacts, agent_critic
 from deas_vla.agents.behaviour import FlowPolicy
 from deas_vla.agents.deas import CriticAgent, DeasConfig
 from deas_vla.critic.critic import CriticConfig
@@ -35,7 +35,7 @@ Aggregate = Literal["mean", "min"]
 
 
 def coupled_critic() -> CriticConfig:
-    return small_critic(horizon=5, reward_discount=0.99)
+    return agent_critic(horizon=5, reward_discount=0.99)
 
 
 @dataclass

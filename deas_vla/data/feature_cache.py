@@ -34,8 +34,7 @@ class FeatureCache:
 
     def __init__(self, folder: Path, policy, frames: FrameTable, config: FeatureConfig, block: int = BLOCK):
         self.policy, self.frames, self.config, self.block = policy, frames, config, block
-        weight = "" if config.words_weight == 1 else f" {config.words_weight}"
-        key = f"{policy.encoder_fingerprint} {config.side}{weight} {frames.fingerprint} {block}"
+        key = f"{policy.encoder_fingerprint} {config.side} {config.words_weight} {frames.fingerprint} {block}"
         self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
         self.folder = Path(folder) / self.fingerprint[:16]
 

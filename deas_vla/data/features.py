@@ -187,12 +187,9 @@ class CriticInputs:
         return digest.hexdigest()
 
     def _description(self) -> dict:
-        config = asdict(self.config)
-        if self.config.words_weight == 1:
-            del config["words_weight"]  # files from before there was one stay as they are
         return {
             "contract": self.contract.to_json(),
-            "features": config,
+            "features": asdict(self.config),
             "encoder_fingerprint": self.encoder_fingerprint,
         }
 

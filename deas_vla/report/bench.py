@@ -1,10 +1,10 @@
 """How well critics choose, judged against the truth about candidates: numbers and one table."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import numpy as np
 
-from deas_vla.report.ogbench_tables import table
+from deas_vla.report.markdown import table
 from deas_vla.rollouts.statistics import Interval, rank_against_oracle, ratio_interval
 
 RESAMPLES = 2000
@@ -98,11 +98,6 @@ def bench_table(results: dict) -> str:
         "s each",
     ]
     return table(header, rows)
-
-
-def as_json(value: Score) -> dict:
-    """A score as JSON values."""
-    return asdict(value)
 
 
 def _chosen(scores: np.ndarray, rate: np.ndarray) -> np.ndarray:

@@ -8,8 +8,8 @@ import numpy as np
 
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
+from deas_vla.report.markdown import table
 from deas_vla.report.ogbench_findings import gap, rate, rate_range
-from deas_vla.report.ogbench_tables import table
 from deas_vla.report.summary import ARMS, arm_title, counted
 from deas_vla.rollouts.grid import Cell, Grid, grid_difference, grid_mean, success_interval
 from deas_vla.stage import stage_report

@@ -1,11 +1,11 @@
 """The OGBench results as a Markdown page: tables and figures of the numbers in the JSON file, and nothing else."""
 
+from deas_vla.report.markdown import DASH, table
 from deas_vla.report.ogbench_findings import rate
 from deas_vla.report.ogbench_paper import DIFFERENCES, MAIN_TABLE
 from deas_vla.report.ogbench_runs import flat
 from deas_vla.report.ogbench_summary import MAIN
 from deas_vla.report.ogbench_tables import (
-    DASH,
     ablations_table,
     by_n_table,
     calibration_table,
@@ -14,7 +14,6 @@ from deas_vla.report.ogbench_tables import (
     executed_table,
     selection_table,
     success_table,
-    table,
 )  # fmt: skip
 from deas_vla.report.summary import counted
 from deas_vla.report.svg import number

@@ -1,22 +1,10 @@
 """The tables of one data set on the page of OGBench results, as Markdown."""
 
+from deas_vla.report.markdown import DASH, table
 from deas_vla.report.ogbench_findings import gap, rate, rate_range
 from deas_vla.report.ogbench_paper import ABLATIONS
 from deas_vla.report.ogbench_summary import MAIN
 from deas_vla.report.svg import number
-
-DASH = "–"
-
-
-def table(header: list[str], rows: list[list], align: str = "") -> str:
-    """A Markdown table; `align` has one letter a column, l or r (missing: r after the first)."""
-    align = align or "l" + "r" * (len(header) - 1)
-    rule = ["---:" if side == "r" else "---" for side in align]
-    return "\n".join("| " + " | ".join(map(_cell, row)) + " |" for row in (header, rule, *rows))
-
-
-def _cell(value) -> str:
-    return DASH if value is None else str(value).replace("|", "\\|")
 
 
 def success_table(data: dict) -> str:
