@@ -23,11 +23,12 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
-from lerobot_example import CONTRACT, diffusion, observations, smolvla, smolvlm_folder
+from lerobot_example import CONTRACT, SENTENCES, diffusion, observations, smolvla
 
 from deas_vla.data.contract import Camera, Contract
 from deas_vla.data.observation import Observation
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
+from deas_vla.policies.lerobot.small_smolvlm import write_small_smolvlm
 from deas_vla.policies.policy import candidate_noise
 
 CANDIDATES = (1, 2, 4, 10, 32)
@@ -38,7 +39,7 @@ def sized(size: int) -> Contract:
 
 
 def built_here(folder: Path) -> dict[str, LeRobotPolicy]:
-    backbone = smolvlm_folder(folder / "smolvlm", size=128, width=256, layers=8)
+    backbone = write_small_smolvlm(folder / "smolvlm", SENTENCES, 128, patch=16, width=256, layers=8)
     return {
         "diffusion": diffusion(
             sized(96), down_dims=(64, 128), spatial_softmax_num_keypoints=32, num_inference_steps=10

@@ -3,7 +3,8 @@
     python recipes/metaworld_results.py --runs=outputs/metaworld --output=docs/results
 
 Reads what recipes/finetune_metaworld.py left, in seconds; runs nothing. Runs of several training seeds become one page:
-`--runs=outputs/metaworld,outputs/metaworld-2`.
+`--runs=outputs/metaworld,outputs/metaworld-2`. `--lerobot=outputs/lerobot-diffusion,outputs/lerobot-smolvla` adds what
+recipes/finetune_lerobot.py left.
 """
 
 from dataclasses import dataclass, field
@@ -19,12 +20,16 @@ class MetaworldResultsConfig:
 
     # folders of runs that differ in their seed only
     runs: list[str] = field(default_factory=lambda: ["outputs/metaworld"])
+    # folders of recipes/finetune_lerobot.py
+    lerobot: list[str] = field(default_factory=list)
     # folder of metaworld.md and metaworld.json
     output: str = "docs/results"
 
 
 def main(config: MetaworldResultsConfig) -> None:
-    results = write_metaworld_results([Path(run) for run in config.runs], Path(config.output))
+    results = write_metaworld_results(
+        [Path(run) for run in config.runs], Path(config.output), [Path(run) for run in config.lerobot]
+    )
     for target, shown in results["shown"].items():
         print(f"{target.replace('_', ' ')}: {'shown' if shown else 'not shown'}")
     print(f"wrote {Path(config.output) / 'metaworld.md'}")

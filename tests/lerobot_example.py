@@ -25,17 +25,13 @@ from transformers import (
     CLIPModel,
     GemmaConfig,
     PaliGemmaConfig,
-    PreTrainedTokenizerFast,
-    SmolVLMConfig,
-    SmolVLMImageProcessor,
-    SmolVLMProcessor,
-    SmolVLMVideoProcessor,
 )
 
 from deas_vla.data.contract import Camera, Contract
 from deas_vla.data.observation import Observation
-from deas_vla.policies.groot.embedded import END_TOKEN, FAKE_TOKEN, GLOBAL_TOKEN, IMAGE_TOKEN, build_tokenizer
+from deas_vla.policies.groot.embedded import build_tokenizer
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
+from deas_vla.policies.lerobot.small_smolvlm import write_small_smolvlm
 
 SIZE, H, A = 64, 16, 2
 SENTENCES = ["lift the red cube", "open the left drawer of the cabinet and put the red cube into it"]
@@ -94,56 +90,9 @@ def diffusion(contract: Contract = CONTRACT, seed: int = 0, **changes) -> LeRobo
     return make("diffusion", contract, seed, **(settings | changes))
 
 
-def smolvlm_folder(folder: Path, size: int = SIZE, width: int = 32, layers: int = 2) -> Path:
-    """Configuration and processor of a SmolVLM; a token is a square of 32 pixels."""
-    names = {"image_token": IMAGE_TOKEN, "fake_image_token": FAKE_TOKEN}
-    names |= {"global_image_token": GLOBAL_TOKEN, "end_of_utterance_token": END_TOKEN}
-    words = PreTrainedTokenizerFast(
-        tokenizer_object=build_tokenizer(SENTENCES).backend_tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        extra_special_tokens=names,
-    )
-    text = {
-        "model_type": "llama",
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": width // 16,
-        "num_key_value_heads": width // 32,
-        "head_dim": 16,
-        "vocab_size": 1024,
-        "pad_token_id": 0,
-        "initializer_range": 0.2,
-    }
-    vision = {
-        "hidden_size": width,
-        "intermediate_size": 2 * width,
-        "num_hidden_layers": layers // 2,
-        "num_attention_heads": width // 16,
-        "image_size": size,
-        "patch_size": 16,
-    }
-    config = SmolVLMConfig(
-        text_config=text,
-        vision_config=vision,
-        scale_factor=2,
-        image_token_id=words.convert_tokens_to_ids(IMAGE_TOKEN),
-        pad_token_id=0,
-    )
-    edge = {"size": {"longest_edge": size}, "max_image_size": {"longest_edge": size}}
-    processor = SmolVLMProcessor(
-        SmolVLMImageProcessor(**edge), words, SmolVLMVideoProcessor(**edge), image_seq_len=(size // 32) ** 2
-    )
-    config.save_pretrained(folder)
-    processor.save_pretrained(folder)
-    return folder
-
-
 def smolvla(folder: Path, contract: Contract = CONTRACT, seed: int = 0, **changes) -> LeRobotPolicy:
     if not folder.exists():
-        smolvlm_folder(folder)
+        write_small_smolvlm(folder, SENTENCES, SIZE, patch=16)
     settings = {
         "vlm_model_name": str(folder),
         "num_vlm_layers": 2,

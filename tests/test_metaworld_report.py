@@ -84,3 +84,36 @@ def test_runs_of_one_page_differ_in_their_seed_alone(tmp_path):
             write_metaworld_results(wrong, tmp_path / "out")
     with pytest.raises(UserError, match="no evaluation"):
         write_metaworld_results([tmp_path / "none"], tmp_path / "out")
+
+
+def write_lerobot_run(folder, ours):
+    """A run of recipes/finetune_lerobot.py whose reranker wins four episodes of six in lerobot-eval."""
+    stock = {"reach-v3": [True, False, True], "push-v3": [False, True, True]}
+    results = {
+        "kind": "diffusion",
+        "seed": 1,
+        "candidates": 8,
+        "lerobot-eval": {"policy": {task: [False] * 3 for task in stock}, "best_of_n": stock},
+        "evaluate.py": {"policy": {task: [False] * 3 for task in stock}, "best_of_n": ours or stock},
+    }
+    (folder / "lerobot").mkdir(parents=True)
+    (folder / "lerobot" / "results.json").write_text(json.dumps(results))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("ours", "verdict"),
+    [(None, "in every episode"), ({"reach-v3": [True] * 3, "push-v3": [False] * 3}, "**not** in 3")],
+)
+def test_lerobots_tools_agree_with_ours_episode_by_episode_or_the_page_says_so(tmp_path, ours, verdict):
+    run, lerobot = write_run(tmp_path / "run"), write_lerobot_run(tmp_path / "lerobot", ours)
+    results = write_metaworld_results([run], tmp_path / "out", [lerobot])
+    gain = results["lerobot"][0]["summary"]["gain"]
+    assert gain["difference"] == pytest.approx(4 / 6) and gain["ci95"][0] > 0
+    page = (tmp_path / "out" / "metaworld.md").read_text()
+    assert verdict in page and "67 (" in page
+
+
+def test_a_lerobot_run_that_is_not_finished_is_refused(tmp_path):
+    with pytest.raises(UserError, match="finetune_lerobot"):
+        write_metaworld_results([write_run(tmp_path / "run")], tmp_path / "out", [tmp_path])

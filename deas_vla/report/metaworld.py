@@ -8,6 +8,7 @@ import numpy as np
 
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
+from deas_vla.report.lerobot import lerobot_table, read_lerobot_runs
 from deas_vla.report.markdown import table
 from deas_vla.report.ogbench_findings import gap, rate, rate_range
 from deas_vla.report.summary import ARMS, arm_title, counted
@@ -21,12 +22,13 @@ STAGES = (
 )  # fmt: skip
 
 
-def write_metaworld_results(runs: list[Path], output: Path) -> dict:
+def write_metaworld_results(runs: list[Path], output: Path, lerobot_runs: list[Path] | None = None) -> dict:
     """Writes ``metaworld.md`` and ``metaworld.json``; the same runs give the same bytes.
 
     Args:
         runs: folders of recipes/finetune_metaworld.py with the same settings and different seeds.
         output: folder of the results.
+        lerobot_runs: folders of recipes/finetune_lerobot.py, for a section of their own.
 
     Returns:
         The content of metaworld.json.
@@ -35,6 +37,7 @@ def write_metaworld_results(runs: list[Path], output: Path) -> dict:
         UserError: if a run is not finished, or two of them cannot be one result.
     """
     results = summarize([read_run(run) for run in runs])
+    results["lerobot"] = read_lerobot_runs(lerobot_runs or [])
     contents = {
         "metaworld.json": json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
         "metaworld.md": page(results),
@@ -148,10 +151,11 @@ def page(results: dict) -> str:
         "several, training seeds. Every arm plays the same scenes with the same noise. With so many tasks and arms "
         "some intervals miss the truth; nothing is corrected for that.",
         _oracle(results),
+        *_lerobot(results["lerobot"]),
         "## How it was made",
         _made(results, seconds),
         "---\n\nThis page and [metaworld.json](metaworld.json) are written by `python recipes/metaworld_results.py` "
-        "from the folders of recipes/finetune_metaworld.py.",
+        "from the folders of recipes/finetune_metaworld.py and recipes/finetune_lerobot.py.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -227,6 +231,18 @@ def _oracle(results: dict) -> str:
         f"An oracle that tries all {results['candidates']} candidates out in the simulator gains {gap(oracle)} points "
         f"in the first {counted(oracle['pairs'], 'scene')}: what choosing better could be worth."
     )
+
+
+def _lerobot(runs: list[dict]) -> list[str]:
+    if not runs:
+        return []
+    return [
+        "## LeRobot's policies in LeRobot's tools",
+        lerobot_table(runs),
+        "Trained by stock `lerobot-train`; policy and exported reranker played by stock `lerobot-eval`, on the same "
+        "scenes and each with its own noise; the reranker's episodes once more by `recipes/evaluate.py`, with the same "
+        "noise. Small policies from new weights, one training seed each.",
+    ]
 
 
 def _made(results: dict, minutes: list[float]) -> str:

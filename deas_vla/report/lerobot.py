@@ -1,0 +1,95 @@
+"""What stock `lerobot-eval` measured of LeRobot's policies and their rerankers, beside our own evaluation."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from deas_vla.errors import UserError
+from deas_vla.report.markdown import table
+from deas_vla.report.ogbench_findings import gap, rate, rate_range
+from deas_vla.rollouts.grid import Cell, grid_difference, grid_mean, success_interval
+
+STAGE, RESULTS = "lerobot", "results.json"
+STOCK, OURS = "lerobot-eval", "evaluate.py"
+
+
+def read_lerobot_runs(runs: list[Path]) -> list[dict]:
+    """What recipes/finetune_lerobot.py left, with ``summary``: rates, the gain, and whether both tools agree.
+
+    Raises:
+        UserError: if a run is not finished.
+    """
+    found = []
+    for run in runs:
+        path = run / STAGE / RESULTS
+        if not path.is_file():
+            raise UserError(
+                f"{run} has no {STAGE}/{RESULTS}; run recipes/finetune_lerobot.py to its end first"
+            )
+        results = json.loads(path.read_text())
+        found.append(results | {"summary": _summary(results)})
+    return found
+
+
+def lerobot_table(runs: list[dict]) -> str:
+    """A Markdown table, a line a run: success in per cent and its 95 % intervals."""
+    rows = []
+    for run in runs:
+        found = run["summary"]
+        both = [found[tool]["best_of_n"] for tool in (STOCK, OURS)]
+        own = run.get("own_environment", {})
+        rows.append(
+            [
+                f"{run['kind']}, {', '.join(run[STOCK]['policy'])}",
+                f"{found['episodes']}",
+                *(_rate(value) for value in (found[STOCK]["policy"], *both)),
+                gap(found["gain"]),
+                "in every episode" if found["agree"] else f"**not** in {found['differ']}",
+                ", ".join(f"{sum(wins)} of {len(wins)}" for wins in own.values()) or "–",
+            ]
+        )
+    head = [
+        "policy, tasks",
+        "episodes an arm",
+        "policy, `lerobot-eval`",
+        f"best of {runs[0]['candidates']}, `lerobot-eval`",
+        f"best of {runs[0]['candidates']}, `evaluate.py`",
+        "gain, points",
+        "the tools agree",
+        "LeRobot's own Meta-World",
+    ]
+    return table(head, rows)
+
+
+def _summary(results: dict) -> dict:
+    grids = {
+        tool: {
+            arm: {
+                (results["seed"], number): Cell(tuple(range(len(wins))), np.array(wins, float))
+                for number, wins in enumerate(by_task.values())
+            }
+            for arm, by_task in results[tool].items()
+        }
+        for tool in (STOCK, OURS)
+    }
+    rates = {
+        tool: {
+            arm: {"success": grid_mean(grid), "ci95": list(success_interval(grid))}
+            for arm, grid in arms.items()
+        }
+        for tool, arms in grids.items()
+    }
+    stock, ours = results[STOCK]["best_of_n"], results[OURS]["best_of_n"]
+    differ = sum(one != two for task in stock for one, two in zip(stock[task], ours[task], strict=True))
+    gain = grid_difference(grids[STOCK]["best_of_n"], grids[STOCK]["policy"])
+    return rates | {
+        "episodes": sum(map(len, stock.values())),
+        "gain": {"difference": gain.difference, "ci95": list(gain.ci95)},
+        "agree": not differ,
+        "differ": differ,
+    }
+
+
+def _rate(value: dict) -> str:
+    return f"{rate(value['success'], 0)} ({rate_range(value['ci95'])})"

@@ -1,0 +1,65 @@
+"""Stock lerobot-train, the loop, and stock lerobot-eval, as recipes/finetune_lerobot.py runs them."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("lerobot_env_metaworld_small")
+
+from deas_vla.config import parse
+from deas_vla.errors import UserError
+
+# Last: a recipe may have the name of a library.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
+
+import finetune_lerobot
+from finetune_lerobot import LAST, FinetuneLerobotConfig
+
+SMALL = (
+    "--kind=smolvla", "--tasks=drawer-close-v3", "--simulator.camera_size=32", "--workers=0", "--demos.episodes=3",
+    "--demos.frame_every=8", "--lerobot.steps=2", "--lerobot.batch_size=2", "--rollouts.episodes=3", "--features.dim=4",
+    "--critic_training.steps=2", "--critic_training.batch_size=4", "--evaluation.scenes=3",
+    "--evaluation.num_candidates=3", "--evaluation.candidate_counts=3",
+)  # fmt: skip
+
+
+def test_what_cannot_be_compared_is_refused_before_anything_runs():
+    for flags, words in (
+        (["--evaluation.draws=2"], "plays each scene once"),
+        (["--own_episodes=1"], "camera_size=480"),
+    ):
+        with pytest.raises(UserError, match=words):
+            parse(FinetuneLerobotConfig, flags, prog="finetune_lerobot")
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+@pytest.mark.timeout(1800)
+def test_from_lerobot_train_to_lerobot_eval(tmp_path, capfd):
+    config = parse(FinetuneLerobotConfig, [*SMALL, f"--output={tmp_path / 'run'}"], prog="finetune_lerobot")
+    finetune_lerobot.main(config)
+    results = json.loads((tmp_path / "run" / "lerobot" / "results.json").read_text())
+    for tool in ("lerobot-eval", "evaluate.py"):
+        for arm in ("policy", "best_of_n"):
+            assert len(results[tool][arm]["drawer-close-v3"]) == 3
+    assert results["lerobot-eval"]["best_of_n"] == results["evaluate.py"]["best_of_n"]
+    said = capfd.readouterr().out
+    assert (
+        "in every episode" in said and said.count("$ ") == 3
+    )  # each of LeRobot's commands, to be run by hand
+
+    # LeRobot's training was interrupted after its first checkpoint: it goes on from there.
+    stage = tmp_path / "run" / "training"
+    (stage / "stage.json").unlink()
+    checkpoints = stage / "train" / "checkpoints"
+    shutil.rmtree(checkpoints / "000002")
+    (checkpoints / "last").unlink()
+    (checkpoints / "last").symlink_to("000001")
+    from accelerate import Accelerator
+
+    finetune_lerobot.train_policy(Accelerator(cpu=True), config, stage, tmp_path / "run" / "demonstrations")
+    assert (checkpoints / "000002").is_dir() and (stage / "train" / LAST).resolve().parent.name == "000002"
+    assert "--resume=true" in capfd.readouterr().out
