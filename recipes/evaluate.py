@@ -95,6 +95,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
         arms = {
             "policy": BestOfN(policy, 1, "first", *scorer),
             "random_candidate": BestOfN(policy, n, "random"),
+            "zero_noise": BestOfN(policy, noise_scale=0.0),
             "worst_of_n": BestOfN(policy, n, "worst", *scorer),
             "best_of_n": BestOfN(policy, n, "best", *scorer),
         }
@@ -114,11 +115,13 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
             with config.open_workers(task) as workers:
                 workers.contract.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
                 for name, decider in arms.items():
+                    # Without noise every draw is the same episode.
+                    draws = plan.draws if decider.noise_scale else 1
                     evaluate_arm(
                         name,
                         workers,
                         decider,
-                        paired_jobs(scenes, plan.draws),
+                        paired_jobs(scenes, draws),
                         folder / "arms" / task,
                         seed=config.seed,
                         parallel=config.parallel_episodes,

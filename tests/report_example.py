@@ -38,6 +38,7 @@ def example(scenes: int = 100, draws: int = 3, gain: float = 0.35, seed: int = 0
     shift = {
         "policy": -0.1,
         "random_candidate": -0.1,
+        "zero_noise": -0.05,
         "worst_of_n": -0.1 - gain,
         "best_of_n": -0.1 + gain,
         "filtered_bc": -0.05,
@@ -45,6 +46,7 @@ def example(scenes: int = 100, draws: int = 3, gain: float = 0.35, seed: int = 0
         "advantage_weighted + best_of_n": -0.1 + 1.2 * gain,
     }
     arms = {name: outcomes(rng, ease, value, draws) for name, value in shift.items()}
+    arms["zero_noise"] = outcomes(rng, ease, shift["zero_noise"], 1)
     arms["oracle"] = outcomes(rng, ease[:24], 1.3, 1)
     by_n = {
         n: outcomes(rng, ease, -0.1 + gain * (np.log2(n) / 3 - max(0, np.log2(n) - 3) / 2), draws)

@@ -73,6 +73,15 @@ def test_a_random_candidate_is_uniform_and_repeatable():
     assert counts.min() > 50 and counts.max() < 100  # expected 75, standard deviation 7.5
 
 
+def test_without_noise_a_policy_plays_one_chunk_whatever_the_draw():
+    quiet = BestOfN(LinePolicy(), 3, noise_scale=0.0)
+    other = [NoiseKey(1, key.scene + 7, 2, 5) for key in KEYS]
+    candidates = quiet.choose(observation(), KEYS).candidates
+    assert torch.equal(candidates, quiet.choose(observation(), other).candidates)
+    assert torch.equal(candidates, candidates[:, :1].expand_as(candidates))
+    assert not torch.equal(candidates[:, 0], BestOfN(LinePolicy()).choose(observation(), KEYS).commands)
+
+
 def test_an_observation_is_encoded_once_for_all_candidates():
     policy = LinePolicy()
     decider("best", 32, policy).choose(observation(), KEYS)

@@ -45,7 +45,7 @@ TINY = [
     "--evaluation.oracle_scenes=1",
 ]
 ARMS = {
-    "policy", "random_candidate", "worst_of_n", "best_of_n", "filtered_bc", "advantage_weighted",
+    "policy", "random_candidate", "zero_noise", "worst_of_n", "best_of_n", "filtered_bc", "advantage_weighted",
     "advantage_weighted + best_of_n", "oracle",
 }  # fmt: skip
 # Files whose appearance is the moment to kill, from early to late.

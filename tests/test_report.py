@@ -195,6 +195,16 @@ def test_rule_10_arms_that_should_be_equal_and_are_not_are_pointed_out():
     assert any("same distribution" in caveat for caveat in summarize(data)["caveats"])
 
 
+def test_a_gain_that_playing_without_noise_explains_is_pointed_out():
+    policy, better = np.zeros((60, 2), bool), np.zeros((60, 2), bool)
+    better[:20] = True
+    data = arms(better, policy)
+    data.arms["zero_noise"] = Outcomes(data.arms["policy"].scenes, better[:, :1])
+    assert any("steadier chunks" in caveat for caveat in summarize(data)["caveats"])
+    data.arms["zero_noise"] = Outcomes(data.arms["policy"].scenes, policy[:, :1])
+    assert not any("steadier chunks" in caveat for caveat in summarize(data)["caveats"])
+
+
 def test_missing_arm_is_named():
     with pytest.raises(UserError, match="needs arm best_of_n"):
         summarize(ReportData("t", "t", "c", {"policy": Outcomes([0], np.ones((1, 1), bool))}))

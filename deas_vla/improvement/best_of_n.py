@@ -65,6 +65,8 @@ class BestOfN:
         critic: scores chunks; without it only ``first`` and ``random`` work, and no values are reported.
         inputs: turns observations and chunks into the critic's inputs: the same object as in its training.
         selection: the numbers of the rules; None: the defaults.
+        noise_scale: multiplies the noise of all candidates; with 0 they are one and the same chunk, the policy's most
+            typical: the control that shows what playing without noise is worth, before any critic.
 
     Raises:
         UserError: if the rule needs a critic that is not there, or the critic was trained on the features of
@@ -79,6 +81,7 @@ class BestOfN:
         critic: DeasCritic | None = None,
         inputs: CriticInputs | None = None,
         selection: SelectionConfig | None = None,
+        noise_scale: float = 1.0,
     ):
         if num_candidates < 1:
             raise UserError(f"best-of-N needs at least one candidate, got {num_candidates}")
@@ -89,6 +92,7 @@ class BestOfN:
             require_same_horizon(policy, critic.config.horizon)
         self.policy, self.num_candidates, self.rule = policy, num_candidates, rule
         self.critic, self.inputs, self.selection = critic, inputs, selection or SelectionConfig()
+        self.noise_scale = noise_scale
 
     @torch.inference_mode()
     def choose(self, observation: Observation, keys: list[NoiseKey], prefix: Prefix | None = None) -> Choice:
@@ -115,7 +119,7 @@ class BestOfN:
 
     def _noise(self, key: NoiseKey) -> Tensor:
         shape = (self.num_candidates, self.policy.horizon, self.policy.contract.action_dim)
-        return candidate_noise(key.seed, key.scene, key.draw, key.decision, *shape)
+        return self.noise_scale * candidate_noise(key.seed, key.scene, key.draw, key.decision, *shape)
 
 
 def require_same_encoder(policy: ChunkPolicy, inputs: CriticInputs) -> None:

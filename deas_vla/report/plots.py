@@ -7,7 +7,13 @@ from deas_vla.report.summary import arm_meaning, arm_title, lowered, percent, po
 from deas_vla.report.svg import Chart, limits, number, ticks
 from deas_vla.rollouts.statistics import wilson_interval
 
-ARM_COLORS = {"policy": "base", "random_candidate": "control", "worst_of_n": "control", "oracle": "oracle"}
+ARM_COLORS = {
+    "policy": "base",
+    "random_candidate": "control",
+    "zero_noise": "control",
+    "worst_of_n": "control",
+    "oracle": "oracle",
+}
 GROUP_COLORS = {"success": "good", "failure": "bad", "demonstration": "demo"}
 # More dots than this hide each other; they are thinned evenly.
 DOTS = 500

@@ -24,6 +24,7 @@ ARMS = {
     "advantage_weighted + best_of_n": ("Advantage-weighted + best of {n}", "both improvements together"),
     "filtered_bc": ("Filtered BC", "policy fine-tuned on successful rollouts: no critic"),
     "random_candidate": ("Random of {n}", "control: a candidate drawn at random; should equal the policy"),
+    "zero_noise": ("Policy without noise", "control: its most typical chunk; knows nothing of the critic"),
     "worst_of_n": ("Worst of {n}", "control: the candidate that the critic scores lowest; should do harm"),
     "oracle": ("Oracle of {n}", "every candidate is tried out in the simulator first: the headroom"),
 }
@@ -31,6 +32,8 @@ DEFAULT_COMPARISONS = (
     ("best_of_n", "policy"),
     ("best_of_n", "random_candidate"),
     ("best_of_n", "worst_of_n"),
+    ("best_of_n", "zero_noise"),
+    ("zero_noise", "policy"),
     ("random_candidate", "policy"),
     ("filtered_bc", "policy"),
     ("advantage_weighted", "policy"),
@@ -324,6 +327,13 @@ def _caveats(data: ReportData, paired: dict[str, PairedDifference]) -> list[str]
             f"A random candidate and the policy have the same distribution, yet they differ by "
             f"{points(placebo.difference, 1)} points ({point_range(placebo.ci95)}): differences of this size can be "
             "chance here, or the arms are not paired as they should be."
+        )
+    quiet = paired.get("best_of_n - zero_noise")
+    if quiet is not None and quiet.verdict != "gain":
+        caveats.append(
+            f"Best of {data.candidates} is not shown to be better than the policy without noise "
+            f"({points(quiet.difference, 1)} points, {point_range(quiet.ci95)}): what it gains over the policy may be "
+            "steadier chunks and not the critic's knowledge."
         )
     caveats.append(
         "The intervals cover other scenes and other noise, not another training run: with another training seed the "
