@@ -138,18 +138,19 @@ def ablations_table(data: dict) -> str:
                 rate(row["level"] and row["level"]["success"]),
                 rate(row["base_level"] and row["base_level"]["success"]),
                 gap(result),
+                gap(row["minus_peer"]) if row["base"] == MAIN else "",
                 result and f"{result['pairs']} ({result['runs']})",
                 paper,
                 None if paper is None else f"{paper - reference:+d}".replace("-", "−"),
             ]
         )
     header = [
-        "variant", "what changes", "success", "default", "variant − default, points (95 %)", "pairs (runs)",
-        "paper", "paper, points",
+        "variant", "what changes", "success", "default", "variant − default, points (95 %)", "variant − QC",
+        "pairs (runs)", "paper", "paper, points",
     ]  # fmt: skip
     return (
-        table(header, rows, "llrrrrrr")
-        + "\n\nSuccess and default are over the same runs. A variant's default is the agent before the @. The paper's "
+        table(header, rows, "llrrrrrrr")
+        + "\n\nSuccess and default are over the same runs; QC is the default Q-chunking with as many candidates. A variant's default is the agent before the @. The paper's "
         "ablations are on puzzle-4x4-play; its points are against its own default (H = 8, HL-Gauss: 88 %), but for "
         "`deas@head=hl_gauss`, which is that default against its scalar head. Its number beside "
         "`qc@head=hl_gauss` is its HL-Gauss without detaching, to be compared with DEAS of the same head: here "
