@@ -150,10 +150,11 @@ def ablations_table(data: dict) -> str:
     ]  # fmt: skip
     return (
         table(header, rows, "llrrrrrrr")
-        + "\n\nSuccess and default are over the same runs; QC is the default Q-chunking with as many candidates. A variant's default is the agent before the @. The paper's "
-        "ablations are on puzzle-4x4-play; its points are against its own default (H = 8, HL-Gauss: 88 %), but for "
-        "`deas@head=hl_gauss`, which is that default against its scalar head. Its number beside "
-        "`qc@head=hl_gauss` is its HL-Gauss without detaching, to be compared with DEAS of the same head: here "
+        + "\n\nSuccess and default are over the same runs; QC is the default Q-chunking with as many candidates. "
+        "A variant's default is the agent before the @. The paper's ablations are on puzzle-4x4-play; its points are "
+        "against its own default (H = 8, HL-Gauss: 88 %), but for `deas@head=hl_gauss`, which is that default against "
+        "its scalar head. Its number beside `qc@head=hl_gauss` is its HL-Gauss without detaching, to be compared with "
+        "DEAS of the same head: here "
         f"{_coupled(data)} points."
     )
 
