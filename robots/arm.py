@@ -34,7 +34,7 @@ class Arm:
         self.home: np.ndarray | None = None
         bus = getattr(robot, "bus", None)
         for name in ("ping", "read", "write", "sync_read") if bus is not None else ():
-            setattr(bus, name, _asking_again(getattr(bus, name)))
+            setattr(bus, name, asking_again(bus, getattr(bus, name)))
 
     def connect(self) -> None:
         """Connects it, calibrated as its file says; nobody is asked anything.
@@ -125,11 +125,18 @@ class Arm:
         return f"{self.robot.name} does not {doing}: {text}"
 
 
-def _asking_again(call: Callable) -> Callable:
+def asking_again(bus: Any, call: Callable) -> Callable:
     """LeRobot's driver gives a servo 50 ms and one chance; one packet that is lost or late must not end an episode."""
 
     @wraps(call)
     def patient(*arguments, num_retry: int = 0, **named):
-        return call(*arguments, num_retry=max(num_retry, TRIES - 1), **named)
+        for _ in range(TRIES):
+            try:
+                return call(*arguments, num_retry=max(num_retry, TRIES - 1), **named)
+            except IndexError:
+                # The servos' kit took an answer that came too late for the answer to its next question, and read past
+                # its end. What is still on the wire would be taken for the one after that.
+                bus.port_handler.ser.reset_input_buffer()
+        raise ConnectionError(f"{TRIES} answers in a row were cut short")
 
     return patient

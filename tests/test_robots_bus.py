@@ -22,10 +22,11 @@ from so101_example import CALIBRATION, RATE_HZ, calibration_file, export_reranke
 from deas_vla.config import parse
 from deas_vla.data.lerobot_io import read_dataset
 from deas_vla.errors import ContractMismatch, UserError
+from robots.arm import asking_again
 from robots.config import settings_of
 from robots.contract import contract_of
 from robots.rollout import fitting_contract, main, make_robot
-from robots.servos import Servos, describe
+from robots.servos import TRIES, Servos, describe
 from robots.watchdog import Watchdog
 
 ROOT = Path(__file__).parent.parent
@@ -205,6 +206,21 @@ def test_a_killed_process_leaves_no_torque(arm, bus):
         killed.wait()
     wait_until(lambda: bus.torque() == [0] * 6, 10)
     assert "watchdog: the program that moved the arm is gone; torque off" in killed.stderr.read()
+
+
+@pytest.mark.parametrize(("late", "succeeds"), [(1, True), (TRIES - 1, True), (TRIES, False)])
+def test_an_answer_that_comes_too_late_is_asked_for_again(arm, bus, late, succeeds):
+    """The servos' kit takes it for the answer to the next question, and reads past its end."""
+    bus_of_robot = make_robot(settings(arm, bus.port).robot).bus
+    bus_of_robot.connect()
+    bus.servos["late"][0] = late
+    ping = asking_again(bus_of_robot, bus_of_robot.ping)
+    if succeeds:
+        assert ping("shoulder_pan") is not None
+    else:
+        with pytest.raises(ConnectionError, match="cut short"):
+            ping("shoulder_pan")
+    bus_of_robot.disconnect(disable_torque=False)
 
 
 # ---- before anything moves -------------------------------------------------------------------------------------
