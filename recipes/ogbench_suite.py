@@ -23,6 +23,7 @@ from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.launch import end_with_parent, run_recipe
 from deas_vla.report.machine import machine_facts
+from deas_vla.stage import sole_process
 
 # Runs by suite and name; each is flags of recipes/ogbench.py. Nothing here was chosen on the scenes or seeds of the
 # results: settings were fixed on seed 90.
@@ -136,7 +137,8 @@ def main(config: OGBenchSuiteConfig) -> None:
     ]  # fmt: skip
     logs = Path(config.output) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    write_json(Path(config.output) / "machine.json", machine_facts())
+    with sole_process(Path(config.output) / "machine.json"):
+        write_json(Path(config.output) / "machine.json", machine_facts())
     context = multiprocessing.get_context("spawn")
     failed = []
     with (
