@@ -25,7 +25,8 @@ from collect_demos import CollectDemosConfig, DemosConfig, collect_demos
 from collect_rollouts import CollectRolloutsConfig, RolloutsConfig, collect_rollouts
 from evaluate import EvaluateConfig, EvaluationConfig, evaluate
 from finetune_metaworld import metaworld_views
-from train_critic import TrainCriticConfig, train_critic
+from finetune_robocasa import small_critic
+from train_critic import TrainCriticConfig, critic_training_defaults, train_critic
 
 from deas_vla.config import to_json
 from deas_vla.critic.critic import CriticConfig
@@ -38,7 +39,7 @@ from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.launch import run_recipe
 from deas_vla.policies.lerobot.small_smolvlm import write_small_smolvlm
-from deas_vla.report.lerobot import RESULTS, STAGE, lerobot_table, read_lerobot_runs
+from deas_vla.report.lerobot import OURS, RESULTS, STAGE, STOCK, lerobot_table, read_lerobot_runs
 from deas_vla.reranker.run import ExportConfig, export_run
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.rollouts.evaluate import scenes_of
@@ -72,7 +73,7 @@ class LeRobotTrainingConfig:
 class FinetuneLerobotConfig(SimulatorConfig):
     """Settings of recipes/finetune_lerobot.py."""
 
-    # Folder of the run: one folder a stage, and the exported reranker.
+    # Folder of the run: one folder a stage; the exported reranker is lerobot/reranker.
     output: str = "outputs/lerobot-diffusion"
     # The policy that LeRobot trains, small and from new weights.
     kind: Kind = "diffusion"
@@ -93,15 +94,9 @@ class FinetuneLerobotConfig(SimulatorConfig):
     # From the policy's tokens to the critic's features.
     features: FeatureConfig = field(default_factory=lambda: FeatureConfig(dim=128))
     # The critic and its losses.
-    critic: CriticConfig = field(
-        default_factory=lambda: CriticConfig(hidden_dim=256, num_layers=3, dropout=0.1)
-    )
+    critic: CriticConfig = field(default_factory=small_critic)
     # The critic's optimisation.
-    critic_training: TrainingConfig = field(
-        default_factory=lambda: TrainingConfig(
-            steps=1500, batch_size=256, learning_rate=3e-4, weight_decay=1e-4, log_every=100
-        )
-    )
+    critic_training: TrainingConfig = field(default_factory=critic_training_defaults)
     # The paired evaluation. LeRobot plays each scene with one draw of noise, and so does it.
     evaluation: EvaluationConfig = field(
         default_factory=lambda: EvaluationConfig(
@@ -126,7 +121,7 @@ class FinetuneLerobotConfig(SimulatorConfig):
 
 
 def policy_flags(config: FinetuneLerobotConfig, folder: Path) -> list[str]:
-    """The policy's own flags: sizes that a CPU trains in minutes. Images are seen at 64 pixels at most."""
+    """The policy's own flags: sizes for a CPU. Images are seen at 64 pixels at most."""
     size, rate = min(config.simulator.camera_size, 64), config.lerobot.learning_rate
     if config.kind == "diffusion":
         return [
@@ -141,7 +136,7 @@ def policy_flags(config: FinetuneLerobotConfig, folder: Path) -> list[str]:
             "--policy.noise_scheduler_type=DDIM",
             "--policy.num_train_timesteps=50",
             "--policy.num_inference_steps=5",
-            # In a short training, the clean chunk is learned sooner than the noise.
+            # As the project's own policies: the chunk, not the noise.
             "--policy.prediction_type=sample",
             f"--policy.optimizer_lr={rate}",
             "--policy.scheduler_warmup_steps=50",
@@ -193,7 +188,7 @@ def train_policy(accelerator: Accelerator, config: FinetuneLerobotConfig, folder
             f"--log_freq={max(plan.steps // 20, 1)}",
             f"--seed={config.seed}",
             "--env_eval_freq=0",
-            # Two small images a frame: reading them takes less than another process that imports torch.
+            # Two small images a frame need no processes of their own.
             "--num_workers=0",
         ]
         run_lerobot("lerobot-train", flags + plan.flags.split())
@@ -203,11 +198,9 @@ def train_policy(accelerator: Accelerator, config: FinetuneLerobotConfig, folder
 
 
 def play_in_lerobot(accelerator: Accelerator, config: FinetuneLerobotConfig, run: Path) -> None:
-    """`lerobot-eval` of the policy that LeRobot trained and of the export, a stage."""
+    """The export, and `lerobot-eval` of it and of the policy that LeRobot trained, a stage."""
     plan = config.evaluation
     first_scene = scenes_of("evaluation", plan.scenes, config.seed)[0]
-    reranker = [f"--policy.path={(run / RERANKER).resolve()}", f"--policy.seed={config.seed}"]
-    reranker.append(f"--policy.rate_hz={RATE_HZ:g}")
     base = [f"--policy.path={(run / 'training' / 'train' / LAST).resolve()}"]
     ours = [
         "--env.type=metaworld_small",
@@ -223,6 +216,18 @@ def play_in_lerobot(accelerator: Accelerator, config: FinetuneLerobotConfig, run
     ]
 
     def work(folder: Path) -> None:
+        exported = folder.resolve() / RERANKER
+        reranker = [
+            f"--policy.path={exported}",
+            f"--policy.seed={config.seed}",
+            f"--policy.rate_hz={RATE_HZ:g}",
+        ]
+        if not exported.exists():
+            # The rule of the evaluation's arm best_of_n.
+            export_run(
+                ExportConfig(run=str(run), output=str(exported), candidates=plan.num_candidates, rule="best")
+            )
+
         def played(name: str, policy: list[str], env: list[str], episodes: int) -> dict[str, list[bool]]:
             info = folder.resolve() / name / "eval_info.json"
             if not info.is_file():
@@ -244,19 +249,20 @@ def play_in_lerobot(accelerator: Accelerator, config: FinetuneLerobotConfig, run
             "kind": config.kind,
             "seed": config.seed,
             "candidates": plan.num_candidates,
-            "lerobot-eval": {
+            STOCK: {
                 "policy": played("policy", base, ours, plan.scenes),
                 "best_of_n": played("best_of_n", reranker, ours, plan.scenes),
             },
-            "evaluate.py": {
-                arm: {
+            OURS: {
+                "best_of_n": {
                     task: [
                         record["success"]
-                        for record in json.loads((run / "evaluation/arms" / task / f"{arm}.json").read_text())
+                        for record in json.loads(
+                            (run / "evaluation/arms" / task / "best_of_n.json").read_text()
+                        )
                     ]
                     for task in config.tasks
                 }
-                for arm in ("policy", "best_of_n")
             },
         }
         if config.own_episodes:
@@ -337,15 +343,6 @@ def main(config: FinetuneLerobotConfig) -> None:
             evaluation=config.evaluation,
         ),
     )
-    if not (run / RERANKER).exists():
-        # The rule of the evaluation's arm best_of_n.
-        export = ExportConfig(
-            run=str(run),
-            output=str(run / RERANKER),
-            candidates=config.evaluation.num_candidates,
-            rule="best",
-        )
-        export_run(export)
     play_in_lerobot(accelerator, config, run)
 
 

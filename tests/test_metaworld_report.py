@@ -94,7 +94,7 @@ def write_lerobot_run(folder, ours):
         "seed": 1,
         "candidates": 8,
         "lerobot-eval": {"policy": {task: [False] * 3 for task in stock}, "best_of_n": stock},
-        "evaluate.py": {"policy": {task: [False] * 3 for task in stock}, "best_of_n": ours or stock},
+        "evaluate.py": {"best_of_n": ours or stock},
     }
     (folder / "lerobot").mkdir(parents=True)
     (folder / "lerobot" / "results.json").write_text(json.dumps(results))

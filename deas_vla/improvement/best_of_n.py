@@ -65,8 +65,8 @@ class BestOfN:
         critic: scores chunks; without it only ``first`` and ``random`` work, and no values are reported.
         inputs: turns observations and chunks into the critic's inputs: the same object as in its training.
         selection: the numbers of the rules; None: the defaults.
-        noise_scale: multiplies the noise of all candidates; with 0 they are one and the same chunk, the policy's most
-            typical: the control that shows what playing without noise is worth, before any critic.
+        noise_scale: multiplies the noise of all candidates; with 0 they are one and the same chunk: the control that
+            shows what playing without noise is worth, before any critic.
 
     Raises:
         UserError: if the rule needs a critic that is not there, or the critic was trained on the features of

@@ -8,14 +8,15 @@ import numpy as np
 from deas_vla.errors import UserError
 from deas_vla.report.markdown import table
 from deas_vla.report.ogbench_findings import gap, rate, rate_range
-from deas_vla.rollouts.grid import Cell, grid_difference, grid_mean, success_interval
+from deas_vla.report.ogbench_parts import difference, level
+from deas_vla.rollouts.grid import Cell, Grid
 
 STAGE, RESULTS = "lerobot", "results.json"
 STOCK, OURS = "lerobot-eval", "evaluate.py"
 
 
 def read_lerobot_runs(runs: list[Path]) -> list[dict]:
-    """What recipes/finetune_lerobot.py left, with ``summary``: rates, the gain, and whether both tools agree.
+    """What recipes/finetune_lerobot.py left, with ``summary``: rates, gain, episodes in which tools differ.
 
     Raises:
         UserError: if a run is not finished.
@@ -37,15 +38,14 @@ def lerobot_table(runs: list[dict]) -> str:
     rows = []
     for run in runs:
         found = run["summary"]
-        both = [found[tool]["best_of_n"] for tool in (STOCK, OURS)]
         own = run.get("own_environment", {})
         rows.append(
             [
                 f"{run['kind']}, {', '.join(run[STOCK]['policy'])}",
-                f"{found['episodes']}",
-                *(_rate(value) for value in (found[STOCK]["policy"], *both)),
+                f"{found[STOCK]['episodes']}",
+                *(_rate(found[name]) for name in ("policy", STOCK, OURS)),
                 gap(found["gain"]),
-                "in every episode" if found["agree"] else f"**not** in {found['differ']}",
+                f"**not** in {found['differ']}" if found["differ"] else "in every episode",
                 ", ".join(f"{sum(wins)} of {len(wins)}" for wins in own.values()) or "–",
             ]
         )
@@ -63,31 +63,21 @@ def lerobot_table(runs: list[dict]) -> str:
 
 
 def _summary(results: dict) -> dict:
-    grids = {
-        tool: {
-            arm: {
-                (results["seed"], number): Cell(tuple(range(len(wins))), np.array(wins, float))
-                for number, wins in enumerate(by_task.values())
-            }
-            for arm, by_task in results[tool].items()
-        }
-        for tool in (STOCK, OURS)
-    }
-    rates = {
-        tool: {
-            arm: {"success": grid_mean(grid), "ci95": list(success_interval(grid))}
-            for arm, grid in arms.items()
-        }
-        for tool, arms in grids.items()
-    }
     stock, ours = results[STOCK]["best_of_n"], results[OURS]["best_of_n"]
-    differ = sum(one != two for task in stock for one, two in zip(stock[task], ours[task], strict=True))
-    gain = grid_difference(grids[STOCK]["best_of_n"], grids[STOCK]["policy"])
-    return rates | {
-        "episodes": sum(map(len, stock.values())),
-        "gain": {"difference": gain.difference, "ci95": list(gain.ci95)},
-        "agree": not differ,
-        "differ": differ,
+    policy, reranker = (_grid(results["seed"], results[STOCK][arm]) for arm in ("policy", "best_of_n"))
+    return {
+        "policy": level(policy),
+        STOCK: level(reranker),
+        OURS: level(_grid(results["seed"], ours)),
+        "gain": difference(reranker, policy),
+        "differ": sum(one != two for task in stock for one, two in zip(stock[task], ours[task], strict=True)),
+    }
+
+
+def _grid(seed: int, by_task: dict[str, list[bool]]) -> Grid:
+    return {
+        (seed, number): Cell(tuple(range(len(wins))), np.array(wins, float))
+        for number, wins in enumerate(by_task.values())
     }
 
 

@@ -24,7 +24,10 @@ ARMS = {
     "advantage_weighted + best_of_n": ("Advantage-weighted + best of {n}", "both improvements together"),
     "filtered_bc": ("Filtered BC", "policy fine-tuned on successful rollouts: no critic"),
     "random_candidate": ("Random of {n}", "control: a candidate drawn at random; should equal the policy"),
-    "zero_noise": ("Policy without noise", "control: its most typical chunk; knows nothing of the critic"),
+    "zero_noise": (
+        "Policy without noise",
+        "control: what it makes of zero noise; knows nothing of the critic",
+    ),
     "worst_of_n": ("Worst of {n}", "control: the candidate that the critic scores lowest; should do harm"),
     "oracle": ("Oracle of {n}", "every candidate is tried out in the simulator first: the headroom"),
 }

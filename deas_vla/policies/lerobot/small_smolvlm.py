@@ -11,10 +11,14 @@ from transformers import (
 )
 
 from deas_vla.policies.groot.embedded import (
+    BEGIN_TOKEN,
+    EMBEDDING_SPREAD,
     END_TOKEN,
     FAKE_TOKEN,
     GLOBAL_TOKEN,
     IMAGE_TOKEN,
+    PAD_TOKEN,
+    STOP_TOKEN,
     VOCABULARY_SIZE,
     build_tokenizer,
 )
@@ -46,9 +50,9 @@ def write_small_smolvlm(
     }
     words = PreTrainedTokenizerFast(
         tokenizer_object=build_tokenizer(sentences).backend_tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
+        pad_token=PAD_TOKEN,
+        bos_token=BEGIN_TOKEN,
+        eos_token=STOP_TOKEN,
         extra_special_tokens=names,
     )
     text = {
@@ -61,8 +65,7 @@ def write_small_smolvlm(
         "head_dim": HEAD,
         "vocab_size": VOCABULARY_SIZE,
         "pad_token_id": words.pad_token_id,
-        # Spread of new weights: with the usual 0.02, images and words hardly show in so narrow a model.
-        "initializer_range": 0.2,
+        "initializer_range": EMBEDDING_SPREAD,
     }
     vision = {
         "hidden_size": width,
