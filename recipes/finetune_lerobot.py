@@ -285,9 +285,25 @@ def run_lerobot(tool: str, flags: list[str]) -> None:
     """
     command = [str(Path(sys.executable).with_name(tool)), *flags]
     print(f"$ {' '.join(command)}", flush=True)
-    done = subprocess.run(command, env=os.environ | {"HF_HUB_OFFLINE": "1"}, check=False)
+    done = subprocess.run(command, env=environment_alone() | {"HF_HUB_OFFLINE": "1"}, check=False)
     if done.returncode:
         raise UserError(f"{tool} ended with status {done.returncode}; its own message is above")
+
+
+def environment_alone() -> dict[str, str]:
+    """The environment without what a launcher tells its processes: a child would wait for the others of the group."""
+    told = (
+        "ACCELERATE_",
+        "TORCHELASTIC_",
+        "TORCH_NCCL_",
+        "MASTER_",
+        "LOCAL_",
+        "GROUP_",
+        "ROLE_",
+        "RANK",
+        "WORLD_SIZE",
+    )
+    return {name: value for name, value in os.environ.items() if not name.startswith(told)}
 
 
 # ---- the loop -----------------------------------------------------------------------------------------------------

@@ -1,7 +1,9 @@
 """Stock lerobot-train, the loop, and stock lerobot-eval, as recipes/finetune_lerobot.py runs them."""
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,6 +35,22 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs():
     ):
         with pytest.raises(UserError, match=words):
             parse(FinetuneLerobotConfig, flags, prog="finetune_lerobot")
+
+
+@pytest.mark.slow
+def test_lerobot_does_not_wait_for_the_other_processes_of_a_launch(tmp_path, monkeypatch):
+    script = tmp_path / "say.py"
+    script.write_text("import json, os\nprint(json.dumps(dict(os.environ)))")
+    config = Path(__file__).resolve().parents[1] / "accelerate_configs" / "cpu.yaml"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), str(script)]
+    said = subprocess.run(launch, capture_output=True, text=True, check=True).stdout
+    before = set(os.environ)
+    for name, value in json.loads(said.splitlines()[0]).items():
+        monkeypatch.setenv(name, value)
+    assert {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ) - before
+    # What is left concerns the machine.
+    allowed = {"OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "TORCHINDUCTOR_CACHE_DIR", "COLUMNS", "LINES"}
+    assert set(finetune_lerobot.environment_alone()) - before <= allowed
 
 
 @pytest.mark.slow
