@@ -145,7 +145,7 @@ def weights_of(
     critic_inputs = CriticInputs.load(inputs["critic"] / "critic", policy.contract)
     require_same_encoder(policy, critic_inputs)
     pooled = cached_features(accelerator, policy, frames, critic_inputs.config, inputs["critic"] / "features")
-    features, state = critic_inputs.features(pooled), critic_inputs.state(frames.state)
+    features, state = critic_inputs.features(pooled, frames.images), critic_inputs.state(frames.state)
     return advantage_weights(advantages_of(critic, features, state, options), config.weighting)
 
 

@@ -17,9 +17,17 @@ from collect_demos import CollectDemosConfig, DemosConfig, collect_demos
 from collect_rollouts import CollectRolloutsConfig, RolloutsConfig, collect_rollouts
 from evaluate import EvaluateConfig, EvaluationConfig, evaluate
 from finetune_policy import FinetunePolicyConfig, ImitationConfig, finetune_policy
-from train_critic import MixConfig, TrainCriticConfig, critic_training_defaults, require_fit, train_critic
+from train_critic import (
+    MixConfig,
+    TrainCriticConfig,
+    critic_training_defaults,
+    require_fit,
+    train_critic,
+    vision_training_defaults,
+)
 
 from deas_vla.critic.critic import CriticConfig
+from deas_vla.critic.vision import VisionConfig
 from deas_vla.data.features import FeatureConfig
 from deas_vla.data.options import RewardSpec
 from deas_vla.envs.simulator import SimulatorConfig
@@ -61,6 +69,10 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     reward: RewardSpec = field(default_factory=RewardSpec)
     # From backbone tokens to the critic's features.
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    # The critic's own image encoder.
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    # Its optimisation, before the critic's.
+    vision_training: TrainingConfig = field(default_factory=vision_training_defaults)
     # The critic and its losses.
     critic: CriticConfig = field(default_factory=small_critic)
     # What a batch of the critic is made of.
@@ -124,6 +136,8 @@ def main(config: FinetuneRobocasaConfig) -> None:
             seed=seed,
             reward=config.reward,
             features=config.features,
+            vision=config.vision,
+            vision_training=config.vision_training,
             critic=config.critic,
             mix=config.mix,
             training=config.critic_training,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from deas_vla.config import to_json
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
+from deas_vla.critic.vision import VisionConfig
 from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.lerobot_io import read_dataset
@@ -34,6 +35,7 @@ from deas_vla.data.options import (
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import require_same_horizon
+from deas_vla.improvement.vision import trained_vision
 from deas_vla.launch import run_recipe
 from deas_vla.reranker.kinds import load_policy
 from deas_vla.rollouts.collect import DATASET
@@ -55,6 +57,10 @@ class MixConfig:
 
 def critic_training_defaults() -> TrainingConfig:
     return TrainingConfig(steps=1500, batch_size=256, learning_rate=3e-4, weight_decay=1e-4, log_every=100)
+
+
+def vision_training_defaults() -> TrainingConfig:
+    return TrainingConfig(steps=600, batch_size=96, learning_rate=1.5e-3, weight_decay=1e-2)
 
 
 @dataclass
@@ -81,6 +87,10 @@ class TrainCriticConfig:
     reward: RewardSpec = field(default_factory=RewardSpec)
     # From backbone tokens to features.
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    # The critic's own image encoder.
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    # Its optimisation, before the critic's.
+    vision_training: TrainingConfig = field(default_factory=vision_training_defaults)
     # The critic and its losses.
     critic: CriticConfig = field(default_factory=CriticConfig)
     # What a batch is made of.
@@ -140,8 +150,14 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
         pooled = cached_features(accelerator, policy, frames, config.features, cache or folder / "features")
         seen = torch.from_numpy(~held_out)[frames.episode]
         projection = FeatureProjection.fit(pooled[seen], config.features.dim)
-        critic_inputs = CriticInputs(policy.contract, config.features, projection, policy.encoder_fingerprint)
-        features, state = critic_inputs.features(pooled), critic_inputs.state(frames.state)
+        vision = trained_vision(
+            accelerator, config.vision, config.vision_training, episodes, frames, policy.contract, seen,
+            cache or folder / "features", horizon=config.critic.horizon, seed=config.seed,
+        )  # fmt: skip
+        critic_inputs = CriticInputs(
+            policy.contract, config.features, projection, policy.encoder_fingerprint, vision
+        )
+        features, state = critic_inputs.features(pooled, frames.images), critic_inputs.state(frames.state)
 
         torch.manual_seed(config.seed)
         critic = DeasCritic(config.critic, features.shape[1], state.shape[1], options.chunk.shape[2])

@@ -111,7 +111,7 @@ class BestOfN:
             candidates = going_on(candidates, prefix, self.policy.contract)
         opinions = value = None
         if self.critic is not None:
-            features, proprioception = self.inputs.observation(context, observation.state.to(device))
+            features, proprioception = self.inputs.observation(context, observation)
             opinions = self.critic.q_values(features, proprioception, self.inputs.chunks(candidates))
             value = self.critic.value(features, proprioception)
         index = select(self.selection, self.rule, opinions, candidates, keys)
