@@ -81,6 +81,11 @@ def run_stage(
         accelerator.wait_for_everyone()
 
 
+def numbered(name: str, folders: list[str]) -> dict[str, str]:
+    """Names for stages of one kind: ``name`` to the first folder, ``name_2`` to the second, and so on."""
+    return {name if number == 1 else f"{name}_{number}": folder for number, folder in enumerate(folders, 1)}
+
+
 @contextmanager
 def _alone(accelerator: Accelerator, folder: Path) -> Iterator[None]:
     """Keeps a second run out of a stage until this one is through with it.

@@ -345,7 +345,7 @@ def main(config: FinetuneLerobotConfig) -> None:
         TrainCriticConfig(
             output=critic,
             demonstrations=demonstrations,
-            rollouts=rollouts,
+            rollouts=[rollouts],
             policy=policy,
             seed=seed,
             features=config.features,

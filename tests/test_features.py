@@ -289,7 +289,7 @@ def test_a_broken_block_is_refused(encoder, frames, tmp_path):
     path = cache.folder / "block-00001.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-3])
-    with pytest.raises(UserError, match=r"block-00001\.safetensors: not a block of features"):
+    with pytest.raises(UserError, match=r"block-00001\.safetensors: not a block of this cache"):
         cache.read()
     other = FeatureCache(tmp_path, ExampleEncoder(CONTRACT, seed=1), frames, CONFIG, block=16)
     other.fill()

@@ -160,7 +160,7 @@ def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsy
     critic = TrainCriticConfig(
         output=str(tmp_path / "critic"),
         demonstrations="",
-        rollouts=str(tmp_path / "robot"),
+        rollouts=[str(tmp_path / "robot")],
         policy=str(tmp_path / "policy"),
         held_out=0.0,
         features=FeatureConfig(grid=2, dim=4),
