@@ -2,8 +2,8 @@
 
 A frame's tokens are pooled to a small grid per camera, which keeps *where* things are, then projected to a few
 hundred whitened numbers; beside them stands what the critic's own image encoder sees. Caching, training, evaluation,
-the exported reranker and a robot all go through `CriticInputs`, in groups of one size: a matrix product of another
-batch size rounds differently in its last bits.
+the exported reranker and a robot all go through `CriticInputs`, one frame at a time: a matrix product of another batch
+size rounds differently in its last bits.
 """
 
 import hashlib
@@ -28,9 +28,6 @@ from deas_vla.files import atomic_path
 FIT_FRAMES = 2048
 # Directions with less than this share of the largest variance are rounding noise; whitening would blow them up.
 VARIANCE_FLOOR = 1e-8
-# Frames that the image encoder sees at a time. One decision costs as much as a whole group, a group of one is slow for
-# the many frames of training.
-VISION_GROUP = 8
 VISION = "vision."
 
 
@@ -187,7 +184,7 @@ class CriticInputs:
         def look(rows: list[int]) -> Tensor:
             return vision([image[rows].to(pooled.device) for image in cameras])
 
-        return torch.cat([features, in_fixed_groups(look, len(pooled), VISION_GROUP)], 1)
+        return torch.cat([features, in_fixed_groups(look, len(pooled), 1)], 1)
 
     def state(self, raw: Tensor) -> Tensor:
         """(B, S) raw states to normalised ones."""
