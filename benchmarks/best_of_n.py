@@ -17,6 +17,7 @@ import time
 import torch
 
 from deas_vla.critic.critic import CriticConfig, DeasCritic
+from deas_vla.critic.vision import CriticVision, VisionConfig
 from deas_vla.data.contract import Contract, Statistics
 from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection, pool_tokens
 from deas_vla.data.observation import Observation
@@ -59,9 +60,11 @@ def decision_makers(seed: int) -> dict[str, BestOfN]:
         context = policy.encode(random_observation(torch.Generator().manual_seed(seed)))
         size = pool_tokens(context, config, len(contract.cameras)).shape[1]
     projection = FeatureProjection.fit(torch.randn(2 * config.dim, size), config.dim)
-    inputs = CriticInputs(contract, config, projection, policy.encoder_fingerprint)
+    vision = CriticVision(len(contract.cameras), VisionConfig().dim).eval().requires_grad_(False)
+    inputs = CriticInputs(contract, config, projection, policy.encoder_fingerprint, vision)
     sizes = CriticConfig(horizon=policy.horizon, hidden_dim=256, num_layers=3)  # as the demo has it
-    critic = DeasCritic(sizes, config.dim, STATE, ACTION).eval()
+    width = config.dim + vision.norm.normalized_shape[0]
+    critic = DeasCritic(sizes, width, STATE, ACTION).eval()
     makers = {"policy": BestOfN(policy)}
     return makers | {f"best_of_{n}": BestOfN(policy, n, "best", critic, inputs) for n in CANDIDATES}
 

@@ -105,7 +105,7 @@ class Comparison:
         pooled = pool_one_by_one(self.encode(torch.arange(len(self.frames))), self.config, 2)
         projection = FeatureProjection.fit(pooled, self.config.dim)
         self.inputs = CriticInputs(contract, self.config, projection, self.policy.encoder_fingerprint)
-        self.features = self.inputs.features(pooled)
+        self.features = self.inputs.features(pooled, self.frames.images)
         self.state = self.inputs.state(self.frames.state)
         self.cache_seconds = time.perf_counter() - began
         self.critic = DeasCritic(critic, self.config.dim, STATE, ACTION).train()

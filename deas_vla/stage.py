@@ -81,6 +81,11 @@ def run_stage(
         accelerator.wait_for_everyone()
 
 
+def numbered(name: str, folders: list[str]) -> dict[str, str]:
+    """Names for stages of one kind: ``name`` to the first folder, ``name_2`` to the second, and so on."""
+    return {name if number == 1 else f"{name}_{number}": folder for number, folder in enumerate(folders, 1)}
+
+
 @contextmanager
 def _alone(accelerator: Accelerator, folder: Path) -> Iterator[None]:
     """Keeps a second run out of a stage until this one is through with it.
@@ -163,11 +168,13 @@ def _flat(value: dict, prefix: str = "") -> dict:
 
 
 class MemoryWatch:
-    """Peak memory of this run, all its processes together, sampled twice a second.
+    """Peak memory of this run, all its processes together, sampled as often as 2 % of a core allow.
 
     Proportional set size where the system tells it (pages that processes share are counted once), else the sum of
     resident sizes.
     """
+
+    PAUSE, SHARE = 0.5, 0.02
 
     def __init__(self, enabled: bool = True):
         self.enabled = enabled
@@ -190,11 +197,14 @@ class MemoryWatch:
         # Under `accelerate launch` the processes are children of one launcher; without it, this process is the root.
         parent = me.parent()
         root = parent if parent is not None and "accelerate" in " ".join(parent.cmdline()) else me
-        while not self._stop.wait(0.5):
-            total = 0
+        pause = self.PAUSE
+        while not self._stop.wait(pause):
+            began, total = time.thread_time(), 0
             for process in [root, *root.children(recursive=True)]:
                 try:
                     total += process.memory_full_info().pss
                 except (psutil.Error, AttributeError):
                     continue
             self.peak = max(self.peak, total)
+            # To add up the pages of processes with gigabytes takes a tenth of a second.
+            pause = max(self.PAUSE, (time.thread_time() - began) / self.SHARE)

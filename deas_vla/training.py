@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from deas_vla.data.feature_cache import FeatureCache
+from deas_vla.data.feature_cache import FeatureCache, FrameCache
 from deas_vla.data.features import FeatureConfig
 from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
@@ -188,9 +188,19 @@ def cached_features(
     accelerator: Accelerator, policy: ChunkPolicy, frames: FrameTable, config: FeatureConfig, folder: Path
 ) -> Tensor:
     """(F, P) pooled tokens of all frames, from the cache; what is missing is computed by all processes."""
-    cache = FeatureCache(folder, policy, frames, config)
+    return filled(accelerator, FeatureCache(folder, policy, frames, config), "features")
+
+
+def filled(accelerator: Accelerator, cache: FrameCache, name: str) -> Tensor:
+    """The content of a cache; what is missing is computed by all processes.
+
+    Args:
+        accelerator: Accelerate's handle on the processes; all of them call this.
+        cache: what to fill.
+        name: what the progress bar calls it.
+    """
     with tqdm(
-        total=len(frames), desc="features", unit="frame", dynamic_ncols=True,
+        total=len(cache.frames), desc=name, unit="frame", dynamic_ncols=True,
         disable=not accelerator.is_local_main_process,
     ) as bar:  # fmt: skip
         cache.fill(

@@ -47,6 +47,8 @@ class CollectRolloutsConfig(SimulatorConfig):
     policy: str = "outputs/lift/policy"
     # Chooses the scenes and the policy's noise, 0 to 99.
     seed: int = 1
+    # Scenes that are left out at the beginning: those of earlier rounds.
+    skip: int = 0
     # How much to collect.
     rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
 
@@ -64,7 +66,9 @@ def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) ->
                     blocks += collect_in_blocks(
                         folder,
                         task,
-                        scenes_of("rollouts", config.rollouts.episodes, config.seed),
+                        scenes_of("rollouts", config.skip + config.rollouts.episodes, config.seed)[
+                            config.skip :
+                        ],
                         lambda scenes, finished, workers=workers: [
                             rollout.episode
                             for rollout in play_episodes(

@@ -194,7 +194,8 @@ def _judge(
     policy: GrootPolicy, truth: Truth, folders: dict[str, list[Path]], variants: dict[str, list[str]]
 ) -> dict:
     returns = truth.returns(CriticConfig(horizon=policy.horizon))
-    context = policy.encode(truth.observation(slice(None)))
+    seen = truth.observation(slice(None))
+    context = policy.encode(seen)
     results = {
         "decisions": len(truth),
         "scenes": len(np.unique(truth.scene)),
@@ -206,7 +207,7 @@ def _judge(
         for folder in critics:
             critic, _ = DeasCritic.load(folder / "critic")
             inputs = CriticInputs.load(folder / "critic", policy.contract)
-            features, state = inputs.observation(context, torch.from_numpy(truth.state))
+            features, state = inputs.observation(context, seen)
             chunks = inputs.chunks(torch.from_numpy(truth.candidates))
             opinions.append(critic.score(features, state, chunks).numpy())
         results["variants"][name] = {

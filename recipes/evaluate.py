@@ -20,6 +20,7 @@ from deas_vla.envs.registry import make_env
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
+from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.report.run import write_run_report
 from deas_vla.reranker.kinds import load_policy
@@ -70,6 +71,14 @@ class EvaluateConfig(SimulatorConfig):
     filtered_bc: str = ""
     # Stage folder of the policy after advantage-weighted fine-tuning; empty to leave these arms out.
     advantage_weighted: str = ""
+    # Stage folder of the critic of a second round; empty to leave its arms out.
+    second_critic: str = ""
+    # Stage folder of the policy of a second round; empty to leave its arms out.
+    second_round: str = ""
+    # Stage folder of a one-step critic (IQL), for an arm that chooses by it; empty to leave it out.
+    iql_critic: str = ""
+    # Stage folder of a critic whose target asks the policy (Q-chunking), for an arm that chooses by it; empty likewise.
+    qc_critic: str = ""
     # Chooses the scenes and the policy's noise, 0 to 99.
     seed: int = 1
     # What is played.
@@ -77,19 +86,28 @@ class EvaluateConfig(SimulatorConfig):
 
 
 def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
-    paths = ("policy", "critic", "filtered_bc", "advantage_weighted")
+    policies_of = ("policy", "filtered_bc", "advantage_weighted", "second_round")
+    critics_of = ("critic", "second_critic", "iql_critic", "qc_critic")
+    paths = policies_of + critics_of
     inputs = {name: Path(getattr(config, name)) for name in paths if getattr(config, name)}
     plan = config.evaluation
 
     def work(folder: Path) -> None:
         policies = {
-            name: load_policy(path / "policy").to(accelerator.device)
-            for name, path in inputs.items()
-            if name != "critic"
+            name: load_policy(inputs[name] / "policy").to(accelerator.device)
+            for name in policies_of
+            if name in inputs
         }
         policy = policies["policy"]
-        critic, _ = DeasCritic.load(inputs["critic"] / "critic", accelerator.device)
-        scorer = (critic, CriticInputs.load(inputs["critic"] / "critic", policy.contract))
+        scorers = {
+            name: (
+                DeasCritic.load(inputs[name] / "critic", accelerator.device)[0],
+                CriticInputs.load(inputs[name] / "critic", policy.contract),
+            )
+            for name in critics_of
+            if name in inputs
+        }
+        scorer = scorers["critic"]
 
         n = plan.num_candidates
         arms = {
@@ -105,6 +123,18 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
             arms["advantage_weighted"] = BestOfN(policies["advantage_weighted"])
             arms["advantage_weighted + best_of_n"] = BestOfN(
                 policies["advantage_weighted"], n, "best", *scorer
+            )
+        if "second_round" in policies:
+            arms["second_round"] = BestOfN(policies["second_round"])
+            arms["second_round + best_of_n"] = BestOfN(
+                policies["second_round"], n, "best", *scorers["second_critic"]
+            )
+        if "iql_critic" in scorers:
+            arms["iql"] = BestOfN(policy, n, "best", *scorers["iql_critic"])
+        if "qc_critic" in scorers:
+            # The mean of the networks, as it was trained.
+            arms["qc"] = BestOfN(
+                policy, n, "lower_bound", *scorers["qc_critic"], SelectionConfig(pessimism=0)
             )
         # One candidate is the policy, and n of them is the arm above: those are not played twice.
         for count in set(plan.candidate_counts) - {1, n}:

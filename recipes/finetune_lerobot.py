@@ -26,10 +26,11 @@ from collect_rollouts import CollectRolloutsConfig, RolloutsConfig, collect_roll
 from evaluate import EvaluateConfig, EvaluationConfig, evaluate
 from finetune_metaworld import metaworld_views
 from finetune_robocasa import small_critic
-from train_critic import TrainCriticConfig, critic_training_defaults, train_critic
+from train_critic import TrainCriticConfig, critic_training_defaults, train_critic, vision_training_defaults
 
 from deas_vla.config import to_json
 from deas_vla.critic.critic import CriticConfig
+from deas_vla.critic.vision import VisionConfig
 from deas_vla.data.features import FeatureConfig
 from deas_vla.envs.config import EnvSettings
 from deas_vla.envs.metaworld_tasks import RATE_HZ, TASKS
@@ -93,6 +94,10 @@ class FinetuneLerobotConfig(SimulatorConfig):
     rollouts: RolloutsConfig = field(default_factory=lambda: RolloutsConfig(episodes=100))
     # From the policy's tokens to the critic's features.
     features: FeatureConfig = field(default_factory=lambda: FeatureConfig(dim=128))
+    # The critic's own image encoder.
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    # Its optimisation, before the critic's.
+    vision_training: TrainingConfig = field(default_factory=vision_training_defaults)
     # The critic and its losses.
     critic: CriticConfig = field(default_factory=small_critic)
     # The critic's optimisation.
@@ -340,10 +345,12 @@ def main(config: FinetuneLerobotConfig) -> None:
         TrainCriticConfig(
             output=critic,
             demonstrations=demonstrations,
-            rollouts=rollouts,
+            rollouts=[rollouts],
             policy=policy,
             seed=seed,
             features=config.features,
+            vision=config.vision,
+            vision_training=config.vision_training,
             critic=config.critic,
             training=config.critic_training,
         ),

@@ -36,7 +36,7 @@ from deas_vla.policies.groot.modeling import GrootPolicy
 from deas_vla.policies.policy import ChunkPolicy
 from deas_vla.reranker.kinds import load_policy, save_policy
 from deas_vla.rollouts.collect import DATASET
-from deas_vla.stage import run_stage
+from deas_vla.stage import numbered, run_stage
 from deas_vla.training import TrainingConfig, cached_features, make_accelerator, train
 
 # Named, because the help of the command line is read from the source and sees no quotes in an annotation.
@@ -63,8 +63,8 @@ class FinetunePolicyConfig:
     method: Method = "bc"
     # Stage folder of the demonstrations.
     demonstrations: str = "outputs/lift/demonstrations"
-    # Stage folder of the rollouts; not for bc.
-    rollouts: str = ""
+    # Stage folders of rollouts, separated by commas; not for bc.
+    rollouts: list[str] = field(default_factory=list)
     # Stage folder of the critic; only for advantage_weighted.
     critic: str = ""
     # Stage folder of the policy to start from; empty for a new one.
@@ -82,13 +82,15 @@ class FinetunePolicyConfig:
 
 
 def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> None:
-    paths = ("demonstrations", "rollouts", "critic", "start_from")
-    inputs = {name: Path(getattr(config, name)) for name in paths if getattr(config, name)}
+    rollouts = numbered("rollouts", config.rollouts)
+    others = ("demonstrations", "critic", "start_from")
+    paths = {name: getattr(config, name) for name in others} | rollouts
+    inputs = {name: Path(path) for name, path in paths.items() if path}
 
     def work(folder: Path) -> None:
         episodes, contract, _ = read_dataset(inputs["demonstrations"] / DATASET)
-        if "rollouts" in inputs:
-            episodes += read_dataset(inputs["rollouts"] / DATASET, contract)[0]
+        for name in rollouts:
+            episodes += read_dataset(inputs[name] / DATASET, contract)[0]
         torch.manual_seed(config.seed)
         if "start_from" in inputs:
             policy = load_policy(inputs["start_from"] / "policy", contract)
@@ -124,7 +126,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
         if accelerator.is_main_process:
             save_policy(policy, folder / "policy")
 
-    settings = to_json(config) | dict.fromkeys((*paths, "output"))
+    settings = to_json(config) | dict.fromkeys((*others, "rollouts", "output"))
     run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
 
 
@@ -144,8 +146,13 @@ def weights_of(
     critic, _ = DeasCritic.load(inputs["critic"] / "critic")
     critic_inputs = CriticInputs.load(inputs["critic"] / "critic", policy.contract)
     require_same_encoder(policy, critic_inputs)
+    if critic.config.horizon != policy.horizon:
+        raise UserError(
+            f"{inputs['critic']}: the critic values chunks of {critic.config.horizon} steps, the policy imitates "
+            f"chunks of {policy.horizon}; train the critic with --critic.horizon={policy.horizon}"
+        )
     pooled = cached_features(accelerator, policy, frames, critic_inputs.config, inputs["critic"] / "features")
-    features, state = critic_inputs.features(pooled), critic_inputs.state(frames.state)
+    features, state = critic_inputs.features(pooled, frames.images), critic_inputs.state(frames.state)
     return advantage_weights(advantages_of(critic, features, state, options), config.weighting)
 
 

@@ -13,13 +13,22 @@ settings, and goes on where it was interrupted: run the same command again.
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
+from accelerate import Accelerator
 from collect_demos import CollectDemosConfig, DemosConfig, collect_demos
 from collect_rollouts import CollectRolloutsConfig, RolloutsConfig, collect_rollouts
 from evaluate import EvaluateConfig, EvaluationConfig, evaluate
 from finetune_policy import FinetunePolicyConfig, ImitationConfig, finetune_policy
-from train_critic import MixConfig, TrainCriticConfig, critic_training_defaults, require_fit, train_critic
+from train_critic import (
+    MixConfig,
+    TrainCriticConfig,
+    critic_training_defaults,
+    require_fit,
+    train_critic,
+    vision_training_defaults,
+)
 
 from deas_vla.critic.critic import CriticConfig
+from deas_vla.critic.vision import VisionConfig
 from deas_vla.data.features import FeatureConfig
 from deas_vla.data.options import RewardSpec
 from deas_vla.envs.simulator import SimulatorConfig
@@ -61,6 +70,10 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     reward: RewardSpec = field(default_factory=RewardSpec)
     # From backbone tokens to the critic's features.
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    # The critic's own image encoder.
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    # Its optimisation, before the critic's.
+    vision_training: TrainingConfig = field(default_factory=vision_training_defaults)
     # The critic and its losses.
     critic: CriticConfig = field(default_factory=small_critic)
     # What a batch of the critic is made of.
@@ -71,6 +84,8 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     weighting: AdvantageWeighting = field(default_factory=AdvantageWeighting)
     # Fine-tuning after the critic: the same for filtered and for advantage-weighted behaviour cloning.
     improvement: ImitationConfig = field(default_factory=improvement_defaults)
+    # Roll the improved policy out, train a critic on all rollouts and improve again; all arms are evaluated together.
+    second_round: bool = False
     # The paired evaluation.
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -81,36 +96,75 @@ class FinetuneRobocasaConfig(SimulatorConfig):
 
 def main(config: FinetuneRobocasaConfig) -> None:
     accelerator = make_accelerator()
+    evaluate(accelerator, improve(accelerator, config))
+
+
+def improve(accelerator: Accelerator, config: FinetuneRobocasaConfig) -> EvaluateConfig:
+    """Every stage before the evaluation; returns what is to be evaluated."""
     run, seed = Path(config.output), config.seed
     simulator = {f.name: getattr(config, f.name) for f in fields(SimulatorConfig)}
-    folder = {
-        name: str(run / name)
-        for name in (
-            "demonstrations", "policy", "rollouts", "critic", "filtered_bc", "advantage_weighted", "evaluation"
-        )
-    }  # fmt: skip
+    demonstrations, policy = str(run / "demonstrations"), str(run / "policy")
 
     collect_demos(
-        accelerator,
-        CollectDemosConfig(**simulator, output=folder["demonstrations"], seed=seed, demos=config.demos),
+        accelerator, CollectDemosConfig(**simulator, output=demonstrations, seed=seed, demos=config.demos)
     )
     finetune_policy(
         accelerator,
         FinetunePolicyConfig(
-            output=folder["policy"],
-            demonstrations=folder["demonstrations"],
-            seed=seed,
-            policy=config.policy,
-            training=config.bc,
+            output=policy, demonstrations=demonstrations, seed=seed, policy=config.policy, training=config.bc
         ),
     )
+    first = improvement_round(accelerator, config, demonstrations, policy, policy, [])
+    second = None
+    if config.second_round:
+        improved, rollouts = first["advantage_weighted"], [first["rollouts"]]
+        second = improvement_round(accelerator, config, demonstrations, policy, improved, rollouts)
+    return EvaluateConfig(
+        **simulator,
+        output=str(run / "evaluation"),
+        policy=policy,
+        critic=first["critic"],
+        filtered_bc=first["filtered_bc"],
+        advantage_weighted=first["advantage_weighted"],
+        second_critic=second["critic"] if second else "",
+        second_round=second["advantage_weighted"] if second else "",
+        seed=seed,
+        evaluation=config.evaluation,
+    )
+
+
+def improvement_round(
+    accelerator: Accelerator,
+    config: FinetuneRobocasaConfig,
+    demonstrations: str,
+    policy: str,
+    improved: str,
+    before: list[str],
+) -> dict[str, str]:
+    """Rollouts → critic → improved policies; returns stage name to folder.
+
+    Args:
+        accelerator: Accelerate's handle on devices and processes.
+        config: of the recipe.
+        demonstrations: stage folder of the demonstrations.
+        policy: of the cloned policy, whose backbone all policies share.
+        improved: of the policy that is rolled out and improved.
+        before: of the rollouts of earlier rounds.
+    """
+    run, seed = Path(config.output), config.seed
+    simulator = {f.name: getattr(config, f.name) for f in fields(SimulatorConfig)}
+    number = len(before) + 1
+    names = ("rollouts", "critic", "filtered_bc", "advantage_weighted")
+    folder = {name: str(run / (name if number == 1 else f"{name}_{number}")) for name in names}
+    rollouts = [*before, folder["rollouts"]]
     collect_rollouts(
         accelerator,
         CollectRolloutsConfig(
             **simulator,
             output=folder["rollouts"],
-            policy=folder["policy"],
+            policy=improved,
             seed=seed,
+            skip=len(before) * config.rollouts.episodes,
             rollouts=config.rollouts,
         ),
     )
@@ -118,45 +172,36 @@ def main(config: FinetuneRobocasaConfig) -> None:
         accelerator,
         TrainCriticConfig(
             output=folder["critic"],
-            demonstrations=folder["demonstrations"],
-            rollouts=folder["rollouts"],
-            policy=folder["policy"],
+            demonstrations=demonstrations,
+            rollouts=rollouts,
+            policy=policy,
             seed=seed,
             reward=config.reward,
             features=config.features,
+            vision=config.vision,
+            vision_training=config.vision_training,
             critic=config.critic,
             mix=config.mix,
             training=config.critic_training,
         ),
     )
-    for method in ("filtered_bc", "advantage_weighted"):
+    # Filtered behaviour cloning is the yardstick of the first round only.
+    for method in ("filtered_bc", "advantage_weighted")[number > 1 :]:
         finetune_policy(
             accelerator,
             FinetunePolicyConfig(
                 output=folder[method],
                 method=method,
-                demonstrations=folder["demonstrations"],
-                rollouts=folder["rollouts"],
+                demonstrations=demonstrations,
+                rollouts=rollouts,
                 critic=folder["critic"] if method == "advantage_weighted" else "",
-                start_from=folder["policy"],
+                start_from=improved,
                 seed=seed,
                 training=config.improvement,
                 weighting=config.weighting,
             ),
         )
-    evaluate(
-        accelerator,
-        EvaluateConfig(
-            **simulator,
-            output=folder["evaluation"],
-            policy=folder["policy"],
-            critic=folder["critic"],
-            filtered_bc=folder["filtered_bc"],
-            advantage_weighted=folder["advantage_weighted"],
-            seed=seed,
-            evaluation=config.evaluation,
-        ),
-    )
+    return folder
 
 
 if __name__ == "__main__":

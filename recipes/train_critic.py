@@ -19,6 +19,8 @@ from torch import Tensor
 
 from deas_vla.config import to_json
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
+from deas_vla.critic.q_chunking import QChunkingCritic
+from deas_vla.critic.vision import VisionConfig
 from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.lerobot_io import read_dataset
@@ -33,12 +35,14 @@ from deas_vla.data.options import (
 )  # fmt: skip
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
-from deas_vla.improvement.best_of_n import require_same_horizon
+from deas_vla.improvement.best_of_n import require_fitting_horizon
+from deas_vla.improvement.candidates import CandidateCache
+from deas_vla.improvement.vision import trained_vision
 from deas_vla.launch import run_recipe
 from deas_vla.reranker.kinds import load_policy
 from deas_vla.rollouts.collect import DATASET
-from deas_vla.stage import run_stage
-from deas_vla.training import TrainingConfig, cached_features, make_accelerator, my_share, train
+from deas_vla.stage import numbered, run_stage
+from deas_vla.training import TrainingConfig, cached_features, filled, make_accelerator, my_share, train
 
 
 @dataclass
@@ -57,6 +61,10 @@ def critic_training_defaults() -> TrainingConfig:
     return TrainingConfig(steps=1500, batch_size=256, learning_rate=3e-4, weight_decay=1e-4, log_every=100)
 
 
+def vision_training_defaults() -> TrainingConfig:
+    return TrainingConfig(steps=600, batch_size=96, learning_rate=1.5e-3, weight_decay=1e-2)
+
+
 @dataclass
 class TrainCriticConfig:
     """Settings of recipes/train_critic.py."""
@@ -65,8 +73,8 @@ class TrainCriticConfig:
     output: str = "outputs/lift/critic"
     # Stage folder of the demonstrations; empty for none.
     demonstrations: str = "outputs/lift/demonstrations"
-    # Stage folder of the rollouts.
-    rollouts: str = "outputs/lift/rollouts"
+    # Stage folders of rollouts, separated by commas; empty for none.
+    rollouts: list[str] = field(default_factory=lambda: ["outputs/lift/rollouts"])
     # LeRobot data sets besides those of the two stages, which have the weight 1.
     more: MixtureConfig = field(default_factory=MixtureConfig)
     # Stage folder of the policy whose backbone gives the features.
@@ -81,8 +89,15 @@ class TrainCriticConfig:
     reward: RewardSpec = field(default_factory=RewardSpec)
     # From backbone tokens to features.
     features: FeatureConfig = field(default_factory=FeatureConfig)
+    # The critic's own image encoder.
+    vision: VisionConfig = field(default_factory=VisionConfig)
+    # Its optimisation, before the critic's.
+    vision_training: TrainingConfig = field(default_factory=vision_training_defaults)
     # The critic and its losses.
     critic: CriticConfig = field(default_factory=CriticConfig)
+    # What the target takes for the value after an option: V of DEAS, or, as Q-chunking does, the best of so many of the
+    # policy's own chunks there; 0 for V.
+    policy_chunks: int = 0
     # What a batch is made of.
     mix: MixConfig = field(default_factory=MixConfig)
     # The optimisation.
@@ -108,17 +123,18 @@ def require_fit(critic: CriticConfig, reward: RewardSpec) -> None:
 
 
 def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
-    paths = ("demonstrations", "rollouts", "policy")
-    inputs = {name: Path(getattr(config, name)) for name in paths if getattr(config, name)}
+    rollouts = numbered("rollouts", config.rollouts)
+    paths = {"demonstrations": config.demonstrations, **rollouts, "policy": config.policy}
+    inputs = {name: Path(path) for name, path in paths.items() if path}
 
     cache = Path(config.cache) if config.cache else None
 
     def work(folder: Path) -> None:
         policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)
-        require_same_horizon(policy, config.critic.horizon)
+        require_fitting_horizon(policy, config.critic.horizon)
         parts = [
             read_dataset(inputs[name] / DATASET, policy.contract)[0]
-            for name in ("demonstrations", "rollouts")
+            for name in ("demonstrations", *rollouts)
             if name in inputs
         ]
         weights = [1.0] * len(parts) + config.more.weight_of_each
@@ -140,12 +156,23 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
         pooled = cached_features(accelerator, policy, frames, config.features, cache or folder / "features")
         seen = torch.from_numpy(~held_out)[frames.episode]
         projection = FeatureProjection.fit(pooled[seen], config.features.dim)
-        critic_inputs = CriticInputs(policy.contract, config.features, projection, policy.encoder_fingerprint)
-        features, state = critic_inputs.features(pooled), critic_inputs.state(frames.state)
+        vision = trained_vision(
+            accelerator, config.vision, config.vision_training, episodes, frames, policy.contract, seen,
+            cache or folder / "features", horizon=policy.horizon, seed=config.seed,
+        )  # fmt: skip
+        critic_inputs = CriticInputs(
+            policy.contract, config.features, projection, policy.encoder_fingerprint, vision
+        )
+        features, state = critic_inputs.features(pooled, frames.images), critic_inputs.state(frames.state)
 
         torch.manual_seed(config.seed)
-        critic = DeasCritic(config.critic, features.shape[1], state.shape[1], options.chunk.shape[2])
+        kind = QChunkingCritic if config.policy_chunks else DeasCritic
+        critic = kind(config.critic, features.shape[1], state.shape[1], options.chunk.shape[2])
         critic.to(accelerator.device)
+        candidates = None
+        if config.policy_chunks:
+            chunks = CandidateCache(folder / "candidates", policy, frames, config.policy_chunks, config.seed)
+            candidates = filled(accelerator, chunks, "candidates")
         chances = group_probabilities(
             options.group,
             {
@@ -161,23 +188,28 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
 
         def batch_at(step: int) -> tuple[CriticBatch]:
             rows = sample_indices(config.seed, step, config.training.batch_size, chances)[share]
-            return (critic_batch(features, state, options, torch.from_numpy(rows)).to(accelerator.device),)
+            batch = critic_batch(features, state, options, torch.from_numpy(rows), candidates)
+            return (batch.to(accelerator.device),)
 
         train(
             accelerator, critic, batch_at, config.training, folder,
             name=folder.name, seed=config.seed, after_step=critic.update_target,
         )  # fmt: skip
         if accelerator.is_main_process:
-            write_json(folder / "validation.json", validation(critic, features, state, options, held_out))
+            write_json(
+                folder / "validation.json", validation(critic, features, state, options, held_out, candidates)
+            )
             critic_inputs.save(folder / "critic")
             critic.save(folder / "critic", {"inputs_fingerprint": critic_inputs.fingerprint})
 
-    settings = to_json(config) | dict.fromkeys((*paths, "output", "cache"))
+    settings = to_json(config) | dict.fromkeys(("demonstrations", "rollouts", "policy", "output", "cache"))
     run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
 
 
-def critic_batch(features: Tensor, state: Tensor, options: Options, rows: Tensor) -> CriticBatch:
-    """The options at these rows with the features and states at both their ends."""
+def critic_batch(
+    features: Tensor, state: Tensor, options: Options, rows: Tensor, candidates: Tensor | None = None
+) -> CriticBatch:
+    """The options at these rows with the features and states, and any candidates, at their ends."""
     start, end = options.start_frame[rows], options.end_frame[rows]
     return CriticBatch(
         features=features[start],
@@ -187,12 +219,18 @@ def critic_batch(features: Tensor, state: Tensor, options: Options, rows: Tensor
         bootstrap=options.bootstrap[rows],
         next_features=features[end],
         next_state=state[end],
+        next_chunks=None if candidates is None else candidates[end],
     )
 
 
 @torch.inference_mode()
 def validation(
-    critic: DeasCritic, features: Tensor, state: Tensor, options: Options, held_out: np.ndarray
+    critic: DeasCritic,
+    features: Tensor,
+    state: Tensor,
+    options: Options,
+    held_out: np.ndarray,
+    candidates: Tensor | None = None,
 ) -> dict:
     """Mean losses and values on the options of training and of held-out episodes."""
     critic.eval()
@@ -200,7 +238,9 @@ def validation(
     for name, mask in (("training", ~held_out), ("held_out", held_out)):
         rows = torch.from_numpy(np.flatnonzero(mask[options.episode]))
         if len(rows):
-            batch = critic_batch(features, state, options, rows).to(next(critic.parameters()).device)
+            batch = critic_batch(features, state, options, rows, candidates).to(
+                next(critic.parameters()).device
+            )
             _, metrics = critic.loss(batch)
             result[name] = {key: float(value) for key, value in metrics.items()} | {"options": len(rows)}
     return result

@@ -115,6 +115,14 @@ def test_a_critic_of_other_chunks_is_refused():
         BestOfN(policy, 2, "best", critic, line_inputs(policy))
 
 
+def test_a_critic_of_shorter_chunks_scores_how_they_begin():
+    policy, critic = LinePolicy(), MovesRight()
+    critic.config = replace(critic.config, horizon=1)
+    choice = BestOfN(policy, 6, "best", critic, line_inputs(policy)).choose(observation(), KEYS)
+    begun = CONTRACT.normalize_action(choice.candidates)[:, :, 0, 0]
+    assert torch.equal(choice.scores, begun) and torch.equal(choice.index, begun.argmax(1))
+
+
 def test_advantage_weights_have_the_closed_form():
     advantages = torch.tensor([-1.0, 0.0, 1.0])
     weights = advantage_weights(advantages, AdvantageWeighting(temperature=2.0, maximum=20.0))

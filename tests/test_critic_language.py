@@ -20,7 +20,7 @@ def tell(config):
     ]
     projection = FeatureProjection.fit(torch.cat(pooled), config.dim)
     inputs = CriticInputs(policy.contract, config, projection, policy.encoder_fingerprint)
-    return policy, [inputs.observation(policy.encode(seen), seen.state) for seen in (first, second)]
+    return policy, [inputs.observation(policy.encode(seen), seen) for seen in (first, second)]
 
 
 @pytest.fixture(scope="module")

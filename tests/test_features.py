@@ -7,6 +7,7 @@ import pytest
 import torch
 from data_example import ExampleEncoder, example_contract, example_episode
 
+from deas_vla.critic.vision import CriticVision
 from deas_vla.data.contract import Statistics
 from deas_vla.data.feature_cache import FeatureCache
 from deas_vla.data.features import (
@@ -48,10 +49,15 @@ def trained(encoder, frames, folder) -> tuple[CriticInputs, torch.Tensor]:
     cache = FeatureCache(folder, encoder, frames, CONFIG, block=16)
     cache.fill()
     pooled = cache.read()
+    torch.manual_seed(0)
     inputs = CriticInputs(
-        CONTRACT, CONFIG, FeatureProjection.fit(pooled, CONFIG.dim), encoder.encoder_fingerprint
+        CONTRACT,
+        CONFIG,
+        FeatureProjection.fit(pooled, CONFIG.dim),
+        encoder.encoder_fingerprint,
+        CriticVision(2, 3).eval().requires_grad_(False),
     )
-    return inputs, inputs.features(pooled)
+    return inputs, inputs.features(pooled, frames.images)
 
 
 def test_rule_01_one_path_for_critic_inputs(encoder, frames, episodes, tmp_path):
@@ -69,7 +75,7 @@ def test_rule_01_one_path_for_critic_inputs(encoder, frames, episodes, tmp_path)
         for first in (0, 3, len(frames) - count):
             rows = torch.arange(first, min(first + count, len(frames)))
             seen = frames.observation(rows)
-            features, live_state = inputs.observation(encoder.encode(seen), seen.state)
+            features, live_state = inputs.observation(encoder.encode(seen), seen)
             assert torch.equal(features, cached[rows]) and torch.equal(live_state, state[rows])
 
 
@@ -94,7 +100,7 @@ def test_rule_01_saved_inputs_are_the_same(encoder, frames, tmp_path):
     assert (loaded.contract, loaded.config) == (CONTRACT, CONFIG)
     assert loaded.encoder_fingerprint == encoder.encoder_fingerprint
     seen = frames.observation(torch.tensor([4]))
-    assert torch.equal(loaded.observation(encoder.encode(seen), seen.state)[0], cached[[4]])
+    assert torch.equal(loaded.observation(encoder.encode(seen), seen)[0], cached[[4]])
 
 
 def context_of(tokens, mask, camera) -> Context:
@@ -283,7 +289,7 @@ def test_a_broken_block_is_refused(encoder, frames, tmp_path):
     path = cache.folder / "block-00001.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[:-3])
-    with pytest.raises(UserError, match=r"block-00001\.safetensors: not a block of features"):
+    with pytest.raises(UserError, match=r"block-00001\.safetensors: not a block of this cache"):
         cache.read()
     other = FeatureCache(tmp_path, ExampleEncoder(CONTRACT, seed=1), frames, CONFIG, block=16)
     other.fill()

@@ -244,7 +244,7 @@ def test_defect_8_padding_of_a_batch_changes_nothing(policy):
     assert torch.equal(mixed.tokens[0][mixed.mask[0]], alone.tokens[0][alone.mask[0]])
     assert int(mixed.mask[0].sum()) == length
     inputs = policy.reranker.decider.inputs
-    features = [inputs.observation(context, both.state[: len(context)])[0][0] for context in (mixed, alone)]
+    features = [inputs.observation(context, both[: len(context)])[0][0] for context in (mixed, alone)]
     assert torch.equal(*features)
 
 

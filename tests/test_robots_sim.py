@@ -127,6 +127,7 @@ def test_while_no_command_comes_it_holds_its_place(arm, clock):
 
 def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsys):
     from deas_vla.critic.critic import CriticConfig
+    from deas_vla.critic.vision import VisionConfig
     from deas_vla.data.features import FeatureConfig
 
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "recipes"))
@@ -159,13 +160,14 @@ def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsy
     critic = TrainCriticConfig(
         output=str(tmp_path / "critic"),
         demonstrations="",
-        rollouts=str(tmp_path / "robot"),
+        rollouts=[str(tmp_path / "robot")],
         policy=str(tmp_path / "policy"),
         held_out=0.0,
         features=FeatureConfig(grid=2, dim=4),
+        vision=VisionConfig(dim=4),
         critic=CriticConfig(horizon=4, hidden_dim=16, num_layers=2),
     )
-    critic.training.steps = critic.training.log_every = 3
+    critic.vision_training.steps = critic.training.steps = critic.training.log_every = 3
     train_critic(make_accelerator(), critic)
     assert (tmp_path / "critic" / "critic" / "critic.safetensors").is_file()
 

@@ -157,9 +157,8 @@ def test_the_critic_of_the_line_is_a_good_one(truth):
     """Farther right is better there, and the critic says so."""
     policy = LinePolicy(drift=0.8)
     decider = BestOfN(policy, N, "best", MovesRight(), line_inputs(policy))
-    context = policy.encode(truth.observation(slice(None)))
-
-    features, state = decider.inputs.observation(context, torch.from_numpy(truth.state))
+    seen = truth.observation(slice(None))
+    features, state = decider.inputs.observation(policy.encode(seen), seen)
     chunks = decider.inputs.chunks(torch.from_numpy(truth.candidates))
     opinions = decider.critic.q_values(features, state, chunks).amin(0).numpy()
     mine = score(opinions[None], truth.returns(CriticConfig(horizon=HORIZON)), truth.success, truth.scene)

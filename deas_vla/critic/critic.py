@@ -117,6 +117,8 @@ class CriticBatch:
             terminated.
         next_state: (B, S) its normalised state.
         weight: (B,) weight of each option in the loss, of mean one over the data; None for equal weights.
+        next_chunks: (B, N, H, A) the policy's own normalised chunks at the observation after the option, only for
+            critics whose target asks the policy (`deas_vla.critic.q_chunking`).
     """
 
     features: Tensor
@@ -127,6 +129,7 @@ class CriticBatch:
     next_features: Tensor
     next_state: Tensor
     weight: Tensor | None = None
+    next_chunks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "CriticBatch":
         """The batch on another device; the copy does not wait where the memory is pinned."""

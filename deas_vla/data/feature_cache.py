@@ -1,7 +1,7 @@
-"""Pooled backbone tokens of every stored frame, computed once and kept on disk.
+"""What a policy makes of every stored frame, computed once and kept on disk.
 
-The backbone is frozen while the critic learns, so it runs once per frame, never in the critic's training loop. The
-cache is keyed by everything its content depends on: another encoder, pooling or set of frames gets another folder.
+The policy is frozen while a critic learns, so it runs once per frame, never in the critic's training loop. A cache is
+keyed by everything its content depends on: another encoder, pooling or set of frames gets another folder.
 """
 
 import hashlib
@@ -21,22 +21,26 @@ from deas_vla.files import atomic_path
 BLOCK = 256
 
 
-class FeatureCache:
-    """The cache of one encoder, one way of pooling and one set of frames.
+class FrameCache:
+    """One tensor for every frame, in blocks that are files.
 
     Args:
         folder: where caches are kept; this one gets a subfolder named after its fingerprint.
-        policy: gives ``encode``, ``encoder_fingerprint`` and ``contract``.
+        policy: runs on the frames.
         frames: the stored observations.
-        config: how to pool.
+        depends: everything else that the content depends on.
         block: frames a file; a run that was killed loses at most one block.
     """
 
-    def __init__(self, folder: Path, policy, frames: FrameTable, config: FeatureConfig, block: int = BLOCK):
-        self.policy, self.frames, self.config, self.block = policy, frames, config, block
-        key = f"{policy.encoder_fingerprint} {config.side} {config.words_weight} {frames.fingerprint} {block}"
+    def __init__(self, folder: Path, policy, frames: FrameTable, depends: str, block: int = BLOCK):
+        self.policy, self.frames, self.block = policy, frames, block
+        key = f"{policy.encoder_fingerprint} {depends} {frames.fingerprint} {block}"
         self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
         self.folder = Path(folder) / self.fingerprint[:16]
+
+    def compute(self, rows: Tensor) -> Tensor:
+        """What is kept of the frames at these rows, (B,) int64, first dimension B."""
+        raise NotImplementedError
 
     def fill(
         self, *, process: int = 0, processes: int = 1, progress: Callable[[int], object] | None = None
@@ -57,7 +61,7 @@ class FeatureCache:
                 progress(len(rows))
 
     def read(self) -> Tensor:
-        """(F, P) float32 pooled tokens of all frames.
+        """The tensors of all frames, in order, first dimension F.
 
         Raises:
             UserError: if a block is missing or broken.
@@ -69,25 +73,24 @@ class FeatureCache:
                 with safe_open(path, "pt") as file:
                     if file.metadata()["fingerprint"] != self.fingerprint:
                         raise ValueError("it belongs to another cache")
-                    blocks.append(file.get_tensor("pooled"))
+                    blocks.append(file.get_tensor("content"))
             except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
                 raise UserError(
-                    f"{path}: not a block of features ({error}); delete it and run again"
+                    f"{path}: not a block of this cache ({error}); delete it and run again"
                 ) from error
-        pooled = torch.cat(blocks)
-        if len(pooled) != len(self.frames):
+        content = torch.cat(blocks)
+        if len(content) != len(self.frames):
             raise UserError(
-                f"{self.folder}: {len(pooled)} rows for {len(self.frames)} frames; delete it and run again"
+                f"{self.folder}: {len(content)} rows for {len(self.frames)} frames; delete it and run again"
             )
-        return pooled
+        return content
 
     @torch.no_grad()
     def _write(self, number: int, rows: Tensor) -> None:
-        context = self.policy.encode(self.frames.observation(rows))
-        pooled = pool_one_by_one(context, self.config, len(self.policy.contract.cameras))
+        content = self.compute(rows)
         with atomic_path(self._path(number)) as temporary:
             save_file(
-                {"pooled": pooled.cpu().contiguous()}, temporary, metadata={"fingerprint": self.fingerprint}
+                {"content": content.cpu().contiguous()}, temporary, metadata={"fingerprint": self.fingerprint}
             )
 
     def _blocks(self) -> int:
@@ -95,3 +98,21 @@ class FeatureCache:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"block-{number:05d}.safetensors"
+
+
+class FeatureCache(FrameCache):
+    """(F, P) float32 pooled backbone tokens.
+
+    Args:
+        folder, policy, frames, block: see `FrameCache`; the policy gives ``encode``, ``encoder_fingerprint`` and
+            ``contract``.
+        config: how to pool.
+    """
+
+    def __init__(self, folder: Path, policy, frames: FrameTable, config: FeatureConfig, block: int = BLOCK):
+        super().__init__(folder, policy, frames, f"{config.side} {config.words_weight}", block)
+        self.config = config
+
+    def compute(self, rows: Tensor) -> Tensor:
+        context = self.policy.encode(self.frames.observation(rows))
+        return pool_one_by_one(context, self.config, len(self.policy.contract.cameras))

@@ -1,8 +1,9 @@
 """From what a frozen backbone sees to what the critic reads: one path, used everywhere (design rule 1).
 
 A frame's tokens are pooled to a small grid per camera, which keeps *where* things are, then projected to a few
-hundred whitened numbers. Caching, training, evaluation, the exported reranker and a robot all go through
-`CriticInputs`, one frame at a time: a matrix product of another batch size rounds differently in its last bits.
+hundred whitened numbers; beside them stands what the critic's own image encoder sees. Caching, training, evaluation,
+the exported reranker and a robot all go through `CriticInputs`, one frame at a time: a matrix product of another batch
+size rounds differently in its last bits.
 """
 
 import hashlib
@@ -16,9 +17,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from deas_vla.critic.vision import CriticVision
 from deas_vla.data.contract import Contract
 from deas_vla.data.grouping import in_fixed_groups
-from deas_vla.data.observation import Context
+from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
 
@@ -26,6 +28,7 @@ from deas_vla.files import atomic_path
 FIT_FRAMES = 2048
 # Directions with less than this share of the largest variance are rounding noise; whitening would blow them up.
 VARIANCE_FLOOR = 1e-8
+VISION = "vision."
 
 
 @dataclass
@@ -139,6 +142,7 @@ class CriticInputs:
         config: pooling and size.
         projection: fitted on the critic's training frames.
         encoder_fingerprint: of the policy whose tokens the projection was fitted on; others are refused.
+        vision: the critic's own image encoder, if it has one.
     """
 
     def __init__(
@@ -147,28 +151,40 @@ class CriticInputs:
         config: FeatureConfig,
         projection: FeatureProjection,
         encoder_fingerprint: str,
+        vision: CriticVision | None = None,
     ):
         self.contract, self.config, self.projection = contract, config, projection
-        self.encoder_fingerprint = encoder_fingerprint
+        self.encoder_fingerprint, self.vision = encoder_fingerprint, vision
 
-    def observation(self, context: Context, raw_state: Tensor) -> tuple[Tensor, Tensor]:
+    def observation(self, context: Context, observation: Observation) -> tuple[Tensor, Tensor]:
         """Features and state of B observations.
 
         Args:
             context: the policy's encoding of them.
-            raw_state: (B, S) in the contract's units.
+            observation: the same observations, in raw units.
 
         Returns:
-            (B, dim) features and (B, S) normalised state.
+            (B, F) features and (B, S) normalised state, on the context's device.
         """
         pooled = pool_one_by_one(context, self.config, len(self.contract.cameras))
-        return self.features(pooled), self.state(raw_state)
+        state = observation.state.to(pooled.device)
+        return self.features(pooled, observation.images), self.state(state)
 
-    def features(self, pooled: Tensor) -> Tensor:
-        """(B, P) pooled tokens to (B, dim) features."""
+    @torch.no_grad()
+    def features(self, pooled: Tensor, images: dict[str, Tensor]) -> Tensor:
+        """(B, P) pooled tokens, and the (B, h, w, 3) images of every camera, to (B, F) features."""
         mean = self.projection.mean.to(pooled.device)
         components = self.projection.components.to(pooled.device)
-        return in_fixed_groups(lambda rows: (pooled[rows] - mean) @ components, len(pooled), 1)
+        features = in_fixed_groups(lambda rows: (pooled[rows] - mean) @ components, len(pooled), 1)
+        if self.vision is None:
+            return features
+        vision = self.vision.to(pooled.device)
+        cameras = [images[camera.name] for camera in self.contract.cameras]
+
+        def look(rows: list[int]) -> Tensor:
+            return vision([image[rows].to(pooled.device) for image in cameras])
+
+        return torch.cat([features, in_fixed_groups(look, len(pooled), 1)], 1)
 
     def state(self, raw: Tensor) -> Tensor:
         """(B, S) raw states to normalised ones."""
@@ -184,19 +200,29 @@ class CriticInputs:
         digest = hashlib.sha256(json.dumps(self._description(), sort_keys=True).encode())
         digest.update(self.projection.mean.numpy())
         digest.update(self.projection.components.numpy())
+        for name, tensor in self._vision_tensors().items():
+            digest.update(name.encode())
+            digest.update(tensor.numpy())
         return digest.hexdigest()
+
+    def _vision_tensors(self) -> dict[str, Tensor]:
+        if self.vision is None:
+            return {}
+        return {VISION + name: t.detach().cpu().contiguous() for name, t in self.vision.state_dict().items()}
 
     def _description(self) -> dict:
         return {
             "contract": self.contract.to_json(),
             "features": asdict(self.config),
             "encoder_fingerprint": self.encoder_fingerprint,
+            "vision_dim": self.vision.dim if self.vision is not None else 0,
         }
 
     def save(self, folder: Path) -> None:
         """Writes ``inputs.safetensors`` to a folder, whole or not at all."""
         with atomic_path(Path(folder) / "inputs.safetensors") as temporary:
             tensors = {"mean": self.projection.mean, "components": self.projection.components}
+            tensors |= self._vision_tensors()
             # One entry: safetensors writes several in random order, and equal inputs would be unequal files.
             description = self._description() | {"fingerprint": self.fingerprint}
             save_file(tensors, temporary, metadata={"inputs": json.dumps(description)})
@@ -221,8 +247,17 @@ class CriticInputs:
                     projection,
                     description["encoder_fingerprint"],
                 )
+                if description["vision_dim"]:
+                    inputs.vision = CriticVision(
+                        len(inputs.contract.cameras), description["vision_dim"]
+                    ).eval()
+                    weights = [name for name in file.keys() if name.startswith(VISION)]  # noqa: SIM118
+                    inputs.vision.load_state_dict(
+                        {name.removeprefix(VISION): file.get_tensor(name) for name in weights}
+                    )
+                    inputs.vision.requires_grad_(False)
                 intact = inputs.fingerprint == description["fingerprint"]
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
             raise UserError(
                 f"{path}: not the inputs of a critic ({error}); train the critic again"
             ) from error

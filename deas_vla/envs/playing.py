@@ -15,6 +15,7 @@ from deas_vla.errors import UserError
 class Stepped(Protocol):
     """What `play_steps` needs of an environment."""
 
+    config: EnvConfig
     horizon: int
 
     @property
@@ -47,7 +48,10 @@ def play_steps(env: Stepped, next_command: Callable[[], np.ndarray], count: int,
         actions.append(next_command())
         success.append(env.step(actions[-1]))
         states.append(env.state())
-        if played == last or success[-1] or (frame_every and env.steps % frame_every == 0):
+        wanted = frame_every and (
+            env.steps % frame_every == 0 or (env.config.frame_pairs and env.steps % frame_every == 1)
+        )
+        if played == last or success[-1] or wanted:
             frames.append(played)
             images.append(env.images())
         if success[-1]:

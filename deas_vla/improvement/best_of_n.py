@@ -89,7 +89,7 @@ class BestOfN:
             raise UserError(f"the rule '{rule}' needs a critic; train one with recipes/train_critic.py")
         if critic is not None:
             require_same_encoder(policy, inputs)
-            require_same_horizon(policy, critic.config.horizon)
+            require_fitting_horizon(policy, critic.config.horizon)
         self.policy, self.num_candidates, self.rule = policy, num_candidates, rule
         self.critic, self.inputs, self.selection = critic, inputs, selection or SelectionConfig()
         self.noise_scale = noise_scale
@@ -111,8 +111,9 @@ class BestOfN:
             candidates = going_on(candidates, prefix, self.policy.contract)
         opinions = value = None
         if self.critic is not None:
-            features, proprioception = self.inputs.observation(context, observation.state.to(device))
-            opinions = self.critic.q_values(features, proprioception, self.inputs.chunks(candidates))
+            features, proprioception = self.inputs.observation(context, observation)
+            scored = self.inputs.chunks(candidates[:, :, : self.critic.config.horizon])
+            opinions = self.critic.q_values(features, proprioception, scored)
             value = self.critic.value(features, proprioception)
         index = select(self.selection, self.rule, opinions, candidates, keys)
         return Choice(candidates, index, None if opinions is None else opinions.amin(0), value)
@@ -133,9 +134,9 @@ def require_same_encoder(policy: ChunkPolicy, inputs: CriticInputs) -> None:
         )
 
 
-def require_same_horizon(policy: ChunkPolicy, horizon: int) -> None:
-    """Refuses a critic of longer or shorter chunks than the policy makes."""
-    if policy.horizon != horizon:
+def require_fitting_horizon(policy: ChunkPolicy, horizon: int) -> None:
+    """Refuses a critic of longer chunks than the policy makes; one of shorter chunks scores how they begin."""
+    if policy.horizon < horizon:
         raise UserError(
             f"the critic scores chunks of {horizon} steps and the policy makes chunks of {policy.horizon}; "
             f"train the critic with --critic.horizon={policy.horizon}"

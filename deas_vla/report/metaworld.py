@@ -1,25 +1,27 @@
 """The results of runs over many tasks with one critic, task by task: a JSON file, and a Markdown page of it."""
 
 import json
-from dataclasses import asdict
 from pathlib import Path
-
-import numpy as np
 
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
 from deas_vla.report.lerobot import lerobot_table, read_lerobot_runs
+from deas_vla.report.loop_runs import (
+    arm_grids,
+    by_task,
+    gain_over,
+    gap_in,
+    level_of,
+    rate_in,
+    read_run,
+    without_seed,
+)
 from deas_vla.report.markdown import table
-from deas_vla.report.ogbench_findings import gap, rate, rate_range
+from deas_vla.report.ogbench_findings import gap, rate
 from deas_vla.report.summary import ARMS, arm_title, counted
-from deas_vla.rollouts.grid import Cell, Grid, grid_difference, grid_mean, success_interval
-from deas_vla.stage import stage_report
 
 BASE, CHOSEN = "policy", "best_of_n"
 EPISODES = 50  # an arm must have played on every task before anything is said
-STAGES = (
-    "demonstrations", "policy", "rollouts", "critic", "filtered_bc", "advantage_weighted", "evaluation"
-)  # fmt: skip
 
 
 def write_metaworld_results(runs: list[Path], output: Path, lerobot_runs: list[Path] | None = None) -> dict:
@@ -48,26 +50,6 @@ def write_metaworld_results(runs: list[Path], output: Path, lerobot_runs: list[P
     return results
 
 
-def read_run(run: Path) -> dict:
-    """``settings`` and ``seconds`` of every stage, and ``arms``: arm to task to its records.
-
-    Raises:
-        UserError: if the run's evaluation is not finished.
-    """
-    stages = {name: stage_report(run / name) for name in STAGES if (run / name).is_dir()}
-    if "evaluation" not in stages:
-        raise UserError(f"{run} has no evaluation; run recipes/finetune_metaworld.py to its end first")
-    arms: dict[str, dict[str, list[dict]]] = {}
-    for task in stages["evaluation"]["settings"]["tasks"]:
-        for path in sorted((run / "evaluation" / "arms" / task).glob("*.json")):
-            arms.setdefault(path.stem, {})[task] = json.loads(path.read_text())
-    return {
-        "settings": {name: stage["settings"] for name, stage in stages.items()},
-        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
-        "arms": arms,
-    }
-
-
 def summarize(runs: list[dict]) -> dict:
     """All numbers of the page, as JSON values: rates and differences are fractions.
 
@@ -75,24 +57,20 @@ def summarize(runs: list[dict]) -> dict:
         UserError: if two runs have the same seed or other settings than each other.
     """
     seeds = [run["settings"]["evaluation"]["seed"] for run in runs]
-    plain = [_without_seed(run["settings"]) for run in runs]
+    plain = [without_seed(run["settings"]) for run in runs]
     if len(set(seeds)) < len(seeds) or any(settings != plain[0] for settings in plain):
         raise UserError(f"runs of one page differ in their seeds and in nothing else; these have {seeds}")
     tasks = plain[0]["evaluation"]["tasks"]
-    grids: dict[str, Grid] = {}
-    for seed, run in zip(seeds, runs, strict=True):
-        for arm, by_task in run["arms"].items():
-            for task, records in by_task.items():
-                grids.setdefault(arm, {})[seed, tasks.index(task)] = _cell(records)
+    grids = arm_grids(runs, tasks)
     known = [arm for arm in ARMS if arm in grids] + sorted(set(grids) - set(ARMS))
-    levels = {arm: _by_task(grids[arm], tasks, _level) for arm in known}
+    levels = {arm: by_task(grids[arm], tasks, level_of) for arm in known}
     gains = {
-        arm: _by_task(grids[arm], tasks, lambda grid: _gain(grid, grids[BASE]))
+        arm: by_task(grids[arm], tasks, lambda grid: gain_over(grid, grids[BASE]))
         for arm in known
         if arm != BASE
     }
-    arms_of_all = [by_task for run in runs for arm, by_task in run["arms"].items() if arm != "oracle"]
-    fewest = min(len(records) for by_task in arms_of_all for records in by_task.values())
+    played = [records for run in runs for arm, records in run["arms"].items() if arm != "oracle"]
+    fewest = min(len(records) for of_tasks in played for records in of_tasks.values())
     worse = [task for task in tasks if gains[CHOSEN]["per_task"][task]["ci95"][1] < 0]
     mean = gains[CHOSEN]["mean"]
     return {
@@ -134,10 +112,10 @@ def page(results: dict) -> str:
     ]
     arms = [arm for arm in results["success"] if arm != "oracle"]
     rows = [
-        [name, *(_rate(results["success"][arm], name) for arm in arms)] for name in [*tasks, "**average**"]
+        [name, *(rate_in(results["success"][arm], name) for arm in arms)] for name in [*tasks, "**average**"]
     ]
     others = [arm for arm in arms if arm != BASE]
-    gain_rows = [[name, *(_gap(gains[arm], name) for arm in others)] for name in [*tasks, "**average**"]]
+    gain_rows = [[name, *(gap_in(gains[arm], name) for arm in others)] for name in [*tasks, "**average**"]]
     seconds = [sum(stages.values()) / 60 for stages in results["seconds"]]
     parts = [
         f"# One policy and one critic for {counted(len(tasks), 'task')} of Meta-World",
@@ -160,55 +138,7 @@ def page(results: dict) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-# ---- numbers ----------------------------------------------------------------------------------------------------
-
-
-def _cell(records: list[dict]) -> Cell:
-    draws = 1 + max(record["draw"] for record in records)
-    success = np.array([record["success"] for record in records], float).reshape(-1, draws)
-    return Cell(tuple(record["scene"] for record in records[::draws]), success.mean(1))
-
-
-def _by_task(grid: Grid, tasks: list[str], value) -> dict:
-    alone = {task: {key: cell for key, cell in grid.items() if key[1] == i} for i, task in enumerate(tasks)}
-    return {"mean": value(grid), "per_task": {task: value(part) for task, part in alone.items()}}
-
-
-def _level(grid: Grid) -> dict:
-    return {"success": grid_mean(grid), "ci95": list(success_interval(grid))}
-
-
-def _gain(grid: Grid, base: Grid) -> dict:
-    """The difference in the scenes that both played: the oracle plays fewer."""
-    both = {key: _common(grid[key], base[key]) for key in grid}
-    difference = grid_difference(
-        {key: pair[0] for key, pair in both.items()}, {key: pair[1] for key, pair in both.items()}
-    )
-    return asdict(difference) | {"ci95": list(difference.ci95)}
-
-
-def _common(one: Cell, other: Cell) -> tuple[Cell, Cell]:
-    scenes = tuple(sorted(set(one.scenes) & set(other.scenes)))
-    return tuple(
-        Cell(scenes, np.array([cell.values[cell.scenes.index(scene)] for scene in scenes]))
-        for cell in (one, other)
-    )
-
-
-def _without_seed(settings: dict) -> dict:
-    return {name: stage | {"seed": None} for name, stage in settings.items()}
-
-
 # ---- words ------------------------------------------------------------------------------------------------------
-
-
-def _rate(level: dict, name: str) -> str:
-    value = level["per_task"].get(name, level["mean"])
-    return f"{rate(value['success'], 0)} ({rate_range(value['ci95'])})"
-
-
-def _gap(gain: dict, name: str) -> str:
-    return gap(gain["per_task"].get(name, gain["mean"]))
 
 
 def _in_words(results: dict) -> str:

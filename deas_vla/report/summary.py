@@ -22,6 +22,10 @@ ARMS = {
     "best_of_n": ("Best of {n}", "the candidate that the critic scores highest"),
     "advantage_weighted": ("Advantage-weighted", "policy fine-tuned with the critic's advantages as weights"),
     "advantage_weighted + best_of_n": ("Advantage-weighted + best of {n}", "both improvements together"),
+    "second_round": ("Second round", "the improved policy rolled out, and improved once more"),
+    "second_round + best_of_n": ("Second round + best of {n}", "its policy and its critic together"),
+    "iql": ("Best of {n} by IQL", "the same with a one-step critic"),
+    "qc": ("Best of {n} by Q-chunking", "the same with a critic whose target asks the policy"),
     "filtered_bc": ("Filtered BC", "policy fine-tuned on successful rollouts: no critic"),
     "random_candidate": ("Random of {n}", "control: a candidate drawn at random; should equal the policy"),
     "zero_noise": (

@@ -54,7 +54,9 @@ def export(
         alone, merged = kind.standalone(policy)
         kind.save(alone, temporary / POLICY)
         # The same tokens but for rounding, which is checked below, under the fingerprint of the merged weights.
-        bound = CriticInputs(inputs.contract, inputs.config, inputs.projection, alone.encoder_fingerprint)
+        bound = CriticInputs(
+            inputs.contract, inputs.config, inputs.projection, alone.encoder_fingerprint, inputs.vision
+        )
         del alone
         bound.save(temporary / CRITIC)
         critic.save(temporary / CRITIC, {"inputs_fingerprint": bound.fingerprint})

@@ -94,7 +94,7 @@ class Golden:
         """Decides on every observation, with the same calls as at any other time (design rule 1)."""
         choice = decider.choose(observation, keys)
         context = decider.policy.encode(observation)
-        features, _ = decider.inputs.observation(context, observation.state.to(context.tokens.device))
+        features, _ = decider.inputs.observation(context, observation)
         results = (features, choice.candidates, choice.scores, choice.value, choice.index)
         return cls(
             observation, keys, *(tensor.cpu() for tensor in results), decider.policy.contract.fingerprint

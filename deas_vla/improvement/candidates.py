@@ -1,0 +1,43 @@
+"""The policy's own candidates at every stored frame, for critics whose target asks the policy."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from deas_vla.data.feature_cache import BLOCK, FrameCache
+from deas_vla.data.frames import FrameTable
+from deas_vla.policies.policy import ChunkPolicy, candidate_noise
+
+
+class CandidateCache(FrameCache):
+    """(F, N, H, A) float32 normalised chunks, as the critic would be asked about them.
+
+    Args:
+        folder: where it is kept: of one policy only, because the key knows its encoder, not its action head.
+        policy: proposes the chunks.
+        frames: the stored observations.
+        count: N.
+        seed: of the noise.
+        block: frames a file.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        policy: ChunkPolicy,
+        frames: FrameTable,
+        count: int,
+        seed: int,
+        block: int = BLOCK,
+    ):
+        super().__init__(folder, policy, frames, f"candidates {count} {seed}", block)
+        self.count, self.seed = count, seed
+
+    def compute(self, rows: Tensor) -> Tensor:
+        shape = (self.count, self.policy.horizon, self.policy.contract.action_dim)
+        noise = [candidate_noise(self.seed, frame, 0, 0, *shape) for frame in rows.tolist()]
+        context = self.policy.encode(self.frames.observation(rows))
+        chunks = self.policy.sample(context, torch.stack(noise).to(context.tokens.device))
+        contract = self.policy.contract
+        return contract.normalize_action(contract.to_command(chunks)).float()

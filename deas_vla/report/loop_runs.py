@@ -1,0 +1,93 @@
+"""Finished runs of the whole loop, as numbers: who succeeded where, and by how much more than another."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from deas_vla.errors import UserError
+from deas_vla.report.ogbench_findings import gap, rate, rate_range
+from deas_vla.rollouts.grid import Cell, Grid, grid_difference, grid_mean, success_interval
+from deas_vla.stage import DONE, stage_report
+
+
+def read_run(run: Path) -> dict:
+    """``settings`` and ``seconds`` of every stage, and ``arms``: arm to task to its records.
+
+    Raises:
+        UserError: if the run's evaluation is not finished.
+    """
+    stages = {path.parent.name: stage_report(path.parent) for path in sorted(run.glob(f"*/{DONE}"))}
+    if "evaluation" not in stages:
+        raise UserError(f"{run} has no evaluation; run its recipe to its end first")
+    arms: dict[str, dict[str, list[dict]]] = {}
+    for task in stages["evaluation"]["settings"]["tasks"]:
+        for path in sorted((run / "evaluation" / "arms" / task).glob("*.json")):
+            arms.setdefault(path.stem, {})[task] = json.loads(path.read_text())
+    return {
+        "settings": {name: stage["settings"] for name, stage in stages.items()},
+        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
+        "arms": arms,
+    }
+
+
+def arm_grids(runs: list[dict], tasks: list[str]) -> dict[str, Grid]:
+    """Arm to its grid over training seeds and tasks; a value is the mean over the draws of one scene."""
+    grids: dict[str, Grid] = {}
+    for run in runs:
+        seed = run["settings"]["evaluation"]["seed"]
+        for arm, by_task in run["arms"].items():
+            for task, records in by_task.items():
+                grids.setdefault(arm, {})[seed, tasks.index(task)] = _cell(records)
+    return grids
+
+
+def by_task(grid: Grid, tasks: list[str], value) -> dict:
+    """``mean``: the value of the whole grid, and ``per_task``: of each task's part that is there."""
+    alone = {task: {key: cell for key, cell in grid.items() if key[1] == i} for i, task in enumerate(tasks)}
+    return {"mean": value(grid), "per_task": {task: value(part) for task, part in alone.items() if part}}
+
+
+def level_of(grid: Grid) -> dict:
+    """A success rate with its interval."""
+    return {"success": grid_mean(grid), "ci95": list(success_interval(grid))}
+
+
+def gain_over(grid: Grid, base: Grid) -> dict:
+    """The difference in the scenes that both played: an oracle plays fewer."""
+    both = {key: _common(grid[key], base[key]) for key in grid}
+    difference = grid_difference(
+        {key: pair[0] for key, pair in both.items()}, {key: pair[1] for key, pair in both.items()}
+    )
+    return asdict(difference) | {"ci95": list(difference.ci95)}
+
+
+def without_seed(settings: dict) -> dict:
+    """Settings of stages as they are for every seed."""
+    return {name: stage | {"seed": None} for name, stage in settings.items()}
+
+
+def rate_in(level: dict, name: str) -> str:
+    """A task's success rate with its interval, or that of all for another name."""
+    value = level["per_task"].get(name, level["mean"])
+    return f"{rate(value['success'], 0)} ({rate_range(value['ci95'])})"
+
+
+def gap_in(gain: dict, name: str) -> str:
+    """A task's difference with its interval, or that of all for another name."""
+    return gap(gain["per_task"].get(name, gain["mean"]))
+
+
+def _cell(records: list[dict]) -> Cell:
+    draws = 1 + max(record["draw"] for record in records)
+    success = np.array([record["success"] for record in records], float).reshape(-1, draws)
+    return Cell(tuple(record["scene"] for record in records[::draws]), success.mean(1))
+
+
+def _common(one: Cell, other: Cell) -> tuple[Cell, Cell]:
+    scenes = tuple(sorted(set(one.scenes) & set(other.scenes)))
+    return tuple(
+        Cell(scenes, np.array([cell.values[cell.scenes.index(scene)] for scene in scenes]))
+        for cell in (one, other)
+    )

@@ -1,0 +1,297 @@
+"""The results of robosuite's tasks over training seeds: what was set out to be shown, and whether it is."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from deas_vla.errors import UserError
+from deas_vla.files import atomic_path
+from deas_vla.report.bench import bench_table
+from deas_vla.report.loop_runs import (
+    arm_grids,
+    by_task,
+    gain_over,
+    gap_in,
+    level_of,
+    rate_in,
+    read_run,
+    without_seed,
+)
+from deas_vla.report.markdown import table
+from deas_vla.report.ogbench_findings import gap, rate, rate_range
+from deas_vla.report.summary import ARMS, arm_meaning, arm_title, counted
+from deas_vla.rollouts.grid import Grid
+from deas_vla.rollouts.statistics import RESAMPLES, ratio_interval
+
+BASE, CHOSEN, CLONED, WEIGHTED, BOTH = (
+    "policy", "best_of_n", "filtered_bc", "advantage_weighted", "advantage_weighted + best_of_n"
+)  # fmt: skip
+SECOND, SECOND_BOTH = "second_round", "second_round + best_of_n"
+# What is to be shown.
+SEEDS, SCENES, TASKS_WITH_GAIN = 3, 200, 3
+GAIN, HEADROOM, WEIGHTED_GAIN, AHEAD_OF_CLONED, MINUTES = 0.10, 0.40, 0.15, 0.05, 20
+# Stages of one loop; the yardsticks and the second round come on top.
+LOOP = ("demonstrations", "policy", "rollouts", "critic", "filtered_bc", "advantage_weighted")
+# Differences that are looked at besides those from the policy: name, arm, and what it is compared with.
+COMPARED = {
+    "weighted_over_cloned": (WEIGHTED, CLONED),
+    "both_over_weighted": (BOTH, WEIGHTED),
+    "both_over_chosen": (BOTH, CHOSEN),
+    "second_over_first": (SECOND, WEIGHTED),
+    "second_both_over_both": (SECOND_BOTH, BOTH),
+    "chosen_over_zero_noise": (CHOSEN, "zero_noise"),
+    "chosen_over_iql": (CHOSEN, "iql"),
+    "chosen_over_qc": (CHOSEN, "qc"),
+}
+
+
+def write_robosuite_results(runs: list[Path], output: Path, benches: list[Path], commit: str) -> dict:
+    """Writes ``robosuite.md`` and ``robosuite.json``; the same runs give the same bytes.
+
+    Args:
+        runs: folders of recipes/robosuite_suite.py, one a task and seed.
+        output: folder of the results.
+        benches: folders of recipes/critic_bench.py, for the table of ingredients.
+        commit: what fixed the settings before the evaluation scenes were used.
+
+    Returns:
+        The content of robosuite.json.
+
+    Raises:
+        UserError: if a run is not finished, or the runs cannot be one result.
+    """
+    results = summarize([read_run(run) for run in runs])
+    results["commit"] = commit
+    results["benches"] = {bench.name: json.loads((bench / "bench.json").read_text()) for bench in benches}
+    contents = {
+        "robosuite.json": json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
+        "robosuite.md": page(results),
+    }
+    for name, text in contents.items():
+        with atomic_path(output / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    return results
+
+
+def summarize(runs: list[dict]) -> dict:
+    """All numbers of the page, as JSON values: rates and differences are fractions.
+
+    Raises:
+        UserError: if a task and seed is there twice, or settings differ that should not.
+    """
+    plans = [run["settings"]["evaluation"] for run in runs]
+    keys = [(plan["tasks"][0], plan["seed"]) for plan in plans]
+    if len(set(keys)) < len(keys) or any(len(plan["tasks"]) != 1 for plan in plans):
+        raise UserError(f"the runs of one page are one a task and seed; these are {sorted(keys)}")
+    for task in {task for task, _ in keys}:
+        same = [without_seed(run["settings"]) for run, key in zip(runs, keys, strict=True) if key[0] == task]
+        if any(settings != same[0] for settings in same):
+            raise UserError(f"the runs of {task} differ in more than their seeds: make them again")
+    tasks = sorted({task for task, _ in keys}, key=[task for task, _ in keys].index)
+    grids = arm_grids(runs, tasks)
+    known = [arm for arm in ARMS if arm in grids] + sorted(set(grids) - set(ARMS))
+
+    def against(arm: str, base: str) -> dict:
+        return by_task(grids[arm], tasks, lambda part: gain_over(part, grids[base]))
+
+    results = {
+        "tasks": tasks,
+        "seeds": sorted({seed for _, seed in keys}),
+        "runs": len(runs),
+        "candidates": plans[0]["evaluation"]["num_candidates"],
+        "scenes": min(len(cell.scenes) for cell in grids[BASE].values()),
+        "draws": plans[0]["evaluation"]["draws"],
+        "success": {arm: by_task(grids[arm], tasks, level_of) for arm in known},
+        "gain_over_policy": {arm: against(arm, BASE) for arm in known if arm != BASE},
+        "compared": {
+            name: against(arm, base)
+            for name, (arm, base) in COMPARED.items()
+            if arm in grids and base in grids
+        },
+        "headroom": _headroom(grids, tasks),
+        "minutes": [
+            sum(run["seconds"][stage] for stage in (*LOOP, "evaluation") if stage in run["seconds"]) / 60
+            for run in runs
+        ],
+        "settings": {
+            task: without_seed(runs[[key[0] for key in keys].index(task)]["settings"]) for task in tasks
+        },
+    }
+    results["targets"] = targets(results)
+    return results
+
+
+def _headroom(grids: dict[str, Grid], tasks: list[str]) -> dict:
+    """Share of what the oracle gains over the policy that best-of-N gains, in the oracle's scenes."""
+    shares = {}
+    for number, task in enumerate(tasks):
+        parts = {BASE: [], CHOSEN: [], "oracle": []}
+        for key, oracle in grids.get("oracle", {}).items():
+            if key[1] == number:
+                for arm, values in parts.items():
+                    cell = grids[arm][key]
+                    values += [cell.values[cell.scenes.index(scene)] for scene in oracle.scenes]
+        if parts["oracle"]:
+            policy, chosen, oracle = (np.array(parts[arm]) for arm in (BASE, CHOSEN, "oracle"))
+            gained, possible = chosen - policy, oracle - policy
+            share = float(gained.sum() / possible.sum()) if possible.sum() > 0 else None
+            interval = ratio_interval(gained, possible, 0.95, RESAMPLES, 0) if share is not None else None
+            shares[task] = {"share": share, "ci95": interval and list(interval)}
+    known = [entry["share"] for entry in shares.values() if entry["share"] is not None]
+    return {"per_task": shares, "mean": float(np.mean(known)) if known else None}
+
+
+def targets(results: dict) -> list[dict]:
+    """What the project set out to show, what was measured, and whether that shows it."""
+    gains = results["gain_over_policy"]
+    chosen, compared = gains[CHOSEN], results["compared"]
+    good = [
+        task for task, one in chosen["per_task"].items() if one["difference"] >= GAIN and one["ci95"][0] > 0
+    ]
+    worse = [task for task, one in chosen["per_task"].items() if one["ci95"][1] < 0]
+    rows = [
+        (
+            f"{SEEDS} training seeds, at least {SCENES} paired scenes a seed and arm",
+            f"{len(results['seeds'])} seeds, {results['scenes']} scenes",
+            len(results["seeds"]) >= SEEDS
+            and results["scenes"] >= SCENES
+            and results["runs"] == len(results["seeds"]) * len(results["tasks"]),
+        ),
+        (
+            f"best-of-N gains {100 * GAIN:.0f} points or more on {TASKS_WITH_GAIN} tasks, beyond doubt",
+            ", ".join(good) or "none",
+            len(good) >= TASKS_WITH_GAIN,
+        ),
+        ("best-of-N is worse on no task", ", ".join(worse) or "none is", not worse),
+    ]
+    share = results["headroom"]["mean"]
+    rows.append(
+        (
+            f"best-of-N gets {100 * HEADROOM:.0f} % of the oracle's headroom on average",
+            "–" if share is None else f"{100 * share:.0f} %",
+            None if share is None else share >= HEADROOM,
+        )
+    )
+
+    def at_least(words: str, result: dict | None, bar: float) -> None:
+        mean = result and result["mean"]
+        met = None if mean is None else mean["difference"] >= bar and mean["ci95"][0] > 0
+        rows.append((words, gap(mean), met))
+
+    at_least(
+        f"advantage weighting gains {100 * WEIGHTED_GAIN:.0f} points on average", gains.get(WEIGHTED), WEIGHTED_GAIN
+    )  # fmt: skip
+    at_least(
+        f"and is {100 * AHEAD_OF_CLONED:.0f} ahead of filtered behaviour cloning",
+        compared.get("weighted_over_cloned"),
+        AHEAD_OF_CLONED,
+    )
+    at_least("both together are ahead of advantage weighting", compared.get("both_over_weighted"), 0.0)
+    at_least("and of best-of-N", compared.get("both_over_chosen"), 0.0)
+    at_least("two rounds are better than one: the policy", compared.get("second_over_first"), 0.0)
+    at_least("and policy with critic", compared.get("second_both_over_both"), 0.0)
+    rows.append(
+        (
+            f"one task and seed in {MINUTES} minutes on two cores",
+            f"{max(results['minutes']):.0f} minutes at most",
+            max(results["minutes"]) <= MINUTES,
+        )
+    )
+    return [{"target": words, "measured": measured, "met": met} for words, measured, met in rows]
+
+
+def page(results: dict) -> str:
+    """The Markdown page of `summarize`'s result."""
+    n, tasks = results["candidates"], [*results["tasks"], "**average**"]
+    words = {True: "shown", False: "**not shown**", None: "not measured"}
+    by_count = {1: BASE, n: CHOSEN} | {
+        int(arm.removeprefix("best_of_")): arm
+        for arm in results["success"]
+        if arm.removeprefix("best_of_").isdigit()
+    }
+    arms = [arm for arm in results["success"] if arm not in by_count.values() or arm in (BASE, CHOSEN)]
+    success, gains = results["success"], results["gain_over_policy"]
+    others = {name: (arm_title(a, n), arm_title(b, n)) for name, (a, b) in COMPARED.items()}
+    parts = [
+        f"# A critic that sees: {counted(len(results['tasks']), 'task')} of robosuite, "
+        f"{counted(len(results['seeds']), 'training seed')}",
+        _in_words(results),
+        table(
+            ["what it should show", "measured", ""],
+            [[row["target"], row["measured"], words[row["met"]]] for row in results["targets"]],
+            "lll",
+        ),
+        "## Success",
+        table(
+            ["arm", *tasks, "what it is"],
+            [
+                [arm_title(arm, n), *(rate_in(success[arm], task) for task in tasks), arm_meaning(arm)]
+                for arm in arms
+            ],
+            "l" + "r" * len(tasks) + "l",
+        ),
+        "## Differences from the policy",
+        table(
+            ["arm", *tasks],
+            [
+                [arm_title(arm, n), *(gap_in(gains[arm], task) for task in tasks)]
+                for arm in arms
+                if arm != BASE
+            ],
+        ),
+        "## Other differences",
+        table(
+            ["", *tasks],
+            [
+                [f"{one} − {other}", *(gap_in(results["compared"][name], task) for task in tasks)]
+                for name, (one, other) in others.items()
+                if name in results["compared"]
+            ],
+        ),
+        "## Success by the number of candidates",
+        table(
+            ["candidates", *tasks],
+            [
+                [count, *(rate_in(success[by_count[count]], task) for task in tasks)]
+                for count in sorted(by_count)
+            ],
+        ),
+        "In per cent and percentage points; in brackets 95 % intervals: a bootstrap over training seeds and scenes. "
+        "Every arm plays the same scenes with the same noise; the oracle plays fewer, and is compared in those.",
+        "## The oracle's headroom",
+        table(
+            ["task", "share that best-of-N gets"],
+            [[task, _share(entry)] for task, entry in results["headroom"]["per_task"].items()],
+        ),
+    ]
+    for name, bench in results["benches"].items():
+        parts += [
+            f"## Ingredients of the critic: {name}",
+            f"{bench['decisions']} decisions in {bench['scenes']} scenes that no run evaluates on, all candidates "
+            "played out; what choosing by a critic gains in one decision.",
+            bench_table(bench),
+        ]
+    parts += [
+        "## How it was made",
+        f"Settings were chosen on training seed 0 and its scenes. Commit `{results['commit']}` fixed them; the "
+        f"evaluation scenes of seeds {', '.join(map(str, results['seeds']))} were played once, after it. One loop took "
+        f"{min(results['minutes']):.0f} to {max(results['minutes']):.0f} minutes, the evaluation of all arms included.",
+        "---\n\nThis page and [robosuite.json](robosuite.json) are written by `python recipes/robosuite_results.py` "
+        "from the folders of recipes/robosuite_suite.py and recipes/critic_bench.py.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _in_words(results: dict) -> str:
+    n, success = results["candidates"], results["success"]
+    arms = [arm for arm in (BASE, CHOSEN, CLONED, WEIGHTED, BOTH, SECOND, SECOND_BOTH) if arm in success]
+    told = [f"{arm_title(arm, n)} {rate(success[arm]['mean']['success'])}" for arm in arms]
+    return f"Success in per cent, mean over tasks and seeds: {', '.join(told)}."
+
+
+def _share(entry: dict) -> str:
+    if entry["share"] is None:
+        return "–"
+    interval = f" ({rate_range(entry['ci95'])})" if entry["ci95"] else ""
+    return f"{100 * entry['share']:.0f} %{interval}"

@@ -1,0 +1,104 @@
+"""The whole loop on four tasks and three seeds, with two more critics as yardsticks: the runs behind a results page.
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/robosuite_suite.py
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/robosuite_suite.py --tasks=door --seeds=2
+
+Each task and seed is a run of recipes/finetune_robocasa.py with two rounds, in a folder of its own; beside its critic,
+one of single steps (IQL) and one whose target asks the policy (Q-chunking) learn from the same data, features and
+images. Needs the extras `sim`, `lerobot`, `groot`, `train` and `report`. Stages that are done are skipped: run it again
+to go on. `recipes/robosuite_results.py` writes the page.
+"""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from accelerate import Accelerator
+from evaluate import EvaluateConfig, evaluate
+from finetune_robocasa import FinetuneRobocasaConfig, improve
+from train_critic import TrainCriticConfig, train_critic
+
+from deas_vla.config import parse
+from deas_vla.errors import UserError
+from deas_vla.launch import run_recipe
+from deas_vla.training import make_accelerator
+
+# What a task needs that Lift does not.
+TASKS: dict[str, list[str]] = {
+    "lift": [],
+    "stack": [],
+    "pick_place_can": [],
+    "door": [],
+}
+# One discount and a plain regression, as published; the data, the networks' size and their training are the same.
+YARDSTICKS = {
+    "iql_critic": {"horizon": 1, "reward_discount": 0.99, "bootstrap_discount": 0.99, "head": "scalar"},
+    "qc_critic": {"reward_discount": 0.99, "bootstrap_discount": 0.99, "head": "scalar"},
+}
+# Chunks of the policy that a target of Q-chunking compares.
+POLICY_CHUNKS = {"iql_critic": 0, "qc_critic": 8}
+
+
+@dataclass
+class RobosuiteSuiteConfig:
+    """Settings of recipes/robosuite_suite.py."""
+
+    # Folder of the runs, one folder a task and seed.
+    output: str = "outputs/robosuite"
+    # Tasks: lift, stack, pick_place_can, door.
+    tasks: list[str] = field(default_factory=lambda: list(TASKS))
+    # Training seeds; on seed 0 the settings were chosen.
+    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    # Further flags of recipes/finetune_robocasa.py, separated by spaces.
+    flags: str = ""
+
+    def __post_init__(self):
+        unknown = sorted(set(self.tasks) - set(TASKS))
+        if unknown:
+            raise UserError(f"there is no task {', '.join(unknown)}; choose from {', '.join(TASKS)}")
+
+
+def main(config: RobosuiteSuiteConfig) -> None:
+    accelerator = make_accelerator()
+    for seed in config.seeds:
+        for task in config.tasks:
+            run = Path(config.output) / f"{task}-{seed}"
+            accelerator.print(f"\n== {run} ==")
+            # Pairs of frames, without which there are no single steps to learn from.
+            flags = [f"--tasks={task}", f"--seed={seed}", f"--output={run}", "--second_round=true"]
+            flags += ["--simulator.frame_pairs=true", *TASKS[task], *config.flags.split()]
+            loop = parse(FinetuneRobocasaConfig, flags, prog="finetune_robocasa")
+            plan = improve(accelerator, loop)
+            yardsticks = {name: train_yardstick(accelerator, loop, plan, name) for name in YARDSTICKS}
+            evaluate(accelerator, replace(plan, **yardsticks))
+
+
+def train_yardstick(
+    accelerator: Accelerator, loop: FinetuneRobocasaConfig, plan: EvaluateConfig, name: str
+) -> str:
+    """A critic of another kind from the data of the first round; returns its folder."""
+    run = Path(loop.output)
+    train_critic(
+        accelerator,
+        TrainCriticConfig(
+            output=str(run / name),
+            demonstrations=str(run / "demonstrations"),
+            rollouts=[str(run / "rollouts")],
+            policy=plan.policy,
+            cache=str(Path(plan.critic) / "features"),
+            seed=loop.seed,
+            reward=loop.reward,
+            features=loop.features,
+            vision=loop.vision,
+            vision_training=loop.vision_training,
+            critic=replace(loop.critic, **YARDSTICKS[name]),
+            policy_chunks=POLICY_CHUNKS[name],
+            mix=loop.mix,
+            training=loop.critic_training,
+        ),
+    )
+    return str(run / name)
+
+
+if __name__ == "__main__":
+    run_recipe(main, RobosuiteSuiteConfig)

@@ -1,0 +1,62 @@
+"""The suite at a tiny size: two rounds, both yardsticks, every arm, and its page."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from deas_vla.config import parse
+from deas_vla.errors import UserError
+
+# Last: a recipe may have the name of a library.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
+
+pytest.importorskip("robosuite")
+
+import robosuite_results
+import robosuite_suite
+
+TINY = (
+    "--workers=0 --demos.episodes=4 --bc.steps=4 --bc.batch_size=8 --policy.layers=2 "
+    "--policy.embedded.vision_layers=1 --policy.embedded.text_layers=1 --rollouts.episodes=6 --parallel_episodes=3 "
+    "--simulator.horizon=48 --critic.hidden_dim=32 --critic.num_layers=2 --features.dim=8 --vision.dim=8 "
+    "--vision_training.steps=6 --vision_training.batch_size=8 --critic_training.steps=6 "
+    "--critic_training.batch_size=16 --improvement.steps=4 --improvement.batch_size=8 --evaluation.scenes=2 "
+    "--evaluation.draws=1 --evaluation.num_candidates=2 --evaluation.candidate_counts=1,2 "
+    "--evaluation.oracle_scenes=1 --evaluation.video=false"
+)
+
+
+def test_a_task_that_is_not_there_is_refused():
+    with pytest.raises(UserError, match="choose from lift, stack, pick_place_can, door"):
+        parse(robosuite_suite.RobosuiteSuiteConfig, ["--tasks=pour"], prog="robosuite_suite")
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+@pytest.mark.timeout(900)
+def test_two_rounds_and_two_yardsticks_become_a_page(tmp_path, capsys):
+    flags = ["--tasks=lift", "--seeds=7", f"--output={tmp_path / 'runs'}", f"--flags={TINY}"]
+    robosuite_suite.main(parse(robosuite_suite.RobosuiteSuiteConfig, flags, prog="robosuite_suite"))
+    run = tmp_path / "runs" / "lift-7"
+    played = {path.stem for path in (run / "evaluation" / "arms" / "lift").glob("*.json")}
+    expected = {"second_round", "second_round + best_of_n", "iql", "qc", "best_of_n", "filtered_bc", "oracle"}
+    assert expected <= played
+
+    settings = json.loads((run / "rollouts_2" / "settings.json").read_text())
+    assert settings["settings"]["skip"] == 6 and "advantage_weighted" in settings["sources"]["policy"]
+    critic = json.loads((run / "critic_2" / "settings.json").read_text())
+    assert set(critic["inputs"]) == {"demonstrations", "rollouts", "rollouts_2", "policy"}
+    # The yardsticks see through the same eyes: nothing was computed twice.
+    eyes = [path.parent.parent.name for path in run.glob("*/features/vision-*")]
+    assert sorted(eyes) == ["critic", "critic_2"]
+
+    out = [f"--runs={tmp_path / 'runs'}", "--seeds=7", "--commit=0123abc", f"--output={tmp_path / 'out'}"]
+    robosuite_results.main(parse(robosuite_results.RobosuiteResultsConfig, out, prog="robosuite_results"))
+    assert "two rounds are better than one" in capsys.readouterr().out
+    assert "Best of 2 by Q-chunking" in (tmp_path / "out" / "robosuite.md").read_text()
+    with pytest.raises(UserError, match="which commit"):
+        robosuite_results.main(
+            parse(robosuite_results.RobosuiteResultsConfig, out[:2], prog="robosuite_results")
+        )

@@ -1,0 +1,139 @@
+"""The critic's image encoder: what it learns from, that it learns it, and that a kill changes nothing."""
+
+import numpy as np
+import pytest
+import torch
+from accelerate import Accelerator
+from data_example import SIZE, example_contract, example_episode
+
+from deas_vla.critic.vision import CriticVision, VisionConfig
+from deas_vla.data.frames import FrameTable
+from deas_vla.errors import UserError
+from deas_vla.improvement import vision as training_of
+from deas_vla.improvement.vision import CHUNKS_AHEAD, FrameOutcomes, trained_vision
+from deas_vla.training import TrainingConfig
+
+pytestmark = pytest.mark.unit
+CONTRACT = example_contract()
+HORIZON = 4
+
+
+@pytest.fixture
+def episodes():
+    """The hand ends where a white square is, if it succeeds; the square alone tells where."""
+    rng, found = np.random.default_rng(0), []
+    for number in range(40):
+        episode = example_episode(rng, 16, number % 2 == 0)
+        row, column = rng.integers(0, SIZE - 4, 2)
+        for image in episode.images.values():
+            image[:] = 30
+            image[:, row : row + 4, column : column + 4] = 255
+        episode.states[:] = rng.normal(size=3) * (1, 1, 0)
+        episode.states[-1, :2] = (row, column)
+        found.append(episode)
+    return found
+
+
+def learn(episodes, folder, seen=None, **training):
+    frames = FrameTable.of(episodes)
+    plan = {"steps": 80, "batch_size": 32, "learning_rate": 3e-3, "checkpoint_every": 10} | training
+    return trained_vision(
+        Accelerator(cpu=True),
+        VisionConfig(dim=8, max_shift=0),
+        TrainingConfig(**plan),
+        episodes,
+        frames,
+        CONTRACT,
+        torch.ones(len(frames), dtype=torch.bool) if seen is None else seen,
+        folder,
+        horizon=HORIZON,
+        seed=0,
+    )
+
+
+def test_what_came_of_a_frame():
+    rng = np.random.default_rng(0)
+    episodes = [
+        example_episode(rng, 10, True, frames=[0, 7, 10]),
+        example_episode(rng, 6, False, frames=[0, 6]),
+        example_episode(rng, 9, True, frames=[3], source="demonstration"),
+    ]
+    outcomes = FrameOutcomes.of(episodes, CONTRACT, HORIZON)
+    assert outcomes.won.tolist() == outcomes.known.tolist() == [1, 1, 1, 0, 0, 1]
+    assert outcomes.judged.tolist() == [1, 1, 0, 1, 0, 0]  # neither ends nor demonstrations
+    columns = 3 * (len(CHUNKS_AHEAD) + 1)
+    assert outcomes.future.shape == (6, columns)
+    good = outcomes.future[outcomes.won.bool()]
+    assert torch.allclose(good.mean(0), torch.zeros(columns), atol=1e-5)
+    # Of the last frame, every later state is the last one; of the first, each is another.
+    last = torch.tensor(episodes[0].states[[4, 8, 10, 10]])
+    assert torch.equal(outcomes.future[0, 6:9] > 0, outcomes.future[0, 9:] > 0)
+    raw = CONTRACT.normalize_state(last).flatten()
+    other = CONTRACT.normalize_state(torch.tensor(episodes[0].states[[10, 10, 10, 10]])).flatten()
+    slope = (raw - other)[:6] / (outcomes.future[0] - outcomes.future[2])[:6]
+    assert (slope > 0).all()  # standardised, not turned round
+
+
+def test_columns_that_never_differ_are_not_learned(episodes):
+    outcomes = FrameOutcomes.of(episodes, CONTRACT, HORIZON)
+    assert (outcomes.future.view(len(outcomes.won), -1, 3)[..., 2] == 0).all()
+
+
+def test_it_sees_where_the_hand_will_be(episodes, tmp_path):
+    """On episodes that it never saw: the square's place can be read off the features, off new weights' less so."""
+    frames = FrameTable.of(episodes)
+    held_out = frames.episode >= 30
+    vision = learn(episodes, tmp_path, ~held_out)
+    place = torch.tensor(np.stack([e.states[-1, :2] for e in episodes]))[frames.episode]
+
+    def error(encoder) -> float:
+        with torch.no_grad():
+            seen = encoder([frames.images[camera.name] for camera in CONTRACT.cameras])
+        seen = torch.cat([seen, torch.ones(len(seen), 1)], 1)
+        weights = torch.linalg.lstsq(seen[~held_out], place[~held_out]).solution
+        return float((seen[held_out] @ weights - place[held_out]).square().mean().sqrt())
+
+    torch.manual_seed(0)
+    untrained = error(CriticVision(2, 8).eval())
+    assert error(vision) < 0.7 * untrained and error(vision) < 2.0
+
+
+def test_rule_12_a_killed_training_ends_the_same(episodes, tmp_path, monkeypatch):
+    whole = learn(episodes, tmp_path / "whole", steps=25)
+
+    class Killed(training_of.VisionBatches):
+        def __call__(self, step):
+            if step == 17:
+                raise KeyboardInterrupt
+            return super().__call__(step)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_of, "VisionBatches", Killed)
+        with pytest.raises(KeyboardInterrupt):
+            learn(episodes, tmp_path / "killed", steps=25)
+    resumed = learn(episodes, tmp_path / "killed", steps=25)
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+    # Done is done: nothing is trained again, and other data is not mistaken for this.
+    monkeypatch.setattr(training_of, "train", lambda *a, **k: pytest.fail("trained again"))
+    again = learn(episodes, tmp_path / "killed", steps=25)
+    assert torch.equal(again.norm.weight, whole.norm.weight)
+    with pytest.raises(pytest.fail.Exception):
+        learn(episodes[:-1], tmp_path / "killed", steps=25)
+
+
+def test_without_rollouts_there_is_nothing_to_learn(episodes, tmp_path):
+    for episode in episodes:
+        episode.source = "demonstration"
+    with pytest.raises(UserError, match=r"vision\.dim=0"):
+        learn(episodes, tmp_path)
+
+
+@pytest.mark.parametrize("side", [16, 64, 100])
+def test_images_of_any_size(side):
+    vision = CriticVision(2, 5).eval()
+    images = [torch.randint(0, 256, (3, side, side + 8, 3), dtype=torch.uint8) for _ in range(2)]
+    assert vision(images).shape == (3, 10)
+    with pytest.raises(ValueError, match="made for 2"):
+        vision(images[:1])
