@@ -30,7 +30,7 @@ class RolloutsConfig:
     """How many rollouts, and how densely their images are stored."""
 
     # Episodes, for each task.
-    episodes: int = 1200
+    episodes: int = 2400
     # Images are stored every so many steps, besides where the policy decides; 0: only there.
     frame_every: int = 8
     # Actions played of each chunk before the policy decides again.

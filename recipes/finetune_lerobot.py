@@ -83,7 +83,7 @@ class FinetuneLerobotConfig(SimulatorConfig):
     # The simulator.
     env: str = "metaworld"
     # Tasks, separated by commas; diffusion reads no instruction.
-    tasks: list[str] = field(default_factory=lambda: ["drawer-open-v3", "button-press-topdown-v3"])
+    tasks: list[str] = field(default_factory=lambda: ["push-v3", "drawer-open-v3"])
     # How tasks are seen and played.
     simulator: EnvSettings = field(default_factory=metaworld_views)
     # Demonstrations of the scripted experts.

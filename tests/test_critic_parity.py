@@ -86,7 +86,7 @@ def test_losses_and_gradients_are_those_of_the_equations(num_q, num_layers):
     loss.backward()
 
     weights = {name: p.detach().double().requires_grad_() for name, p in critic.named_parameters()}
-    exact = CriticBatch(**{name: value.double() for name, value in vars(batch).items()})
+    exact = CriticBatch(**{name: value.double() for name, value in vars(batch).items() if value is not None})
     expected = plain_loss(critic, weights, exact)
     expected.backward()
     torch.testing.assert_close(loss.double(), expected, atol=0, rtol=2e-6)

@@ -134,7 +134,7 @@ def trained_vision(
                 save_file({k: v.cpu().contiguous() for k, v in vision.state_dict().items()}, temporary)
         accelerator.wait_for_everyone()
     # Read back by everyone, so that a first run and a later one go on with the same weights.
-    vision.load_state_dict(load_file(place / WEIGHTS, device=str(accelerator.device)))
+    vision.load_state_dict(load_file(place / WEIGHTS))
     return vision.eval().requires_grad_(False)
 
 
