@@ -1,4 +1,4 @@
-"""Trains a small policy and a small critic for a few steps; a script, so that a launcher can start it twice.
+"""Trains a small policy, critic and image encoder for a few steps; a script, so that a launcher can start it twice.
 
 python tests/train_small.py FOLDER
 """
@@ -12,9 +12,11 @@ from data_example import example_contract, example_episode
 from safetensors.torch import save_file
 
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
+from deas_vla.critic.vision import VisionConfig
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import RewardSpec, build_options, sample_indices
 from deas_vla.improvement.imitation import FlowImitation, ImitationBatches
+from deas_vla.improvement.vision import trained_vision
 from deas_vla.policies.groot.configuration import EmbeddedBackboneConfig, GrootConfig
 from deas_vla.policies.groot.modeling import GrootPolicy
 from deas_vla.training import TrainingConfig, make_accelerator, my_share, train
@@ -73,9 +75,14 @@ def main(folder: Path) -> None:
         accelerator, critic, batch_at, CONFIG, folder / "critic",
         name="critic", seed=0, after_step=critic.update_target,
     )  # fmt: skip
+    vision = trained_vision(
+        accelerator, VisionConfig(dim=4, dropout=0.0), CONFIG, episodes, frames, contract,
+        torch.ones(len(frames), dtype=torch.bool), folder, horizon=4, seed=0,
+    )  # fmt: skip
     if accelerator.is_main_process:
         tensors = {f"policy.{k}": v for k, v in policy.state_dict().items()}
         tensors |= {f"critic.{k}": v for k, v in critic.state_dict().items()}
+        tensors |= {f"vision.{k}": v for k, v in vision.state_dict().items()}
         tensors = {k: v.clone().contiguous() for k, v in tensors.items()}
         save_file(
             tensors, folder / "weights.safetensors", metadata={"processes": str(accelerator.num_processes)}

@@ -28,12 +28,16 @@ class VisionConfig:
     dim: int = 64
     # Weight of the error in where the robot will be, beside the error in success.
     future_weight: float = 3.0
+    # Probability of dropping a hidden unit of the heads while training.
+    dropout: float = 0.2
     # Images are shifted by up to this many pixels, anew at every use.
     max_shift: int = 4
 
     def __post_init__(self):
         if self.dim < 0 or self.future_weight < 0 or self.max_shift < 0:
             raise UserError("vision.dim, vision.future_weight and vision.max_shift must be at least 0")
+        if not 0 <= self.dropout < 1:
+            raise UserError(f"vision.dropout={self.dropout} must be at least 0 and below 1")
 
 
 class CriticVision(nn.Module):
@@ -133,7 +137,7 @@ class VisionLearning(nn.Module):
             nn.Linear(inputs, self.HIDDEN),
             nn.LayerNorm(self.HIDDEN),
             nn.GELU(),
-            nn.Dropout(0.2),
+            nn.Dropout(self.config.dropout),
             nn.Linear(self.HIDDEN, outputs),
         )
 
