@@ -206,5 +206,5 @@ class MemoryWatch:
                 except (psutil.Error, AttributeError):
                     continue
             self.peak = max(self.peak, total)
-            # To add up the pages of processes with gigabytes takes a tenth of a second.
+            # To add up the pages of large processes takes a while.
             pause = max(self.PAUSE, (time.thread_time() - began) / self.SHARE)

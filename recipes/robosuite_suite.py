@@ -23,13 +23,7 @@ from deas_vla.errors import UserError
 from deas_vla.launch import run_recipe
 from deas_vla.training import make_accelerator
 
-# What a task needs that Lift does not.
-TASKS: dict[str, list[str]] = {
-    "lift": [],
-    "stack": [],
-    "pick_place_can": [],
-    "door": [],
-}
+TASKS = ("lift", "stack", "pick_place_can", "door")
 # One discount and a plain regression, as published; the data, the networks' size and their training are the same.
 YARDSTICKS = {
     "iql_critic": {"horizon": 1, "reward_discount": 0.99, "bootstrap_discount": 0.99, "head": "scalar"},
@@ -66,7 +60,7 @@ def main(config: RobosuiteSuiteConfig) -> None:
             accelerator.print(f"\n== {run} ==")
             # Pairs of frames, without which there are no single steps to learn from.
             flags = [f"--tasks={task}", f"--seed={seed}", f"--output={run}", "--second_round=true"]
-            flags += ["--simulator.frame_pairs=true", *TASKS[task], *config.flags.split()]
+            flags += ["--simulator.frame_pairs=true", *config.flags.split()]
             loop = parse(FinetuneRobocasaConfig, flags, prog="finetune_robocasa")
             plan = improve(accelerator, loop)
             yardsticks = {name: train_yardstick(accelerator, loop, plan, name) for name in YARDSTICKS}

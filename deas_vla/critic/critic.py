@@ -195,8 +195,7 @@ class DeasCritic(nn.Module):
         observation = self._observation(batch.features, batch.state)
         chunks = self._chunks(batch.chunk.unsqueeze(1))
         with torch.no_grad():
-            next_logits = self.v(self._observation(batch.next_features, batch.next_state))[0]
-            target = td_target(batch.returns, batch.bootstrap, self.head.mean(next_logits))
+            target = td_target(batch.returns, batch.bootstrap, self.next_value(batch))
             followed, target_q = pessimistic_head(self.head, self.target_q(observation, chunks).squeeze(2))
         v_logits = self.v(observation, drop=self.training)[0]
         q_logits = self.q(observation, chunks, drop=self.training).squeeze(2)
@@ -224,6 +223,10 @@ class DeasCritic(nn.Module):
                 "disagreement": (q.amax(0) - smallest).mean(),
             }
         return loss, metrics
+
+    def next_value(self, batch: CriticBatch) -> Tensor:
+        """(B,) what a target takes for the value of the observation after the option: V (design rule 4)."""
+        return self.head.mean(self.v(self._observation(batch.next_features, batch.next_state))[0])
 
     @torch.no_grad()
     def update_target(self) -> None:

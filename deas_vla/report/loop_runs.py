@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from deas_vla.errors import UserError
+from deas_vla.files import atomic_path
 from deas_vla.report.ogbench_findings import gap, rate, rate_range
 from deas_vla.rollouts.grid import Cell, Grid, grid_difference, grid_mean, success_interval
 from deas_vla.stage import DONE, stage_report
@@ -61,6 +62,14 @@ def gain_over(grid: Grid, base: Grid) -> dict:
         {key: pair[0] for key, pair in both.items()}, {key: pair[1] for key, pair in both.items()}
     )
     return asdict(difference) | {"ci95": list(difference.ci95)}
+
+
+def write_page(output: Path, name: str, results: dict, page: str) -> None:
+    """Writes ``name.json`` and ``name.md`` to a folder, each whole or not at all."""
+    numbers = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    for kind, text in (("json", numbers), ("md", page)):
+        with atomic_path(output / f"{name}.{kind}") as temporary:
+            temporary.write_text(text, encoding="utf-8")
 
 
 def without_seed(settings: dict) -> dict:

@@ -1,10 +1,8 @@
 """The results of runs over many tasks with one critic, task by task: a JSON file, and a Markdown page of it."""
 
-import json
 from pathlib import Path
 
 from deas_vla.errors import UserError
-from deas_vla.files import atomic_path
 from deas_vla.report.lerobot import lerobot_table, read_lerobot_runs
 from deas_vla.report.loop_runs import (
     arm_grids,
@@ -15,6 +13,7 @@ from deas_vla.report.loop_runs import (
     rate_in,
     read_run,
     without_seed,
+    write_page,
 )
 from deas_vla.report.markdown import table
 from deas_vla.report.ogbench_findings import gap, rate
@@ -40,13 +39,7 @@ def write_metaworld_results(runs: list[Path], output: Path, lerobot_runs: list[P
     """
     results = summarize([read_run(run) for run in runs])
     results["lerobot"] = read_lerobot_runs(lerobot_runs or [])
-    contents = {
-        "metaworld.json": json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "metaworld.md": page(results),
-    }
-    for name, text in contents.items():
-        with atomic_path(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_page(output, "metaworld", results, page(results))
     return results
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 
 from deas_vla.errors import UserError
-from deas_vla.files import atomic_path
 from deas_vla.report.bench import bench_table
 from deas_vla.report.loop_runs import (
     arm_grids,
@@ -17,6 +16,7 @@ from deas_vla.report.loop_runs import (
     rate_in,
     read_run,
     without_seed,
+    write_page,
 )
 from deas_vla.report.markdown import table
 from deas_vla.report.ogbench_findings import gap, rate, rate_range
@@ -64,13 +64,7 @@ def write_robosuite_results(runs: list[Path], output: Path, benches: list[Path],
     results = summarize([read_run(run) for run in runs])
     results["commit"] = commit
     results["benches"] = {bench.name: json.loads((bench / "bench.json").read_text()) for bench in benches}
-    contents = {
-        "robosuite.json": json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n",
-        "robosuite.md": page(results),
-    }
-    for name, text in contents.items():
-        with atomic_path(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    write_page(output, "robosuite", results, page(results))
     return results
 
 
