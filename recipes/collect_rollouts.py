@@ -16,6 +16,7 @@ from accelerate import Accelerator
 from deas_vla.config import to_json
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.improvement.best_of_n import BestOfN
+from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.reranker.kinds import load_policy
 from deas_vla.rollouts.collect import DATASET, collect_in_blocks, write_blocks
@@ -30,9 +31,11 @@ class RolloutsConfig:
     """How many rollouts, and how densely their images are stored."""
 
     # Episodes, for each task.
-    episodes: int = 2400
+    episodes: int = 1800
     # Images are stored every so many steps, besides where the policy decides; 0: only there.
     frame_every: int = 8
+    # The policy's noise is multiplied by this: with less, a policy plays nearer to its mean and succeeds more often.
+    noise_scale: float = 0.5
     # Actions played of each chunk before the policy decides again.
     execute_steps: int = 16
 
@@ -59,6 +62,7 @@ def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) ->
     def work(folder: Path) -> None:
         if not (folder / DATASET).exists():
             policy = load_policy(Path(config.policy) / "policy").to(accelerator.device).eval()
+            noise = SelectionConfig(noise_scale=config.rollouts.noise_scale)
             blocks = []
             for task in config.tasks:
                 with config.open_workers(task) as workers:
@@ -73,7 +77,7 @@ def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) ->
                             rollout.episode
                             for rollout in play_episodes(
                                 workers,
-                                BestOfN(policy),
+                                BestOfN(policy, selection=noise),
                                 [Job(scene) for scene in scenes],
                                 seed=config.seed,
                                 parallel=config.parallel_episodes,

@@ -8,7 +8,7 @@ never those of collection. About 0.05 s an episode on two cores for Lift, the or
 """
 
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -43,6 +43,8 @@ class EvaluationConfig:
     num_candidates: int = 8
     # Numbers of candidates in the table of success against N; more can hurt.
     candidate_counts: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
+    # The noise of candidates is multiplied by this; arms of a policy alone play with its own.
+    noise_scale: float = 0.5
     # Actions played of each chunk before the policy decides again.
     execute_steps: int = 16
     # Scenes (the first ones) in which the oracle tries every candidate out in a branch of the simulator; 0: none.
@@ -109,36 +111,34 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
         }
         scorer = scorers["critic"]
 
-        n = plan.num_candidates
+        n, noise = plan.num_candidates, SelectionConfig(noise_scale=plan.noise_scale)
         arms = {
             "policy": BestOfN(policy, 1, "first", *scorer),
-            "random_candidate": BestOfN(policy, n, "random"),
-            "zero_noise": BestOfN(policy, noise_scale=0.0),
-            "worst_of_n": BestOfN(policy, n, "worst", *scorer),
-            "best_of_n": BestOfN(policy, n, "best", *scorer),
+            "random_candidate": BestOfN(policy, n, "random", selection=noise),
+            "zero_noise": BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
+            "worst_of_n": BestOfN(policy, n, "worst", *scorer, noise),
+            "best_of_n": BestOfN(policy, n, "best", *scorer, noise),
         }
         if "filtered_bc" in policies:
             arms["filtered_bc"] = BestOfN(policies["filtered_bc"])
         if "advantage_weighted" in policies:
             arms["advantage_weighted"] = BestOfN(policies["advantage_weighted"])
             arms["advantage_weighted + best_of_n"] = BestOfN(
-                policies["advantage_weighted"], n, "best", *scorer
+                policies["advantage_weighted"], n, "best", *scorer, noise
             )
         if "second_round" in policies:
             arms["second_round"] = BestOfN(policies["second_round"])
             arms["second_round + best_of_n"] = BestOfN(
-                policies["second_round"], n, "best", *scorers["second_critic"]
+                policies["second_round"], n, "best", *scorers["second_critic"], noise
             )
         if "iql_critic" in scorers:
-            arms["iql"] = BestOfN(policy, n, "best", *scorers["iql_critic"])
+            arms["iql"] = BestOfN(policy, n, "best", *scorers["iql_critic"], noise)
         if "qc_critic" in scorers:
             # The mean of the networks, as it was trained.
-            arms["qc"] = BestOfN(
-                policy, n, "lower_bound", *scorers["qc_critic"], SelectionConfig(pessimism=0)
-            )
-        # One candidate is the policy, and n of them is the arm above: those are not played twice.
-        for count in set(plan.candidate_counts) - {1, n}:
-            arms[f"best_of_{count}"] = BestOfN(policy, count, "best", *scorer)
+            arms["qc"] = BestOfN(policy, n, "lower_bound", *scorers["qc_critic"], replace(noise, pessimism=0))
+        # What is an arm above is not played twice: n candidates, and one that has the policy's own noise.
+        for count in {1, *plan.candidate_counts} - ({1, n} if plan.noise_scale == 1 else {n}):
+            arms[f"best_of_{count}"] = BestOfN(policy, count, "best", *scorer, noise)
 
         scenes = scenes_of("evaluation", plan.scenes, config.seed)
         for task in config.tasks:
@@ -146,7 +146,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
                 workers.contract.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
                 for name, decider in arms.items():
                     # Without noise every draw is the same episode.
-                    draws = plan.draws if decider.noise_scale else 1
+                    draws = plan.draws if decider.selection.noise_scale else 1
                     evaluate_arm(
                         name,
                         workers,
@@ -160,7 +160,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
                 if plan.oracle_scenes:
                     play_oracle(
                         workers,
-                        BestOfN(policy, n, "best", *scorer),
+                        BestOfN(policy, n, "best", *scorer, noise),
                         scenes[: plan.oracle_scenes],
                         folder / "arms" / task,
                         seed=config.seed,

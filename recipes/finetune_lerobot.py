@@ -230,7 +230,13 @@ def play_in_lerobot(accelerator: Accelerator, config: FinetuneLerobotConfig, run
         if not exported.exists():
             # The rule of the evaluation's arm best_of_n.
             export_run(
-                ExportConfig(run=str(run), output=str(exported), candidates=plan.num_candidates, rule="best")
+                ExportConfig(
+                    run=str(run),
+                    output=str(exported),
+                    candidates=plan.num_candidates,
+                    noise_scale=plan.noise_scale,
+                    rule="best",
+                )
             )
 
         def played(name: str, policy: list[str], env: list[str], episodes: int) -> dict[str, list[bool]]:

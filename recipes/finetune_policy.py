@@ -17,7 +17,6 @@ from typing import Literal
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
 from deas_vla.config import to_json
 from deas_vla.critic.critic import DeasCritic
@@ -26,10 +25,16 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.data.lerobot_io import read_dataset
 from deas_vla.data.options import Options, RewardSpec, build_options
 from deas_vla.errors import UserError
-from deas_vla.improvement.advantage_weighted import AdvantageWeighting, advantage_weights, advantages_of
+from deas_vla.improvement.advantage_weighted import (
+    AdvantageWeighting,
+    advantage_weights,
+    advantages_among,
+    advantages_of,
+)
 from deas_vla.improvement.best_of_n import require_same_encoder
+from deas_vla.improvement.candidates import CandidateCache
 from deas_vla.improvement.filtered_bc import demonstration_weights, filtered_bc_weights
-from deas_vla.improvement.imitation import FlowImitation, ImitationBatches
+from deas_vla.improvement.imitation import Examples, FlowImitation, ImitationBatches
 from deas_vla.launch import run_recipe
 from deas_vla.policies.groot.configuration import GrootConfig
 from deas_vla.policies.groot.modeling import GrootPolicy
@@ -37,7 +42,7 @@ from deas_vla.policies.policy import ChunkPolicy
 from deas_vla.reranker.kinds import load_policy, save_policy
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.stage import numbered, run_stage
-from deas_vla.training import TrainingConfig, cached_features, make_accelerator, train
+from deas_vla.training import TrainingConfig, cached_features, filled, make_accelerator, step_generator, train
 
 # Named, because the help of the command line is read from the source and sees no quotes in an annotation.
 Method = Literal["bc", "filtered_bc", "advantage_weighted"]
@@ -59,7 +64,7 @@ class FinetunePolicyConfig:
 
     # Folder of this stage.
     output: str = "outputs/lift/policy"
-    # What to imitate: demonstrations (bc), also successful rollouts (filtered_bc), or everything by its advantage.
+    # What to imitate: demonstrations (bc), also successful rollouts (filtered_bc), or the critic's favourites.
     method: Method = "bc"
     # Stage folder of the demonstrations.
     demonstrations: str = "outputs/lift/demonstrations"
@@ -113,8 +118,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
             accelerator,
             policy,
             frames,
-            options,
-            weights_of(accelerator, config, inputs, policy, frames, options),
+            what_to_imitate(accelerator, config, inputs, policy, frames, options, folder),
             config.training,
             flow_draws=config.training.flow_draws,
             max_shift=config.training.max_shift,
@@ -130,19 +134,20 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
     run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
 
 
-def weights_of(
+def what_to_imitate(
     accelerator: Accelerator,
     config: FinetunePolicyConfig,
     inputs: dict[str, Path],
     policy: ChunkPolicy,
     frames: FrameTable,
     options: Options,
-) -> Tensor:
-    """(O,) how much each recorded chunk counts."""
+    folder: Path,
+) -> Examples:
+    """The chunks of this method and how much each counts."""
     if config.method == "bc":
-        return demonstration_weights(options)
+        return Examples.recorded(options, demonstration_weights(options))
     if config.method == "filtered_bc":
-        return filtered_bc_weights(options)
+        return Examples.recorded(options, filtered_bc_weights(options))
     critic, _ = DeasCritic.load(inputs["critic"] / "critic")
     critic_inputs = CriticInputs.load(inputs["critic"] / "critic", policy.contract)
     require_same_encoder(policy, critic_inputs)
@@ -151,9 +156,26 @@ def weights_of(
             f"{inputs['critic']}: the critic values chunks of {critic.config.horizon} steps, the policy imitates "
             f"chunks of {policy.horizon}; train the critic with --critic.horizon={policy.horizon}"
         )
-    pooled = cached_features(accelerator, policy, frames, critic_inputs.config, inputs["critic"] / "features")
-    features, state = critic_inputs.features(pooled, frames.images), critic_inputs.state(frames.state)
-    return advantage_weights(advantages_of(critic, features, state, options), config.weighting)
+    cache, weighting = inputs["critic"] / "features", config.weighting
+    pooled = cached_features(accelerator, policy, frames, critic_inputs.config, cache)
+    if not weighting.proposals:
+        features, state = critic_inputs.features(pooled, frames.images), critic_inputs.state(frames.state)
+        advantages = advantages_of(critic, features, state, options)
+        return Examples.recorded(options, advantage_weights(advantages, weighting))
+
+    # Where a recorded chunk of a rollout starts, the policy is asked for others.
+    rows = options.start_frame[options.group != options.DEMONSTRATION].unique()
+    rows = rows[torch.randperm(len(rows), generator=step_generator(config.seed, 0))[: weighting.frames]]
+    rows = rows.sort().values
+    asked = frames.subset(rows)
+    chunks = CandidateCache(
+        folder / "proposals", policy, asked, weighting.proposals, config.seed, weighting.noise_scale
+    )
+    proposed = filled(accelerator, chunks, "proposals")
+    features, state = critic_inputs.features(pooled[rows], asked.images), critic_inputs.state(asked.state)
+    advantages = advantages_among(critic, features, state, proposed).flatten()
+    start = rows.repeat_interleave(weighting.proposals)
+    return Examples(start, proposed.flatten(0, 1), advantage_weights(advantages, weighting))
 
 
 def main(config: FinetunePolicyConfig) -> None:

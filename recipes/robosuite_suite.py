@@ -23,7 +23,10 @@ from deas_vla.errors import UserError
 from deas_vla.launch import run_recipe
 from deas_vla.training import make_accelerator
 
-TASKS = ("lift", "stack", "pick_place_can", "door")
+# Each task with its own flags of recipes/finetune_robocasa.py: where an object must be grasped and put somewhere, 150
+# demonstrations make a policy that succeeds in one try of ten, which leaves a critic little to learn from.
+MORE = ("--demos.episodes=400", "--bc.steps=2500")
+TASKS = {"lift": (), "stack": MORE, "pick_place_can": MORE, "door": ()}
 # One discount and a plain regression, as published; the data, the networks' size and their training are the same.
 YARDSTICKS = {
     "iql_critic": {"horizon": 1, "reward_discount": 0.99, "bootstrap_discount": 0.99, "head": "scalar"},
@@ -41,8 +44,8 @@ class RobosuiteSuiteConfig:
     output: str = "outputs/robosuite"
     # Tasks: lift, stack, pick_place_can, door.
     tasks: list[str] = field(default_factory=lambda: list(TASKS))
-    # Training seeds; on seed 0 the settings were chosen.
-    seeds: list[int] = field(default_factory=lambda: [1, 2, 3])
+    # Training seeds. On seed 0 the settings were chosen, and earlier versions have played the scenes of seeds 1 to 3.
+    seeds: list[int] = field(default_factory=lambda: [4, 5, 6])
     # Further flags of recipes/finetune_robocasa.py, separated by spaces.
     flags: str = ""
 
@@ -60,7 +63,12 @@ def main(config: RobosuiteSuiteConfig) -> None:
             accelerator.print(f"\n== {run} ==")
             # Pairs of frames, without which there are no single steps to learn from.
             flags = [f"--tasks={task}", f"--seed={seed}", f"--output={run}", "--second_round=true"]
-            flags += ["--simulator.frame_pairs=true", *config.flags.split()]
+            flags += [
+                "--simulator.frame_pairs=true",
+                "--evaluation.draws=1",
+                *TASKS[task],
+                *config.flags.split(),
+            ]
             loop = parse(FinetuneRobocasaConfig, flags, prog="finetune_robocasa")
             plan = improve(accelerator, loop)
             yardsticks = {name: train_yardstick(accelerator, loop, plan, name) for name in YARDSTICKS}

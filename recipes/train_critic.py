@@ -98,6 +98,8 @@ class TrainCriticConfig:
     # What the target takes for the value after an option: V of DEAS, or, as Q-chunking does, the best of so many of the
     # policy's own chunks there; 0 for V.
     policy_chunks: int = 0
+    # The noise that these are made of is multiplied by this: as in the evaluation, where they are chosen from.
+    policy_noise_scale: float = 0.5
     # What a batch is made of.
     mix: MixConfig = field(default_factory=MixConfig)
     # The optimisation.
@@ -155,7 +157,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
         # The backbone runs here, once for each stored frame, and never again.
         pooled = cached_features(accelerator, policy, frames, config.features, cache or folder / "features")
         seen = torch.from_numpy(~held_out)[frames.episode]
-        projection = FeatureProjection.fit(pooled[seen], config.features.dim)
+        projection = FeatureProjection.fit(pooled, config.features.dim, among=torch.where(seen)[0])
         vision = trained_vision(
             accelerator, config.vision, config.vision_training, episodes, frames, policy.contract, seen,
             cache or folder / "features", horizon=policy.horizon, seed=config.seed,
@@ -164,6 +166,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
             policy.contract, config.features, projection, policy.encoder_fingerprint, vision
         )
         features, state = critic_inputs.features(pooled, frames.images), critic_inputs.state(frames.state)
+        del pooled
 
         torch.manual_seed(config.seed)
         kind = QChunkingCritic if config.policy_chunks else DeasCritic
@@ -171,7 +174,14 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
         critic.to(accelerator.device)
         candidates = None
         if config.policy_chunks:
-            chunks = CandidateCache(folder / "candidates", policy, frames, config.policy_chunks, config.seed)
+            chunks = CandidateCache(
+                folder / "candidates",
+                policy,
+                frames,
+                config.policy_chunks,
+                config.seed,
+                config.policy_noise_scale,
+            )
             candidates = filled(accelerator, chunks, "candidates")
         chances = group_probabilities(
             options.group,

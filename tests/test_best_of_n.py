@@ -9,8 +9,8 @@ from rollout_example import CONTRACT, HORIZON, LinePolicy, LineWorkers, MovesRig
 
 from deas_vla.data.observation import Observation, first_sights
 from deas_vla.errors import UserError
-from deas_vla.improvement.advantage_weighted import AdvantageWeighting, advantage_weights
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.policy import candidate_noise
 from deas_vla.rollouts.play import Job, play_episodes
 
@@ -74,12 +74,19 @@ def test_a_random_candidate_is_uniform_and_repeatable():
 
 
 def test_without_noise_a_policy_plays_one_chunk_whatever_the_draw():
-    quiet = BestOfN(LinePolicy(), 3, noise_scale=0.0)
+    quiet = BestOfN(LinePolicy(), 3, selection=SelectionConfig(noise_scale=0.0))
     other = [NoiseKey(1, key.scene + 7, 2, 5) for key in KEYS]
     candidates = quiet.choose(observation(), KEYS).candidates
     assert torch.equal(candidates, quiet.choose(observation(), other).candidates)
     assert torch.equal(candidates, candidates[:, :1].expand_as(candidates))
     assert not torch.equal(candidates[:, 0], BestOfN(LinePolicy()).choose(observation(), KEYS).commands)
+
+
+def test_noise_is_scaled_before_the_policy_sees_it():
+    half = BestOfN(LinePolicy(drift=0.3), 5, selection=SelectionConfig(noise_scale=0.5))
+    noise = torch.stack([candidate_noise(0, k.scene, 0, 0, 5, HORIZON, 2) for k in KEYS])
+    expected = CONTRACT.to_command(0.5 * noise + 0.3)
+    assert torch.equal(half.choose(observation(), KEYS).candidates, expected)
 
 
 def test_an_observation_is_encoded_once_for_all_candidates():
@@ -121,32 +128,3 @@ def test_a_critic_of_shorter_chunks_scores_how_they_begin():
     choice = BestOfN(policy, 6, "best", critic, line_inputs(policy)).choose(observation(), KEYS)
     begun = CONTRACT.normalize_action(choice.candidates)[:, :, 0, 0]
     assert torch.equal(choice.scores, begun) and torch.equal(choice.index, begun.argmax(1))
-
-
-def test_advantage_weights_have_the_closed_form():
-    advantages = torch.tensor([-1.0, 0.0, 1.0])
-    weights = advantage_weights(advantages, AdvantageWeighting(temperature=2.0, maximum=20.0))
-    assert weights.mean() == pytest.approx(1)
-    assert (weights / weights[1]).tolist() == pytest.approx(np.exp([-0.5, 0, 0.5]).tolist(), rel=1e-5)
-
-
-def test_advantage_weights_do_not_depend_on_the_scale_of_rewards():
-    advantages = torch.randn(100, generator=torch.Generator().manual_seed(0))
-    weighting = AdvantageWeighting()
-    torch.testing.assert_close(
-        advantage_weights(advantages, weighting), advantage_weights(7 * advantages - 30, weighting)
-    )
-
-
-def test_advantage_weights_are_capped():
-    advantages = torch.zeros(1000)
-    advantages[0] = 1000.0
-    weights = advantage_weights(advantages, AdvantageWeighting(temperature=0.5, maximum=5.0))
-    assert weights[0] / weights[1] == pytest.approx(5.0, rel=0.1)
-    assert torch.isfinite(weights).all()
-
-
-@pytest.mark.parametrize("values", [{"temperature": 0.0}, {"maximum": 0.5}])
-def test_impossible_weightings_are_refused(values):
-    with pytest.raises(UserError):
-        AdvantageWeighting(**values)

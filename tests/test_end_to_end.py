@@ -49,8 +49,8 @@ TINY = [
     "--evaluation.oracle_scenes=1",
 ]
 ARMS = {
-    "policy", "random_candidate", "zero_noise", "worst_of_n", "best_of_n", "filtered_bc", "advantage_weighted",
-    "advantage_weighted + best_of_n", "oracle",
+    "policy", "random_candidate", "zero_noise", "worst_of_n", "best_of_1", "best_of_n", "filtered_bc",
+    "advantage_weighted", "advantage_weighted + best_of_n", "oracle",
 }  # fmt: skip
 # Files whose appearance is the moment to kill, from early to late.
 KILL_AT = ("policy/checkpoint.safetensors", "critic/features", "evaluation/arms/lift/policy.json")
@@ -84,7 +84,9 @@ def test_the_recipe_leaves_a_whole_report(run):
         assert arm["success_rate"] == arm["successes"] / arm["episodes"]
         assert arm["ci95"][0] <= arm["success_rate"] <= arm["ci95"][1]
     assert set(report["success_by_n"]) == {"1", "2", "3"}
-    assert report["success_by_n"]["1"] == report["arms"]["policy"]
+    # Candidates are made of half the policy's noise: one of them is not the policy.
+    assert report["success_by_n"]["1"] == report["arms"]["best_of_1"]
+    assert "best_of_n - random_candidate" in report["paired"]
     assert {"difference", "ci95", "p_value"} <= set(report["paired"]["best_of_n - policy"])
     stages = {
         "demonstrations", "policy", "rollouts", "critic", "filtered_bc", "advantage_weighted", "evaluation"

@@ -296,3 +296,31 @@ def test_a_broken_block_is_refused(encoder, frames, tmp_path):
     path.write_bytes((other.folder / path.name).read_bytes())
     with pytest.raises(UserError, match="another cache"):
         cache.read()
+
+
+def test_frames_are_held_once():
+    rng = np.random.default_rng(0)
+    episodes = [example_episode(rng, 6, True), example_episode(rng, 4, False)]
+    before = [{name: images.copy() for name, images in episode.images.items()} for episode in episodes]
+    frames = FrameTable.of(episodes)
+    for episode, images in zip(episodes, before, strict=True):
+        for name, array in images.items():
+            assert np.array_equal(episode.images[name], array)
+            assert np.shares_memory(episode.images[name], frames.images[name].numpy())
+
+
+def test_a_subset_is_what_its_rows_show():
+    rng = np.random.default_rng(1)
+    frames = FrameTable.of([example_episode(rng, 6, True), example_episode(rng, 4, False)])
+    rows = torch.tensor([4, 2, 3])
+    some, same = frames.subset(rows).observation(torch.arange(3)), frames.observation(rows)
+    assert torch.equal(some.state, same.state) and some.instruction == same.instruction
+    assert all(torch.equal(some.images[name], same.images[name]) for name in same.images)
+    assert frames.subset(rows).fingerprint != frames.fingerprint
+
+
+def test_held_out_frames_do_not_shape_the_features():
+    pooled = torch.randn(40, 9, generator=torch.Generator().manual_seed(0))
+    among = torch.arange(0, 40, 2)
+    told = FeatureProjection.fit(pooled, 4, among=among)
+    assert torch.equal(told.components, FeatureProjection.fit(pooled[among], 4).components)

@@ -193,6 +193,11 @@ def test_rule_10_arms_that_should_be_equal_and_are_not_are_pointed_out():
     data = arms(a, b)
     data.arms["random_candidate"] = data.arms["best_of_n"]
     assert any("same distribution" in caveat for caveat in summarize(data)["caveats"])
+    # With less noise, a random candidate is not the policy: it is one candidate.
+    data.arms["best_of_1"] = data.arms["best_of_n"]
+    assert not any("same distribution" in caveat for caveat in summarize(data)["caveats"])
+    data.arms["best_of_1"] = data.arms["policy"]
+    assert any("policy with less noise have the same" in caveat for caveat in summarize(data)["caveats"])
 
 
 def test_a_gain_that_playing_without_noise_explains_is_pointed_out():

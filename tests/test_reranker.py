@@ -121,7 +121,7 @@ def test_the_manifest_says_what_it_is_made_of(parts, exported):
     assert manifest["critic"]["support"] == [critic.head.low, critic.head.high]
     assert manifest["policy"]["encoder_fingerprint"] == policy.encoder_fingerprint
     assert manifest["selection"] == {
-        "num_candidates": 5, "rule": "quantile", "numbers": {"as_best_of": 3}, "execute_steps": 3,
+        "num_candidates": 5, "rule": "quantile", "numbers": {"noise_scale": 1.0, "as_best_of": 3}, "execute_steps": 3,
     }  # fmt: skip
     assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
     config = json.loads((exported / "config.json").read_text())

@@ -62,12 +62,23 @@ def test_export_verify_inspect(run, tmp_path, capsys):
 
     assert cli.main(["inspect", str(output), "--json"]) == 0
     manifest = json.loads(capsys.readouterr().out)
-    assert manifest["selection"] == {"num_candidates": 6, "rule": "best", "numbers": {}, "execute_steps": 3}
+    assert manifest["selection"] == {
+        "num_candidates": 6,
+        "rule": "best",
+        "numbers": {"noise_scale": 0.5},
+        "execute_steps": 3,
+    }
     assert manifest["origin"]["policy"]["folder"].endswith("policy/policy")
     assert str(run) not in json.dumps(manifest)
     assert cli.main(["inspect", str(output)]) == 0
     told = capsys.readouterr().out
-    for words in ("best of 6; 3 actions", "toy, 20 Hz", "position.x [m]", "γ₁ = 0.9", "left 16x16"):
+    for words in (
+        "best of 6, noise_scale 0.5; 3 actions",
+        "toy, 20 Hz",
+        "position.x [m]",
+        "γ₁ = 0.9",
+        "left 16x16",
+    ):
         assert words in told, words
     assert "| policy | 40 % [36, 46] | 400 |" in (output / "README.md").read_text()
 

@@ -15,7 +15,7 @@ from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.critic.vision import VisionConfig
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import RewardSpec, build_options, sample_indices
-from deas_vla.improvement.imitation import FlowImitation, ImitationBatches
+from deas_vla.improvement.imitation import Examples, FlowImitation, ImitationBatches
 from deas_vla.improvement.vision import trained_vision
 from deas_vla.policies.groot.configuration import EmbeddedBackboneConfig, GrootConfig
 from deas_vla.policies.groot.modeling import GrootPolicy
@@ -45,8 +45,7 @@ def main(folder: Path) -> None:
         accelerator,
         policy,
         frames,
-        options,
-        torch.ones(len(options)),
+        Examples.recorded(options, torch.ones(len(options))),
         CONFIG,
         flow_draws=2,
         max_shift=2,

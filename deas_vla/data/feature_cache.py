@@ -54,7 +54,7 @@ class FrameCache:
         """
         self.policy.eval()
         for number in range(process, self._blocks(), processes):
-            rows = torch.arange(number * self.block, min((number + 1) * self.block, len(self.frames)))
+            rows = self._rows(number)
             if not self._path(number).is_file():
                 self._write(number, rows)
             if progress is not None:
@@ -66,23 +66,24 @@ class FrameCache:
         Raises:
             UserError: if a block is missing or broken.
         """
-        blocks = []
+        content = torch.empty(0)
         for number in range(self._blocks()):
-            path = self._path(number)
+            path, rows = self._path(number), self._rows(number)
             try:
                 with safe_open(path, "pt") as file:
                     if file.metadata()["fingerprint"] != self.fingerprint:
                         raise ValueError("it belongs to another cache")
-                    blocks.append(file.get_tensor("content"))
+                    part = file.get_tensor("content")
+                if len(part) != len(rows):
+                    raise ValueError(f"{len(part)} rows for {len(rows)} frames")
             except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
                 raise UserError(
                     f"{path}: not a block of this cache ({error}); delete it and run again"
                 ) from error
-        content = torch.cat(blocks)
-        if len(content) != len(self.frames):
-            raise UserError(
-                f"{self.folder}: {len(content)} rows for {len(self.frames)} frames; delete it and run again"
-            )
+            # Joined as it is read: all blocks beside their union would be twice the memory.
+            if number == 0:
+                content = part.new_empty((len(self.frames), *part.shape[1:]))
+            content[rows] = part
         return content
 
     @torch.no_grad()
@@ -95,6 +96,9 @@ class FrameCache:
 
     def _blocks(self) -> int:
         return -(-len(self.frames) // self.block)
+
+    def _rows(self, number: int) -> Tensor:
+        return torch.arange(number * self.block, min((number + 1) * self.block, len(self.frames)))
 
     def _path(self, number: int) -> Path:
         return self.folder / f"block-{number:05d}.safetensors"

@@ -107,16 +107,22 @@ class FeatureProjection:
     components: Tensor
 
     @classmethod
-    def fit(cls, pooled: Tensor, dim: int) -> "FeatureProjection":
+    def fit(cls, pooled: Tensor, dim: int, among: Tensor | None = None) -> "FeatureProjection":
         """Fits on (F, P) pooled tokens, exactly and in float64.
+
+        Args:
+            pooled: of all frames.
+            dim: numbers a frame after the projection.
+            among: (M,) int64 rows of the frames that may be looked at; None: all.
 
         Raises:
             UserError: if there are fewer than two frames or a value is not finite.
         """
-        if len(pooled) < 2:
+        among = torch.arange(len(pooled)) if among is None else among
+        if len(among) < 2:
             raise UserError("the critic's features need at least two training frames; collect more episodes")
-        rows = torch.linspace(0, len(pooled) - 1, min(len(pooled), FIT_FRAMES)).round().long()
-        data = pooled[rows].double()
+        rows = torch.linspace(0, len(among) - 1, min(len(among), FIT_FRAMES)).round().long()
+        data = pooled[among[rows]].double()
         if not torch.isfinite(data).all():
             raise UserError("the backbone gives NaN or infinite tokens; look at the policy's training")
         mean = data.mean(0)

@@ -1,7 +1,7 @@
 """Every stored observation of a list of episodes, as contiguous arrays."""
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -34,7 +34,10 @@ class FrameTable:
 
     @classmethod
     def of(cls, episodes: list[Episode]) -> "FrameTable":
-        """The rendered frames of these episodes; at least one episode."""
+        """The rendered frames of these episodes; at least one episode.
+
+        The episodes' images become views of the table's: millions of pixels are not held twice.
+        """
         instructions = sorted({episode.instruction for episode in episodes})
         counts = [len(episode.frame_steps) for episode in episodes]
         spoken = [instructions.index(episode.instruction) for episode in episodes]
@@ -48,9 +51,7 @@ class FrameTable:
             step=joined([episode.frame_steps for episode in episodes]),
             instruction=torch.from_numpy(np.repeat(np.array(spoken), counts)),
             instructions=instructions,
-            images={
-                name: joined([episode.images[name] for episode in episodes]) for name in episodes[0].images
-            },
+            images={name: _shared(episodes, name, counts) for name in list(episodes[0].images)},
         )
 
     def __len__(self) -> int:
@@ -64,6 +65,17 @@ class FrameTable:
             instruction=[self.instructions[i] for i in self.instruction[rows].tolist()],
         )
 
+    def subset(self, rows: Tensor) -> "FrameTable":
+        """A table of the frames at these rows, (M,) int64."""
+        return replace(
+            self,
+            state=self.state[rows],
+            episode=self.episode[rows],
+            step=self.step[rows],
+            instruction=self.instruction[rows],
+            images={name: images[rows] for name, images in self.images.items()},
+        )
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over everything that a policy sees of the frames, in order."""
@@ -74,3 +86,11 @@ class FrameTable:
         digest.update(self.state.numpy())
         digest.update("\n".join(self.instructions[i] for i in self.instruction.tolist()).encode())
         return digest.hexdigest()
+
+
+def _shared(episodes: list[Episode], camera: str, counts: list[int]) -> Tensor:
+    """One array of a camera's images, of which those of the episodes become parts."""
+    images = np.concatenate([episode.images[camera] for episode in episodes])
+    for episode, end, count in zip(episodes, np.cumsum(counts), counts, strict=True):
+        episode.images[camera] = images[end - count : end]
+    return torch.from_numpy(images)

@@ -64,9 +64,8 @@ class BestOfN:
             what choosing without knowing is worth.
         critic: scores chunks; without it only ``first`` and ``random`` work, and no values are reported.
         inputs: turns observations and chunks into the critic's inputs: the same object as in its training.
-        selection: the numbers of the rules; None: the defaults.
-        noise_scale: multiplies the noise of all candidates; with 0 they are one and the same chunk: the control that
-            shows what playing without noise is worth, before any critic.
+        selection: the numbers of the rules, and how noisy candidates are; None: the defaults. With noise scale 0 they
+            are one and the same chunk: the control that shows what playing without noise is worth, before any critic.
 
     Raises:
         UserError: if the rule needs a critic that is not there, or the critic was trained on the features of
@@ -81,7 +80,6 @@ class BestOfN:
         critic: DeasCritic | None = None,
         inputs: CriticInputs | None = None,
         selection: SelectionConfig | None = None,
-        noise_scale: float = 1.0,
     ):
         if num_candidates < 1:
             raise UserError(f"best-of-N needs at least one candidate, got {num_candidates}")
@@ -92,7 +90,6 @@ class BestOfN:
             require_fitting_horizon(policy, critic.config.horizon)
         self.policy, self.num_candidates, self.rule = policy, num_candidates, rule
         self.critic, self.inputs, self.selection = critic, inputs, selection or SelectionConfig()
-        self.noise_scale = noise_scale
 
     @torch.inference_mode()
     def choose(self, observation: Observation, keys: list[NoiseKey], prefix: Prefix | None = None) -> Choice:
@@ -120,7 +117,9 @@ class BestOfN:
 
     def _noise(self, key: NoiseKey) -> Tensor:
         shape = (self.num_candidates, self.policy.horizon, self.policy.contract.action_dim)
-        return self.noise_scale * candidate_noise(key.seed, key.scene, key.draw, key.decision, *shape)
+        return self.selection.noise_scale * candidate_noise(
+            key.seed, key.scene, key.draw, key.decision, *shape
+        )
 
 
 def require_same_encoder(policy: ChunkPolicy, inputs: CriticInputs) -> None:

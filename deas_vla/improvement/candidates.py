@@ -1,4 +1,4 @@
-"""The policy's own candidates at every stored frame, for critics whose target asks the policy."""
+"""The policy's own candidates at stored frames: for critics whose target asks the policy, and to be weighted."""
 
 from pathlib import Path
 
@@ -19,6 +19,7 @@ class CandidateCache(FrameCache):
         frames: the stored observations.
         count: N.
         seed: of the noise.
+        noise_scale: multiplies it.
         block: frames a file.
     """
 
@@ -29,15 +30,16 @@ class CandidateCache(FrameCache):
         frames: FrameTable,
         count: int,
         seed: int,
+        noise_scale: float = 1.0,
         block: int = BLOCK,
     ):
-        super().__init__(folder, policy, frames, f"candidates {count} {seed}", block)
-        self.count, self.seed = count, seed
+        super().__init__(folder, policy, frames, f"candidates {count} {seed} {noise_scale}", block)
+        self.count, self.seed, self.noise_scale = count, seed, noise_scale
 
     def compute(self, rows: Tensor) -> Tensor:
         shape = (self.count, self.policy.horizon, self.policy.contract.action_dim)
-        noise = [candidate_noise(self.seed, frame, 0, 0, *shape) for frame in rows.tolist()]
+        noise = torch.stack([candidate_noise(self.seed, frame, 0, 0, *shape) for frame in rows.tolist()])
         context = self.policy.encode(self.frames.observation(rows))
-        chunks = self.policy.sample(context, torch.stack(noise).to(context.tokens.device))
+        chunks = self.policy.sample(context, self.noise_scale * noise.to(context.tokens.device))
         contract = self.policy.contract
         return contract.normalize_action(contract.to_command(chunks)).float()

@@ -1,19 +1,22 @@
-"""Imitation by flow matching on options: behaviour cloning and every weighted form of it.
+"""Imitation by flow matching on chunks: behaviour cloning and every weighted form of it.
 
-Behaviour cloning, filtered behaviour cloning and advantage-weighted fine-tuning differ in one thing only: how much
-each recorded chunk counts. Options are drawn with probability proportional to their weight, which gives the same
-expected gradient as multiplying the loss, and spends no computation on chunks that count for nothing.
+Behaviour cloning, filtered behaviour cloning and advantage-weighted fine-tuning differ in one thing only: which chunks
+are imitated, and how much each counts. Chunks are drawn with probability proportional to their weight, which gives the
+same expected gradient as multiplying the loss, and spends no computation on chunks that count for nothing.
 
 Chunks that run past an episode's end repeat its last action, and are imitated whole: the critic is trained on the
 same chunks, so what it scores at inference looks like what it learned from.
 """
 
+from dataclasses import dataclass
+
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from deas_vla.data.frames import FrameTable
 from deas_vla.data.observation import Observation
-from deas_vla.data.options import FrameTable, Options, sample_indices
+from deas_vla.data.options import Options, sample_indices
 from deas_vla.errors import UserError
 from deas_vla.policies.augment import shift_observation
 from deas_vla.policies.flow import sample_time
@@ -35,14 +38,33 @@ class FlowImitation(nn.Module):
         return self.policy(observation, chunks, noise, time).mean(), {}
 
 
+@dataclass
+class Examples:
+    """O chunks to imitate.
+
+    Attributes:
+        start_frame: (O,) int64 row of the frame table: what is seen before the chunk.
+        chunk: (O, H, A) float32 normalised commands.
+        weight: (O,) how much each counts.
+    """
+
+    start_frame: Tensor
+    chunk: Tensor
+    weight: Tensor
+
+    @classmethod
+    def recorded(cls, options: Options, weight: Tensor) -> "Examples":
+        """What was really played, at these weights."""
+        return cls(options.start_frame, options.chunk, weight)
+
+
 class ImitationBatches:
     """Step number to this process's share of the batch: observations, chunks, noise and flow times.
 
     Args:
         policy: for the chunk's shape, the device and the image augmentation.
         frames: the stored frames, images included.
-        options: chunks that were played, with the frame where each starts.
-        weights: (O,) how much each option counts.
+        examples: what to imitate.
         config: batch size.
         flow_draws: K noise draws for each encoded observation.
         max_shift: images are shifted by up to this many pixels, anew at every use.
@@ -54,20 +76,20 @@ class ImitationBatches:
         accelerator: Accelerator,
         policy: ChunkPolicy,
         frames: FrameTable,
-        options: Options,
-        weights: Tensor,
+        examples: Examples,
         config: TrainingConfig,
         *,
         flow_draws: int,
         max_shift: int,
         seed: int,
     ):
-        if not (weights > 0).any():
+        weight = examples.weight
+        if not (weight > 0).any():
             raise UserError(
-                "no option has a weight above 0: there is nothing to imitate (did every rollout fail?)"
+                "no chunk has a weight above 0: there is nothing to imitate (did every rollout fail?)"
             )
-        self.frames, self.options, self.policy = frames, options, policy
-        self.probabilities = (weights / weights.sum()).double().numpy()
+        self.frames, self.examples, self.policy = frames, examples, policy
+        self.probabilities = (weight / weight.sum()).double().numpy()
         self.size, self.share = config.batch_size, my_share(accelerator, config.batch_size)
         self.flow_draws, self.max_shift, self.seed = flow_draws, max_shift, seed
         self.device = accelerator.device
@@ -76,10 +98,10 @@ class ImitationBatches:
         # The whole batch is drawn by every process, which keeps its share: two processes train as one would.
         index = torch.from_numpy(sample_indices(self.seed, step, self.size, self.probabilities))
         generator = step_generator(self.seed, step)
-        chunks = self.options.chunk[index]
+        chunks = self.examples.chunk[index]
         noise = torch.randn((self.size, self.flow_draws, *chunks.shape[1:]), generator=generator)
         time = sample_time((self.size, self.flow_draws), generator)
-        observation = self.frames.observation(self.options.start_frame[index])
+        observation = self.frames.observation(self.examples.start_frame[index])
         observation = shift_observation(observation, self.max_shift, generator)[self.share]
         return (
             observation.to(self.device),

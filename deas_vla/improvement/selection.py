@@ -54,6 +54,8 @@ class SelectionConfig:
     bandwidth: float = 0.6
     # denoised: variance of the critic's error that is peculiar to one chunk, against what nearby chunks share
     error: float = 1.0
+    # the noise that candidates are made of is multiplied by this, for every rule; 1 is the policy as it was trained
+    noise_scale: float = 1.0
 
     def __post_init__(self):
         known = RuleName.__args__
@@ -66,6 +68,7 @@ class SelectionConfig:
             ("density_weight", self.density_weight >= 0, "at least 0"),
             ("bandwidth", self.bandwidth > 0, "above 0"),
             ("error", self.error >= 0, "at least 0"),
+            ("noise_scale", self.noise_scale >= 0, "at least 0"),
         ):
             if not holds:
                 raise UserError(f"selection.{name}={getattr(self, name)} must be {rule}")

@@ -27,6 +27,8 @@ from deas_vla.rollouts.statistics import RESAMPLES, ratio_interval
 BASE, CHOSEN, CLONED, WEIGHTED, BOTH = (
     "policy", "best_of_n", "filtered_bc", "advantage_weighted", "advantage_weighted + best_of_n"
 )  # fmt: skip
+# One of the candidates, whose noise may be less than the policy's own.
+ONE = "best_of_1"
 SECOND, SECOND_BOTH = "second_round", "second_round + best_of_n"
 # What is to be shown.
 SEEDS, SCENES, TASKS_WITH_GAIN = 3, 200, 3
@@ -40,6 +42,7 @@ COMPARED = {
     "both_over_chosen": (BOTH, CHOSEN),
     "second_over_first": (SECOND, WEIGHTED),
     "second_both_over_both": (SECOND_BOTH, BOTH),
+    "chosen_over_one": (CHOSEN, ONE),
     "chosen_over_zero_noise": (CHOSEN, "zero_noise"),
     "chosen_over_iql": (CHOSEN, "iql"),
     "chosen_over_qc": (CHOSEN, "qc"),
@@ -204,7 +207,8 @@ def page(results: dict) -> str:
         for arm in results["success"]
         if arm.removeprefix("best_of_").isdigit()
     }
-    arms = [arm for arm in results["success"] if arm not in by_count.values() or arm in (BASE, CHOSEN)]
+    told = (BASE, CHOSEN, ONE)
+    arms = [arm for arm in results["success"] if arm not in by_count.values() or arm in told]
     success, gains = results["success"], results["gain_over_policy"]
     others = {name: (arm_title(a, n), arm_title(b, n)) for name, (a, b) in COMPARED.items()}
     parts = [

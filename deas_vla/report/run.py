@@ -48,7 +48,10 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
     outcomes = {name: _outcomes(episodes) for name, episodes in arms.items()}
 
     by_count = {n: f"best_of_{n}" for n in plan["candidate_counts"]}
-    by_count |= {1: "policy", plan["num_candidates"]: "best_of_n"}
+    by_count |= {plan["num_candidates"]: "best_of_n"}
+    # One candidate with the policy's own noise is the policy.
+    if plan["noise_scale"] == 1:
+        by_count |= {1: "policy"}
     critic = stages["critic"]["settings"]["critic"]
     collected = [
         scene + number * TASK_STRIDE
@@ -63,7 +66,9 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
         task=_task_in_words(stages, tasks),
         command=shlex.join(command),
         arms={
-            n: o for n, o in outcomes.items() if n not in by_count.values() or n in ("policy", "best_of_n")
+            name: outcome
+            for name, outcome in outcomes.items()
+            if name not in by_count.values() or name in ("policy", "best_of_1", "best_of_n")
         },
         candidates=plan["num_candidates"],
         success_by_n={n: outcomes[by_count[n]] for n in sorted(plan["candidate_counts"])},

@@ -27,7 +27,8 @@ ARMS = {
     "iql": ("Best of {n} by IQL", "the same with a one-step critic"),
     "qc": ("Best of {n} by Q-chunking", "the same with a critic whose target asks the policy"),
     "filtered_bc": ("Filtered BC", "policy fine-tuned on successful rollouts: no critic"),
-    "random_candidate": ("Random of {n}", "control: a candidate drawn at random; should equal the policy"),
+    "best_of_1": ("Policy with less noise", "one of the candidates: what they gain before any choice"),
+    "random_candidate": ("Random of {n}", "control: a candidate drawn at random; should equal one candidate"),
     "zero_noise": (
         "Policy without noise",
         "control: what it makes of zero noise; knows nothing of the critic",
@@ -41,6 +42,8 @@ DEFAULT_COMPARISONS = (
     ("best_of_n", "worst_of_n"),
     ("best_of_n", "zero_noise"),
     ("zero_noise", "policy"),
+    ("best_of_1", "policy"),
+    ("random_candidate", "best_of_1"),
     ("random_candidate", "policy"),
     ("filtered_bc", "policy"),
     ("advantage_weighted", "policy"),
@@ -328,10 +331,11 @@ def _caveats(data: ReportData, paired: dict[str, PairedDifference]) -> list[str]
         caveats.append(
             "The scenes of the training data were not given: that these scenes are unseen was not checked."
         )
-    placebo = paired.get("random_candidate - policy")
+    one = "best_of_1" if "best_of_1" in data.arms else "policy"
+    placebo = paired.get(f"random_candidate - {one}")
     if placebo is not None and placebo.verdict != "no_gain":
         caveats.append(
-            f"A random candidate and the policy have the same distribution, yet they differ by "
+            f"A random candidate and {lowered(arm_title(one, 1))} have the same distribution, yet they differ by "
             f"{points(placebo.difference, 1)} points ({point_range(placebo.ci95)}): differences of this size can be "
             "chance here, or the arms are not paired as they should be."
         )

@@ -73,8 +73,9 @@ def statistics_sha256(contract: Contract) -> str:
 
 
 def selection_section(num_candidates: int, selection: SelectionConfig, execute_steps: int) -> dict:
-    """How one of the candidates is chosen: N, the rule and the numbers that it heeds, and how much is played."""
-    numbers = {name: getattr(selection, name) for name in NUMBERS.get(selection.rule, ())}
+    """How candidates are made and one is chosen: N, the rule and the numbers it heeds, and how much is played."""
+    heeded = ("noise_scale", *NUMBERS.get(selection.rule, ()))
+    numbers = {name: getattr(selection, name) for name in heeded}
     return {
         "num_candidates": num_candidates,
         "rule": selection.rule,

@@ -39,6 +39,8 @@ class ExportConfig(SelectionConfig):
     policy: PolicyStage = "policy"
     # Chunks that it proposes at a decision.
     candidates: int = 8
+    # The noise that they are made of is multiplied by this; the evaluation's default.
+    noise_scale: float = 0.5
     # Actions played of each chunk before the policy decides again; 0: as many as the run's evaluation played.
     execute_steps: int = 0
 
