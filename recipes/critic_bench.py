@@ -28,6 +28,7 @@ from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN
+from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.groot.modeling import GrootPolicy
 from deas_vla.report.bench import bench_table, possible_gain, score
@@ -40,6 +41,8 @@ from deas_vla.training import make_accelerator
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "scalar": ["--critic.head=scalar"],
+    "no_image_encoder": ["--vision.dim=0"],
+    "future_weight=0": ["--vision.future_weight=0"],
     "mean_pooled": ["--features.pooling=mean"],
     "grid=2": ["--features.grid=2"],
     "features=32": ["--features.dim=32"],
@@ -80,6 +83,8 @@ class TruthConfig:
     share: float = 0.4
     # Candidates of a decision.
     num_candidates: int = 8
+    # The noise that they are made of is multiplied by this; what follows is the policy as it was trained.
+    noise_scale: float = 0.5
     # How often each candidate is played out; at least 2.
     continuations: int = 4
     # Actions played of each chunk before the policy decides again.
@@ -159,8 +164,8 @@ def _variants(config: CriticBenchConfig) -> dict[str, list[str]]:
 
 
 def _truth(accelerator: Accelerator, config: CriticBenchConfig, policy: GrootPolicy) -> Truth:
-    plan, folder = config.truth, Path(config.output) / "truth"
-    tasks = config.tasks
+    plan, folder, tasks = config.truth, Path(config.output) / "truth", config.tasks
+    noise = SelectionConfig(noise_scale=plan.noise_scale)
 
     def work(folder: Path) -> None:
         parts = []
@@ -170,7 +175,7 @@ def _truth(accelerator: Accelerator, config: CriticBenchConfig, policy: GrootPol
                 parts.append(
                     collect_truth(
                         workers,
-                        BestOfN(policy, plan.num_candidates),
+                        BestOfN(policy, plan.num_candidates, selection=noise),
                         scenes_of("bench", plan.scenes, config.seed),
                         folder / task,
                         seed=config.seed,
