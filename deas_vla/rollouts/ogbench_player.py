@@ -61,7 +61,8 @@ class Player:
     @property
     def description(self) -> dict:
         """The arm as JSON values, with the numbers that its rule heeds."""
-        numbers = {name: getattr(self.selection, name) for name in NUMBERS.get(self.arm.rule, ())}
+        heeded = ("noise_scale", *NUMBERS.get(self.arm.rule, ()))
+        numbers = {name: getattr(self.selection, name) for name in heeded}
         arm = {"rule": self.arm.rule, "num_candidates": self.arm.num_candidates, "execute": self.execute}
         return arm | numbers
 
@@ -71,7 +72,7 @@ class Player:
         observations = (observations - self.mean) / self.scale
         shape = (self.arm.num_candidates, self.agent.horizon, self.action_dim)
         noise = torch.stack([candidate_noise(k.seed, k.scene, k.draw, k.decision, *shape) for k in keys])
-        chunks = self.agent.propose(observations, noise)
+        chunks = self.agent.propose(observations, self.selection.noise_scale * noise)
         scored = chunks[:, :, : self.execute] if self.agent.scores_parts else chunks
         opinions = self.agent.opinions(observations, scored)
         played = chunks[:, :, : self.execute]
