@@ -127,6 +127,7 @@ HEEDED = {
     "density_weight": ("dense", 0.0, 100.0),
     "bandwidth": ("smoothed", 0.01, 2.0),
     "error": ("denoised", 0.0, 100.0),
+    "noise_scale": ("best", 0.0, 1.0),
 }
 REFUSED = {"chunk_size": 5, "rate_hz": 10.0}
 
