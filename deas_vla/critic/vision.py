@@ -1,10 +1,9 @@
 """The critic's own look at the images, for what a policy's backbone leaves out.
 
 A backbone that was trained to imitate keeps of an image what imitation needs; what it drops, no critic on top of it can
-see. This encoder is small, starts from new
-weights and learns from the recorded episodes, before the critic and apart from it: whether the episode will end in
-success, and where the robot is later on in those that do. The second is what makes it look for the object: a
-successful hand ends where the object was.
+see. This encoder is small, starts from new weights and learns from the recorded episodes, before the critic and apart
+from it: whether the episode will end in success, and where the robot is later on in those that do. The second is what
+makes it look for the object: a successful hand ends where the object was.
 """
 
 from dataclasses import dataclass, fields
