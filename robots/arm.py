@@ -33,7 +33,8 @@ class Arm:
         self.places = [names.index(name) for name in joints] if set(joints) <= set(names) else None
         self.home: np.ndarray | None = None
         bus = getattr(robot, "bus", None)
-        for name in ("ping", "read", "write", "sync_read") if bus is not None else ():
+        # Reading means the inner `_read`: the handshake of `connect` goes through that one alone.
+        for name in ("ping", "_read", "write", "sync_read") if bus is not None else ():
             setattr(bus, name, asking_again(bus, getattr(bus, name)))
 
     def connect(self) -> None:
@@ -126,7 +127,7 @@ class Arm:
 
 
 def asking_again(bus: Any, call: Callable) -> Callable:
-    """LeRobot's driver gives a servo 50 ms and one chance; one packet that is lost or late must not end an episode."""
+    """LeRobot's driver gives a servo 50 ms and one chance; one lost or late packet must not end an episode."""
 
     @wraps(call)
     def patient(*arguments, num_retry: int = 0, **named):

@@ -49,6 +49,7 @@ SERVO = np.dtype(
         ("alive", np.uint8),  # its process has begun to listen
         ("silent", np.uint8),  # a test sets it: the servo answers nothing and does nothing
         ("late", np.uint8),  # a test sets it: so many readings are answered behind an older, empty answer
+        ("lost", np.uint8),  # a test sets it: so many readings get no answer
         ("refused", np.uint32),  # writes to locked EEPROM
         ("goals", np.uint32),  # goals that were written
         ("lowest", np.int32),  # the smallest and the largest of them
@@ -178,6 +179,9 @@ def obey(servos: np.ndarray, id_: int, instruction: int, data: bytes) -> bytes:
         if instruction == PING:
             reply += answer(number)
         elif instruction in (READ, SYNC_READ):
+            if servo["lost"]:
+                servo["lost"] -= 1
+                continue
             if servo["late"]:
                 servo["late"] -= 1
                 reply += answer(number)

@@ -22,10 +22,11 @@ from so101_example import CALIBRATION, RATE_HZ, calibration_file, export_reranke
 from deas_vla.config import parse
 from deas_vla.data.lerobot_io import read_dataset
 from deas_vla.errors import ContractMismatch, UserError
-from robots.arm import asking_again
+from robots.arm import Arm, asking_again
 from robots.config import settings_of
 from robots.contract import contract_of
 from robots.rollout import fitting_contract, main, make_robot
+from robots.safety import Limiter
 from robots.servos import TRIES, Servos, describe
 from robots.watchdog import Watchdog
 
@@ -221,6 +222,20 @@ def test_an_answer_that_comes_too_late_is_asked_for_again(arm, bus, late, succee
         with pytest.raises(ConnectionError, match="cut short"):
             ping("shoulder_pan")
     bus_of_robot.disconnect(disable_torque=False)
+
+
+@pytest.mark.parametrize(("lost", "succeeds"), [(TRIES - 1, True), (TRIES, False)])
+def test_an_answer_that_is_lost_while_it_connects_is_asked_for_again(arm, bus, lost, succeeds):
+    """LeRobot's handshake reads the servos' firmware and model with one chance each."""
+    robot = make_robot(settings(arm, bus.port).robot)
+    device = Arm(robot, so101_contract(), Limiter(so101_contract(), 15), None)
+    bus.servos["lost"][2] = lost
+    if succeeds:
+        device.connect()
+        robot.bus.disconnect()
+    else:
+        with pytest.raises(UserError, match="so_follower does not connect"):
+            device.connect()
 
 
 # ---- before anything moves -------------------------------------------------------------------------------------
