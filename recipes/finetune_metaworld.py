@@ -10,13 +10,13 @@ besides. The demonstrations of all tasks are one data set and so are the rollout
 read in the instruction. `recipes/metaworld_results.py` writes the results task by task.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from collect_demos import DemosConfig
 from collect_rollouts import RolloutsConfig
 from evaluate import EvaluationConfig
 from finetune_policy import ImitationConfig
-from finetune_robocasa import FinetuneRobocasaConfig, main
+from finetune_robocasa import FinetuneRobocasaConfig, main, small_critic
 
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.features import FeatureConfig
@@ -63,13 +63,11 @@ class FinetuneMetaworldConfig(FinetuneRobocasaConfig):
     # From backbone tokens to the critic's features.
     features: FeatureConfig = field(default_factory=lambda: FeatureConfig(dim=192, words_weight=20.0))
     # The critic and its losses.
-    critic: CriticConfig = field(
-        default_factory=lambda: CriticConfig(hidden_dim=384, num_layers=3, dropout=0.1)
-    )
+    critic: CriticConfig = field(default_factory=lambda: replace(small_critic(), hidden_dim=384))
     # The critic's optimisation.
     critic_training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(
-            steps=3000, batch_size=256, learning_rate=3e-4, weight_decay=1e-4, log_every=100
+            steps=3000, batch_size=256, learning_rate=1e-3, weight_decay=1e-4, log_every=100
         )
     )
     # Fine-tuning after the critic: the same for filtered and for advantage-weighted behaviour cloning.

@@ -47,7 +47,8 @@ def improvement_defaults() -> ImitationConfig:
 
 
 def small_critic() -> CriticConfig:
-    return CriticConfig(hidden_dim=256, num_layers=3, dropout=0.1)
+    """The best chooser of docs/results/robosuite_choices.md: a small critic that predicts what chunks lead to."""
+    return CriticConfig(hidden_dim=256, num_layers=3, dropout=0.1, head="scalar", future_weight=1.0)
 
 
 @dataclass

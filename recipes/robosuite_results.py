@@ -20,7 +20,7 @@ class RobosuiteResultsConfig:
     # folder of the suite
     runs: str = "outputs/robosuite"
     # its training seeds
-    seeds: list[int] = field(default_factory=lambda: [4, 5, 6])
+    seeds: list[int] = field(default_factory=lambda: [7, 8, 9])
     # folders of recipes/critic_bench.py
     benches: list[str] = field(default_factory=list)
     # the commit that fixed the settings, before the first evaluation

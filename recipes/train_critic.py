@@ -58,7 +58,7 @@ class MixConfig:
 
 
 def critic_training_defaults() -> TrainingConfig:
-    return TrainingConfig(steps=1500, batch_size=256, learning_rate=3e-4, weight_decay=1e-4, log_every=100)
+    return TrainingConfig(steps=2500, batch_size=256, learning_rate=1e-3, weight_decay=1e-4, log_every=100)
 
 
 def vision_training_defaults() -> TrainingConfig:

@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
-from deas_vla.critic.losses import q_loss, td_target, value_loss
+from deas_vla.critic.losses import future_loss, q_loss, td_target, value_loss
 from deas_vla.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -200,6 +200,50 @@ def test_loss_is_the_equations_on_target_and_online_networks(head):
     torch.testing.assert_close(weighted, ((v_losses + q_losses) * weight).mean())
 
 
+def test_future_loss_is_the_error_in_what_followed():
+    predicted = torch.tensor([[[1.0, 2.0], [0.0, 0.0]], [[0.0, 0.0], [9.0, 9.0]]])
+    change = torch.tensor([[1.0, 0.0], [5.0, 5.0]])
+    losses = future_loss(predicted, change, torch.tensor([True, False]))
+    torch.testing.assert_close(losses, torch.tensor([(0 + 4 + 1 + 0) / 4, 0.0]))
+
+
+@pytest.mark.parametrize("head", ["hl_gauss", "scalar"])
+def test_the_future_joins_the_loss_and_changes_no_value(head):
+    """It is added to the published losses, reaches Q's hidden layers, and no observation after a success counts."""
+    plain, critic = make_critic(head=head), make_critic(head=head, future_weight=0.5)
+    critic.load_state_dict(plain.state_dict(), strict=False)
+    batch = make_batch()
+    batch.bootstrap[0] = 0.0
+    (without, _), (loss, metrics) = plain(batch), critic(batch)
+    torch.testing.assert_close(loss, without + 0.5 * metrics["future_loss"])
+    chunks = batch.chunk.unsqueeze(1)
+    assert torch.equal(
+        critic.score(batch.features, batch.state, chunks), plain.score(batch.features, batch.state, chunks)
+    )
+    gradient = torch.autograd.grad(loss, critic.q.hidden[0].weight)[0]
+    assert not torch.equal(gradient, torch.autograd.grad(without, plain.q.hidden[0].weight)[0])
+
+    other = dataclasses.replace(batch, next_features=batch.next_features.clone())
+    other.next_features[0] += 100
+    torch.testing.assert_close(critic(other)[0], loss)
+    other.next_features[1] += 100
+    assert critic(other)[1]["future_loss"] > 10 * metrics["future_loss"]
+
+
+def test_it_learns_where_chunks_lead(tmp_path):
+    """The observation moves by what the chunk adds up to: predicted after training, and kept in the file."""
+    critic = make_critic(head="scalar", future_weight=1.0)
+    batch = make_batch(64)
+    move = batch.chunk.sum(1)
+    batch.next_features, batch.next_state = batch.features.clone(), batch.state.clone()
+    batch.next_state[:, :A] += move
+    before = critic(batch)[1]["future_loss"]
+    assert train(critic, batch, 300, lr=3e-3)["future_loss"] < 0.05 * before
+    critic.save(tmp_path)
+    loaded, _ = DeasCritic.load(tmp_path)
+    torch.testing.assert_close(loaded(batch)[1]["future_loss"], critic(batch)[1]["future_loss"])
+
+
 def test_rule_04_detached_networks():
     """V learns from L_V alone and Q from L_Q alone; target networks never; nothing random is drawn."""
     critic = make_critic()
@@ -247,11 +291,13 @@ def test_dropout_acts_only_on_what_is_trained():
     assert torch.equal(critic.score(features, state, chunks), critic.score(features, state, chunks))
     calls = []
     for name in ("v", "q", "target_q"):
+        network = getattr(critic, name)
 
-        def record(module, args, kwargs, name=name):
-            calls.append((name, kwargs.get("drop", False), torch.is_grad_enabled()))
+        def record(observation, chunks=None, drop=False, name=name, within=network.hidden_units):
+            calls.append((name, drop, torch.is_grad_enabled()))
+            return within(observation, chunks, drop)
 
-        getattr(critic, name).register_forward_pre_hook(record, with_kwargs=True)
+        network.hidden_units = record
     critic(batch)
     assert sorted(calls) == [
         ("q", True, True),

@@ -79,6 +79,16 @@ def test_columns_that_never_differ_are_not_learned(episodes):
     assert (outcomes.future.view(len(outcomes.won), -1, 3)[..., 2] == 0).all()
 
 
+def test_its_numbers_have_mean_0_and_spread_1(episodes, tmp_path):
+    frames = FrameTable.of(episodes)
+    vision = learn(episodes, tmp_path, torch.ones(len(frames), dtype=torch.bool))
+    with torch.no_grad():
+        seen = vision([frames.images[camera.name] for camera in CONTRACT.cameras])
+    spread, mean = torch.std_mean(seen, 0, correction=0)
+    torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
+    torch.testing.assert_close(spread, torch.ones_like(spread), atol=1e-3, rtol=0)
+
+
 def test_it_sees_where_the_hand_will_be(episodes, tmp_path):
     """On episodes that it never saw: the square's place can be read off the features, off new weights' less so."""
     frames = FrameTable.of(episodes)

@@ -12,8 +12,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from deas_vla.critic.losses import expectile_loss, pessimistic_head, q_loss, td_target
-from deas_vla.critic.networks import EnsembleMLP
+from deas_vla.critic.losses import expectile_loss, future_loss, pessimistic_head, q_loss, td_target
+from deas_vla.critic.networks import EnsembleLinear, EnsembleMLP
 from deas_vla.critic.value_distribution import HLGauss, Scalar, ValueHead, return_bounds
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path, write_json
@@ -53,6 +53,9 @@ class CriticConfig:
     hidden_dim: int = 512
     # number of hidden layers
     num_layers: int = 4
+    # weight of the Q networks' error in the observation that the chunk leads to, beside their error in its value; 0:
+    # they learn values alone, as published
+    future_weight: float = 0.0
     # probability of dropping a hidden unit while training; targets and scores never drop
     dropout: float = 0.0
     # smallest reward of one control step, as the critic sees rewards
@@ -75,6 +78,7 @@ class CriticConfig:
         check(0 < self.bootstrap_discount < 1, "bootstrap_discount", "above 0 and below 1")
         check(0 < self.expectile < 1, "expectile", "above 0 and below 1")
         check(0 < self.polyak <= 1, "polyak", "above 0 and at most 1")
+        check(self.future_weight >= 0, "future_weight", "at least 0")
         check(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
         check(self.head in ("hl_gauss", "scalar"), "head", "hl_gauss or scalar")
         check(self.sigma_bins > 0, "sigma_bins", "above 0")
@@ -176,6 +180,9 @@ class DeasCritic(nn.Module):
         self.v = network(1, 0)
         self.q = network(config.num_q, config.horizon * action_dim)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
+        self.future = None
+        if config.future_weight:
+            self.future = EnsembleLinear(config.num_q, config.hidden_dim, feature_dim + state_dim)
 
     # ---- training ------------------------------------------------------------------------------------------
 
@@ -184,13 +191,14 @@ class DeasCritic(nn.Module):
         return self.loss(batch)
 
     def loss(self, batch: CriticBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = L_V + L_Q of a batch.
+        """L = L_V + L_Q of a batch, and with a `future_weight` that many times `future_loss`.
 
         Returns:
             The scalar loss, and metrics as detached 0-d tensors on the device: ``loss``, ``value_loss``,
-            ``q_loss``, ``value`` (mean V), ``q`` (mean of the smallest Q), ``advantage`` (their difference),
-            ``upward`` (share of options whose target is above V), ``clamped`` (share of targets outside the
-            possible returns) and ``disagreement`` (mean distance between the largest and the smallest Q).
+            ``q_loss``, ``future_loss`` (where there is one), ``value`` (mean V), ``q`` (mean of the smallest Q),
+            ``advantage`` (their difference), ``upward`` (share of options whose target is above V), ``clamped``
+            (share of targets outside the possible returns) and ``disagreement`` (mean distance between the
+            largest and the smallest Q).
         """
         observation = self._observation(batch.features, batch.state)
         chunks = self._chunks(batch.chunk.unsqueeze(1))
@@ -198,14 +206,20 @@ class DeasCritic(nn.Module):
             target = td_target(batch.returns, batch.bootstrap, self.next_value(batch))
             followed, target_q = pessimistic_head(self.head, self.target_q(observation, chunks).squeeze(2))
         v_logits = self.v(observation, drop=self.training)[0]
-        q_logits = self.q(observation, chunks, drop=self.training).squeeze(2)
+        hidden = self.q.hidden_units(observation, chunks, drop=self.training)
+        q_logits = self.q.output(hidden)
 
         # `value_loss`, whose parts the metrics share.
         value = self.head.mean(v_logits.detach())
         upward = target_q >= value
         v_losses = expectile_loss(self.head, v_logits, followed, upward, self.config.expectile)
         q_losses = q_loss(self.head, q_logits, target)
-        losses = v_losses + q_losses
+        losses, extra = v_losses + q_losses, {}
+        if self.future is not None:
+            after = self._observation(batch.next_features, batch.next_state)
+            future_losses = future_loss(self.future(hidden), after - observation, batch.bootstrap > 0)
+            losses = losses + self.config.future_weight * future_losses
+            extra["future_loss"] = future_losses.detach().mean()
         loss = (losses if batch.weight is None else losses * batch.weight).mean()
 
         with torch.no_grad():
@@ -222,7 +236,7 @@ class DeasCritic(nn.Module):
                 "clamped": self.head.outside(target).float().mean(),
                 "disagreement": (q.amax(0) - smallest).mean(),
             }
-        return loss, metrics
+        return loss, metrics | extra
 
     def next_value(self, batch: CriticBatch) -> Tensor:
         """(B,) what a target takes for the value of the observation after the option: V (design rule 4)."""

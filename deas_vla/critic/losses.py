@@ -1,4 +1,4 @@
-"""Detached value learning: the equations of DEAS (Kim et al., 2025, arXiv 2510.07730), and nothing else.
+"""Detached value learning: the equations of DEAS (Kim et al., 2025, arXiv 2510.07730), and one loss beside them.
 
 An option is a chunk of H steps played from a state (m ≤ H at an episode's end). V and Q are learnt from
 recorded options only: no actor and no sampled action appears in a target (design rule 4), which is why every
@@ -106,3 +106,21 @@ def q_loss(head: ValueHead, q_logits: Tensor, target: Tensor) -> Tensor:
         (B,) losses, averaged over the networks.
     """
     return head.loss(q_logits, head.target(target.detach())).mean(0)
+
+
+def future_loss(predicted: Tensor, change: Tensor, followed: Tensor) -> Tensor:
+    """Teaches what Q computes from a chunk where the chunk leads: not part of DEAS, and no value takes part in it.
+
+    A return says one number about a chunk, and most of that number is luck that comes later. The observation after
+    the chunk says much more, so features that predict it are found with less data.
+
+    Args:
+        predicted: (K, B, O) change of the observation by each of the K networks.
+        change: (B, O) the observation after the option less that before it, of about unit spread.
+        followed: (B,) bool, whether there is an observation after it.
+
+    Returns:
+        (B,) squared errors, averaged over networks and columns; 0 where nothing followed.
+    """
+    errors = (predicted - change).square().mean((0, 2))
+    return torch.where(followed, errors, 0.0)

@@ -101,6 +101,11 @@ class EnsembleMLP(nn.Module):
         Returns:
             (K, B, N, M) with chunks, (K, B, M) without.
         """
+        logits = self.output(self.hidden_units(observation, chunks, drop))
+        return logits if chunks is None else logits.unflatten(1, chunks.shape[:2])
+
+    def hidden_units(self, observation: Tensor, chunks: Tensor | None = None, drop: bool = False) -> Tensor:
+        """What the last layer sees: (K, B·N, hidden_dim), or (K, B, hidden_dim) without chunks; see `forward`."""
         x = self.observation(observation)
         if chunks is not None:
             candidates = self.chunk(chunks.flatten(0, 1)).unflatten(1, chunks.shape[:2])
@@ -108,8 +113,7 @@ class EnsembleMLP(nn.Module):
         x = self._activate(x, 0, drop)
         for i, layer in enumerate(self.hidden, start=1):
             x = self._activate(layer(x), i, drop)
-        logits = self.output(x)
-        return logits if chunks is None else logits.unflatten(1, chunks.shape[:2])
+        return x
 
     def _activate(self, x: Tensor, layer: int, drop: bool) -> Tensor:
         x = F.gelu(self.norms[layer](x))

@@ -5,6 +5,7 @@ robot one, two and four chunks later and at the end.
 """
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from deas_vla.training import TrainingConfig, my_share, step_generator, train
 CHUNKS_AHEAD = (1, 2, 4)
 # Later states are cut off at this many standard deviations.
 LARGEST = 5.0
+# Frames that show how much the encoder's numbers differ, how many go through it at once, and what counts as no spread.
+SPREAD_FRAMES, BLOCK, SMALLEST_SPREAD = 4096, 256, 1e-2
 WEIGHTS = "vision.safetensors"
 
 
@@ -130,12 +133,29 @@ def trained_vision(
             accelerator, learning.to(accelerator.device), batch_at, training, place, name="vision", seed=seed
         )
         if accelerator.is_main_process:
+            _to_unit_spread(vision, batch_at.images, rows)
             with atomic_path(place / WEIGHTS) as temporary:
                 save_file({k: v.cpu().contiguous() for k, v in vision.state_dict().items()}, temporary)
         accelerator.wait_for_everyone()
     # Read back by everyone, so that a first run and a later one go on with the same weights.
     vision.load_state_dict(load_file(place / WEIGHTS))
     return vision.eval().requires_grad_(False)
+
+
+@torch.inference_mode()
+def _to_unit_spread(vision: CriticVision, images: list[Tensor], rows: Tensor) -> None:
+    """Shifts and scales what the encoder says to mean 0 and standard deviation 1 over at most `SPREAD_FRAMES` frames.
+
+    The backbone's components beside it have that spread, and a network hears what is loud.
+    """
+    vision.eval()
+    rows = rows[:: math.ceil(len(rows) / SPREAD_FRAMES)]
+    device = vision.norm.weight.device
+    seen = [vision([image[some].to(device) for image in images]) for some in rows.split(BLOCK)]
+    spread, mean = torch.std_mean(torch.cat(seen), 0, correction=0)
+    spread = spread.clamp_min(SMALLEST_SPREAD)
+    vision.norm.weight.div_(spread)
+    vision.norm.bias.sub_(mean).div_(spread)
 
 
 class VisionBatches:
