@@ -29,12 +29,21 @@ MORE = ("--demos.episodes=400", "--bc.steps=2500")
 TASKS = {"lift": (), "stack": MORE, "pick_place_can": MORE, "door": ()}
 # One discount and a plain regression, as published; the data, the networks, their training and their auxiliary loss are
 # the same, so that only the target differs.
+ONE_DISCOUNT = {"reward_discount": 0.99, "bootstrap_discount": 0.99, "head": "scalar"}
+
+
+@dataclass(frozen=True)
+class Yardstick:
+    """What is changed of the critic, and how many of the policy's chunks its target compares."""
+
+    critic: dict
+    policy_chunks: int = 0
+
+
 YARDSTICKS = {
-    "iql_critic": {"horizon": 1, "reward_discount": 0.99, "bootstrap_discount": 0.99, "head": "scalar"},
-    "qc_critic": {"reward_discount": 0.99, "bootstrap_discount": 0.99, "head": "scalar"},
+    "iql_critic": Yardstick({"horizon": 1, **ONE_DISCOUNT}),
+    "qc_critic": Yardstick(ONE_DISCOUNT, policy_chunks=8),
 }
-# Chunks of the policy that a target of Q-chunking compares.
-POLICY_CHUNKS = {"iql_critic": 0, "qc_critic": 8}
 
 
 @dataclass
@@ -80,7 +89,7 @@ def train_yardstick(
     accelerator: Accelerator, loop: FinetuneRobocasaConfig, plan: EvaluateConfig, name: str
 ) -> str:
     """A critic of another kind from the data of the first round; returns its folder."""
-    run = Path(loop.output)
+    run, yardstick = Path(loop.output), YARDSTICKS[name]
     train_critic(
         accelerator,
         TrainCriticConfig(
@@ -94,8 +103,8 @@ def train_yardstick(
             features=loop.features,
             vision=loop.vision,
             vision_training=loop.vision_training,
-            critic=replace(loop.critic, **YARDSTICKS[name]),
-            policy_chunks=POLICY_CHUNKS[name],
+            critic=replace(loop.critic, **yardstick.critic),
+            policy_chunks=yardstick.policy_chunks,
             mix=loop.mix,
             training=loop.critic_training,
         ),
