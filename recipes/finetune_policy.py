@@ -35,6 +35,7 @@ from deas_vla.improvement.best_of_n import require_same_encoder
 from deas_vla.improvement.candidates import CandidateCache
 from deas_vla.improvement.filtered_bc import demonstration_weights, filtered_bc_weights
 from deas_vla.improvement.imitation import Examples, FlowImitation, ImitationBatches
+from deas_vla.improvement.vision import stored_features
 from deas_vla.launch import run_recipe
 from deas_vla.policies.groot.configuration import GrootConfig
 from deas_vla.policies.groot.modeling import GrootPolicy
@@ -159,7 +160,8 @@ def what_to_imitate(
     cache, weighting = inputs["critic"] / "features", config.weighting
     pooled = cached_features(accelerator, policy, frames, critic_inputs.config, cache)
     if not weighting.proposals:
-        features, state = critic_inputs.features(pooled, frames.images), critic_inputs.state(frames.state)
+        features = stored_features(accelerator, critic_inputs, pooled, frames, cache)
+        state = critic_inputs.state(frames.state)
         advantages = advantages_of(critic, features, state, options)
         return Examples.recorded(options, advantage_weights(advantages, weighting))
 

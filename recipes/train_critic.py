@@ -37,7 +37,7 @@ from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import require_fitting_horizon
 from deas_vla.improvement.candidates import CandidateCache
-from deas_vla.improvement.vision import trained_vision
+from deas_vla.improvement.vision import stored_features, trained_vision
 from deas_vla.launch import run_recipe
 from deas_vla.reranker.kinds import load_policy
 from deas_vla.rollouts.collect import DATASET
@@ -165,7 +165,8 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
         critic_inputs = CriticInputs(
             policy.contract, config.features, projection, policy.encoder_fingerprint, vision
         )
-        features, state = critic_inputs.features(pooled, frames.images), critic_inputs.state(frames.state)
+        features = stored_features(accelerator, critic_inputs, pooled, frames, cache or folder / "features")
+        state = critic_inputs.state(frames.state)
         del pooled
 
         torch.manual_seed(config.seed)

@@ -7,10 +7,17 @@ from accelerate import Accelerator
 from data_example import SIZE, example_contract, example_episode
 
 from deas_vla.critic.vision import CriticVision, VisionConfig
+from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection
 from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
 from deas_vla.improvement import vision as training_of
-from deas_vla.improvement.vision import CHUNKS_AHEAD, FrameOutcomes, trained_vision
+from deas_vla.improvement.vision import (
+    CHUNKS_AHEAD,
+    FrameOutcomes,
+    VisionCache,
+    stored_features,
+    trained_vision,
+)
 from deas_vla.training import TrainingConfig
 
 pytestmark = pytest.mark.unit
@@ -138,6 +145,30 @@ def test_without_rollouts_there_is_nothing_to_learn(episodes, tmp_path):
         episode.source = "demonstration"
     with pytest.raises(UserError, match=r"vision\.dim=0"):
         learn(episodes, tmp_path)
+
+
+def test_stored_frames_are_looked_at_once_and_seen_as_live_ones(episodes, tmp_path, monkeypatch):
+    frames, accelerator = FrameTable.of(episodes), Accelerator(cpu=True)
+    pooled = torch.randn(len(frames), 6, generator=torch.Generator().manual_seed(0))
+    projection = FeatureProjection.fit(pooled, 4)
+
+    def inputs(seed: int) -> CriticInputs:
+        torch.manual_seed(seed)
+        vision = CriticVision(2, 8).eval().requires_grad_(False)
+        return CriticInputs(CONTRACT, FeatureConfig(dim=4), projection, "an encoder", vision)
+
+    cached = stored_features(accelerator, inputs(0), pooled, frames, tmp_path)
+    assert torch.equal(cached, inputs(0).features(pooled, frames.images))
+    other = stored_features(accelerator, inputs(1), pooled, frames, tmp_path)
+    assert not torch.equal(other[:, 4:], cached[:, 4:])
+
+    halves = [VisionCache(tmp_path / "two", inputs(0), frames, block=64) for _ in range(2)]
+    for process, half in enumerate(halves):
+        half.fill(process=process, processes=2)
+    assert torch.equal(halves[0].read(), cached[:, 4:])
+
+    monkeypatch.setattr(CriticInputs, "looked_at", lambda *_: pytest.fail("it is looked at again"))
+    assert torch.equal(stored_features(accelerator, inputs(0), pooled, frames, tmp_path), cached)
 
 
 @pytest.mark.parametrize("side", [16, 64, 100])

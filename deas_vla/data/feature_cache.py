@@ -1,7 +1,8 @@
-"""What a policy makes of every stored frame, computed once and kept on disk.
+"""What a network makes of every stored frame, computed once and kept on disk.
 
-The policy is frozen while a critic learns, so it runs once per frame, never in the critic's training loop. A cache is
-keyed by everything its content depends on: another encoder, pooling or set of frames gets another folder.
+Policy and image encoder are frozen while a critic learns, so they run once per frame, never in the critic's training
+loop. A cache is keyed by everything its content depends on: another encoder, pooling or set of frames gets another
+folder.
 """
 
 import hashlib
@@ -26,15 +27,14 @@ class FrameCache:
 
     Args:
         folder: where caches are kept; this one gets a subfolder named after its fingerprint.
-        policy: runs on the frames.
         frames: the stored observations.
-        depends: everything else that the content depends on.
+        depends: everything else that the content depends on: the network's fingerprint, how it is asked.
         block: frames a file; a run that was killed loses at most one block.
     """
 
-    def __init__(self, folder: Path, policy, frames: FrameTable, depends: str, block: int = BLOCK):
-        self.policy, self.frames, self.block = policy, frames, block
-        key = f"{policy.encoder_fingerprint} {depends} {frames.fingerprint} {block}"
+    def __init__(self, folder: Path, frames: FrameTable, depends: str, block: int = BLOCK):
+        self.frames, self.block = frames, block
+        key = f"{depends} {frames.fingerprint} {block}"
         self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
         self.folder = Path(folder) / self.fingerprint[:16]
 
@@ -52,7 +52,6 @@ class FrameCache:
             processes: how many share the work; wait for all of them before `read`.
             progress: called with the number of frames after each block, those already there included.
         """
-        self.policy.eval()
         for number in range(process, self._blocks(), processes):
             rows = self._rows(number)
             if not self._path(number).is_file():
@@ -108,14 +107,15 @@ class FeatureCache(FrameCache):
     """(F, P) float32 pooled backbone tokens.
 
     Args:
-        folder, policy, frames, block: see `FrameCache`; the policy gives ``encode``, ``encoder_fingerprint`` and
-            ``contract``.
+        folder, frames, block: see `FrameCache`.
+        policy: gives ``encode``, ``encoder_fingerprint`` and ``contract``.
         config: how to pool.
     """
 
     def __init__(self, folder: Path, policy, frames: FrameTable, config: FeatureConfig, block: int = BLOCK):
-        super().__init__(folder, policy, frames, f"{config.side} {config.words_weight}", block)
-        self.config = config
+        depends = f"{policy.encoder_fingerprint} {config.side} {config.words_weight}"
+        super().__init__(folder, frames, depends, block)
+        self.policy, self.config = policy.eval(), config
 
     def compute(self, rows: Tensor) -> Tensor:
         context = self.policy.encode(self.frames.observation(rows))

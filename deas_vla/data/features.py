@@ -176,21 +176,31 @@ class CriticInputs:
         state = observation.state.to(pooled.device)
         return self.features(pooled, observation.images), self.state(state)
 
-    @torch.no_grad()
     def features(self, pooled: Tensor, images: dict[str, Tensor]) -> Tensor:
         """(B, P) pooled tokens, and the (B, h, w, 3) images of every camera, to (B, F) features."""
+        projected = self.projected(pooled)
+        if self.vision is None:
+            return projected
+        self.vision.to(pooled.device)
+        return torch.cat([projected, self.looked_at(images)], 1)
+
+    @torch.no_grad()
+    def projected(self, pooled: Tensor) -> Tensor:
+        """The part of the features that comes from (B, P) pooled tokens: (B, dim)."""
         mean = self.projection.mean.to(pooled.device)
         components = self.projection.components.to(pooled.device)
-        features = in_fixed_groups(lambda rows: (pooled[rows] - mean) @ components, len(pooled), 1)
-        if self.vision is None:
-            return features
-        vision = self.vision.to(pooled.device)
+        return in_fixed_groups(lambda rows: (pooled[rows] - mean) @ components, len(pooled), 1)
+
+    @torch.no_grad()
+    def looked_at(self, images: dict[str, Tensor]) -> Tensor:
+        """The part that the critic's own encoder sees in (B, h, w, 3) images of every camera, on its device."""
         cameras = [images[camera.name] for camera in self.contract.cameras]
+        device = self.vision.norm.weight.device
 
         def look(rows: list[int]) -> Tensor:
-            return vision([image[rows].to(pooled.device) for image in cameras])
+            return self.vision([image[rows].to(device) for image in cameras])
 
-        return torch.cat([features, in_fixed_groups(look, len(pooled), 1)], 1)
+        return in_fixed_groups(look, len(cameras[0]), 1)
 
     def state(self, raw: Tensor) -> Tensor:
         """(B, S) raw states to normalised ones."""

@@ -33,7 +33,9 @@ class CandidateCache(FrameCache):
         noise_scale: float = 1.0,
         block: int = BLOCK,
     ):
-        super().__init__(folder, policy, frames, f"candidates {count} {seed} {noise_scale}", block)
+        depends = f"{policy.encoder_fingerprint} candidates {count} {seed} {noise_scale}"
+        super().__init__(folder, frames, depends, block)
+        self.policy = policy.eval()
         self.count, self.seed, self.noise_scale = count, seed, noise_scale
 
     def compute(self, rows: Tensor) -> Tensor:
