@@ -12,6 +12,7 @@ to go on. `recipes/robosuite_results.py` writes the page.
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from accelerate import Accelerator
 from evaluate import EvaluateConfig, evaluate
@@ -32,11 +33,12 @@ TASKS = {"lift": (), "stack": MORE, "pick_place_can": MORE, "door": ()}
 ONE_DISCOUNT = {"reward_discount": 0.99, "bootstrap_discount": 0.99, "head": "scalar"}
 
 
-@dataclass(frozen=True)
-class Yardstick:
-    """What is changed of the critic, and how many of the policy's chunks its target compares."""
+class Yardstick(NamedTuple):
+    """A critic to compare with."""
 
+    # What is changed of the critic of the loop.
     critic: dict
+    # Chunks of the policy that its target compares.
     policy_chunks: int = 0
 
 

@@ -1,5 +1,6 @@
 """A robot of LeRobot's under a contract: frames and states come out, commands go in, errors are one line."""
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
@@ -13,6 +14,9 @@ from robots.pace import Pace
 from robots.safety import Limiter
 from robots.servos import TRIES, Servos
 from robots.watchdog import Watchdog
+
+# How long an answer that was given up is waited for, so that it does not meet the next question.
+LATE_S = 0.02
 
 
 class Arm:
@@ -33,6 +37,8 @@ class Arm:
         self.places = [names.index(name) for name in joints] if set(joints) <= set(names) else None
         self.home: np.ndarray | None = None
         bus = getattr(robot, "bus", None)
+        if bus is not None:
+            forget_late_answers(bus)
         # Reading means the inner `_read`: the handshake of `connect` goes through that one alone.
         for name in ("ping", "_read", "write", "sync_read") if bus is not None else ():
             setattr(bus, name, asking_again(bus, getattr(bus, name)))
@@ -124,6 +130,26 @@ class Arm:
             told = ", ".join(f"{bus.motors[name].id} ({name})" for name in silent)
             return f"servo {told} on {bus.port} does not answer: see to its cable and its power"
         return f"{self.robot.name} does not {doing}: {text}"
+
+
+def forget_late_answers(bus: Any) -> None:
+    """Every question starts on a quiet wire.
+
+    Both servo kits mean to clear the port before they ask, but flush what goes out instead of what came in: an answer
+    that comes after its 50 ms would be taken for that to the next question, and so on for every question after it.
+    """
+    port, packets = bus.port_handler, bus.packet_handler
+    receive = packets.rxPacket
+
+    @wraps(receive)
+    def patient(*arguments, **named):
+        packet, result = receive(*arguments, **named)
+        if result != 0:
+            time.sleep(LATE_S)
+        return packet, result
+
+    port.clearPort = lambda: port.ser.reset_input_buffer()
+    packets.rxPacket = patient
 
 
 def asking_again(bus: Any, call: Callable) -> Callable:

@@ -40,6 +40,7 @@ REGISTERS = {
 EEPROM_END = 40
 STS3215, FIRMWARE = 777, 3
 TURN = 4096
+DRIVER_WAITS = 0.05  # seconds that LeRobot's driver waits for an answer
 SPEED = 3000.0  # units a second: 264 degrees
 # Sign and magnitude: the bit that says minus.
 SIGN = {"Homing_Offset": 11, "Goal_Position": 15, "Present_Position": 15}
@@ -49,6 +50,10 @@ SERVO = np.dtype(
         ("alive", np.uint8),  # its process has begun to listen
         ("silent", np.uint8),  # a test sets it: the servo answers nothing and does nothing
         ("late", np.uint8),  # a test sets it: so many readings are answered behind an older, empty answer
+        (
+            "slow",
+            np.uint8,
+        ),  # a test sets it: so many readings are answered when nobody waits for them any more
         ("lost", np.uint8),  # a test sets it: so many readings get no answer
         ("refused", np.uint32),  # writes to locked EEPROM
         ("goals", np.uint32),  # goals that were written
@@ -179,6 +184,9 @@ def obey(servos: np.ndarray, id_: int, instruction: int, data: bytes) -> bytes:
         if instruction == PING:
             reply += answer(number)
         elif instruction in (READ, SYNC_READ):
+            if servo["slow"]:
+                servo["slow"] -= 1
+                time.sleep(DRIVER_WAITS + 0.01)
             if servo["lost"]:
                 servo["lost"] -= 1
                 continue

@@ -224,6 +224,19 @@ def test_an_answer_that_comes_too_late_is_asked_for_again(arm, bus, late, succee
     bus_of_robot.disconnect(disable_torque=False)
 
 
+def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one(arm, bus):
+    """Each of two registers is slow once; with the kit's own way of clearing the port, one is read as the other."""
+    robot = make_robot(settings(arm, bus.port).robot)
+    Arm(robot, so101_contract(), Limiter(so101_contract(), 15), None)
+    robot.bus.connect()
+    bus.write(1, "Goal_Position", 1234)
+    for _ in range(3):
+        bus.servos["slow"][0] = 1
+        assert robot.bus.read("Present_Position", "shoulder_pan", normalize=False) == 2048
+        assert robot.bus.read("Goal_Position", "shoulder_pan", normalize=False) == 1234
+    robot.bus.disconnect(disable_torque=False)
+
+
 @pytest.mark.parametrize(("lost", "succeeds"), [(TRIES - 1, True), (TRIES, False)])
 def test_an_answer_that_is_lost_while_it_connects_is_asked_for_again(arm, bus, lost, succeeds):
     """LeRobot's handshake reads the servos' firmware and model with one chance each."""
@@ -234,7 +247,7 @@ def test_an_answer_that_is_lost_while_it_connects_is_asked_for_again(arm, bus, l
         device.connect()
         robot.bus.disconnect()
     else:
-        with pytest.raises(UserError, match="so_follower does not connect"):
+        with pytest.raises(UserError):
             device.connect()
 
 
