@@ -15,6 +15,8 @@ from robots.safety import Limiter
 from robots.servos import TRIES, Servos
 from robots.watchdog import Watchdog
 
+# A servo that is silent so many times, 0.4 s in all, ends the episode; a busy computer is late oftener than a servo.
+ASKS = 6
 # How long an answer that was given up is waited for, so that it does not meet the next question.
 LATE_S = 0.02
 
@@ -159,7 +161,7 @@ def asking_again(bus: Any, call: Callable) -> Callable:
     def patient(*arguments, num_retry: int = 0, **named):
         for _ in range(TRIES):
             try:
-                return call(*arguments, num_retry=max(num_retry, TRIES - 1), **named)
+                return call(*arguments, num_retry=max(num_retry, ASKS - 1), **named)
             except IndexError:
                 # The servos' kit took an answer that came too late for the answer to its next question, and read past
                 # its end. What is still on the wire would be taken for the one after that.

@@ -22,7 +22,7 @@ from so101_example import CALIBRATION, RATE_HZ, calibration_file, export_reranke
 from deas_vla.config import parse
 from deas_vla.data.lerobot_io import read_dataset
 from deas_vla.errors import ContractMismatch, UserError
-from robots.arm import Arm, asking_again
+from robots.arm import ASKS, Arm, asking_again
 from robots.config import settings_of
 from robots.contract import contract_of
 from robots.rollout import fitting_contract, main, make_robot
@@ -237,7 +237,7 @@ def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one(arm, bus
     robot.bus.disconnect(disable_torque=False)
 
 
-@pytest.mark.parametrize(("lost", "succeeds"), [(TRIES - 1, True), (TRIES, False)])
+@pytest.mark.parametrize(("lost", "succeeds"), [(ASKS - 1, True), (ASKS, False)])
 def test_an_answer_that_is_lost_while_it_connects_is_asked_for_again(arm, bus, lost, succeeds):
     """LeRobot's handshake reads the servos' firmware and model with one chance each."""
     robot = make_robot(settings(arm, bus.port).robot)
