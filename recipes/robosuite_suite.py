@@ -28,8 +28,8 @@ from deas_vla.training import make_accelerator
 # demonstrations make a policy that succeeds in one try of ten, which leaves a critic little to learn from.
 MORE = ("--demos.episodes=400", "--bc.steps=2500")
 TASKS = {"lift": (), "stack": MORE, "pick_place_can": MORE, "door": ()}
-# One discount and a plain regression, as published; the data, the networks, their training and their auxiliary loss are
-# the same, so that only the target differs.
+# One discount and a plain regression, as published; data, hidden layers, training and auxiliary loss are those of the
+# loop, so that only target, discounts and horizon differ.
 ONE_DISCOUNT = {"reward_discount": 0.99, "bootstrap_discount": 0.99, "head": "scalar"}
 
 

@@ -137,7 +137,7 @@ class Arm:
 def forget_late_answers(bus: Any) -> None:
     """Every question starts on a quiet wire.
 
-    Both servo kits mean to clear the port before they ask, but flush what goes out instead of what came in: an answer
+    Feetech's kit means to clear the port before it asks, but flushes what goes out instead of what came in: an answer
     that comes after its 50 ms would be taken for that to the next question, and so on for every question after it.
     """
     port, packets = bus.port_handler, bus.packet_handler

@@ -50,10 +50,7 @@ SERVO = np.dtype(
         ("alive", np.uint8),  # its process has begun to listen
         ("silent", np.uint8),  # a test sets it: the servo answers nothing and does nothing
         ("late", np.uint8),  # a test sets it: so many readings are answered behind an older, empty answer
-        (
-            "slow",
-            np.uint8,
-        ),  # a test sets it: so many readings are answered when nobody waits for them any more
+        ("slow", np.uint8),  # a test sets it: so many readings are answered too late
         ("lost", np.uint8),  # a test sets it: so many readings get no answer
         ("refused", np.uint32),  # writes to locked EEPROM
         ("goals", np.uint32),  # goals that were written
