@@ -225,7 +225,7 @@ def test_an_answer_that_comes_too_late_is_asked_for_again(arm, bus, late, succee
 
 
 def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one(arm, bus):
-    """One register is slow, and another is read after it; with the kit's own way of clearing the port, one is read as the other."""
+    """One register is slow, another is read after it; with the kit's own clearing, one is read as the other."""
     robot = make_robot(settings(arm, bus.port).robot)
     Arm(robot, so101_contract(), Limiter(so101_contract(), 15), None)
     robot.bus.connect()
@@ -247,7 +247,7 @@ def test_an_answer_that_is_lost_while_it_connects_is_asked_for_again(arm, bus, l
         device.connect()
         robot.bus.disconnect()
     else:
-        with pytest.raises(UserError, match="so_follower does not connect|does not answer"):
+        with pytest.raises(UserError, match=r"so_follower does not connect|does not answer"):
             device.connect()
 
 
