@@ -28,7 +28,7 @@ from deas_vla.data.features import (
     CriticInputs,
     FeatureConfig,
     FeatureProjection,
-    pool_one_by_one,
+    pool_in_groups,
     pool_tokens,
 )
 from deas_vla.data.frames import FrameTable
@@ -102,7 +102,7 @@ class Comparison:
             reward=RewardSpec(),
         )
         began = time.perf_counter()
-        pooled = pool_one_by_one(self.encode(torch.arange(len(self.frames))), self.config, 2)
+        pooled = pool_in_groups(self.encode(torch.arange(len(self.frames))), self.config, 2)
         projection = FeatureProjection.fit(pooled, self.config.dim)
         self.inputs = CriticInputs(contract, self.config, projection, self.policy.encoder_fingerprint)
         self.features = self.inputs.features(pooled, self.frames.images)

@@ -124,6 +124,23 @@ def sole_process(folder: Path, tell: Callable[[str], None] = print) -> Iterator[
         yield
 
 
+@contextmanager
+def claim(path: Path) -> Iterator[bool]:
+    """Whether this process may make `path` now: False while another one is at it.
+
+    Processes that go through the same list of things to make, each behind its claim, share the work however long each
+    thing takes. The system releases the claim of a process that dies.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.claim").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
 def stage_report(folder: Path) -> dict:
     """What `run_stage` noted of a finished stage.
 

@@ -31,7 +31,7 @@ class RolloutsConfig:
     """How many rollouts, and how densely their images are stored."""
 
     # Episodes, for each task.
-    episodes: int = 1800
+    episodes: int = 1000
     # Images are stored every so many steps, besides where the policy decides; 0: only there.
     frame_every: int = 8
     # The policy's noise is multiplied by this: with less, a policy plays nearer to its mean and succeeds more often.
@@ -65,7 +65,7 @@ def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) ->
             noise = SelectionConfig(noise_scale=config.rollouts.noise_scale)
             blocks = []
             for task in config.tasks:
-                with config.open_workers(task) as workers:
+                with config.open_workers(task, accelerator.num_processes) as workers:
                     workers.contract.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
                     blocks += collect_in_blocks(
                         folder,
@@ -86,13 +86,22 @@ def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) ->
                                 finished=lambda rollout: finished(rollout.episode),
                             )
                         ],
+                        show=accelerator.is_local_main_process,
                     )
-            write_blocks(
-                folder, blocks, policy.contract, keep=lambda episode: True, metadata={"settings": settings}
-            )
-        shutil.rmtree(folder / "blocks", ignore_errors=True)
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                write_blocks(
+                    folder,
+                    blocks,
+                    policy.contract,
+                    keep=lambda episode: True,
+                    metadata={"settings": settings},
+                )
+        if accelerator.is_main_process:
+            shutil.rmtree(folder / "blocks", ignore_errors=True)
 
-    run_stage(accelerator, Path(config.output), settings, {"policy": Path(config.policy)}, work)
+    inputs = {"policy": Path(config.policy)}
+    run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
 
 
 def main(config: CollectRolloutsConfig) -> None:

@@ -57,7 +57,7 @@ VARIANTS: dict[str, list[str]] = {
     "steps=800": ["--training.steps=800"],
     "steps=7500": ["--training.steps=7500"],
     "learning_rate=3e-4": ["--training.learning_rate=3e-4"],
-    "dropout=0": ["--critic.dropout=0"],
+    "dropout=0.1": ["--critic.dropout=0.1"],
     "dropout=0.3": ["--critic.dropout=0.3"],
     "weight_decay=0.1": ["--training.weight_decay=0.1"],
     "num_q=1": ["--critic.num_q=1"],

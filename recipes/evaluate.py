@@ -3,8 +3,9 @@
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/evaluate.py \\
         --policy=outputs/lift/policy --critic=outputs/lift/critic --output=outputs/lift/evaluation
 
-Needs the extras `sim`, `groot` and `report`. Every arm plays the same scenes with the same noise; the scenes are
-never those of collection. About 0.05 s an episode on two cores for Lift, the oracle about 1 s a scene.
+Needs the extras `sim`, `groot` and `report`. Every arm plays the same scenes with the same noise, and processes share
+the arms; the scenes are never those of collection. About 0.05 s an episode on two cores for Lift, the oracle about
+1 s a scene.
 """
 
 import sys
@@ -27,7 +28,7 @@ from deas_vla.reranker.kinds import load_policy
 from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
 from deas_vla.rollouts.film import film
 from deas_vla.rollouts.oracle import play_oracle
-from deas_vla.stage import run_stage, sole_process
+from deas_vla.stage import claim, run_stage, sole_process
 from deas_vla.training import make_accelerator
 
 
@@ -141,32 +142,30 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
             arms[f"best_of_{count}"] = BestOfN(policy, count, "best", *scorer, noise)
 
         scenes = scenes_of("evaluation", plan.scenes, config.seed)
+        playing = {
+            "seed": config.seed,
+            "execute_steps": plan.execute_steps,
+            "line": accelerator.local_process_index,
+        }
         for task in config.tasks:
-            with config.open_workers(task) as workers:
+            place = folder / "arms" / task
+            with config.open_workers(task, accelerator.num_processes) as workers:
                 workers.contract.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
-                for name, decider in arms.items():
-                    # Without noise every draw is the same episode.
-                    draws = plan.draws if decider.selection.noise_scale else 1
-                    evaluate_arm(
-                        name,
-                        workers,
-                        decider,
-                        paired_jobs(scenes, draws),
-                        folder / "arms" / task,
-                        seed=config.seed,
-                        parallel=config.parallel_episodes,
-                        execute_steps=plan.execute_steps,
-                    )
+                # The longest first: processes share the arms, and should end together.
                 if plan.oracle_scenes:
-                    play_oracle(
-                        workers,
-                        BestOfN(policy, n, "best", *scorer, noise),
-                        scenes[: plan.oracle_scenes],
-                        folder / "arms" / task,
-                        seed=config.seed,
-                        execute_steps=plan.execute_steps,
-                    )
-        if plan.video:
+                    with claim(place / "oracle.json") as mine:
+                        if mine:
+                            decider = BestOfN(policy, n, "best", *scorer, noise)
+                            play_oracle(workers, decider, scenes[: plan.oracle_scenes], place, **playing)
+                for name, decider in sorted(arms.items(), key=lambda arm: -arm[1].num_candidates):
+                    # Without noise every draw is the same episode.
+                    jobs = paired_jobs(scenes, plan.draws if decider.selection.noise_scale else 1)
+                    with claim(place / f"{name}.json") as mine:
+                        if mine:
+                            parallel = config.parallel_episodes
+                            evaluate_arm(name, workers, decider, jobs, place, parallel=parallel, **playing)
+        accelerator.wait_for_everyone()
+        if plan.video and accelerator.is_main_process:
             film(
                 make_env(config.env_config(config.tasks[0])),
                 {"policy": arms["policy"], f"best of {n}": arms["best_of_n"]},
@@ -177,7 +176,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
             )
 
     settings = to_json(config) | dict.fromkeys((*paths, "output"))
-    run_stage(accelerator, Path(config.output), settings, inputs, work)
+    run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
     if accelerator.is_main_process:
         with sole_process(Path(config.output).parent / "report"):
             write_run_report(Path(config.output), ["accelerate", "launch", *sys.argv])

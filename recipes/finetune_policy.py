@@ -73,6 +73,8 @@ class FinetunePolicyConfig:
     rollouts: list[str] = field(default_factory=list)
     # Stage folder of the critic; only for advantage_weighted.
     critic: str = ""
+    # Folder of the cached features; empty: the critic's own.
+    cache: str = ""
     # Stage folder of the policy to start from; empty for a new one.
     start_from: str = ""
     # Starting from a policy: train the action head only, so that a critic of the old policy's features stays valid.
@@ -131,7 +133,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
         if accelerator.is_main_process:
             save_policy(policy, folder / "policy")
 
-    settings = to_json(config) | dict.fromkeys((*others, "rollouts", "output"))
+    settings = to_json(config) | dict.fromkeys((*others, "rollouts", "output", "cache"))
     run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
 
 
@@ -157,7 +159,8 @@ def what_to_imitate(
             f"{inputs['critic']}: the critic values chunks of {critic.config.horizon} steps, the policy imitates "
             f"chunks of {policy.horizon}; train the critic with --critic.horizon={policy.horizon}"
         )
-    cache, weighting = inputs["critic"] / "features", config.weighting
+    cache = Path(config.cache) if config.cache else inputs["critic"] / "features"
+    weighting = config.weighting
     pooled = cached_features(accelerator, policy, frames, critic_inputs.config, cache)
     if not weighting.proposals:
         features = stored_features(accelerator, critic_inputs, pooled, frames, cache)

@@ -37,6 +37,9 @@ from deas_vla.launch import run_recipe
 from deas_vla.policies.groot.configuration import GrootConfig
 from deas_vla.training import TrainingConfig, make_accelerator
 
+# Folder of a run in which all its critics keep what was computed of frames.
+FEATURES = "features"
+
 
 def cloning_defaults() -> ImitationConfig:
     return ImitationConfig(steps=1000, batch_size=64, learning_rate=1e-3)
@@ -48,7 +51,7 @@ def improvement_defaults() -> ImitationConfig:
 
 def small_critic() -> CriticConfig:
     """The best chooser of docs/results/robosuite_choices.md: a small critic that predicts what chunks lead to."""
-    return CriticConfig(hidden_dim=256, num_layers=3, dropout=0.1, head="scalar", future_weight=1.0)
+    return CriticConfig(hidden_dim=256, num_layers=3, head="scalar", future_weight=1.0)
 
 
 @dataclass
@@ -176,6 +179,7 @@ def improvement_round(
             demonstrations=demonstrations,
             rollouts=rollouts,
             policy=policy,
+            cache=str(run / FEATURES),
             seed=seed,
             reward=config.reward,
             features=config.features,
@@ -196,6 +200,7 @@ def improvement_round(
                 demonstrations=demonstrations,
                 rollouts=rollouts,
                 critic=folder["critic"] if method == "advantage_weighted" else "",
+                cache=str(run / FEATURES),
                 start_from=improved,
                 seed=seed,
                 training=config.improvement,

@@ -1,47 +1,48 @@
-"""Writes the results of the robosuite runs: a page and a file with all numbers.
+"""Writes the results of the robosuite runs: a record of each run, a page, and a file with all numbers.
 
     python recipes/robosuite_results.py --runs=outputs/robosuite --commit=0123abc --output=docs/results
 
-Reads what recipes/robosuite_suite.py and recipes/critic_bench.py left, in seconds; runs nothing.
+Reads what recipes/robosuite_suite.py and recipes/critic_bench.py left, in seconds; runs nothing. Every finished run
+becomes a small file in docs/results/robosuite, and the page is made from all files there. Commit them: the runs may
+be made one by one, on several machines, and their folders deleted.
 """
 
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deas_vla.errors import UserError
 from deas_vla.launch import run_recipe
-from deas_vla.report.robosuite import write_robosuite_results
+from deas_vla.report.loop_runs import is_finished
+from deas_vla.report.robosuite import run_names, write_robosuite_results
 
 
 @dataclass
 class RobosuiteResultsConfig:
     """Settings of recipes/robosuite_results.py."""
 
-    # folder of the suite
+    # folder of the suite; it need not hold runs that have a record
     runs: str = "outputs/robosuite"
     # its training seeds
-    seeds: list[int] = field(default_factory=lambda: [7, 8, 9])
-    # folders of recipes/critic_bench.py
+    seeds: list[int] = field(default_factory=lambda: [10, 11, 12])
+    # folders of recipes/critic_bench.py that are new
     benches: list[str] = field(default_factory=list)
-    # the commit that fixed the settings, before the first evaluation
+    # the commit that fixed the settings, before the first evaluation; needed where a run has no record yet
     commit: str = ""
-    # folder of robosuite.md and robosuite.json
+    # folder of robosuite.md and robosuite.json, and of the records in robosuite/
     output: str = "docs/results"
 
 
 def main(config: RobosuiteResultsConfig) -> None:
-    runs = [path for seed in config.seeds for path in sorted(Path(config.runs).glob(f"*-{seed}"))]
-    if not runs:
-        raise UserError(
-            f"{config.runs} has no run of seeds {config.seeds}: run recipes/robosuite_suite.py first"
-        )
-    if not config.commit:
-        raise UserError("say with --commit which commit fixed the settings")
+    runs = Path(config.runs)
+    for name in run_names(config.seeds):
+        if (runs / name).is_dir() and not is_finished(runs / name):
+            print(f"{runs / name}: skipped, its evaluation is not finished")
     benches = [Path(bench) for bench in config.benches]
-    results = write_robosuite_results(runs, Path(config.output), benches, config.commit)
+    results = write_robosuite_results(runs, Path(config.output), config.seeds, benches, config.commit)
     for row in results["targets"]:
         shown = {True: "shown", False: "not shown", None: "not measured"}[row["met"]]
         print(f"{row['target']}: {row['measured']} – {shown}")
+    if results["missing"]:
+        print(f"not made yet: {', '.join(results['missing'])}")
     print(f"wrote {Path(config.output) / 'robosuite.md'}")
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from deas_vla.critic.critic import CriticConfig, DeasCritic
 from deas_vla.data.contract import Contract
-from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection, pool_one_by_one
+from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection, pool_in_groups
 from deas_vla.data.observation import Observation
 from deas_vla.policies.groot.modeling import GrootPolicy
 from deas_vla.policies.policy import ChunkPolicy
@@ -29,7 +29,7 @@ def small_critic(
     """A critic of random weights, and its inputs, fitted on random frames."""
     contract, frames = policy.contract, frames or observations(12, seed=5)
     with torch.no_grad():
-        pooled = pool_one_by_one(policy.encode(frames), FEATURES, len(contract.cameras))
+        pooled = pool_in_groups(policy.encode(frames), FEATURES, len(contract.cameras))
     projection = FeatureProjection.fit(pooled, FEATURES.dim)
     inputs = CriticInputs(contract, FEATURES, projection, policy.encoder_fingerprint)
     torch.manual_seed(seed)

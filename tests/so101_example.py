@@ -13,7 +13,7 @@ from reranker_example import FEATURES
 
 from deas_vla.critic.critic import CriticConfig, DeasCritic
 from deas_vla.data.contract import Camera, Column, Contract, Statistics
-from deas_vla.data.features import CriticInputs, FeatureProjection, pool_one_by_one
+from deas_vla.data.features import CriticInputs, FeatureProjection, pool_in_groups
 from deas_vla.data.observation import Observation
 from deas_vla.policies.groot.modeling import GrootPolicy
 from deas_vla.reranker.reranker import Reranker
@@ -106,7 +106,7 @@ def export_reranker(folder: Path, contract: Contract) -> Path:
     policy = shake(GrootPolicy(small_config(), contract, SENTENCES)).eval()
     observation = random_observations(contract, 12)
     with torch.no_grad():
-        pooled = pool_one_by_one(policy.encode(observation), FEATURES, len(contract.cameras))
+        pooled = pool_in_groups(policy.encode(observation), FEATURES, len(contract.cameras))
     projection = FeatureProjection.fit(pooled, FEATURES.dim)
     inputs = CriticInputs(contract, FEATURES, projection, policy.encoder_fingerprint)
     config = CriticConfig(horizon=policy.horizon, hidden_dim=16, num_layers=2)

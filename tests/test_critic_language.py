@@ -5,7 +5,7 @@ import torch
 from policy_example import SENTENCES, observations, small_policy
 
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
-from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection, pool_one_by_one
+from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection, pool_in_groups
 
 FEATURES = FeatureConfig(grid=2, dim=12, words_weight=20.0)
 
@@ -16,7 +16,7 @@ def tell(config):
     first = observations(64, seed=3, sentences=SENTENCES[:1])
     second = observations(64, seed=3, sentences=SENTENCES[1:])
     pooled = [
-        pool_one_by_one(policy.encode(seen), config, len(policy.contract.cameras)) for seen in (first, second)
+        pool_in_groups(policy.encode(seen), config, len(policy.contract.cameras)) for seen in (first, second)
     ]
     projection = FeatureProjection.fit(torch.cat(pooled), config.dim)
     inputs = CriticInputs(policy.contract, config, projection, policy.encoder_fingerprint)

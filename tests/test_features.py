@@ -14,7 +14,7 @@ from deas_vla.data.features import (
     CriticInputs,
     FeatureConfig,
     FeatureProjection,
-    pool_one_by_one,
+    pool_in_groups,
     pool_tokens,
 )
 from deas_vla.data.frames import FrameTable
@@ -124,7 +124,7 @@ def test_pooling_keeps_where_things_are(encoder, frames):
 def test_rule_06_padding_is_invisible(encoder, frames):
     """Padded tokens, wherever they stand and whatever they hold, and other items of the batch change nothing."""
     context = encoder.encode(frames.observation(torch.arange(5)))
-    plain = pool_one_by_one(context, CONFIG, 2)
+    plain = pool_in_groups(context, CONFIG, 2)
     generator = torch.Generator().manual_seed(1)
     for left, right in ((0, 7), (3, 0), (4, 9)):
 
@@ -137,10 +137,10 @@ def test_rule_06_padding_is_invisible(encoder, frames):
         for fill in (tokens, torch.where(mask[..., None], tokens, noise)):
             for camera in (-1, 0, 1):
                 longer = context_of(fill, mask, padded(context.camera, camera))
-                assert torch.allclose(pool_one_by_one(longer, CONFIG, 2), plain, atol=1e-6)
+                assert torch.allclose(pool_in_groups(longer, CONFIG, 2), plain, atol=1e-6)
     for row in range(5):
         alone = context_of(context.tokens[[row]], context.mask[[row]], context.camera[[row]])
-        assert torch.equal(pool_one_by_one(alone, CONFIG, 2), plain[[row]])
+        assert torch.equal(pool_in_groups(alone, CONFIG, 2), plain[[row]])
 
 
 def test_tokens_that_are_no_grid_are_refused(encoder, frames):
@@ -243,8 +243,9 @@ def test_rule_12_a_killed_cache_goes_on_where_it_was(encoder, frames, tmp_path, 
     with pytest.raises(KeyboardInterrupt):
         cache.fill(progress=die_after_three)
     # A kill while a block is being written leaves its temporary file and no block.
-    (cache.folder / ".block-00003.safetensors.partial").write_bytes(b"half")
-    with pytest.raises(UserError, match=r"block-00003\.safetensors"):
+    missing = next((tmp_path / "whole").rglob("block-00003-*")).name
+    (cache.folder / f".{missing}.partial").write_bytes(b"half")
+    with pytest.raises(UserError, match=missing):
         cache.read()
     seen = []
     FeatureCache(tmp_path / "killed", encoder, frames, CONFIG, block=8).fill(progress=seen.append)
@@ -258,6 +259,19 @@ def test_processes_share_a_cache(encoder, frames, tmp_path):
         FeatureCache(tmp_path, encoder, frames, CONFIG, block=8).fill(process=process, processes=3)
     assert encoder.calls == len(frames)
     alone = FeatureCache(tmp_path / "alone", encoder, frames, CONFIG, block=8)
+    alone.fill()
+    assert torch.equal(cache.read(), alone.read())
+
+
+def test_frames_that_were_there_are_not_computed_again(encoder, episodes, tmp_path):
+    """A second round adds rollouts behind those of the first."""
+    first, both = FrameTable.of(episodes), FrameTable.of([*episodes, *episodes])
+    FeatureCache(tmp_path, encoder, first, CONFIG, block=8).fill()
+    encoder.calls = 0
+    cache = FeatureCache(tmp_path, encoder, both, CONFIG, block=8)
+    cache.fill()
+    assert encoder.calls == len(both) - len(first) // 8 * 8
+    alone = FeatureCache(tmp_path / "alone", encoder, both, CONFIG, block=8)
     alone.fill()
     assert torch.equal(cache.read(), alone.read())
 
@@ -286,14 +300,14 @@ def test_a_cache_belongs_to_its_encoder_pooling_and_frames(encoder, frames, epis
 def test_a_broken_block_is_refused(encoder, frames, tmp_path):
     cache = FeatureCache(tmp_path, encoder, frames, CONFIG, block=16)
     cache.fill()
-    path = cache.folder / "block-00001.safetensors"
+    path = next(cache.folder.glob("block-00001-*"))
     content = path.read_bytes()
     path.write_bytes(content[:-3])
-    with pytest.raises(UserError, match=r"block-00001\.safetensors: not a block of this cache"):
+    with pytest.raises(UserError, match=f"{path.name}: not a block of this cache"):
         cache.read()
     other = FeatureCache(tmp_path, ExampleEncoder(CONTRACT, seed=1), frames, CONFIG, block=16)
     other.fill()
-    path.write_bytes((other.folder / path.name).read_bytes())
+    path.write_bytes(next(other.folder.glob("block-00001-*")).read_bytes())
     with pytest.raises(UserError, match="another cache"):
         cache.read()
 

@@ -114,6 +114,16 @@ def test_shift_moves_pixels_and_repeats_the_border():
     assert torch.equal(random_shift(image, 0), image)
 
 
+def test_a_share_is_moved_as_in_the_whole_batch():
+    images = torch.randint(0, 256, (7, 6, 9, 3), dtype=torch.uint8)
+    whole = random_shift(images, 3, torch.Generator().manual_seed(1))
+    parts = [
+        random_shift(images, 3, torch.Generator().manual_seed(1), part) for part in (slice(0, 3), slice(3, 7))
+    ]
+    assert torch.equal(torch.cat(parts), whole)
+    assert torch.equal(random_shift(images, 0, share=slice(2, 5)), images[2:5])
+
+
 def test_shift_is_reproducible_and_leaves_state_and_words():
     observation = observations(6)
     one, two = (shift_observation(observation, 3, torch.Generator().manual_seed(5)) for _ in range(2))

@@ -1,16 +1,29 @@
-"""The page of robosuite's tasks: every verdict follows from what was played, missed ones included."""
+"""The page of robosuite's tasks: every verdict follows from what was played, missed ones included.
+
+Runs come one by one, and are kept as records when their folders are gone: the page is the same.
+"""
 
 import json
+import shutil
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from deas_vla.config import parse
 from deas_vla.errors import UserError
-from deas_vla.report.robosuite import write_robosuite_results
+from deas_vla.report.loop_runs import arm_grids, read_run, run_of, run_record
+from deas_vla.report.robosuite import TASKS, page, run_names, summarize, write_robosuite_results
+
+# Last: a recipe may have the name of a library.
+sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
+
+import robosuite_results
 
 pytestmark = pytest.mark.unit
 
-TASKS = ("lift", "stack", "pick_place_can", "door")
+SEEDS = [1, 2, 3]
 # Share of the policy's failures that each arm turns into successes.
 ARMS = {
     "best_of_n": 0.4,
@@ -24,6 +37,7 @@ ARMS = {
     "best_of_2": 0.2,
     "oracle": 0.6,
 }
+FEW = {"best_of_n": 0.4, "advantage_weighted": 0.5, "oracle": 0.6}
 
 
 def write_run(folder, task, seed, arms=ARMS, scenes=200, seconds=60.0):
@@ -32,7 +46,8 @@ def write_run(folder, task, seed, arms=ARMS, scenes=200, seconds=60.0):
         if name == "evaluation":
             settings |= {"tasks": [task], "evaluation": {"num_candidates": 8, "draws": 2}}
         (folder / name).mkdir(parents=True)
-        about = {"settings": settings, "seconds": seconds, "fingerprint": "0", "inputs": {}, "sources": {}}
+        about = {"settings": settings, "seconds": seconds, "peak_memory_bytes": 2_000_000_000 + 10**8 * seed}
+        about |= {"fingerprint": "0", "inputs": {}, "sources": {}}
         (folder / name / "stage.json").write_text(json.dumps(about))
     rng = np.random.default_rng((TASKS.index(task), seed))
     base, luck = rng.random((scenes, 2)) < 0.4, rng.random((scenes, 2))
@@ -51,17 +66,40 @@ def write_run(folder, task, seed, arms=ARMS, scenes=200, seconds=60.0):
     return folder
 
 
-@pytest.fixture
-def runs(tmp_path):
-    return [write_run(tmp_path / f"{task}-{seed}", task, seed) for seed in (1, 2, 3) for task in TASKS]
+def write_runs(folder, *, seeds=SEEDS, tasks=TASKS, **options):
+    for seed in seeds:
+        for task in tasks:
+            write_run(folder / f"{task}-{seed}", task, seed, **options)
+    return folder
+
+
+def write_bench(folder, gain=0.04):
+    """What recipes/critic_bench.py leaves."""
+    score = {
+        "gain": gain,
+        "gain_ci95": [0.02, 0.06],
+        "headroom": 0.3,
+        "spearman": 0.14,
+        "spearman_ci95": None,
+    }
+    variant = {"flags": [], "critics": 2, "seconds": 180.0, "score": score | {"worst": -0.05}}
+    folder.mkdir(parents=True, exist_ok=True)
+    bench = {"decisions": 956, "scenes": 520, "possible": {}, "variants": {"default": variant}}
+    (folder / "bench.json").write_text(json.dumps(bench))
+    return folder
+
+
+def contents(folder) -> dict:
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def verdicts(results) -> list:
     return [row["met"] for row in results["targets"]]
 
 
-def test_what_was_played_is_what_the_page_says(runs, tmp_path):
-    results = write_robosuite_results(runs, tmp_path / "out", [], "0123abc")
+def test_what_was_played_is_what_the_page_says(tmp_path):
+    runs = write_runs(tmp_path / "runs")
+    results = write_robosuite_results(runs, tmp_path / "out", SEEDS, [], "0123abc")
     assert all(verdicts(results)), results["targets"]
     success, gains = results["success"], results["gain_over_policy"]
     for arm, share in ARMS.items():
@@ -73,8 +111,9 @@ def test_what_was_played_is_what_the_page_says(runs, tmp_path):
     assert results["headroom"]["mean"] == pytest.approx(0.4 / 0.6, abs=0.12)
     ahead = results["compared"]["weighted_over_cloned"]["mean"]
     assert ahead["difference"] == pytest.approx(0.6 * 0.2, abs=0.03) and ahead["losses"] == 0
-    page = (tmp_path / "out" / "robosuite.md").read_text()
-    assert "0123abc" in page and "not shown" not in page and "| 2 |" in page
+    text = (tmp_path / "out" / "robosuite.md").read_text()
+    assert "Commit `0123abc` fixed" in text and "not shown" not in text and "| 2 |" in text
+    assert "| stack | 1, 2, 3 | 5 | 2.3 GB |" in text and "not made yet" not in text
     assert json.loads((tmp_path / "out" / "robosuite.json").read_text()) == results
 
 
@@ -91,38 +130,165 @@ def test_what_was_played_is_what_the_page_says(runs, tmp_path):
     ],
 )
 def test_what_is_missed_is_said(tmp_path, changed, missed):
-    runs = [
-        write_run(tmp_path / f"{task}-{seed}", task, seed, ARMS | changed)
-        for seed in (1, 2, 3)
-        for task in TASKS
-    ]
-    found = verdicts(write_robosuite_results(runs, tmp_path / "out", [], "0"))
+    runs = write_runs(tmp_path / "runs", arms=ARMS | changed)
+    found = verdicts(write_robosuite_results(runs, tmp_path / "out", SEEDS, [], "0"))
     assert not any(found[number] for number in missed)
     assert "**not shown**" in (tmp_path / "out" / "robosuite.md").read_text()
 
 
-def test_too_little_shows_nothing(tmp_path):
-    runs = [write_run(tmp_path / f"lift-{seed}", "lift", seed) for seed in (1, 2)]
-    assert not verdicts(write_robosuite_results(runs, tmp_path / "out", [], "0"))[0]
-    slow = [write_run(tmp_path / f"slow-{seed}", "lift", seed, seconds=600) for seed in (1, 2)]
-    assert not verdicts(write_robosuite_results(slow, tmp_path / "out", [], "0"))[-1]
+@pytest.mark.parametrize(
+    ("options", "missed"),
+    [({"seeds": [1, 2]}, 0), ({"scenes": 199}, 0), ({"seconds": 600}, -1)],
+    ids=["seeds", "scenes", "minutes"],
+)
+def test_too_little_and_too_slow_shows_nothing(tmp_path, options, missed):
+    runs = write_runs(tmp_path / "runs", arms=FEW, **options)
+    results = write_robosuite_results(runs, tmp_path / "out", options.get("seeds", SEEDS), [], "0")
+    assert verdicts(results)[missed] is False and verdicts(results)[2] is True
 
 
 def test_an_arm_that_was_not_played_is_not_measured(tmp_path):
-    few = {"best_of_n": 0.4}
-    results = write_robosuite_results(
-        [write_run(tmp_path / "lift-1", "lift", 1, few)], tmp_path / "out", [], "0"
-    )
+    runs = write_runs(tmp_path / "runs", seeds=[1], tasks=["lift"], arms={"best_of_n": 0.4})
+    results = write_robosuite_results(runs, tmp_path / "out", [1], [], "0")
     assert verdicts(results)[3:10] == [None] * 7
     assert "not measured" in (tmp_path / "out" / "robosuite.md").read_text()
 
 
-def test_runs_that_are_not_one_result_are_refused(runs, tmp_path):
-    with pytest.raises(UserError, match="one a task and seed"):
-        write_robosuite_results([runs[0], runs[0]], tmp_path / "out", [], "0")
-    path = runs[0] / "critic" / "stage.json"
+def test_runs_that_are_not_one_result_are_refused_and_nothing_is_kept(tmp_path):
+    runs, out = write_runs(tmp_path / "runs", tasks=["lift"], arms=FEW, scenes=8), tmp_path / "out"
+    shutil.copytree(runs / "lift-1", runs / "door-1")
+    with pytest.raises(UserError, match="called door-1 is the run lift-1: the runs of one page"):
+        write_robosuite_results(runs, out, SEEDS, [], "0")
+    shutil.rmtree(runs / "door-1")
+    path = runs / "lift-1" / "critic" / "stage.json"
     about = json.loads(path.read_text())
     about["settings"]["steps"] = 7
     path.write_text(json.dumps(about))
-    with pytest.raises(UserError, match="differ in more than their seeds"):
-        write_robosuite_results(runs, tmp_path / "out", [], "0")
+    with pytest.raises(UserError, match="lift differ in more than their seeds"):
+        write_robosuite_results(runs, out, SEEDS, [], "0")
+    assert not out.exists()
+
+
+# ---- records ----------------------------------------------------------------------------------------------------
+
+
+def test_a_record_gives_the_same_grids_and_the_same_page_as_its_run(tmp_path):
+    runs, out = write_runs(tmp_path / "runs", arms=FEW, scenes=8), tmp_path / "out"
+    results = write_robosuite_results(runs, out, SEEDS, [], "0123abc")
+    read = {name: read_run(runs / name) for name in run_names(SEEDS)}
+    kept = [run_of(json.loads((out / "robosuite" / f"{name}.json").read_text())) for name in read]
+
+    expected, found = (arm_grids(some, list(TASKS)) for some in (read.values(), kept))
+    assert expected.keys() == found.keys() and set(found) == {"policy", *FEW}
+    for arm, grid in expected.items():
+        assert grid.keys() == found[arm].keys()
+        for key, cell in grid.items():
+            assert cell.scenes == found[arm][key].scenes
+            np.testing.assert_array_equal(cell.values, found[arm][key].values)
+
+    extra = {"commit": "0123abc", "peak_memory_bytes": 2_300_000_000}
+    from_folders = summarize({name: run | extra for name, run in read.items()}, SEEDS) | {"benches": {}}
+    assert from_folders == results
+    assert page(from_folders) == (out / "robosuite.md").read_text()
+
+
+def test_scenes_with_a_gap_are_kept_too(tmp_path):
+    run = write_run(tmp_path / "lift-1", "lift", 1, FEW, scenes=8)
+    path = run / "evaluation" / "arms" / "lift" / "policy.json"
+    gap = [record for record in json.loads(path.read_text()) if record["scene"] != 103]
+    path.write_text(json.dumps(gap))
+    record = json.loads(json.dumps(run_record(run, "0")))
+    assert run_of(record)["arms"]["policy"]["lift"] == gap
+
+
+def test_a_record_keeps_what_the_critic_knew_and_no_long_list(tmp_path):
+    run = write_run(tmp_path / "lift-1", "lift", 1, FEW, scenes=8)
+    ranking = {"spearman": 0.2, "spearman_ci95": [0.1, 0.3]}
+    critic = {"values": None, "ranking": ranking | {"spearman_per_decision": [0.1] * 400}}
+    (run / "report.json").write_text(json.dumps({"critic": critic, "arms": {}}))
+    record = run_record(run, "0")
+    assert record["critic"] == {"values": None, "ranking": ranking}
+    assert record["peak_memory_bytes"] == 2_100_000_000
+    assert len(json.dumps(record["arms"]["policy"])) < 120
+
+
+def test_runs_that_come_one_by_one_make_the_same_files(tmp_path):
+    runs, bench = write_runs(tmp_path / "runs", arms=FEW, scenes=8), write_bench(tmp_path / "bench" / "lift")
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    write_robosuite_results(runs, once, SEEDS, [bench], "0123abc")
+    # On one machine, and then on another that has other runs.
+    first = [f"door-{seed}" for seed in SEEDS] + ["lift-2"]
+    for name in first:
+        shutil.copytree(runs / name, tmp_path / "first" / name)
+        shutil.rmtree(runs / name)
+    write_robosuite_results(tmp_path / "first", twice, SEEDS, [bench], "0123abc")
+    write_robosuite_results(runs, twice, SEEDS, [], "0123abc")
+    assert contents(twice) == contents(once) and len(contents(once)) == 12 + 1 + 2
+    # And when no folder is left.
+    shutil.rmtree(runs)
+    write_robosuite_results(runs, twice, SEEDS, [])
+    assert contents(twice) == contents(once)
+    assert "Ingredients of the critic: lift" in (twice / "robosuite.md").read_text()
+    # A bench that went on replaces what was kept of it.
+    write_robosuite_results(runs, twice, SEEDS, [write_bench(bench, gain=0.09)])
+    assert "**+9.0**" in (twice / "robosuite.md").read_text()
+    with pytest.raises(UserError, match="critic_bench"):
+        write_robosuite_results(runs, twice, SEEDS, [tmp_path])
+
+
+def test_runs_that_are_missing_are_named_and_nothing_is_shown(tmp_path):
+    runs, out = write_runs(tmp_path / "runs"), tmp_path / "out"
+    for name in ("stack-1", "door-1", "door-2", "door-3"):
+        shutil.rmtree(runs / name)
+    results = write_robosuite_results(runs, out, SEEDS, [], "0")
+    text = (out / "robosuite.md").read_text()
+    assert "Runs that are not made yet: stack 1, door 1, door 2, door 3." in text
+    assert "3 tasks of robosuite" in text and "| stack | 2, 3 |" in text and "| shown |" not in text
+    # All of it would be shown by the runs that are there, but for their number.
+    assert verdicts(results) == [False] * len(results["targets"])
+    means = [results["success"]["policy"]["per_task"][task]["success"] for task in results["tasks"]]
+    assert results["success"]["policy"]["mean"]["success"] == pytest.approx(np.mean(means))
+
+
+def test_a_run_that_changed_is_refused_by_name(tmp_path):
+    runs, out = write_runs(tmp_path / "runs", seeds=[1], arms=FEW, scenes=8), tmp_path / "out"
+    write_robosuite_results(runs, out, [1], [], "0123abc")
+    before = contents(out)
+    # The same run with a later commit: its record stays.
+    write_robosuite_results(runs, out, [1], [], "4567def")
+    assert contents(out) == before
+    path = runs / "lift-1" / "evaluation" / "arms" / "lift" / "policy.json"
+    records = json.loads(path.read_text())
+    records[3]["success"] = not records[3]["success"]
+    path.write_text(json.dumps(records))
+    with pytest.raises(UserError, match=r"robosuite/lift-1\.json .*\(arms\): delete the file.*played once"):
+        write_robosuite_results(runs, out, [1], [], "0123abc")
+    assert contents(out) == before
+    (out / "robosuite" / "lift-1.json").unlink()
+    results = write_robosuite_results(runs, out, [1], [], "4567def")
+    assert results["commits"] == ["4567def", "0123abc"]
+    assert "Commits `4567def`, `0123abc` fixed" in (out / "robosuite.md").read_text()
+
+
+def recipe(*flags):
+    config = parse(robosuite_results.RobosuiteResultsConfig, list(flags), prog="robosuite_results")
+    robosuite_results.main(config)
+
+
+def test_the_recipe_skips_what_is_not_finished_and_asks_for_the_commit(tmp_path, capsys):
+    runs, out = write_runs(tmp_path / "runs", seeds=[1], arms=FEW, scenes=8), tmp_path / "out"
+    (runs / "stack-1" / "evaluation" / "stage.json").unlink()
+    flags = [f"--runs={runs}", f"--output={out}", "--seeds=1"]
+    with pytest.raises(
+        UserError, match="which commit fixed the settings of lift-1, pick_place_can-1, door-1"
+    ):
+        recipe(*flags)
+    with pytest.raises(UserError, match=r"seeds 5: run recipes/robosuite_suite\.py first"):
+        recipe(*flags[:2], "--seeds=5", "--commit=0")
+    assert not out.exists()
+    recipe(*flags, "--commit=0123abc")
+    told = capsys.readouterr().out
+    assert "stack-1: skipped, its evaluation is not finished" in told and "not made yet: stack 1" in told
+    before = contents(out)
+    recipe(*flags)
+    assert contents(out) == before

@@ -8,6 +8,7 @@ import pytest
 
 from deas_vla.config import parse
 from deas_vla.errors import UserError
+from deas_vla.report.robosuite import TASKS
 
 # Last: a recipe may have the name of a library.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
@@ -33,6 +34,10 @@ def test_a_task_that_is_not_there_is_refused():
         parse(robosuite_suite.RobosuiteSuiteConfig, ["--tasks=pour"], prog="robosuite_suite")
 
 
+def test_the_page_is_about_the_tasks_of_the_suite():
+    assert TASKS == tuple(robosuite_suite.TASKS)
+
+
 @pytest.mark.slow
 @pytest.mark.sim
 @pytest.mark.timeout(900)
@@ -49,14 +54,24 @@ def test_two_rounds_and_two_yardsticks_become_a_page(tmp_path, capsys):
     critic = json.loads((run / "critic_2" / "settings.json").read_text())
     assert set(critic["inputs"]) == {"demonstrations", "rollouts", "rollouts_2", "policy"}
     # The yardsticks see through the same eyes: nothing was computed twice.
-    eyes = [path.parent.parent.name for path in run.glob("*/features/vision-*")]
-    assert sorted(eyes) == ["critic", "critic_2"]
+    eyes = list((run / "features").glob("vision-*"))
+    assert len(eyes) == 2
 
-    out = [f"--runs={tmp_path / 'runs'}", "--seeds=7", "--commit=0123abc", f"--output={tmp_path / 'out'}"]
-    robosuite_results.main(parse(robosuite_results.RobosuiteResultsConfig, out, prog="robosuite_results"))
-    assert "two rounds are better than one" in capsys.readouterr().out
-    assert "Best of 2 by Q-chunking" in (tmp_path / "out" / "robosuite.md").read_text()
+    out = [f"--runs={tmp_path / 'runs'}", "--seeds=7", f"--output={tmp_path / 'out'}"]
     with pytest.raises(UserError, match="which commit"):
-        robosuite_results.main(
-            parse(robosuite_results.RobosuiteResultsConfig, out[:2], prog="robosuite_results")
-        )
+        write_results(*out)
+    write_results(*out, "--commit=0123abc")
+    assert "two rounds are better than one" in capsys.readouterr().out
+    page = (tmp_path / "out" / "robosuite.md").read_text()
+    assert "Best of 2 by Q-chunking" in page
+    assert "Runs that are not made yet: stack 7, pick_place_can 7, door 7." in page
+    record = json.loads((tmp_path / "out" / "robosuite" / "lift-7.json").read_text())
+    assert record["arms"].keys() == played and "ranking" in record["critic"]
+    # The record is enough from now on.
+    write_results(f"--runs={tmp_path / 'none'}", *out[1:])
+    assert (tmp_path / "out" / "robosuite.md").read_text() == page
+
+
+def write_results(*flags):
+    config = parse(robosuite_results.RobosuiteResultsConfig, list(flags), prog="robosuite_results")
+    robosuite_results.main(config)

@@ -13,6 +13,7 @@ from deas_vla.rollouts.collect import collect_in_blocks
 from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
 from deas_vla.rollouts.oracle import play_oracle
 from deas_vla.rollouts.play import Job, play_episodes
+from deas_vla.stage import claim
 
 pytestmark = pytest.mark.unit
 SETTINGS = {"seed": 0, "parallel": 4, "execute_steps": HORIZON}
@@ -116,6 +117,29 @@ def test_rule_12_a_killed_collection_goes_on_where_it_was(tmp_path):
     paths = collect_in_blocks(tmp_path, "line", list(range(10)), collect, block=3)
     assert calls == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [6, 7, 8], [9]]
     assert len(paths) == 4 and all(path.is_file() for path in paths)
+
+
+def test_processes_share_a_collection_and_collect_the_same(tmp_path):
+    """What another process is at is left to it; who collects a block changes nothing in it."""
+
+    def collect(scenes, finished):
+        collected.append(scenes)
+        rollouts = play_episodes(
+            LineWorkers(), decider("first"), [Job(scene) for scene in scenes], **SETTINGS
+        )
+        return [rollout.episode for rollout in rollouts]
+
+    collected = []
+    alone = collect_in_blocks(tmp_path / "alone", "line", list(range(10)), collect, block=3)
+    assert len(collected) == 4
+    collected.clear()
+    with claim(tmp_path / "shared" / "blocks" / "line-00003.safetensors"):  # the other process is at it
+        paths = collect_in_blocks(tmp_path / "shared", "line", list(range(10)), collect, block=3, show=False)
+    assert collected == [[0, 1, 2], [6, 7, 8], [9]] and not paths[1].exists()
+    assert collect_in_blocks(tmp_path / "shared", "line", list(range(10)), collect, block=3) == paths
+    assert collected[3:] == [[3, 4, 5]]
+    for mine, theirs in zip(paths, alone, strict=True):
+        assert mine.read_bytes() == theirs.read_bytes()
 
 
 def test_the_oracle_chooses_the_candidate_that_ends_best(tmp_path):

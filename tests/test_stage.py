@@ -8,7 +8,7 @@ import pytest
 from accelerate import Accelerator
 
 from deas_vla.errors import UserError
-from deas_vla.stage import run_stage, stage_report
+from deas_vla.stage import claim, run_stage, stage_report
 
 pytestmark = pytest.mark.unit
 SETTINGS = {"steps": 5, "critic": {"expectile": 0.7}}
@@ -96,3 +96,27 @@ def test_a_second_run_waits_for_the_first_and_finds_its_output(stage, tmp_path, 
     first.stdout.close()
     assert first.wait() == 0
     assert f"process {first.pid} is working on it" in capsys.readouterr().out
+
+
+def test_a_claim_is_one_process_and_ends_with_it(tmp_path):
+    """Killed while it is at something, a process leaves it to the others."""
+    path = tmp_path / "arms" / "best.json"
+    program = textwrap.dedent(f"""
+        import time
+        from pathlib import Path
+        from deas_vla.stage import claim
+        with claim(Path({str(path)!r})) as mine:
+            print(mine, flush=True)
+            time.sleep(60)
+    """)
+    other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
+    try:
+        assert other.stdout.readline() == "True\n"
+        with claim(path) as mine, claim(path.with_name("worst.json")) as free:
+            assert not mine and free
+    finally:
+        other.kill()
+        other.wait()
+    with claim(path) as mine:
+        assert mine
+    assert list(path.parent.glob("*.json")) == []

@@ -16,7 +16,10 @@ from deas_vla.errors import UserError
 
 # Images are brought to this many pixels a side first; the network is made for it.
 SIDE = 64
-CHANNELS = (32, 48, 64)
+# The first layer reads patches of this many pixels a side, each once: overlapping windows on all pixels would take
+# three quarters of the encoder's time, and tell no better where things are.
+PATCH = 4
+CHANNELS = (32, 64)
 
 
 @dataclass
@@ -50,18 +53,16 @@ class CriticVision(nn.Module):
     def __init__(self, num_cameras: int, dim: int):
         super().__init__()
         self.dim = dim
-        side = SIDE // 8
+        side = SIDE // PATCH // 2
         self.cameras = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(3, CHANNELS[0], 5, stride=2, padding=2),
+                nn.Conv2d(3, CHANNELS[0], PATCH, stride=PATCH),
                 nn.GELU(),
                 nn.Conv2d(CHANNELS[0], CHANNELS[1], 3, stride=2, padding=1),
                 nn.GELU(),
-                nn.Conv2d(CHANNELS[1], CHANNELS[2], 3, stride=2, padding=1),
-                nn.GELU(),
                 # Flat, not pooled: each place has weights of its own, so places stay apart.
                 nn.Flatten(),
-                nn.Linear(CHANNELS[2] * side * side, dim),
+                nn.Linear(CHANNELS[1] * side * side, dim),
             )
             for _ in range(num_cameras)
         )
@@ -77,7 +78,7 @@ class CriticVision(nn.Module):
 
 def _pixels(images: Tensor) -> Tensor:
     """(B, h, w, 3) uint8 to (B, 3, SIDE, SIDE) in [-1, 1]."""
-    pixels = images.permute(0, 3, 1, 2).float() / 127.5 - 1
+    pixels = images.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
     if pixels.shape[2:] == (SIDE, SIDE):
         return pixels
     return functional.adaptive_avg_pool2d(pixels, SIDE)

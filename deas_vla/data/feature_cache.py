@@ -1,8 +1,8 @@
 """What a network makes of every stored frame, computed once and kept on disk.
 
 Policy and image encoder are frozen while a critic learns, so they run once per frame, never in the critic's training
-loop. A cache is keyed by everything its content depends on: another encoder, pooling or set of frames gets another
-folder.
+loop. A cache is keyed by everything its content depends on: another encoder or pooling gets another folder, and a block
+of other frames another file. Frames that were there before others were collected are not computed again.
 """
 
 import hashlib
@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deas_vla.data.features import FeatureConfig, pool_one_by_one
+from deas_vla.data.features import FeatureConfig, pool_in_groups
 from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
@@ -34,9 +34,10 @@ class FrameCache:
 
     def __init__(self, folder: Path, frames: FrameTable, depends: str, block: int = BLOCK):
         self.frames, self.block = frames, block
-        key = f"{depends} {frames.fingerprint} {block}"
-        self.fingerprint = hashlib.sha256(key.encode()).hexdigest()
-        self.folder = Path(folder) / self.fingerprint[:16]
+        self.folder = Path(folder) / _hash(depends)[:16]
+        numbers = range(-(-len(frames) // block))
+        self._keys = [_hash(f"{depends} {n} {frames.subset(self._rows(n)).fingerprint}") for n in numbers]
+        self.fingerprint = _hash(" ".join(self._keys))
 
     def compute(self, rows: Tensor) -> Tensor:
         """What is kept of the frames at these rows, (B,) int64, first dimension B."""
@@ -52,7 +53,7 @@ class FrameCache:
             processes: how many share the work; wait for all of them before `read`.
             progress: called with the number of frames after each block, those already there included.
         """
-        for number in range(process, self._blocks(), processes):
+        for number in range(process, len(self._keys), processes):
             rows = self._rows(number)
             if not self._path(number).is_file():
                 self._write(number, rows)
@@ -66,11 +67,11 @@ class FrameCache:
             UserError: if a block is missing or broken.
         """
         content = torch.empty(0)
-        for number in range(self._blocks()):
+        for number in range(len(self._keys)):
             path, rows = self._path(number), self._rows(number)
             try:
                 with safe_open(path, "pt") as file:
-                    if file.metadata()["fingerprint"] != self.fingerprint:
+                    if file.metadata()["fingerprint"] != self._keys[number]:
                         raise ValueError("it belongs to another cache")
                     part = file.get_tensor("content")
                 if len(part) != len(rows):
@@ -90,17 +91,20 @@ class FrameCache:
         content = self.compute(rows)
         with atomic_path(self._path(number)) as temporary:
             save_file(
-                {"content": content.cpu().contiguous()}, temporary, metadata={"fingerprint": self.fingerprint}
+                {"content": content.cpu().contiguous()},
+                temporary,
+                metadata={"fingerprint": self._keys[number]},
             )
-
-    def _blocks(self) -> int:
-        return -(-len(self.frames) // self.block)
 
     def _rows(self, number: int) -> Tensor:
         return torch.arange(number * self.block, min((number + 1) * self.block, len(self.frames)))
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"block-{number:05d}.safetensors"
+        return self.folder / f"block-{number:05d}-{self._keys[number][:16]}.safetensors"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 class FeatureCache(FrameCache):
@@ -119,4 +123,4 @@ class FeatureCache(FrameCache):
 
     def compute(self, rows: Tensor) -> Tensor:
         context = self.policy.encode(self.frames.observation(rows))
-        return pool_one_by_one(context, self.config, len(self.policy.contract.cameras))
+        return pool_in_groups(context, self.config, len(self.policy.contract.cameras))

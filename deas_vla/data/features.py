@@ -2,8 +2,8 @@
 
 A frame's tokens are pooled to a small grid per camera, which keeps *where* things are, then projected to a few
 hundred whitened numbers; beside them stands what the critic's own image encoder sees. Caching, training, evaluation,
-the exported reranker and a robot all go through `CriticInputs`, one frame at a time: a matrix product of another batch
-size rounds differently in its last bits.
+the exported reranker and a robot all go through `CriticInputs`, in groups of one size: a matrix product of another
+batch size rounds differently in its last bits.
 """
 
 import hashlib
@@ -29,6 +29,8 @@ FIT_FRAMES = 2048
 # Directions with less than this share of the largest variance are rounding noise; whitening would blow them up.
 VARIANCE_FLOOR = 1e-8
 VISION = "vision."
+# Frames computed together, whatever the batch; a single frame fills its group with copies of itself.
+GROUP = 8
 
 
 @dataclass
@@ -172,7 +174,7 @@ class CriticInputs:
         Returns:
             (B, F) features and (B, S) normalised state, on the context's device.
         """
-        pooled = pool_one_by_one(context, self.config, len(self.contract.cameras))
+        pooled = pool_in_groups(context, self.config, len(self.contract.cameras))
         state = observation.state.to(pooled.device)
         return self.features(pooled, observation.images), self.state(state)
 
@@ -189,6 +191,7 @@ class CriticInputs:
         """The part of the features that comes from (B, P) pooled tokens: (B, dim)."""
         mean = self.projection.mean.to(pooled.device)
         components = self.projection.components.to(pooled.device)
+        # One by one: in a product of a few rows, the place of a row changes its last bits as well.
         return in_fixed_groups(lambda rows: (pooled[rows] - mean) @ components, len(pooled), 1)
 
     @torch.no_grad()
@@ -200,7 +203,7 @@ class CriticInputs:
         def look(rows: list[int]) -> Tensor:
             return self.vision([image[rows].to(device) for image in cameras])
 
-        return in_fixed_groups(look, len(cameras[0]), 1)
+        return in_fixed_groups(look, len(cameras[0]), GROUP)
 
     def state(self, raw: Tensor) -> Tensor:
         """(B, S) raw states to normalised ones."""
@@ -284,11 +287,11 @@ class CriticInputs:
         return inputs
 
 
-def pool_one_by_one(context: Context, config: FeatureConfig, num_cameras: int) -> Tensor:
-    """`pool_tokens`, each observation on its own, so that a frame's result does not depend on its batch."""
+def pool_in_groups(context: Context, config: FeatureConfig, num_cameras: int) -> Tensor:
+    """`pool_tokens` in groups of one size, so that a frame's result does not depend on its batch."""
 
-    def one(rows: list[int]) -> Tensor:
-        alone = Context(context.tokens[rows], context.mask[rows], context.camera[rows], context.state[rows])
-        return pool_tokens(alone, config, num_cameras)
+    def group(rows: list[int]) -> Tensor:
+        part = Context(context.tokens[rows], context.mask[rows], context.camera[rows], context.state[rows])
+        return pool_tokens(part, config, num_cameras)
 
-    return in_fixed_groups(one, len(context), 1)
+    return in_fixed_groups(group, len(context), GROUP)

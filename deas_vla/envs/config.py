@@ -19,8 +19,8 @@ class EnvSettings:
         expert_noise: standard deviation of the scripted expert's action noise, in units of a full arm command.
         expert_grasp_bias: standard deviation in metres, per horizontal axis, of where the expert wrongly believes the
             grasp (in Meta-World: the object) to be; drawn anew at every attempt (there: every half second).
-        frame_pairs: where images are stored every so many steps, also store those of the step after: critics of single
-            steps learn from pairs.
+        frame_pairs: where images are stored every so many steps, also store those of the step after every second one:
+            critics of single steps learn from pairs.
         split: RoboCasa only: kitchens and objects to draw from: ``pretrain``, ``target`` or ``all``.
     """
 

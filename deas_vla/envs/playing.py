@@ -49,7 +49,7 @@ def play_steps(env: Stepped, next_command: Callable[[], np.ndarray], count: int,
         success.append(env.step(actions[-1]))
         states.append(env.state())
         wanted = frame_every and (
-            env.steps % frame_every == 0 or (env.config.frame_pairs and env.steps % frame_every == 1)
+            env.steps % frame_every == 0 or (env.config.frame_pairs and env.steps % (2 * frame_every) == 1)
         )
         if played == last or success[-1] or wanted:
             frames.append(played)

@@ -21,7 +21,7 @@ class SimulatorConfig:
     tasks: list[str] = field(default_factory=lambda: ["lift"])
     # How tasks are seen and played.
     simulator: EnvSettings = field(default_factory=clumsy_expert)
-    # Simulator processes; 0 plays in the recipe's own.
+    # Simulator processes of the whole run; 0 plays in the recipe's own.
     workers: int = 2
     # Episodes under way at once; the policy decides for all of them in one batch.
     parallel_episodes: int = 16
@@ -30,6 +30,11 @@ class SimulatorConfig:
         """One task's environment."""
         return EnvConfig(**asdict(self.simulator), name=self.env, task=task)
 
-    def open_workers(self, task: str) -> EnvWorkers:
-        """Starts the simulators of one task; use as a context manager."""
-        return EnvWorkers(self.env_config(task), self.workers)
+    def open_workers(self, task: str, processes: int = 1) -> EnvWorkers:
+        """Starts the simulators of one task; use as a context manager.
+
+        Args:
+            task: its name.
+            processes: processes of the recipe that each start their share of them.
+        """
+        return EnvWorkers(self.env_config(task), -(-self.workers // processes))

@@ -102,7 +102,7 @@ class ImitationBatches:
         noise = torch.randn((self.size, self.flow_draws, *chunks.shape[1:]), generator=generator)
         time = sample_time((self.size, self.flow_draws), generator)
         observation = self.frames.observation(self.examples.start_frame[index])
-        observation = shift_observation(observation, self.max_shift, generator)[self.share]
+        observation = shift_observation(observation, self.max_shift, generator, self.share)
         return (
             observation.to(self.device),
             chunks[self.share].to(self.device),

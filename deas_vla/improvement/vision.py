@@ -223,7 +223,7 @@ class VisionBatches:
         # The whole batch is drawn by every process, which keeps its share: two processes train as one would.
         generator = step_generator(self.seed, step)
         chosen = self.rows[torch.randint(len(self.rows), (self.size,), generator=generator)]
-        images = [random_shift(image[chosen], self.max_shift, generator)[self.share] for image in self.images]
+        images = [random_shift(image[chosen], self.max_shift, generator, self.share) for image in self.images]
         mine = chosen[self.share]
         batch = VisionBatch(
             images=images,

@@ -6,31 +6,46 @@ from torch import Tensor
 from deas_vla.data.observation import Observation
 
 
-def random_shift(images: Tensor, max_shift: int, generator: torch.Generator | None = None) -> Tensor:
+def random_shift(
+    images: Tensor, max_shift: int, generator: torch.Generator | None = None, share: slice = slice(None)
+) -> Tensor:
     """Moves every image by up to `max_shift` pixels each way; what moves in repeats the border (DrQ, 2021).
 
     Args:
         images: (B, h, w, C).
         max_shift: largest shift in pixels; 0 changes nothing.
-        generator: source of randomness, on the CPU.
+        generator: source of randomness, on the CPU; it draws for all B images.
+        share: which of the B images to move and return: those of one process.
 
     Returns:
-        (B, h, w, C) of the same type.
+        (b, h, w, C) of the same type, the images of the share.
     """
     if max_shift == 0:
-        return images
-    batch, height, width, channels = images.shape
-    shift = torch.randint(-max_shift, max_shift + 1, (2, batch, 1), generator=generator).to(images.device)
-    rows = (torch.arange(height, device=images.device) + shift[0]).clamp(0, height - 1)
-    columns = (torch.arange(width, device=images.device) + shift[1]).clamp(0, width - 1)
-    pixel = (rows[:, :, None] * width + columns[:, None, :]).reshape(batch, -1)
-    flat = images.reshape(batch, height * width, channels)
-    return flat[torch.arange(batch, device=images.device)[:, None], pixel].view_as(images)
+        return images[share]
+    # Numbers first: all B shifts are drawn whatever the share, so that two processes draw what one would.
+    shift = torch.randint(0, 2 * max_shift + 1, (2, len(images)), generator=generator)[:, share].T.tolist()
+    mine = images[share]
+    height, width = mine.shape[1:3]
+    reach = torch.arange(-max_shift, max_shift + max(height, width), device=mine.device)
+    framed = mine[:, reach[: height + 2 * max_shift].clamp(0, height - 1)]
+    framed = framed[:, :, reach[: width + 2 * max_shift].clamp(0, width - 1)]
+    # A window of each framed image: copying rows is several times faster than gathering pixels.
+    moved = torch.empty_like(mine)
+    for image, target, (down, right) in zip(framed, moved, shift, strict=True):
+        target.copy_(image[down : down + height, right : right + width])
+    return moved
 
 
 def shift_observation(
-    observation: Observation, max_shift: int, generator: torch.Generator | None = None
+    observation: Observation,
+    max_shift: int,
+    generator: torch.Generator | None = None,
+    share: slice = slice(None),
 ) -> Observation:
-    """`random_shift` on every camera of every sample; state and instruction stay."""
-    images = {name: random_shift(image, max_shift, generator) for name, image in observation.images.items()}
-    return Observation(images=images, state=observation.state, instruction=observation.instruction)
+    """`random_shift` on every camera of every sample of a share; state and instruction stay."""
+    images = {
+        name: random_shift(image, max_shift, generator, share) for name, image in observation.images.items()
+    }
+    return Observation(
+        images=images, state=observation.state[share], instruction=observation.instruction[share]
+    )

@@ -6,15 +6,18 @@ from pathlib import Path
 import numpy as np
 
 from deas_vla.errors import UserError
+from deas_vla.files import write_json
 from deas_vla.report.bench import bench_table
 from deas_vla.report.loop_runs import (
     arm_grids,
     by_task,
     gain_over,
     gap_in,
+    is_finished,
     level_of,
     rate_in,
-    read_run,
+    run_of,
+    run_record,
     without_seed,
     write_page,
 )
@@ -24,6 +27,8 @@ from deas_vla.report.summary import ARMS, arm_meaning, arm_title, counted
 from deas_vla.rollouts.grid import Grid
 from deas_vla.rollouts.statistics import RESAMPLES, ratio_interval
 
+# In the order of the page; each is run with every training seed.
+TASKS = ("lift", "stack", "pick_place_can", "door")
 BASE, CHOSEN, CLONED, WEIGHTED, BOTH = (
     "policy", "best_of_n", "filtered_bc", "advantage_weighted", "advantage_weighted + best_of_n"
 )  # fmt: skip
@@ -49,44 +54,74 @@ COMPARED = {
 }
 
 
-def write_robosuite_results(runs: list[Path], output: Path, benches: list[Path], commit: str) -> dict:
-    """Writes ``robosuite.md`` and ``robosuite.json``; the same runs give the same bytes.
+def write_robosuite_results(
+    runs: Path, output: Path, seeds: list[int], benches: list[Path], commit: str = ""
+) -> dict:
+    """Keeps a record of every finished run and writes ``robosuite.md`` and ``robosuite.json`` from all that are kept.
+
+    The records lie in ``robosuite/`` beside the page and are to be committed: run folders are large, and may be made
+    one by one on several machines. The same records give the same bytes. Nothing is written unless all is well.
 
     Args:
-        runs: folders of recipes/robosuite_suite.py, one a task and seed.
+        runs: folder of recipes/robosuite_suite.py, in which each task and seed has its own; what is not there or not
+            finished is left out.
         output: folder of the results.
-        benches: folders of recipes/critic_bench.py, for the table of ingredients.
-        commit: what fixed the settings before the evaluation scenes were used.
+        seeds: the training seeds of the page.
+        benches: folders of recipes/critic_bench.py, for the table of ingredients; they are kept likewise, and a bench
+            replaces its older self.
+        commit: what fixed the settings before the evaluation scenes were used; only new records need it.
 
     Returns:
         The content of robosuite.json.
 
     Raises:
-        UserError: if a run is not finished, or the runs cannot be one result.
+        UserError: if there is no run at all, a run differs from its record, or the runs cannot be one result.
     """
-    results = summarize([read_run(run) for run in runs])
-    results["commit"] = commit
-    results["benches"] = {bench.name: json.loads((bench / "bench.json").read_text()) for bench in benches}
+    folder, names = output / "robosuite", run_names(seeds)
+    kept = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    made = {name: run_record(runs / name, commit) for name in names if is_finished(runs / name)}
+    for name in names:
+        if name in made and name in kept:
+            _require_same(folder / f"{name}.json", kept[name], runs / name, made[name])
+    new = [name for name in made if name not in kept]
+    if new and not commit:
+        raise UserError(f"say with --commit which commit fixed the settings of {', '.join(new)}")
+    brought = {f"bench-{bench.name}": _read_bench(bench) for bench in benches}
+    known = made | kept | brought
+    if not known.keys() & set(names):
+        raise UserError(
+            f"neither {runs} nor {folder} has a finished run of seeds {', '.join(map(str, seeds))}: "
+            "run recipes/robosuite_suite.py first"
+        )
+    results = summarize({name: run_of(known[name]) for name in names if name in known}, seeds)
+    results["benches"] = {
+        name.removeprefix("bench-"): known[name] for name in sorted(known) if name.startswith("bench-")
+    }
+    for name in [*new, *brought]:
+        write_json(folder / f"{name}.json", known[name])
     write_page(output, "robosuite", results, page(results))
     return results
 
 
-def summarize(runs: list[dict]) -> dict:
+def run_names(seeds: list[int]) -> list[str]:
+    """Names of the folders and records of all runs, in the order of the page."""
+    return [f"{task}-{seed}" for task in TASKS for seed in seeds]
+
+
+def summarize(runs: dict[str, dict], seeds: list[int]) -> dict:
     """All numbers of the page, as JSON values: rates and differences are fractions.
 
+    Args:
+        runs: name to run, at least one, as `run_of` gives them.
+        seeds: the training seeds of the page; what has no run is named as missing.
+
     Raises:
-        UserError: if a task and seed is there twice, or settings differ that should not.
+        UserError: if a run is not what its name says, or settings differ that should not.
     """
-    plans = [run["settings"]["evaluation"] for run in runs]
-    keys = [(plan["tasks"][0], plan["seed"]) for plan in plans]
-    if len(set(keys)) < len(keys) or any(len(plan["tasks"]) != 1 for plan in plans):
-        raise UserError(f"the runs of one page are one a task and seed; these are {sorted(keys)}")
-    for task in {task for task, _ in keys}:
-        same = [without_seed(run["settings"]) for run, key in zip(runs, keys, strict=True) if key[0] == task]
-        if any(settings != same[0] for settings in same):
-            raise UserError(f"the runs of {task} differ in more than their seeds: make them again")
-    tasks = sorted({task for task, _ in keys}, key=[task for task, _ in keys].index)
-    grids = arm_grids(runs, tasks)
+    of_task = _of_task(runs)
+    tasks, in_order = list(of_task), [run for same in of_task.values() for run in same]
+    plan = in_order[0]["settings"]["evaluation"]["evaluation"]
+    grids = arm_grids(in_order, tasks)
     known = [arm for arm in ARMS if arm in grids] + sorted(set(grids) - set(ARMS))
 
     def against(arm: str, base: str) -> dict:
@@ -94,11 +129,13 @@ def summarize(runs: list[dict]) -> dict:
 
     results = {
         "tasks": tasks,
-        "seeds": sorted({seed for _, seed in keys}),
-        "runs": len(runs),
-        "candidates": plans[0]["evaluation"]["num_candidates"],
+        "seeds": sorted({run["settings"]["evaluation"]["seed"] for run in in_order}),
+        "runs": {task: _cost(same) for task, same in of_task.items()},
+        "missing": [name.replace("-", " ") for name in run_names(seeds) if name not in runs],
+        "commits": list(dict.fromkeys(run["commit"] for run in in_order)),
+        "candidates": plan["num_candidates"],
         "scenes": min(len(cell.scenes) for cell in grids[BASE].values()),
-        "draws": plans[0]["evaluation"]["draws"],
+        "draws": plan["draws"],
         "success": {arm: by_task(grids[arm], tasks, level_of) for arm in known},
         "gain_over_policy": {arm: against(arm, BASE) for arm in known if arm != BASE},
         "compared": {
@@ -107,16 +144,58 @@ def summarize(runs: list[dict]) -> dict:
             if arm in grids and base in grids
         },
         "headroom": _headroom(grids, tasks),
+        "settings": {task: without_seed(same[0]["settings"]) for task, same in of_task.items()},
+    }
+    results["targets"] = targets(results)
+    return results
+
+
+def _of_task(runs: dict[str, dict]) -> dict[str, list[dict]]:
+    """Each task's runs, in the order of the page."""
+    plans = {name: run["settings"]["evaluation"] for name, run in runs.items()}
+    for name, plan in plans.items():
+        found = f"{'+'.join(plan['tasks'])}-{plan['seed']}"
+        if name != found:
+            raise UserError(
+                f"what is called {name} is the run {found}: the runs of one page are one a task and seed"
+            )
+    of_task = {
+        task: [runs[name] for name, plan in plans.items() if plan["tasks"] == [task]] for task in TASKS
+    }
+    for task, same in of_task.items():
+        if any(without_seed(run["settings"]) != without_seed(same[0]["settings"]) for run in same):
+            raise UserError(f"the runs of {task} differ in more than their seeds: make them again")
+    return {task: same for task, same in of_task.items() if same}
+
+
+def _require_same(path: Path, kept: dict, run: Path, made: dict) -> None:
+    # A record keeps the commit that it was made with.
+    parts = sorted((kept.keys() | made.keys()) - {"commit"})
+    changed = [part for part in parts if kept.get(part) != made.get(part)]
+    if changed:
+        raise UserError(
+            f"{path} says otherwise than {run} ({', '.join(changed)}): delete the file if this run is to replace it; "
+            "but evaluation scenes are meant to be played once"
+        )
+
+
+def _read_bench(bench: Path) -> dict:
+    path = bench / "bench.json"
+    if not path.is_file():
+        raise UserError(f"{bench} has no {path.name}; run recipes/critic_bench.py first")
+    return json.loads(path.read_text())
+
+
+def _cost(runs: list[dict]) -> dict:
+    """Of one task: its seeds, the minutes of each run's loop and evaluation, and the memory it takes."""
+    return {
+        "seeds": [run["settings"]["evaluation"]["seed"] for run in runs],
         "minutes": [
             sum(run["seconds"][stage] for stage in (*LOOP, "evaluation") if stage in run["seconds"]) / 60
             for run in runs
         ],
-        "settings": {
-            task: without_seed(runs[[key[0] for key in keys].index(task)]["settings"]) for task in tasks
-        },
+        "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
     }
-    results["targets"] = targets(results)
-    return results
 
 
 def _headroom(grids: dict[str, Grid], tasks: list[str]) -> dict:
@@ -140,7 +219,10 @@ def _headroom(grids: dict[str, Grid], tasks: list[str]) -> dict:
 
 
 def targets(results: dict) -> list[dict]:
-    """What the project set out to show, what was measured, and whether that shows it."""
+    """What the project set out to show, what was measured, and whether that shows it.
+
+    All of it is about all runs: while one is missing, nothing is shown.
+    """
     gains = results["gain_over_policy"]
     chosen, compared = gains[CHOSEN], results["compared"]
     good = [
@@ -150,10 +232,8 @@ def targets(results: dict) -> list[dict]:
     rows = [
         (
             f"{SEEDS} training seeds, at least {SCENES} paired scenes a seed and arm",
-            f"{len(results['seeds'])} seeds, {results['scenes']} scenes",
-            len(results["seeds"]) >= SEEDS
-            and results["scenes"] >= SCENES
-            and results["runs"] == len(results["seeds"]) * len(results["tasks"]),
+            f"{counted(len(results['seeds']), 'seed')}, {counted(results['scenes'], 'scene')}",
+            len(results["seeds"]) >= SEEDS and results["scenes"] >= SCENES,
         ),
         (
             f"best-of-N gains {100 * GAIN:.0f} points or more on {TASKS_WITH_GAIN} tasks, beyond doubt",
@@ -188,14 +268,18 @@ def targets(results: dict) -> list[dict]:
     at_least("and of best-of-N", compared.get("both_over_chosen"), 0.0)
     at_least("two rounds are better than one: the policy", compared.get("second_over_first"), 0.0)
     at_least("and policy with critic", compared.get("second_both_over_both"), 0.0)
+    longest = max(_minutes(results))
     rows.append(
         (
             f"one task and seed in {MINUTES} minutes on two cores",
-            f"{max(results['minutes']):.0f} minutes at most",
-            max(results["minutes"]) <= MINUTES,
+            f"{longest:.0f} minutes at most",
+            longest <= MINUTES,
         )
     )
-    return [{"target": words, "measured": measured, "met": met} for words, measured, met in rows]
+    return [
+        {"target": words, "measured": measured, "met": met and not results["missing"]}
+        for words, measured, met in rows
+    ]
 
 
 def page(results: dict) -> str:
@@ -215,6 +299,7 @@ def page(results: dict) -> str:
         f"# A critic that sees: {counted(len(results['tasks']), 'task')} of robosuite, "
         f"{counted(len(results['seeds']), 'training seed')}",
         _in_words(results),
+        *_missing(results),
         table(
             ["what it should show", "measured", ""],
             [[row["target"], row["measured"], words[row["met"]]] for row in results["targets"]],
@@ -270,13 +355,23 @@ def page(results: dict) -> str:
             "played out; what choosing by a critic gains in one decision.",
             bench_table(bench),
         ]
+    commits = [f"`{commit}`" for commit in results["commits"]]
     parts += [
+        "## Runs",
+        table(
+            ["task", "seeds", "minutes of one loop", "peak memory"],
+            [
+                [task, ", ".join(map(str, one["seeds"])), _span(one["minutes"]), _gigabytes(one)]
+                for task, one in results["runs"].items()
+            ],
+        ),
         "## How it was made",
-        f"Settings were chosen on training seed 0 and its scenes. Commit `{results['commit']}` fixed them; the "
-        f"evaluation scenes of seeds {', '.join(map(str, results['seeds']))} were played once, after it. One loop took "
-        f"{min(results['minutes']):.0f} to {max(results['minutes']):.0f} minutes, the evaluation of all arms included.",
+        f"Settings were chosen on training seed 0 and its scenes. {_listed('Commit', commits)} fixed them; the "
+        f"evaluation scenes of {_listed('seed', results['seeds'])} were played once, after it. One loop took "
+        f"{_span(_minutes(results))} minutes, the evaluation of all arms included.",
         "---\n\nThis page and [robosuite.json](robosuite.json) are written by `python recipes/robosuite_results.py` "
-        "from the folders of recipes/robosuite_suite.py and recipes/critic_bench.py.",
+        "from the records in [robosuite/](robosuite/), which it makes from the folders of recipes/robosuite_suite.py "
+        "and recipes/critic_bench.py.",
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -286,6 +381,32 @@ def _in_words(results: dict) -> str:
     arms = [arm for arm in (BASE, CHOSEN, CLONED, WEIGHTED, BOTH, SECOND, SECOND_BOTH) if arm in success]
     told = [f"{arm_title(arm, n)} {rate(success[arm]['mean']['success'])}" for arm in arms]
     return f"Success in per cent, mean over tasks and seeds: {', '.join(told)}."
+
+
+def _missing(results: dict) -> list[str]:
+    if not results["missing"]:
+        return []
+    return [
+        f"Runs that are not made yet: {', '.join(results['missing'])}. Averages are over those that are there, and "
+        "nothing counts as shown before all are."
+    ]
+
+
+def _listed(noun: str, entries: list) -> str:
+    return f"{noun}{'s' if len(entries) > 1 else ''} {', '.join(map(str, entries))}"
+
+
+def _minutes(results: dict) -> list[float]:
+    return [minutes for one in results["runs"].values() for minutes in one["minutes"]]
+
+
+def _span(numbers: list[float]) -> str:
+    ends = [f"{end:.0f}" for end in (min(numbers), max(numbers))]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _gigabytes(cost: dict) -> str:
+    return f"{cost['peak_memory_bytes'] / 1e9:.1f} GB"
 
 
 def _share(entry: dict) -> str:

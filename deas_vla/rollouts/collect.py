@@ -1,4 +1,7 @@
-"""Collection in blocks: episodes are kept as they come, and become one LeRobot data set at the end."""
+"""Collection in blocks: episodes are kept as they come, and become one LeRobot data set at the end.
+
+Several processes may collect at once: each takes a block that nobody is at.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ from deas_vla.data.episodes import Episode, load_block, save_block
 from deas_vla.data.lerobot_io import write_dataset
 from deas_vla.envs.workers import EnvWorkers
 from deas_vla.rollouts.play import episode_of
+from deas_vla.stage import claim
 
 DATASET = "dataset"
 
@@ -21,8 +25,11 @@ def collect_in_blocks(
     scenes: list[int],
     collect: Callable[[list[int], Callable[[Episode], None]], list[Episode]],
     block: int = 48,
+    show: bool = True,
 ) -> list[Path]:
     """Collects one episode a scene; a killed collection goes on with the block in which it was interrupted.
+
+    With several processes, wait for all of them before the blocks are read.
 
     Args:
         folder: blocks are kept in ``folder/blocks``.
@@ -31,12 +38,14 @@ def collect_in_blocks(
         collect: takes a block's scenes and a function to call with each episode as it ends; returns the episodes
             in the order of the scenes.
         block: scenes a block.
+        show: the progress bar, which counts what other processes collect as this one passes it.
 
     Returns:
         The files of the blocks, in order.
     """
     paths = []
-    with tqdm(total=len(scenes), desc=f"{folder.name} {name}", unit="episode", dynamic_ncols=True) as bar:
+    title = f"{folder.name} {name}"
+    with tqdm(total=len(scenes), desc=title, unit="episode", dynamic_ncols=True, disable=not show) as bar:
         finished, wins = 0, 0
 
         def count(episode: Episode) -> None:
@@ -48,10 +57,11 @@ def collect_in_blocks(
         for start in range(0, len(scenes), block):
             part = scenes[start : start + block]
             path = folder / "blocks" / f"{name}-{start:05d}.safetensors"
-            if path.is_file():
-                bar.update(len(part))
-            else:
-                save_block(path, collect(part, count))
+            with claim(path) as mine:
+                if mine and not path.is_file():
+                    save_block(path, collect(part, count))
+                else:
+                    bar.update(len(part))
             paths.append(path)
     return paths
 

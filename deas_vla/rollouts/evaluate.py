@@ -68,6 +68,7 @@ def evaluate_arm(
     parallel: int,
     execute_steps: int,
     block: int = 64,
+    line: int = 0,
 ) -> ArmResult:
     """Plays an arm on every job, in blocks that are kept: an interrupted evaluation goes on with the next block.
 
@@ -81,10 +82,20 @@ def evaluate_arm(
         parallel: episodes under way at once.
         execute_steps: actions played of each chunk.
         block: episodes between two saves.
+        line: of the progress bar, for processes that play different arms at once.
     """
     path = folder / f"{name}.json"
     done: list[dict] = json.loads(path.read_text()) if path.is_file() else []
-    with tqdm(total=len(jobs), initial=len(done), desc=name, unit="episode", dynamic_ncols=True) as bar:
+    bar = tqdm(
+        total=len(jobs),
+        initial=len(done),
+        desc=name,
+        unit="episode",
+        dynamic_ncols=True,
+        position=line,
+        leave=False,
+    )
+    with bar:
         wins = sum(episode["success"] for episode in done)
 
         def finished(rollout: Rollout) -> None:
@@ -105,6 +116,7 @@ def evaluate_arm(
             )
             done += [record_of(rollout) for rollout in part]
             write_json(path, done)
+    tqdm.write(f"{name}: {wins / len(jobs):.0%} of {len(jobs)} episodes")
     draws = len({job.draw for job in jobs})
     success = np.array([episode["success"] for episode in done]).reshape(-1, draws)
     return ArmResult(name, success, done)

@@ -27,6 +27,7 @@ def play_oracle(
     *,
     seed: int,
     execute_steps: int,
+    line: int = 0,
 ) -> list[dict]:
     """Plays each scene once, choosing the candidate whose branch ends best; kept scene by scene.
 
@@ -37,6 +38,7 @@ def play_oracle(
         folder: outcomes are kept in ``folder/oracle.json``.
         seed: seed of the policy's noise.
         execute_steps: actions played of each chunk.
+        line: of the progress bar.
 
     Returns:
         One record a scene, as of `evaluate_arm`; each decision also has ``truth``, the returns of its candidates.
@@ -44,12 +46,22 @@ def play_oracle(
     path = folder / "oracle.json"
     done: list[dict] = json.loads(path.read_text()) if path.is_file() else []
     policy = BestOfN(decider.policy)
-    with tqdm(total=len(scenes), initial=len(done), desc="oracle", unit="scene", dynamic_ncols=True) as bar:
+    bar = tqdm(
+        total=len(scenes),
+        initial=len(done),
+        desc="oracle",
+        unit="scene",
+        dynamic_ncols=True,
+        position=line,
+        leave=False,
+    )
+    with bar:
         for scene in scenes[len(done) :]:
             done.append(_episode(workers, decider, policy, scene, seed, execute_steps))
             write_json(path, done)
             bar.update()
             bar.set_postfix(success=f"{np.mean([e['success'] for e in done]):.0%}", refresh=False)
+    tqdm.write(f"oracle: {np.mean([e['success'] for e in done]):.0%} of {len(done)} episodes")
     return done
 
 

@@ -144,11 +144,9 @@ class PromptProcessor:
     def _pixels(self, images: Tensor) -> Tensor:
         if not self.fast:
             return self.real_pixels(images).to(images.device)
-        scaled = torch.addcmul(
-            self._offset.to(images.device),
-            images.permute(0, 1, 4, 2, 3).float(),
-            self._scale.to(images.device),
-        )
+        # Put in order while they are bytes: convolutions would copy strided numbers, at four times the size.
+        pixels = images.permute(0, 1, 4, 2, 3).contiguous().float()
+        scaled = torch.addcmul(self._offset.to(images.device), pixels, self._scale.to(images.device))
         return scaled if self._leading == 2 else scaled.flatten(0, 1)
 
     def _probe(self) -> tuple[Tensor | None, Tensor | None, int]:
