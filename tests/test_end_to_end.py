@@ -53,7 +53,7 @@ ARMS = {
     "advantage_weighted", "advantage_weighted + best_of_n", "oracle",
 }  # fmt: skip
 # Files whose appearance is the moment to kill, from early to late.
-KILL_AT = ("policy/checkpoint.safetensors", "critic/features", "evaluation/arms/lift/policy.json")
+KILL_AT = ("policy/checkpoint.safetensors", "rollouts/blocks", "features", "evaluation/arms/lift/policy.json")
 
 pytestmark = [pytest.mark.slow, pytest.mark.sim, pytest.mark.timeout(900)]
 
