@@ -74,6 +74,7 @@ def run_stage(
                 "seconds": round(time.perf_counter() - began, 1),
                 "cpu_seconds": round(time.process_time() - cpu_began, 1),
                 "peak_memory_bytes": memory.peak,
+                "processes": accelerator.num_processes,
             }
             write_json(folder / DONE, {"fingerprint": mark, **description, **facts})
             peak = memory.peak / 2**30
@@ -146,7 +147,7 @@ def stage_report(folder: Path) -> dict:
 
     Returns:
         ``fingerprint``, ``settings``, ``inputs`` (their fingerprints), ``sources`` (their folders), ``seconds``,
-        ``cpu_seconds`` of the main process alone, and ``peak_memory_bytes``.
+        ``cpu_seconds`` of the main process alone, ``peak_memory_bytes`` and ``processes``.
     """
     return _done(folder)
 

@@ -7,14 +7,19 @@
 Each task and seed is a run of recipes/finetune_robocasa.py with two rounds, in a folder of its own; beside its critic,
 one of single steps (IQL) and one whose target asks the policy (Q-chunking) learn from the same data, features and
 images. Needs the extras `sim`, `lerobot`, `groot`, `train` and `report`. Stages that are done are skipped: run it again
-to go on. `recipes/robosuite_results.py` writes the page.
+to go on. Suites that are started beside each other share the runs: two of one process each (`python
+recipes/robosuite_suite.py`) get through more of them on two cores than one of two processes.
+`recipes/robosuite_results.py` writes the page.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from evaluate import EvaluateConfig, evaluate
 from finetune_robocasa import FEATURES, FinetuneRobocasaConfig, improve
 from train_critic import TrainCriticConfig, train_critic
@@ -22,6 +27,7 @@ from train_critic import TrainCriticConfig, train_critic
 from deas_vla.config import parse
 from deas_vla.errors import UserError
 from deas_vla.launch import run_recipe
+from deas_vla.stage import claim
 from deas_vla.training import make_accelerator
 
 # Each task with its own flags of recipes/finetune_robocasa.py: where an object must be grasped and put somewhere, 150
@@ -73,19 +79,35 @@ def main(config: RobosuiteSuiteConfig) -> None:
         for task in config.tasks:
             run = Path(config.output) / f"{task}-{seed}"
             accelerator.print(f"\n== {run} ==")
-            # Pairs of frames, without which there are no single steps to learn from.
-            flags = [f"--tasks={task}", f"--seed={seed}", f"--output={run}", "--second_round=true"]
-            flags += [
-                "--simulator.frame_pairs=true",
-                "--evaluation.draws=1",
-                "--evaluation.video=false",
-                *TASKS[task],
-                *config.flags.split(),
-            ]
-            loop = parse(FinetuneRobocasaConfig, flags, prog="finetune_robocasa")
-            plan = improve(accelerator, loop)
-            yardsticks = {name: train_yardstick(accelerator, loop, plan, name) for name in YARDSTICKS}
-            evaluate(accelerator, replace(plan, **yardsticks))
+            with claim_for_all(accelerator, run) as ours:
+                if ours:
+                    play_run(accelerator, config, task, seed, run)
+                else:
+                    accelerator.print("another suite is at it")
+
+
+@contextmanager
+def claim_for_all(accelerator: Accelerator, run: Path) -> Iterator[bool]:
+    """Whether the processes of this suite may make this run now: see `claim`."""
+    with claim(run) if accelerator.is_main_process else nullcontext() as mine:
+        yield broadcast_object_list([mine])[0]
+
+
+def play_run(accelerator: Accelerator, config: RobosuiteSuiteConfig, task: str, seed: int, run: Path) -> None:
+    """One task and seed, from the demonstrations to the report."""
+    # Pairs of frames, without which there are no single steps to learn from.
+    flags = [f"--tasks={task}", f"--seed={seed}", f"--output={run}", "--second_round=true"]
+    flags += [
+        "--simulator.frame_pairs=true",
+        "--evaluation.draws=1",
+        "--evaluation.video=false",
+        *TASKS[task],
+        *config.flags.split(),
+    ]
+    loop = parse(FinetuneRobocasaConfig, flags, prog="finetune_robocasa")
+    plan = improve(accelerator, loop)
+    yardsticks = {name: train_yardstick(accelerator, loop, plan, name) for name in YARDSTICKS}
+    evaluate(accelerator, replace(plan, **yardsticks))
 
 
 def train_yardstick(

@@ -1,22 +1,18 @@
 """Small LeRobot policies of several kinds, made from configurations: nothing is downloaded."""
 
+from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 import torch
 from data_example import example_contract
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
 from lerobot.policies.groot.groot_n1_7 import GR00TN17, GR00TN17Config
-from lerobot.policies.pi0.processor_pi0 import Pi0NewLineProcessor
-from lerobot.policies.pi05.processor_pi05 import Pi05PrepareStateTokenizerProcessorStep
+from lerobot.policies.pi0 import modeling_pi0, processor_pi0
+from lerobot.policies.pi05 import modeling_pi05, processor_pi05
 from lerobot.policies.pi_gemma import PaliGemmaForConditionalGenerationWithPiGemma, PiGemmaForCausalLM
-from lerobot.processor import (
-    AbsoluteActionsProcessorStep,
-    RelativeActionsProcessorStep,
-    TokenizerProcessorStep,
-    make_default_policy_processor_steps,
-    make_policy_processor_pipelines,
-)
+from lerobot.processor import TokenizerProcessorStep
 from tiny_checkpoints import TEMPLATE, write_checkpoint
 from torch import Tensor
 from transformers import (
@@ -24,6 +20,7 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     GemmaConfig,
+    GemmaTokenizer,
     PaliGemmaConfig,
 )
 
@@ -279,12 +276,60 @@ def shake(policy: LeRobotPolicy, part: torch.nn.Module) -> LeRobotPolicy:
     return policy
 
 
-def pi(kind: str, contract: Contract = CONTRACT, seed: int = 0, **changes) -> LeRobotPolicy:
-    """π0 or π0.5 with their own code and small networks in it.
+def gemma_tokenizer(sentences: list[str]) -> GemmaTokenizer:
+    """The class of PaliGemma's tokenizer: few words, and bytes for all others."""
+    alphabet = [f"<0x{byte:02X}>" for byte in range(256)]
+    words = sorted({word for sentence in sentences for word in sentence.split()})
+    names = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>", *alphabet, *sorted({*"▁\n", *"".join(words)})]
+    merges = []
+    for word in words:
+        for end in range(2, len(word) + 1):
+            if word[:end] not in names:
+                names.append(word[:end])
+                merges.append((word[: end - 1], word[end - 1]))
+    return GemmaTokenizer(vocab={name: i for i, name in enumerate(names)}, merges=merges)
 
-    Their configuration knows two sizes, of billions of weights. So the policy is made without memory for its weights,
-    and gets the same kinds of networks, smaller: PaliGemma and Gemma with two layers, four tokens an image.
+
+@contextmanager
+def small_pi(tokenizer: Path | None = None):
+    """Inside the block LeRobot builds and reads π0 and π0.5 with small networks.
+
+    Their configuration knows two sizes, of billions of weights, and the code knows the size of PaliGemma's vision model
+    and vocabulary. These sizes are replaced: two layers, four tokens an image. All else is LeRobot's own: constructors,
+    processors, and the readers and writers of files.
+
+    Args:
+        tokenizer: folder that stands for the name of PaliGemma's tokenizer on the hub; None: as always.
     """
+    width = 32
+
+    def paligemma(config: PaliGemmaConfig):
+        config.text_config.vocab_size, config.text_config.initializer_range = 1100, 0.2
+        small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+        for name, value in (small | {"projection_dim": width}).items():
+            setattr(config.vision_config, name, value)
+        return PaliGemmaForConditionalGenerationWithPiGemma(config)
+
+    def expert(config: GemmaConfig):
+        config.vocab_size, config.initializer_range = 1100, 0.2
+        return PiGemmaForCausalLM(config)
+
+    def words(tokenizer_name: str, **settings) -> TokenizerProcessorStep:
+        return TokenizerProcessorStep(tokenizer_name=str(tokenizer or tokenizer_name), **settings)
+
+    sizes = {"width": width, "depth": 2, "mlp_dim": 48, "num_heads": 8, "num_kv_heads": 1, "head_dim": 8}
+    with pytest.MonkeyPatch.context() as patch:
+        for model, processor in ((modeling_pi0, processor_pi0), (modeling_pi05, processor_pi05)):
+            patch.setattr(model, "get_gemma_config", lambda variant, of=model: of.GemmaConfig(**sizes))
+            patch.setattr(model, "PaliGemmaForConditionalGenerationWithPiGemma", paligemma)
+            patch.setattr(model, "PiGemmaForCausalLM", expert)
+            patch.setattr(processor, "TokenizerProcessorStep", words)
+        yield
+
+
+def pi(kind: str, folder: Path, contract: Contract = CONTRACT, seed: int = 0, **changes) -> LeRobotPolicy:
+    if not folder.exists():
+        gemma_tokenizer(SENTENCES).save_pretrained(folder)
     settings = {
         "image_resolution": (28, 28),
         "chunk_size": H,
@@ -294,75 +339,9 @@ def pi(kind: str, contract: Contract = CONTRACT, seed: int = 0, **changes) -> Le
         "max_action_dim": 8,
         "tokenizer_max_length": 64,
     }
-    config = make_policy_config(
-        kind, device="cpu", push_to_hub=False, **features(contract), **(settings | changes)
-    )
-    config.device = "meta"
-    with torch.device("meta"):
-        policy = get_policy_class(kind)(config)
-    config.device = "cpu"
-
-    torch.manual_seed(seed)
-    width, adaptive = 32, kind == "pi05"
-    text = {
-        "hidden_size": width,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 1,
-        "head_dim": 8,
-        "vocab_size": 1100,
-        "hidden_activation": "gelu_pytorch_tanh",
-        "initializer_range": 0.2,
-    }
-    vision = {
-        "model_type": "siglip_vision_model",
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-        "projection_dim": width,
-        "vision_use_head": False,
-    }
-    paligemma = PaliGemmaConfig(
-        text_config={"model_type": "gemma", **text}, vision_config=vision, projection_dim=width
-    )
-    paligemma.text_config.use_adarms = False
-    expert = GemmaConfig(**text)
-    expert.use_adarms, expert.adarms_cond_dim = adaptive, width if adaptive else None
-    both = policy.model.paligemma_with_expert
-    both.paligemma = PaliGemmaForConditionalGenerationWithPiGemma(paligemma)
-    both.gemma_expert = PiGemmaForCausalLM(expert)
-    both.gemma_expert.model.embed_tokens = None
-    for name, layer in list(policy.model.named_children()):
-        if isinstance(layer, torch.nn.Linear):
-            sizes = [
-                8 if size == 8 else width * (size // 1024) for size in (layer.in_features, layer.out_features)
-            ]
-            setattr(policy.model, name, torch.nn.Linear(*sizes))
-    made = LeRobotPolicy(policy, *_pi_processors(kind, config, contract), contract).eval()
-    return shake(made, both.gemma_expert)
-
-
-def _pi_processors(kind: str, config, contract: Contract):
-    """As LeRobot makes them, in its order, with a tokenizer that is made here."""
-    default = make_default_policy_processor_steps(config, statistics(contract))
-    relative = RelativeActionsProcessorStep(enabled=config.use_relative_actions)
-    words = TokenizerProcessorStep(
-        tokenizer=build_tokenizer(SENTENCES), max_length=config.tokenizer_max_length
-    )
-    start = [default.rename_observations, default.add_batch_dim]
-    if kind == "pi0":
-        steps = [*start, Pi0NewLineProcessor(), words, default.to_device, relative, default.normalize]
-    else:
-        spoken = Pi05PrepareStateTokenizerProcessorStep(max_state_dim=config.max_state_dim)
-        steps = [*start, relative, default.normalize, spoken, words, default.to_device]
-    absolute = AbsoluteActionsProcessorStep(enabled=config.use_relative_actions, relative_step=relative)
-    return make_policy_processor_pipelines(
-        input_steps=steps, output_steps=[default.unnormalize, absolute, default.to_cpu]
-    )
+    with small_pi(folder):
+        made = make(kind, contract, seed, **(settings | changes))
+    return shake(made, made.policy.model.paligemma_with_expert.gemma_expert)
 
 
 def maker(folder: Path):
@@ -375,8 +354,8 @@ def maker(folder: Path):
             folder / "clip", objective="diffusion", noise_scheduler_type="DDIM", **changes
         ),
         "smolvla": lambda **changes: smolvla(folder / "smolvlm", **changes),
-        "pi0": lambda **changes: pi("pi0", **changes),
-        "pi05": lambda **changes: pi("pi05", **changes),
+        "pi0": lambda **changes: pi("pi0", folder / "paligemma", **changes),
+        "pi05": lambda **changes: pi("pi05", folder / "paligemma", **changes),
         "groot": lambda **changes: groot(folder / "gr00t-n1.7", **changes),
         "xvla": lambda **changes: xvla(folder / "words", **changes),
     }

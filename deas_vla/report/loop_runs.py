@@ -46,18 +46,19 @@ def run_record(run: Path, commit: str) -> dict:
         commit: what fixed its settings.
 
     Returns:
-        JSON values: ``commit``, ``peak_memory_bytes`` of the stage that took most, ``settings``, ``seconds`` and
-        ``arms`` as of `read_run`, with 0 and 1 for each episode, scene by scene; ``critic`` of report.json, if there
-        is one, without long lists. `run_of` reads it.
+        JSON values: ``commit``, ``peak_memory_bytes`` of the stage that took most, ``processes`` of the evaluation,
+        ``settings``, ``seconds`` and ``arms`` as of `read_run`, with 0 and 1 for each episode, scene by scene;
+        ``critic`` of report.json, if there is one, without long lists. `run_of` reads it.
 
     Raises:
         UserError: as `read_run`.
     """
-    read = read_run(run)
+    read, stages = read_run(run), _stages(run)
     report = run / "report.json"
     return {
         "commit": commit,
-        "peak_memory_bytes": max(stage["peak_memory_bytes"] for stage in _stages(run).values()),
+        "peak_memory_bytes": max(stage["peak_memory_bytes"] for stage in stages.values()),
+        "processes": stages["evaluation"]["processes"],
         "settings": read["settings"],
         "seconds": read["seconds"],
         **({"critic": _brief(json.loads(report.read_text())["critic"])} if report.is_file() else {}),
