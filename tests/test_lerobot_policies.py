@@ -1,10 +1,24 @@
 """LeRobot's own policy classes, small, as chunk policies: they do what LeRobot does, for N candidates at once."""
 
 import copy
+import re
 
 import pytest
 import torch
-from lerobot_example import KINDS, SENTENCES, SIZE, A, H, made_once, maker, normal, observations
+from lerobot.policies.factory import get_policy_class, make_policy_config
+from lerobot_example import (
+    CONTRACT,
+    KINDS,
+    SENTENCES,
+    SIZE,
+    A,
+    H,
+    features,
+    made_once,
+    maker,
+    normal,
+    observations,
+)
 from lerobot_own import alike, commands_for, noise_for, own_batch, own_chunks
 
 from deas_vla.critic.critic import CriticConfig, DeasCritic
@@ -199,6 +213,22 @@ def test_smolvla_variants(make, changes):
     assert torch.allclose(ours, own_chunks(policy, observation, noise), atol=2e-5)
     assert ((context.camera >= 0) & context.mask).sum() == 2 * 2 * 4
     assert pool_in_groups(context, FeatureConfig(), 2).isfinite().all()
+
+
+@pytest.mark.parametrize("kind", ["pi0", "pi05"])
+def test_a_small_pi_is_a_real_one_but_for_its_sizes(policies, kind):
+    """The real one, of four billion weights, is built without memory for them."""
+    sizes = {"max_state_dim": 8, "max_action_dim": 8}
+    config = make_policy_config(kind, device="cpu", push_to_hub=False, **features(CONTRACT), **sizes)
+    config.device = "meta"
+    with torch.device("meta"):
+        real = get_policy_class(kind)(config)
+    assert sum(parameter.numel() for parameter in real.parameters()) > 4e9
+    mine, its = (
+        {re.sub(r"layers\.\d+", "layers", name): tensor.dim() for name, tensor in model.state_dict().items()}
+        for model in (policies(kind).policy, real)
+    )
+    assert mine == its
 
 
 def as_any_other(policy: LeRobotPolicy, feature: str) -> LeRobotPolicy:

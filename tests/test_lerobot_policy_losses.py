@@ -72,6 +72,19 @@ def test_sharing_the_prefix_trains_as_lerobot_does(make, kind):
             assert torch.allclose(ours, expected[name], atol=2e-4, rtol=1e-3), name
 
 
+@pytest.mark.parametrize("kind", ["pi0", "pi05"])
+def test_checkpointing_is_off_where_the_prefix_is_shared(make, kind):
+    """LeRobot's documentation trains with it; with it there would be no keys and values to share."""
+    observation, noise, time = alike(kind, 3), normal(3, 1, H, A, seed=5), torch.full((3, 1), 0.5)
+    losses = []
+    for changes in ({}, {"gradient_checkpointing": True}):
+        policy = make(kind, **changes).train()
+        losses.append(policy(observation, policy.contract.normalize_action(commands_for(3)), noise, time))
+        losses[-1].mean().backward()
+        assert policy.policy.model.action_out_proj.weight.grad.abs().max() > 0
+    assert torch.equal(*losses)
+
+
 def test_diffusion_steps_are_equally_likely():
     time = sample_time((40_000,), torch.Generator().manual_seed(0))
     counts = torch.bincount(diffusion_steps(time, 10), minlength=10)

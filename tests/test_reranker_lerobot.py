@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lerobot_example import A, H, maker, normal, observations
+from lerobot_example import A, H, maker, normal, observations, small_pi
 from reranker_example import reseal, rewrite_json, small_critic
 
 from deas_vla.errors import UserError
@@ -19,9 +19,16 @@ from deas_vla.reranker.manifest import read_manifest
 from deas_vla.reranker.reranker import Reranker
 from deas_vla.reranker.verify import verify
 
-KINDS = ("diffusion", "dit_flow", "smolvla", "groot", "xvla")
+KINDS = ("diffusion", "dit_flow", "smolvla", "pi0", "pi05", "groot", "xvla")
 RULE = SelectionConfig(rule="best")
 KEYS = [NoiseKey(seed=1, scene=scene, draw=0, decision=2) for scene in range(2)]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small():
+    """LeRobot reads what its small π0 and π0.5 wrote; no tokenizer is named but by what is read."""
+    with small_pi():
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +89,7 @@ def test_no_file_of_an_export_names_a_folder(exports, kind):
             assert path.suffix in {".json", ".safetensors", ".md", ".jinja", ".txt", ""}, path
 
 
-@pytest.mark.parametrize("kind", ("smolvla", "groot"))
+@pytest.mark.parametrize("kind", ("smolvla", "pi0", "pi05", "groot"))
 def test_an_exported_policy_can_be_exported_again(exports, kind, tmp_path):
     exported = exports(kind)[3]
     reranker = Reranker.load(exported)
@@ -98,12 +105,37 @@ def test_an_exported_policy_can_be_exported_again(exports, kind, tmp_path):
     assert settings[0] == settings[1]
 
 
-def test_what_lerobot_itself_writes_cannot_be_moved(exports):
+@pytest.mark.parametrize("kind", ("smolvla", "pi0", "pi05"))
+def test_what_lerobot_itself_writes_cannot_be_moved(exports, kind):
     """Why an export is written otherwise: the checkpoints are named by path, and looked up again."""
-    plain = exports("smolvla")[3].parent / "plain"
+    plain = exports(kind)[3].parent / "plain"
     with pytest.raises(UserError, match="LeRobot cannot read this policy"):
         LeRobotPolicy.load(plain)
-    assert os.path.isabs(json.loads((plain / "config.json").read_text())["vlm_model_name"])
+    if kind == "smolvla":
+        assert os.path.isabs(json.loads((plain / "config.json").read_text())["vlm_model_name"])
+    steps = json.loads((plain / "policy_preprocessor.json").read_text())["steps"]
+    assert any(os.path.isabs(step["config"].get("tokenizer_name", "")) for step in steps)
+
+
+@pytest.mark.parametrize("kind", ("pi0", "pi05"))
+def test_what_lerobots_own_command_trains_is_exported(kind, tmp_path):
+    """Its documentation trains π0 and π0.5 with these settings; relative actions are added to the state again."""
+    settings = {"dtype": "bfloat16", "gradient_checkpointing": True, "compile_model": True}
+    precise = torch.get_float32_matmul_precision()
+    policy = maker(tmp_path / "sources")(kind, **settings, use_relative_actions=True)
+    torch.set_float32_matmul_precision(precise)
+    critic, inputs = small_critic(policy, frames=observations(12, seed=5))
+    exported = tmp_path / "reranker"
+    Reranker.export(policy, critic, inputs, exported, observations(3), num_candidates=4, selection=RULE)
+    shutil.rmtree(tmp_path / "sources")
+    verify(exported)
+    its = Reranker.load(exported)
+    mine = BestOfN(policy, 4, "best", critic, inputs, RULE).choose(observations(2, seed=9), KEYS)
+    assert torch.equal(its.choose(observations(2, seed=9), KEYS).commands, mine.commands)
+    numbers = {parameter.dtype for parameter in its.policy.parameters()}
+    assert numbers == {torch.bfloat16, torch.float32}
+    # Reading an export changes no arithmetic of the process that reads it.
+    assert torch.get_float32_matmul_precision() == precise
 
 
 def test_the_kind_of_a_saved_policy_is_found(exports):
@@ -114,9 +146,11 @@ def test_the_kind_of_a_saved_policy_is_found(exports):
 # ---- faults ----------------------------------------------------------------------------------------------------
 
 
-def test_one_flipped_byte_in_any_file_is_named(folder):
+@pytest.mark.parametrize(("kind", "parts"), [("smolvla", 4), ("pi0", 2), ("pi05", 2)])
+def test_one_flipped_byte_in_any_file_is_named(exports, kind, parts, tmp_path):
+    folder = Path(shutil.copytree(exports(kind)[3], tmp_path / "reranker"))
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    assert sum("parts" in path.parts for path in files) >= 4
+    assert sum("parts" in path.parts for path in files) >= parts
     for path in files:
         good = path.read_bytes()
         bad = bytearray(good)
@@ -125,6 +159,21 @@ def test_one_flipped_byte_in_any_file_is_named(folder):
         with pytest.raises(UserError, match=path.relative_to(folder).as_posix()):
             verify(folder)
         path.write_bytes(good)
+
+
+@pytest.mark.parametrize("kind", ("smolvla", "pi0", "pi05", "xvla"))
+@pytest.mark.parametrize("name", ("tokenizer.json", "tokenizer_config.json"))
+def test_a_tokenizer_that_is_not_whole_is_named(exports, kind, name, tmp_path):
+    """Without one of its files it is read, with no words or no padding; without all, it is looked for on a hub."""
+    folder = Path(shutil.copytree(exports(kind)[3], tmp_path / "reranker"))
+    parts = folder / "policy" / "parts"
+    (parts / "tokenizer" / name).unlink()
+    for remove in (lambda: None, lambda: shutil.rmtree(parts / "tokenizer"), lambda: shutil.rmtree(parts)):
+        remove()
+        with pytest.raises(UserError, match=rf"policy/parts/tokenizer/{name} is missing"):
+            verify(folder)
+        with pytest.raises(UserError, match=r"parts/\S+: missing, and the policy is not whole without it"):
+            Reranker.load(folder)
 
 
 def other_tokenizer(folder):
@@ -163,6 +212,15 @@ def other_key(folder):
     )
 
 
+@pytest.mark.parametrize("kind", ("pi0", "pi05"))
+def test_another_tokenizer_is_another_backbone(exports, kind, tmp_path):
+    folder = Path(shutil.copytree(exports(kind)[3], tmp_path / "reranker"))
+    other_tokenizer(folder)
+    reseal(folder)
+    with pytest.raises(UserError, match="the policy's backbone is of another revision"):
+        verify(folder)
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
     [
@@ -171,7 +229,7 @@ def other_key(folder):
         (other_architecture, "LeRobot cannot read this policy"),
         (
             lambda folder: shutil.rmtree(folder / "policy" / "parts" / "vlm"),
-            "LeRobot cannot read this policy",
+            "policy/parts/vlm: missing, and the policy is not whole without it",
         ),
         (renaming, "policy_preprocessor.json does not say what manifest.json says"),
         (other_key, "policy.image_keys is"),

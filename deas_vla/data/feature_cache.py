@@ -35,8 +35,11 @@ class FrameCache:
     def __init__(self, folder: Path, frames: FrameTable, depends: str, block: int = BLOCK):
         self.frames, self.block = frames, block
         self.folder = Path(folder) / _hash(depends)[:16]
-        numbers = range(-(-len(frames) // block))
-        self._keys = [_hash(f"{depends} {n} {frames.subset(self._rows(n)).fingerprint}") for n in numbers]
+        starts = range(0, len(frames), block)
+        parts = (frames.subset(slice(start, start + block)) for start in starts)
+        self._keys = [
+            _hash(f"{depends} {start} {part.fingerprint}") for start, part in zip(starts, parts, strict=True)
+        ]
         self.fingerprint = _hash(" ".join(self._keys))
 
     def compute(self, rows: Tensor) -> Tensor:

@@ -65,8 +65,8 @@ class FrameTable:
             instruction=[self.instructions[i] for i in self.instruction[rows].tolist()],
         )
 
-    def subset(self, rows: Tensor) -> "FrameTable":
-        """A table of the frames at these rows, (M,) int64."""
+    def subset(self, rows: Tensor | slice) -> "FrameTable":
+        """A table of the frames at these rows, (M,) int64; of a slice it shows the same memory."""
         return replace(
             self,
             state=self.state[rows],

@@ -65,8 +65,9 @@ class GrootPolicy(ChunkPolicy):
     # ---- the three calls of a policy -----------------------------------------------------------------------
 
     def encode(self, observation: Observation) -> Context:
-        if self.training and torch.is_grad_enabled() and self._encoder_learns():
-            parts = self._tokens(observation)
+        if self.training and torch.is_grad_enabled():
+            with torch.set_grad_enabled(self._encoder_learns()):
+                parts = self._tokens(observation)
         else:
             with torch.no_grad():
                 parts = in_fixed_groups(

@@ -9,7 +9,6 @@ from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.common.vla_utils import make_att_2d_masks, pad_vector, prepare_attention_masks_4d
 from torch import Tensor, nn
 
-from deas_vla.errors import UserError
 from deas_vla.policies.lerobot.cache import pack, unpack
 from deas_vla.policies.lerobot.families import Encoded, Family, camera_layout
 
@@ -23,11 +22,9 @@ class Pi0(Family):
 
     def __init__(self, policy: nn.Module, cameras: list[int]) -> None:
         super().__init__(policy, cameras)
-        if self.config.gradient_checkpointing:
-            raise UserError(
-                "gradient_checkpointing keeps no keys and values for the candidates to share; turn it off"
-            )
         self.model = policy.model
+        # It would keep no keys and values for the candidates to share; results are the same without it.
+        self.model.gradient_checkpointing_disable()
         self.horizon = self.steps = self.config.chunk_size
         self.width = self.config.max_action_dim
 

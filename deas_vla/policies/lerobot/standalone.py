@@ -29,8 +29,12 @@ CONFIG, PREPROCESSOR = "config.json", "policy_preprocessor.json"
 PARTS = "parts"
 # Fields of any policy's configuration that say where it came from or goes to.
 HISTORY = ("pretrained_path", "pretrained_revision", "repo_id")
+# A switch with which LeRobot also makes every matrix product of the whole process less exact.
+COMPILED = "compile_model"
 # Where tokenizers and models note the folder that they were read from.
 NOTES = ("name_or_path", "_name_or_path")
+# A tokenizer's files. Without one it is read all the same: with no words, or with no padding.
+WORDS = ("tokenizer_config.json", "tokenizer.json")
 # Step of a preprocessor to its field that names a tokenizer or processor, and what stands for it.
 STEPS = {
     "tokenizer_processor": ("tokenizer_name", f"{PARTS}/tokenizer"),
@@ -54,6 +58,8 @@ def make_standalone(policy: "LeRobotPolicy", folder: Path) -> None:
     inner = policy.policy
     config = _read(folder / CONFIG)
     config |= dict.fromkeys(HISTORY) | {"device": "cpu"}
+    if COMPILED in config:
+        config[COMPILED] = False
     config |= WRITERS.get(inner.config.type, _nothing)(inner, folder)
     write_json(folder / CONFIG, config)
 
@@ -177,14 +183,27 @@ def find_parts(config, folder: Path) -> dict[str, dict[str, str]]:
 
     Returns:
         The same for the steps of the preprocessor: overrides for LeRobot's reader.
+
+    Raises:
+        UserError: naming the part that is missing; LeRobot would look for it on a hub.
     """
     for field, value in vars(config).items():
         if isinstance(value, str) and value.startswith(f"{PARTS}/"):
-            setattr(config, field, str(folder / value))
-    if not is_standalone(folder):
-        return {}
-    names = {entry.get("registry_name") for entry in _read(folder / PREPROCESSOR).get("steps", [])}
-    return {name: {field: str(folder / place)} for name, (field, place) in STEPS.items() if name in names}
+            setattr(config, field, str(_there(folder / value)))
+    overrides = {}
+    for entry in _read(folder / PREPROCESSOR).get("steps", []):
+        field, place = STEPS.get(entry.get("registry_name"), (None, None))
+        if field is not None and entry["config"].get(field) == place:
+            for name in WORDS:
+                _there(folder / place / name)
+            overrides[entry["registry_name"]] = {field: str(folder / place)}
+    return overrides
+
+
+def _there(part: Path) -> Path:
+    if not part.exists():
+        raise UserError(f"{part}: missing, and the policy is not whole without it; copy it again")
+    return part
 
 
 def without_weights(folder: Path):
