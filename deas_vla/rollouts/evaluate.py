@@ -116,7 +116,8 @@ def evaluate_arm(
             )
             done += [record_of(rollout) for rollout in part]
             write_json(path, done)
-    tqdm.write(f"{name}: {wins / len(jobs):.0%} of {len(jobs)} episodes")
+    if bar.n > bar.initial:  # not a word on what another process has played
+        tqdm.write(f"{name}: {wins / len(jobs):.0%} of {len(jobs)} episodes")
     draws = len({job.draw for job in jobs})
     success = np.array([episode["success"] for episode in done]).reshape(-1, draws)
     return ArmResult(name, success, done)

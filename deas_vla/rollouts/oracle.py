@@ -61,7 +61,8 @@ def play_oracle(
             write_json(path, done)
             bar.update()
             bar.set_postfix(success=f"{np.mean([e['success'] for e in done]):.0%}", refresh=False)
-    tqdm.write(f"oracle: {np.mean([e['success'] for e in done]):.0%} of {len(done)} episodes")
+    if bar.n > bar.initial:
+        tqdm.write(f"oracle: {np.mean([e['success'] for e in done]):.0%} of {len(done)} episodes")
     return done
 
 
