@@ -37,7 +37,7 @@ class EvaluationConfig:
     """What is played."""
 
     # Scenes that every arm plays, for each task.
-    scenes: int = 200
+    scenes: int = 100
     # Draws of the policy's noise in each scene.
     draws: int = 2
     # Candidates of the arms best_of_n, worst_of_n, random_candidate and oracle.

@@ -46,7 +46,7 @@ def run_record(run: Path, commit: str) -> dict:
         commit: what fixed its settings.
 
     Returns:
-        JSON values: ``commit``, ``peak_memory_bytes`` of the stage that took most, ``processes`` of the evaluation,
+        JSON values: ``commit``, ``peak_memory_bytes`` of the stage that took most, the fewest ``processes`` of a stage,
         ``settings``, ``seconds`` and ``arms`` as of `read_run`, with 0 and 1 for each episode, scene by scene;
         ``critic`` of report.json, if there is one, without long lists. `run_of` reads it.
 
@@ -58,7 +58,7 @@ def run_record(run: Path, commit: str) -> dict:
     return {
         "commit": commit,
         "peak_memory_bytes": max(stage["peak_memory_bytes"] for stage in stages.values()),
-        "processes": stages["evaluation"]["processes"],
+        "processes": min(stage["processes"] for stage in stages.values()),
         "settings": read["settings"],
         "seconds": read["seconds"],
         **({"critic": _brief(json.loads(report.read_text())["critic"])} if report.is_file() else {}),
