@@ -22,7 +22,6 @@ from deas_vla.config import to_json
 from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.features import CriticInputs
 from deas_vla.data.frames import FrameTable
-from deas_vla.data.lerobot_io import read_dataset
 from deas_vla.data.options import Options, RewardSpec, build_options
 from deas_vla.errors import UserError
 from deas_vla.improvement.advantage_weighted import (
@@ -41,7 +40,7 @@ from deas_vla.policies.groot.configuration import GrootConfig
 from deas_vla.policies.groot.modeling import GrootPolicy
 from deas_vla.policies.policy import ChunkPolicy
 from deas_vla.reranker.kinds import load_policy, save_policy
-from deas_vla.rollouts.collect import DATASET
+from deas_vla.rollouts.collect import collected
 from deas_vla.stage import numbered, run_stage
 from deas_vla.training import TrainingConfig, cached_features, filled, make_accelerator, step_generator, train
 
@@ -96,9 +95,9 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
     inputs = {name: Path(path) for name, path in paths.items() if path}
 
     def work(folder: Path) -> None:
-        episodes, contract, _ = read_dataset(inputs["demonstrations"] / DATASET)
+        episodes, contract, _ = collected(inputs["demonstrations"])
         for name in rollouts:
-            episodes += read_dataset(inputs[name] / DATASET, contract)[0]
+            episodes += collected(inputs[name], contract)[0]
         torch.manual_seed(config.seed)
         if "start_from" in inputs:
             policy = load_policy(inputs["start_from"] / "policy", contract)

@@ -23,7 +23,6 @@ from deas_vla.critic.q_chunking import QChunkingCritic
 from deas_vla.critic.vision import VisionConfig
 from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection
 from deas_vla.data.frames import FrameTable
-from deas_vla.data.lerobot_io import read_dataset
 from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import (
     Options,
@@ -40,7 +39,7 @@ from deas_vla.improvement.candidates import CandidateCache
 from deas_vla.improvement.vision import stored_features, trained_vision
 from deas_vla.launch import run_recipe
 from deas_vla.reranker.kinds import load_policy
-from deas_vla.rollouts.collect import DATASET
+from deas_vla.rollouts.collect import collected
 from deas_vla.stage import numbered, run_stage
 from deas_vla.training import TrainingConfig, cached_features, filled, make_accelerator, my_share, train
 
@@ -135,7 +134,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
         policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)
         require_fitting_horizon(policy, config.critic.horizon)
         parts = [
-            read_dataset(inputs[name] / DATASET, policy.contract)[0]
+            collected(inputs[name], policy.contract)[0]
             for name in ("demonstrations", *rollouts)
             if name in inputs
         ]

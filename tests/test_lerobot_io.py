@@ -12,9 +12,12 @@ import torch
 from data_example import SIZE, assert_same_episode, example_contract, example_episode
 
 from deas_vla.data.contract import Camera, Statistics
+from deas_vla.data.frames import FrameTable
 from deas_vla.data.lerobot_format import IMAGES, columns_of, features, held_frame
 from deas_vla.data.lerobot_io import read_dataset, write_dataset
 from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.rollouts import collect
+from deas_vla.rollouts.collect import collected
 
 CONTRACT = example_contract()
 
@@ -409,3 +412,37 @@ def test_the_same_episodes_make_the_same_files(written, tmp_path):
 
     write_dataset(tmp_path / "dataset", example_episodes(), CONTRACT, "local/toy", metadata={"seed": 3})
     assert sha256_of(tmp_path / "dataset") == sha256_of(written)
+
+
+# ---- stages of a loop read the same data ------------------------------------------------------------------------
+
+
+def test_what_a_stage_collected_is_read_once(copy, monkeypatch):
+    def finished(fingerprint):
+        (copy.parent / "stage.json").write_text(json.dumps({"fingerprint": fingerprint}))
+
+    reads = []
+
+    def counted(root, expected):
+        reads.append(root)
+        return read_dataset(root, expected)
+
+    monkeypatch.setattr(collect, "read_dataset", counted)
+    monkeypatch.setattr(collect, "_READ", {})
+    finished("one")
+    first, contract, metadata = collected(copy.parent, CONTRACT)
+    FrameTable.of(first)
+    first.clear()
+    again, same, _ = collected(copy.parent)
+    assert len(reads) == 1 and same == contract == CONTRACT and metadata["seed"] == 3
+    for episode, expected in zip(again, read_dataset(copy)[0], strict=True):
+        assert_same_episode(episode, expected)
+
+    # What is remembered is held against what is expected, and what was made anew is read anew.
+    other = example_contract(rate_hz=CONTRACT.rate_hz + 1)
+    with pytest.raises(ContractMismatch, match="rate"):
+        collected(copy.parent, other)
+    for number in range(collect.KEPT + 1):
+        finished(f"made anew {number}")
+        collected(copy.parent)
+    assert len(reads) == collect.KEPT + 2 and len(collect._READ) == collect.KEPT

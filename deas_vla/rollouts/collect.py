@@ -11,12 +11,16 @@ from tqdm import tqdm
 
 from deas_vla.data.contract import Contract, Statistics
 from deas_vla.data.episodes import Episode, load_block, save_block
-from deas_vla.data.lerobot_io import write_dataset
+from deas_vla.data.lerobot_io import read_dataset, write_dataset
 from deas_vla.envs.workers import EnvWorkers
 from deas_vla.rollouts.play import episode_of
-from deas_vla.stage import claim
+from deas_vla.stage import claim, stage_report
 
 DATASET = "dataset"
+# What this process has read, the latest last: a stage's folder and fingerprint to its data set. The stages of a loop
+# read the same demonstrations and rollouts five times, which takes a tenth of its time.
+_READ: dict[tuple[Path, str], tuple[list[Episode], Contract, dict]] = {}
+KEPT = 3
 
 
 def collect_in_blocks(
@@ -122,3 +126,24 @@ def write_blocks(
     }
     progress = tqdm(episodes, desc=f"{folder.name}: LeRobot data set", unit="episode", dynamic_ncols=True)
     write_dataset(folder / DATASET, progress, contract, f"local/{folder.name}", metadata=metadata | counts)
+
+
+def collected(stage: Path, expected: Contract | None = None) -> tuple[list[Episode], Contract, dict]:
+    """What a stage of demonstrations or rollouts collected; read once in a process.
+
+    Args:
+        stage: its folder; the stage must be done.
+        expected: as of `read_dataset`.
+
+    Returns:
+        As of `read_dataset`. The list is the caller's own, its episodes are not.
+    """
+    key = Path(stage).resolve(), stage_report(stage)["fingerprint"]
+    if key not in _READ:
+        _READ[key] = read_dataset(stage / DATASET, expected)
+        for old in list(_READ)[:-KEPT]:
+            del _READ[old]
+    episodes, contract, metadata = _READ[key]
+    if expected is not None:
+        expected.require_same(contract, "what is expected", str(stage / DATASET))
+    return list(episodes), contract, metadata
