@@ -12,7 +12,8 @@ from pathlib import Path
 
 from deas_vla.launch import run_recipe
 from deas_vla.report.loop_runs import is_finished
-from deas_vla.report.robosuite import run_names, write_robosuite_results
+from deas_vla.report.robosuite import write_robosuite_results
+from deas_vla.report.robosuite_summary import run_names
 
 
 @dataclass

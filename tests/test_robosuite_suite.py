@@ -8,7 +8,7 @@ import pytest
 
 from deas_vla.config import parse
 from deas_vla.errors import UserError
-from deas_vla.report.robosuite import TASKS
+from deas_vla.report.robosuite_summary import TASKS
 
 # Last: a recipe may have the name of a library.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))

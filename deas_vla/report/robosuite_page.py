@@ -1,0 +1,150 @@
+"""The Markdown page of robosuite's results."""
+
+from deas_vla.report.bench import bench_table
+from deas_vla.report.loop_runs import gap_in, rate_in
+from deas_vla.report.markdown import table
+from deas_vla.report.ogbench_findings import rate, rate_range
+from deas_vla.report.robosuite_summary import (
+    BASE,
+    BOTH,
+    CHOSEN,
+    CLONED,
+    COMPARED,
+    ONE,
+    SECOND,
+    SECOND_BOTH,
+    WEIGHTED,
+)
+from deas_vla.report.summary import arm_meaning, arm_title, counted
+
+
+def page(results: dict) -> str:
+    """The Markdown page of `summarize`'s result."""
+    n, tasks = results["candidates"], [*results["tasks"], "**average**"]
+    words = {True: "shown", False: "**not shown**", None: "not measured"}
+    by_count = {1: BASE, n: CHOSEN} | {
+        int(arm.removeprefix("best_of_")): arm
+        for arm in results["success"]
+        if arm.removeprefix("best_of_").isdigit()
+    }
+    told = (BASE, CHOSEN, ONE)
+    arms = [arm for arm in results["success"] if arm not in by_count.values() or arm in told]
+    success, gains = results["success"], results["gain_over_policy"]
+    others = {name: (arm_title(a, n), arm_title(b, n)) for name, (a, b) in COMPARED.items()}
+    parts = [
+        f"# A critic that sees: {counted(len(results['tasks']), 'task')} of robosuite, "
+        f"{counted(len(results['seeds']), 'training seed')}",
+        _in_words(results),
+        *_missing(results),
+        table(
+            ["what it should show", "measured", ""],
+            [[row["target"], row["measured"], words[row["met"]]] for row in results["targets"]],
+            "lll",
+        ),
+        "## Success",
+        table(
+            ["arm", *tasks, "what it is"],
+            [
+                [arm_title(arm, n), *(rate_in(success[arm], task) for task in tasks), arm_meaning(arm)]
+                for arm in arms
+            ],
+            "l" + "r" * len(tasks) + "l",
+        ),
+        "## Differences from the policy",
+        table(
+            ["arm", *tasks],
+            [
+                [arm_title(arm, n), *(gap_in(gains[arm], task) for task in tasks)]
+                for arm in arms
+                if arm != BASE
+            ],
+        ),
+        "## Other differences",
+        table(
+            ["", *tasks],
+            [
+                [f"{one} − {other}", *(gap_in(results["compared"][name], task) for task in tasks)]
+                for name, (one, other) in others.items()
+                if name in results["compared"]
+            ],
+        ),
+        "## Success by the number of candidates",
+        table(
+            ["candidates", *tasks],
+            [
+                [count, *(rate_in(success[by_count[count]], task) for task in tasks)]
+                for count in sorted(by_count)
+            ],
+        ),
+        "In per cent and percentage points; in brackets 95 % intervals: a bootstrap over training seeds and scenes. "
+        "Every arm plays the same scenes with the same noise; the oracle plays fewer, and is compared in those.",
+        "## The oracle's headroom",
+        table(
+            ["task", "share that best-of-N gets"],
+            [[task, _share(entry)] for task, entry in results["headroom"]["per_task"].items()],
+        ),
+    ]
+    for name, bench in results["benches"].items():
+        parts += [
+            f"## Ingredients of the critic: {name}",
+            f"{bench['decisions']} decisions in {bench['scenes']} scenes that no run evaluates on, all candidates "
+            "played out; what choosing by a critic gains in one decision.",
+            bench_table(bench),
+        ]
+    commits = [f"`{commit}`" for commit in results["commits"]]
+    parts += [
+        "## Runs",
+        table(
+            ["task", "seeds", "minutes of one loop", "processes", "peak memory"],
+            [
+                [
+                    task,
+                    *(
+                        ", ".join(f"{each:.0f}" for each in one[what])
+                        for what in ("seeds", "minutes", "processes")
+                    ),
+                    _gigabytes(one),
+                ]
+                for task, one in results["runs"].items()
+            ],
+        ),
+        "## How it was made",
+        f"Settings were chosen on training seed 0 and its scenes. {_listed('Commit', commits)} fixed them; the "
+        f"evaluation scenes of {_listed('seed', results['seeds'])} were played once, after it. The minutes are those "
+        "of the first round and the evaluation of all arms; a run of one process had one core, another run beside it.",
+        "---\n\nThis page and [robosuite.json](robosuite.json) are written by `python recipes/robosuite_results.py` "
+        "from the records in [robosuite/](robosuite/), which it makes from the folders of recipes/robosuite_suite.py "
+        "and recipes/critic_bench.py.",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _in_words(results: dict) -> str:
+    n, success = results["candidates"], results["success"]
+    arms = [arm for arm in (BASE, CHOSEN, CLONED, WEIGHTED, BOTH, SECOND, SECOND_BOTH) if arm in success]
+    told = [f"{arm_title(arm, n)} {rate(success[arm]['mean']['success'])}" for arm in arms]
+    return f"Success in per cent, mean over tasks and seeds: {', '.join(told)}."
+
+
+def _missing(results: dict) -> list[str]:
+    if not results["missing"]:
+        return []
+    return [
+        f"Runs that are not made yet: {', '.join(results['missing'])}. Averages are over those that are there, and "
+        "nothing counts as shown before all are."
+    ]
+
+
+def _listed(noun: str, entries: list) -> str:
+    return f"{noun}{'s' if len(entries) > 1 else ''} {', '.join(map(str, entries))}"
+
+
+def _gigabytes(cost: dict) -> str:
+    return f"{cost['peak_memory_bytes'] / 1e9:.1f} GB"
+
+
+def _share(entry: dict) -> str:
+    if entry["share"] is None:
+        return "–"
+    interval = f" ({rate_range(entry['ci95'])})" if entry["ci95"] else ""
+    return f"{100 * entry['share']:.0f} %{interval}"
