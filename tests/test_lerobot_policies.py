@@ -155,9 +155,11 @@ def test_camera_tokens_of_a_resnet_are_its_map_row_by_row(make, shared):
         expected = encoders[0 if shared else index].backbone(image)[0]
         tokens = context.tokens[0, context.camera[0] == index]
         assert expected.shape == (512, 2, 2)
-        for row in range(2):
-            for column in range(2):
-                assert torch.allclose(tokens[2 * row + column], expected[:, row, column], atol=1e-5)
+        # Held against how far apart places are: new weights blow rounding up, more on some processors than on others.
+        apart = torch.cdist(tokens, expected.flatten(1).T)
+        assert apart.argmin(1).tolist() == [0, 1, 2, 3]
+        others = apart[~torch.eye(4, dtype=torch.bool)]
+        assert apart.diagonal().max() < 1e-5 * others.min()
 
 
 @torch.no_grad()
