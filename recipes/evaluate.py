@@ -179,7 +179,9 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
     run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
     if accelerator.is_main_process:
         with sole_process(Path(config.output).parent / "report"):
-            write_run_report(Path(config.output), ["accelerate", "launch", *sys.argv])
+            report = write_run_report(Path(config.output), ["accelerate", "launch", *sys.argv])
+        headline, page = report["headline"], Path(config.output).parent / "report.html"
+        print(f"\n{headline['text']}\n{headline['detail']}\nAll of it: {page}", flush=True)
 
 
 def main(config: EvaluateConfig) -> None:

@@ -103,6 +103,10 @@ def test_a_second_call_skips_every_stage(run):
     before = {path: path.stat().st_mtime_ns for path in run.rglob("stage.json")}
     result = subprocess.run(command(run), check=True, timeout=300, capture_output=True, text=True)
     assert result.stdout.count("done before, skipped") == 7
+    headline = json.loads((run / "report.json").read_text())["headline"]
+    assert result.stdout.rstrip().endswith(
+        f"{headline['text']}\n{headline['detail']}\nAll of it: {run / 'report.html'}"
+    )
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("stage.json")}
 
 
