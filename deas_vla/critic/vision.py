@@ -17,7 +17,7 @@ from deas_vla.errors import UserError
 # Images are brought to this many pixels a side first; the network is made for it.
 SIDE = 64
 # The first layer reads patches of this many pixels a side, each once: overlapping windows on all pixels would take
-# three quarters of the encoder's time, and tell no better where things are.
+# most of the encoder's time.
 PATCH = 4
 CHANNELS = (32, 64)
 

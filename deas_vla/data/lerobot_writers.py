@@ -18,7 +18,7 @@ from deas_vla.data.lerobot_format import IMAGES, held_frame, png
 
 # Statistics of images come from a few frames an episode, every other pixel: a data set's mean does not need more.
 STATISTICS_FRAMES, STATISTICS_STRIDE = 8, 2
-# Rows of the table of episodes that are written together; LeRobot's ten take a twelfth of the time.
+# Rows of the table of episodes that are written together; LeRobot's default of ten writes often.
 EPISODES_A_FLUSH = 500
 
 

@@ -17,8 +17,8 @@ from deas_vla.rollouts.play import episode_of
 from deas_vla.stage import claim, stage_report
 
 DATASET = "dataset"
-# What this process has read, the latest last: a stage's folder and fingerprint to its data set. The stages of a loop
-# read the same demonstrations and rollouts five times, which takes a tenth of its time.
+# What this process has read, the latest last: a stage's folder and fingerprint to its data set. Three stages of a
+# loop read the same demonstrations and rollouts, and decoding their images takes a while.
 _READ: dict[tuple[Path, str], tuple[list[Episode], Contract, dict]] = {}
 KEPT = 3
 
