@@ -58,8 +58,8 @@ class FinetuneMetaworldConfig(FinetuneRobocasaConfig):
     bc: ImitationConfig = field(
         default_factory=lambda: ImitationConfig(steps=3500, batch_size=64, learning_rate=1e-3)
     )
-    # Rollouts of the cloned policy.
-    rollouts: RolloutsConfig = field(default_factory=lambda: RolloutsConfig(episodes=100))
+    # Rollouts of the cloned policy: all tasks share one critic, but few chunks of one tell about another.
+    rollouts: RolloutsConfig = field(default_factory=lambda: RolloutsConfig(episodes=200))
     # From backbone tokens to the critic's features.
     features: FeatureConfig = field(default_factory=lambda: FeatureConfig(dim=192, words_weight=20.0))
     # The critic and its losses.
