@@ -40,7 +40,7 @@ from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.launch import run_recipe
 from deas_vla.policies.lerobot.small_smolvlm import write_small_smolvlm
-from deas_vla.report.lerobot import OURS, RESULTS, STAGE, STOCK, lerobot_table, read_lerobot_runs
+from deas_vla.report.lerobot import OURS, RESULTS, STAGE, STOCK, lerobot_table, read_lerobot_run, with_summary
 from deas_vla.reranker.run import ExportConfig, export_run
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.rollouts.evaluate import scenes_of
@@ -285,7 +285,7 @@ def play_in_lerobot(accelerator: Accelerator, config: FinetuneLerobotConfig, run
     inputs = {"training": run / "training", "evaluation": run / "evaluation"}
     run_stage(accelerator, run / STAGE, settings, inputs, work)
     if accelerator.is_main_process:
-        print(lerobot_table(read_lerobot_runs([run])))
+        print(lerobot_table([with_summary(read_lerobot_run(run))]))
 
 
 def run_lerobot(tool: str, flags: list[str]) -> None:

@@ -1,10 +1,12 @@
-"""Writes the results of the Meta-World runs, task by task: a page and a file with all numbers.
+"""Writes the results of the Meta-World runs: a record of each, a page task by task, and a file with all numbers.
 
-    python recipes/metaworld_results.py --runs=outputs/metaworld --output=docs/results
+    python recipes/metaworld_results.py --runs=outputs/metaworld --commit=0123abc --output=docs/results
 
-Reads what recipes/finetune_metaworld.py left, in seconds; runs nothing. Runs of several training seeds become one page:
-`--runs=outputs/metaworld,outputs/metaworld-2`. `--lerobot=outputs/lerobot-diffusion,outputs/lerobot-smolvla` adds what
-recipes/finetune_lerobot.py left.
+    python recipes/metaworld_results.py --lerobot=outputs/lerobot-diffusion,outputs/lerobot-smolvla
+
+Reads what recipes/finetune_metaworld.py and recipes/finetune_lerobot.py left, in seconds; runs nothing. Every run
+becomes a small file in docs/results/metaworld, and the page is made from all files there: commit them, and the runs'
+folders can be deleted. Runs of several training seeds become one page.
 """
 
 from dataclasses import dataclass, field
@@ -18,17 +20,22 @@ from deas_vla.report.metaworld import write_metaworld_results
 class MetaworldResultsConfig:
     """Settings of recipes/metaworld_results.py."""
 
-    # folders of runs that differ in their seed only
-    runs: list[str] = field(default_factory=lambda: ["outputs/metaworld"])
-    # folders of recipes/finetune_lerobot.py
+    # folders of recipes/finetune_metaworld.py that are new; runs differ in their seed only
+    runs: list[str] = field(default_factory=list)
+    # folders of recipes/finetune_lerobot.py that are new
     lerobot: list[str] = field(default_factory=list)
-    # folder of metaworld.md and metaworld.json
+    # the commit that fixed the settings, before the first evaluation; needed with new runs
+    commit: str = ""
+    # folder of metaworld.md and metaworld.json, and of the records in metaworld/
     output: str = "docs/results"
 
 
 def main(config: MetaworldResultsConfig) -> None:
     results = write_metaworld_results(
-        [Path(run) for run in config.runs], Path(config.output), [Path(run) for run in config.lerobot]
+        [Path(run) for run in config.runs],
+        Path(config.output),
+        [Path(run) for run in config.lerobot],
+        config.commit,
     )
     for target, shown in results["shown"].items():
         print(f"{target.replace('_', ' ')}: {'shown' if shown else 'not shown'}")

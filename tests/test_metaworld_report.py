@@ -1,6 +1,7 @@
 """The page of many tasks: what it says follows from what was played, a task that lost included."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ TASKS = ["reach-v3", "push-v3", "door-open-v3"]
 
 def stage(folder, settings):
     folder.mkdir(parents=True)
-    about = {"settings": settings, "seconds": 60.0, "fingerprint": "0", "inputs": {}, "sources": {}}
+    about = {"settings": settings, "seconds": 60.0, "processes": 2, "peak_memory_bytes": 5 * 10**9}
     (folder / "stage.json").write_text(json.dumps(about))
 
 
@@ -46,8 +47,12 @@ def write_run(folder, seed=1, scenes=60, gains=(0.3, 0.3, 0.3), steps=100):
     return folder
 
 
+def results_of(runs, output, lerobot=()):
+    return write_metaworld_results(runs, output, list(lerobot), "0123abc")
+
+
 def test_a_gain_on_every_task_is_shown_and_the_page_has_its_numbers(tmp_path):
-    results = write_metaworld_results([write_run(tmp_path / "run")], tmp_path / "out")
+    results = results_of([write_run(tmp_path / "run")], tmp_path / "out")
     assert all(results["shown"].values()) and results["episodes_per_task"] == 60
     mean = results["gain_over_policy"]["best_of_n"]["mean"]
     each = [task["difference"] for task in results["gain_over_policy"]["best_of_n"]["per_task"].values()]
@@ -63,27 +68,77 @@ def test_a_gain_on_every_task_is_shown_and_the_page_has_its_numbers(tmp_path):
 
 
 def test_one_task_that_is_worse_is_named_however_large_the_average(tmp_path):
-    results = write_metaworld_results([write_run(tmp_path / "run", gains=(0.8, 0.8, -0.6))], tmp_path / "out")
+    results = results_of([write_run(tmp_path / "run", gains=(0.8, 0.8, -0.6))], tmp_path / "out")
     assert results["shown"] == {"episodes": True, "average_gain": True, "no_task_worse": False}
     assert results["worse_tasks"] == ["door-open-v3"]
 
 
 def test_too_few_episodes_show_nothing(tmp_path):
-    results = write_metaworld_results([write_run(tmp_path / "run", scenes=49)], tmp_path / "out")
+    results = results_of([write_run(tmp_path / "run", scenes=49)], tmp_path / "out")
     assert not results["shown"]["episodes"]
 
 
+def test_a_gain_that_less_noise_has_too_is_told_from_the_critics(tmp_path):
+    run = write_run(tmp_path / "run")
+    for task in TASKS:
+        arms = run / "evaluation" / "arms" / task
+        (arms / "zero_noise.json").write_text((arms / "best_of_n.json").read_text())
+        (arms / "best_of_1.json").write_text((arms / "policy.json").read_text())
+    controls = results_of([run], tmp_path / "out")["gain_over_control"]
+    assert controls["zero_noise"]["mean"]["difference"] == 0
+    assert controls["best_of_1"]["mean"]["difference"] > 0.1
+    page = (tmp_path / "out" / "metaworld.md").read_text()
+    assert "| task | from policy with less noise | from policy without noise |" in page
+
+
+# ---- records ----------------------------------------------------------------------------------------------------
+
+
 def test_runs_of_one_page_differ_in_their_seed_alone(tmp_path):
-    runs = [write_run(tmp_path / str(seed), seed) for seed in (1, 2)]
-    results = write_metaworld_results(runs, tmp_path / "out")
-    assert results["seeds"] == [1, 2]
-    assert results["gain_over_policy"]["best_of_n"]["mean"]["pairs"] == 2 * 3 * 60
+    runs, out = [write_run(tmp_path / str(seed), seed) for seed in (1, 2)], tmp_path / "out"
     other = write_run(tmp_path / "3", 3, steps=200)
-    for wrong in ([runs[0], other], [runs[0], runs[0]]):
-        with pytest.raises(UserError, match="differ in their seeds and in nothing else"):
-            write_metaworld_results(wrong, tmp_path / "out")
+    with pytest.raises(UserError, match="differ in their seeds and in nothing else"):
+        results_of([runs[0], other], out)
+    with pytest.raises(UserError, match="have the same seed"):
+        results_of([runs[0], runs[0]], out)
     with pytest.raises(UserError, match="no evaluation"):
-        write_metaworld_results([tmp_path / "none"], tmp_path / "out")
+        results_of([tmp_path / "none"], out)
+    with pytest.raises(UserError, match="--commit"):
+        write_metaworld_results(runs, out, [], "")
+    assert not out.exists()
+    results = results_of(runs, out)
+    assert results["seeds"] == [1, 2] and results["commits"] == ["0123abc"]
+    assert results["gain_over_policy"]["best_of_n"]["mean"]["pairs"] == 2 * 3 * 60
+
+
+def test_runs_that_come_one_by_one_make_the_same_files_and_need_no_folder_any_more(tmp_path):
+    runs = [write_run(tmp_path / str(seed), seed) for seed in (1, 2)]
+    lerobot = write_lerobot_run(tmp_path / "lerobot-diffusion", None)
+    once, twice = tmp_path / "once", tmp_path / "twice"
+    results_of(runs, once, [lerobot])
+    results_of(runs[1:], twice)
+    results_of([], twice, [lerobot])
+    results_of(runs[:1], twice)
+    for folder in [*runs, lerobot]:
+        shutil.rmtree(folder)
+    write_metaworld_results([], twice, [], "")
+    files = sorted(path.relative_to(once) for path in once.rglob("*.*"))
+    assert len(files) == 2 + 3
+    assert all((once / name).read_bytes() == (twice / name).read_bytes() for name in files)
+    with pytest.raises(UserError, match="no run yet"):
+        write_metaworld_results([], tmp_path / "empty", [], "")
+
+
+def test_a_run_that_was_played_again_does_not_replace_its_record(tmp_path):
+    run = write_run(tmp_path / "run")
+    results_of([run], tmp_path / "out")
+    path = run / "evaluation" / "arms" / TASKS[0] / "policy.json"
+    path.write_text(path.read_text().replace("true", "false", 1))
+    with pytest.raises(UserError, match=r"seed-1\.json says otherwise"):
+        results_of([run], tmp_path / "out")
+
+
+# ---- LeRobot ----------------------------------------------------------------------------------------------------
 
 
 def write_lerobot_run(folder, ours):
@@ -107,7 +162,7 @@ def write_lerobot_run(folder, ours):
 )
 def test_lerobots_tools_agree_with_ours_episode_by_episode_or_the_page_says_so(tmp_path, ours, verdict):
     run, lerobot = write_run(tmp_path / "run"), write_lerobot_run(tmp_path / "lerobot", ours)
-    results = write_metaworld_results([run], tmp_path / "out", [lerobot])
+    results = results_of([run], tmp_path / "out", [lerobot])
     gain = results["lerobot"][0]["summary"]["gain"]
     assert gain["difference"] == pytest.approx(4 / 6) and gain["ci95"][0] > 0
     page = (tmp_path / "out" / "metaworld.md").read_text()
@@ -116,4 +171,4 @@ def test_lerobots_tools_agree_with_ours_episode_by_episode_or_the_page_says_so(t
 
 def test_a_lerobot_run_that_is_not_finished_is_refused(tmp_path):
     with pytest.raises(UserError, match="finetune_lerobot"):
-        write_metaworld_results([write_run(tmp_path / "run")], tmp_path / "out", [tmp_path])
+        results_of([write_run(tmp_path / "run")], tmp_path / "out", [tmp_path])

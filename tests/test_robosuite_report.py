@@ -13,7 +13,8 @@ import pytest
 
 from deas_vla.config import parse
 from deas_vla.errors import UserError
-from deas_vla.report.loop_runs import arm_grids, read_run, run_of, run_record
+from deas_vla.report.loop_runs import arm_grids, read_run
+from deas_vla.report.records import run_of, run_record
 from deas_vla.report.robosuite import write_robosuite_results
 from deas_vla.report.robosuite_page import page
 from deas_vla.report.robosuite_summary import TASKS, run_names, summarize

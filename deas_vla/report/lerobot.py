@@ -15,26 +15,25 @@ STAGE, RESULTS = "lerobot", "results.json"
 STOCK, OURS = "lerobot-eval", "evaluate.py"
 
 
-def read_lerobot_runs(runs: list[Path]) -> list[dict]:
-    """What recipes/finetune_lerobot.py left, with ``summary``: rates, gain, episodes in which tools differ.
+def read_lerobot_run(run: Path) -> dict:
+    """What recipes/finetune_lerobot.py left.
 
     Raises:
-        UserError: if a run is not finished.
+        UserError: if the run is not finished.
     """
-    found = []
-    for run in runs:
-        path = run / STAGE / RESULTS
-        if not path.is_file():
-            raise UserError(
-                f"{run} has no {STAGE}/{RESULTS}; run recipes/finetune_lerobot.py to its end first"
-            )
-        results = json.loads(path.read_text())
-        found.append(results | {"summary": _summary(results)})
-    return found
+    path = run / STAGE / RESULTS
+    if not path.is_file():
+        raise UserError(f"{run} has no {STAGE}/{RESULTS}; run recipes/finetune_lerobot.py to its end first")
+    return json.loads(path.read_text())
+
+
+def with_summary(results: dict) -> dict:
+    """The same with ``summary``: rates, gain, episodes in which tools differ."""
+    return results | {"summary": _summary(results)}
 
 
 def lerobot_table(runs: list[dict]) -> str:
-    """A Markdown table, a line a run: success in per cent and its 95 % intervals."""
+    """A Markdown table, a line a run `with_summary`: success in per cent and its 95 % intervals."""
     rows = []
     for run in runs:
         found = run["summary"]

@@ -26,7 +26,7 @@ def read_run(run: Path) -> dict:
     """
     if not is_finished(run):
         raise UserError(f"{run} has no evaluation; run its recipe to its end first")
-    stages = _stages(run)
+    stages = stages_of(run)
     arms: dict[str, dict[str, list[dict]]] = {}
     for task in stages["evaluation"]["settings"]["tasks"]:
         for path in sorted((run / "evaluation" / "arms" / task).glob("*.json")):
@@ -38,44 +38,14 @@ def read_run(run: Path) -> dict:
     }
 
 
-def run_record(run: Path, commit: str) -> dict:
-    """What is kept of a finished run when its folder is gone: a few kilobytes, the same for the same run.
-
-    Args:
-        run: folder of the run.
-        commit: what fixed its settings.
-
-    Returns:
-        JSON values: ``commit``, ``peak_memory_bytes`` of the stage that took most, the fewest ``processes`` of a stage,
-        ``settings``, ``seconds`` and ``arms`` as of `read_run`, with 0 and 1 for each episode, scene by scene;
-        ``critic`` of report.json, if there is one, without long lists. `run_of` reads it.
-
-    Raises:
-        UserError: as `read_run`.
-    """
-    read, stages = read_run(run), _stages(run)
-    report = run / "report.json"
-    return {
-        "commit": commit,
-        "peak_memory_bytes": max(stage["peak_memory_bytes"] for stage in stages.values()),
-        "processes": min(stage["processes"] for stage in stages.values()),
-        "settings": read["settings"],
-        "seconds": read["seconds"],
-        **({"critic": _brief(json.loads(report.read_text())["critic"])} if report.is_file() else {}),
-        "arms": {
-            arm: {task: _packed(records) for task, records in by_task.items()}
-            for arm, by_task in read["arms"].items()
-        },
-    }
+def stages_of(run: Path) -> dict[str, dict]:
+    """Name of a run's every finished stage to what it left about itself."""
+    return {path.parent.name: stage_report(path.parent) for path in sorted(run.glob(f"*/{DONE}"))}
 
 
-def run_of(record: dict) -> dict:
-    """A `run_record` as `read_run` would give it, and what else it holds."""
-    arms = {
-        arm: {task: _unpacked(packed) for task, packed in by_task.items()}
-        for arm, by_task in record["arms"].items()
-    }
-    return record | {"arms": arms}
+def draws_of(records: list[dict]) -> int:
+    """Draws of the noise in each scene."""
+    return 1 + max(record["draw"] for record in records)
 
 
 def arm_grids(runs: list[dict], tasks: list[str]) -> dict[str, Grid]:
@@ -133,47 +103,8 @@ def gap_in(gain: dict, name: str) -> str:
     return gap(gain["per_task"].get(name, gain["mean"]))
 
 
-def _stages(run: Path) -> dict[str, dict]:
-    return {path.parent.name: stage_report(path.parent) for path in sorted(run.glob(f"*/{DONE}"))}
-
-
-def _brief(value):
-    """Without the lists that are longer than an interval."""
-    if not isinstance(value, dict):
-        return value
-    return {
-        key: _brief(entry) for key, entry in value.items() if not (isinstance(entry, list) and len(entry) > 2)
-    }
-
-
-def _packed(records: list[dict]) -> dict:
-    draws = _draws(records)
-    scenes = [record["scene"] for record in records[::draws]]
-    first, count = scenes[0], len(scenes)
-    return {
-        "scenes": {"first": first, "count": count} if scenes == [*range(first, first + count)] else scenes,
-        "draws": draws,
-        "success": "".join("1" if record["success"] else "0" for record in records),
-    }
-
-
-def _unpacked(packed: dict) -> list[dict]:
-    scenes = packed["scenes"]
-    if isinstance(scenes, dict):
-        scenes = range(scenes["first"], scenes["first"] + scenes["count"])
-    episodes = [(scene, draw) for scene in scenes for draw in range(packed["draws"])]
-    return [
-        {"scene": scene, "draw": draw, "success": flag == "1"}
-        for (scene, draw), flag in zip(episodes, packed["success"], strict=True)
-    ]
-
-
-def _draws(records: list[dict]) -> int:
-    return 1 + max(record["draw"] for record in records)
-
-
 def _cell(records: list[dict]) -> Cell:
-    draws = _draws(records)
+    draws = draws_of(records)
     success = np.array([record["success"] for record in records], float).reshape(-1, draws)
     return Cell(tuple(record["scene"] for record in records[::draws]), success.mean(1))
 

@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from deas_vla.errors import UserError
-from deas_vla.report.lerobot import lerobot_table, read_lerobot_runs
+from deas_vla.files import write_json
+from deas_vla.report.lerobot import lerobot_table, read_lerobot_run, with_summary
 from deas_vla.report.loop_runs import (
     arm_grids,
     by_task,
@@ -11,34 +12,62 @@ from deas_vla.report.loop_runs import (
     gap_in,
     level_of,
     rate_in,
-    read_run,
     without_seed,
     write_page,
 )
 from deas_vla.report.markdown import table
 from deas_vla.report.ogbench_findings import gap, rate
-from deas_vla.report.summary import ARMS, arm_title, counted
+from deas_vla.report.records import new_records, read_records, run_of, run_record
+from deas_vla.report.summary import ARMS, arm_title, counted, lowered
 
 BASE, CHOSEN = "policy", "best_of_n"
+# What best of N is compared with besides: one of its candidates, and no noise at all.
+CONTROLS = ("best_of_1", "zero_noise")
+# Records of the loop are called by their seed; the others are LeRobot's.
+LOOP = "seed-"
 EPISODES = 50  # an arm must have played on every task before anything is said
 
 
-def write_metaworld_results(runs: list[Path], output: Path, lerobot_runs: list[Path] | None = None) -> dict:
-    """Writes ``metaworld.md`` and ``metaworld.json``; the same runs give the same bytes.
+def write_metaworld_results(runs: list[Path], output: Path, lerobot_runs: list[Path], commit: str) -> dict:
+    """Keeps a record of every run and writes ``metaworld.md`` and ``metaworld.json`` from all that are kept.
+
+    The records lie in ``metaworld/`` beside the page and are to be committed. The same records give the same bytes.
+    Nothing is written unless all is well.
 
     Args:
         runs: folders of recipes/finetune_metaworld.py with the same settings and different seeds.
         output: folder of the results.
-        lerobot_runs: folders of recipes/finetune_lerobot.py, for a section of their own.
+        lerobot_runs: folders of recipes/finetune_lerobot.py, for a section of their own; their names name the records.
+        commit: what fixed the settings before the evaluation scenes were used; only new records need it.
 
     Returns:
         The content of metaworld.json.
 
     Raises:
-        UserError: if a run is not finished, or two of them cannot be one result.
+        UserError: if there is no run, one is not finished or differs from its record, or two cannot be one result.
     """
-    results = summarize([read_run(run) for run in runs])
-    results["lerobot"] = read_lerobot_runs(lerobot_runs or [])
+    folder = output / "metaworld"
+    kept = read_records(folder)
+    made, source = {}, {}
+    for run in runs:
+        record = run_record(run, commit)
+        name = f"{LOOP}{record['settings']['evaluation']['seed']}"
+        if name in made:
+            raise UserError(f"{run} and {source[name]} have the same seed; runs of one page differ in it")
+        made[name], source[name] = record, run
+    for run in lerobot_runs:
+        made[run.resolve().name], source[run.resolve().name] = read_lerobot_run(run), run
+    new = new_records(folder, kept, made, source)
+    if any(name.startswith(LOOP) for name in new) and not commit:
+        raise UserError(f"say with --commit which commit fixed the settings of {', '.join(new)}")
+    known = made | kept
+    loops = [run_of(known[name]) for name in sorted(known) if name.startswith(LOOP)]
+    if not loops:
+        raise UserError(f"{folder} has no run yet: name folders of recipes/finetune_metaworld.py with --runs")
+    results = summarize(loops)
+    results["lerobot"] = [with_summary(known[name]) for name in sorted(known) if not name.startswith(LOOP)]
+    for name in new:
+        write_json(folder / f"{name}.json", known[name])
     write_page(output, "metaworld", results, page(results))
     return results
 
@@ -46,12 +75,15 @@ def write_metaworld_results(runs: list[Path], output: Path, lerobot_runs: list[P
 def summarize(runs: list[dict]) -> dict:
     """All numbers of the page, as JSON values: rates and differences are fractions.
 
+    Args:
+        runs: at least one, as `run_of` gives them.
+
     Raises:
-        UserError: if two runs have the same seed or other settings than each other.
+        UserError: if a run has other settings than another.
     """
     seeds = [run["settings"]["evaluation"]["seed"] for run in runs]
     plain = [without_seed(run["settings"]) for run in runs]
-    if len(set(seeds)) < len(seeds) or any(settings != plain[0] for settings in plain):
+    if any(settings != plain[0] for settings in plain):
         raise UserError(f"runs of one page differ in their seeds and in nothing else; these have {seeds}")
     tasks = plain[0]["evaluation"]["tasks"]
     grids = arm_grids(runs, tasks)
@@ -73,12 +105,20 @@ def summarize(runs: list[dict]) -> dict:
         "episodes_per_task": fewest,
         "success": levels,
         "gain_over_policy": gains,
+        "gain_over_control": {
+            arm: by_task(grids[CHOSEN], tasks, lambda grid, base=grids[arm]: gain_over(grid, base))
+            for arm in CONTROLS
+            if arm in grids
+        },
         "worse_tasks": worse,
         "shown": {
             "episodes": fewest >= EPISODES,
             "average_gain": mean["ci95"][0] > 0,
             "no_task_worse": not worse,
         },
+        "commits": list(dict.fromkeys(run["commit"] for run in runs)),
+        "processes": [run["processes"] for run in runs],
+        "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
         "seconds": [run["seconds"] for run in runs],
         "settings": plain[0],
     }
@@ -109,6 +149,10 @@ def page(results: dict) -> str:
     ]
     others = [arm for arm in arms if arm != BASE]
     gain_rows = [[name, *(gap_in(gains[arm], name) for arm in others)] for name in [*tasks, "**average**"]]
+    controls = results["gain_over_control"]
+    control_rows = [
+        [name, *(gap_in(gain, name) for gain in controls.values())] for name in [*tasks, "**average**"]
+    ]
     seconds = [sum(stages.values()) / 60 for stages in results["seconds"]]
     parts = [
         f"# One policy and one critic for {counted(len(tasks), 'task')} of Meta-World",
@@ -118,6 +162,9 @@ def page(results: dict) -> str:
         table(["task", *(arm_title(arm, n) for arm in arms)], rows),
         "## Differences from the policy",
         table(["task", *(arm_title(arm, n) for arm in others)], gain_rows),
+        "## What the critic's choice adds",
+        f"Best of {n} chooses among candidates that are made of less noise than the policy plays with. Its difference:",
+        table(["task", *(f"from {lowered(arm_title(arm, n))}" for arm in controls)], control_rows),
         "In per cent and percentage points; in brackets 95 % intervals: a bootstrap over scenes and, where there are "
         "several, training seeds. Every arm plays the same scenes with the same noise. With so many tasks and arms "
         "some intervals miss the truth; nothing is corrected for that.",
@@ -125,8 +172,12 @@ def page(results: dict) -> str:
         *_lerobot(results["lerobot"]),
         "## How it was made",
         _made(results, seconds),
+        f"Commit {', '.join(f'`{commit}`' for commit in results['commits'])} fixed the settings; the evaluation scenes "
+        "were played once, after it. An earlier critic, without an image encoder of its own: "
+        "[metaworld_earlier.md](metaworld_earlier.md).",
         "---\n\nThis page and [metaworld.json](metaworld.json) are written by `python recipes/metaworld_results.py` "
-        "from the folders of recipes/finetune_metaworld.py and recipes/finetune_lerobot.py.",
+        "from the records in [metaworld/](metaworld/), which it makes from the folders of "
+        "recipes/finetune_metaworld.py and recipes/finetune_lerobot.py.",
     ]
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -188,6 +239,10 @@ def _made(results: dict, minutes: list[float]) -> str:
         ["critic", f"{settings['critic']['training']['steps']} updates, all tasks together"],
         ["evaluation", f"{plan['scenes']} scenes with {plan['draws']} noise draws each"],
         ["training seeds", ", ".join(map(str, results["seeds"]))],
-        ["time", f"{max(minutes):.0f} minutes a seed at most"],
+        [
+            "time",
+            f"{max(minutes):.0f} minutes a seed at most, {counted(min(results['processes']), 'process')}",
+        ],
+        ["peak memory", f"{results['peak_memory_bytes'] / 1e9:.1f} GB"],
     ]
     return table(["", ""], rows, "ll")

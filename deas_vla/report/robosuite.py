@@ -5,7 +5,8 @@ from pathlib import Path
 
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
-from deas_vla.report.loop_runs import is_finished, run_of, run_record, write_page
+from deas_vla.report.loop_runs import is_finished, write_page
+from deas_vla.report.records import new_records, read_records, run_of, run_record
 from deas_vla.report.robosuite_page import page
 from deas_vla.report.robosuite_summary import run_names, summarize
 
@@ -34,12 +35,9 @@ def write_robosuite_results(
         UserError: if there is no run at all, a run differs from its record, or the runs cannot be one result.
     """
     folder, names = output / "robosuite", run_names(seeds)
-    kept = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    kept = read_records(folder)
     made = {name: run_record(runs / name, commit) for name in names if is_finished(runs / name)}
-    for name in names:
-        if name in made and name in kept:
-            _require_same(folder / f"{name}.json", kept[name], runs / name, made[name])
-    new = [name for name in made if name not in kept]
+    new = new_records(folder, kept, made, {name: runs / name for name in made})
     if new and not commit:
         raise UserError(f"say with --commit which commit fixed the settings of {', '.join(new)}")
     brought = {f"bench-{bench.name}": _read_bench(bench) for bench in benches}
@@ -57,17 +55,6 @@ def write_robosuite_results(
         write_json(folder / f"{name}.json", known[name])
     write_page(output, "robosuite", results, page(results))
     return results
-
-
-def _require_same(path: Path, kept: dict, run: Path, made: dict) -> None:
-    # A record keeps the commit that it was made with.
-    parts = sorted((kept.keys() | made.keys()) - {"commit"})
-    changed = [part for part in parts if kept.get(part) != made.get(part)]
-    if changed:
-        raise UserError(
-            f"{path} says otherwise than {run} ({', '.join(changed)}): delete the file if this run is to replace it; "
-            "but evaluation scenes are meant to be played once"
-        )
 
 
 def _read_bench(bench: Path) -> dict:
