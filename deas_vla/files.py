@@ -1,5 +1,6 @@
 """Files and folders that are there whole or not at all."""
 
+import glob
 import hashlib
 import json
 import os
@@ -10,6 +11,8 @@ from pathlib import Path
 
 # Begins the note on an error that happened while a file was written; the file's path follows.
 WRITING = "while writing "
+# Ends the name under which a process writes, which is .NAME.PROCESS.partial.
+PARTIAL = ".partial"
 
 
 @contextmanager
@@ -17,13 +20,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """Gives a temporary name to write to, and renames it when the block ends without an error.
 
     Works for a file and for a folder that the block makes. A kill at any moment leaves the old content or the new
-    one, never a part; what an earlier kill left under the temporary name is cleared away first. Replacing a folder
-    takes two renames: a kill between them leaves the old one beside it, as ``.NAME.old``.
+    one, never a part; what a process that is gone left under its temporary name is cleared away first. Several
+    processes may write one path: the last to end wins. Replacing a folder takes two renames: a kill between them
+    leaves the old one beside it, as ``.NAME.old``.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    _remove(temporary)
+    _clear_left_over(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
     try:
         try:
             yield temporary
@@ -65,6 +69,24 @@ def sha256_of(path: Path) -> str:
             while block := stream.read(1 << 20):
                 digest.update(block)
     return digest.hexdigest()
+
+
+def _clear_left_over(path: Path) -> None:
+    """Removes what processes that are gone, or this one, were writing to a path."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+        writer = left.name.removesuffix(PARTIAL).rpartition(".")[2]
+        if writer.isdigit() and (int(writer) == os.getpid() or not _alive(int(writer))):
+            _remove(left)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # somebody else's
+    return True
 
 
 def _remove(path: Path) -> None:

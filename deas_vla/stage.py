@@ -6,6 +6,7 @@ import os
 import resource
 import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,8 +34,9 @@ def run_stage(
     """Runs one stage, goes on with it, or skips it.
 
     A stage is done when its folder holds ``stage.json``. It matches when its settings, and the stages it read from,
-    have the fingerprint that is written there. An interrupted stage left ``settings.json``; `work` finds its own
-    blocks and checkpoints in the folder and goes on from them.
+    have the fingerprint that is written there; a stage that is deleted and made again is another one, since code and
+    packages may have changed. An interrupted stage left ``settings.json``; `work` finds its own blocks and
+    checkpoints in the folder and goes on from them.
 
     Args:
         accelerator: Accelerate's handle on the processes.
@@ -47,22 +49,24 @@ def run_stage(
     Raises:
         UserError: if the folder holds the output of other settings, or an input is not done.
     """
-    sources = {name: _done(path)["fingerprint"] for name, path in inputs.items()}
+    sources = {name: stage_mark(path) for name, path in inputs.items()}
     description = {"settings": settings, "inputs": sources}
     mark = fingerprint(description)
     description["sources"] = {name: str(path) for name, path in inputs.items()}
-    with _alone(accelerator, folder):
+    with alone(accelerator, folder):
         if (folder / DONE).is_file():
             _require_same(folder, json.loads((folder / DONE).read_text()), description, mark)
             accelerator.print(f"{folder.name}: done before, skipped")
             return
-        began, cpu_began = time.perf_counter(), time.process_time()
+        began, cpu_began, attempts = time.perf_counter(), time.process_time(), 1
         if accelerator.is_main_process:
             folder.mkdir(parents=True, exist_ok=True)
             if (folder / SETTINGS).is_file():
-                _require_same(folder, json.loads((folder / SETTINGS).read_text()), description, mark)
+                before = json.loads((folder / SETTINGS).read_text())
+                _require_same(folder, before, description, mark)
+                attempts += before.get("attempts", 1)
                 accelerator.print(f"{folder.name}: goes on where it was interrupted")
-            write_json(folder / SETTINGS, {"fingerprint": mark, **description})
+            write_json(folder / SETTINGS, {"fingerprint": mark, **description, "attempts": attempts})
             accelerator.print(f"{folder.name} …")
         accelerator.wait_for_everyone()
         with MemoryWatch(enabled=accelerator.is_main_process) as memory:
@@ -75,6 +79,8 @@ def run_stage(
                 "cpu_seconds": round(time.process_time() - cpu_began, 1),
                 "peak_memory_bytes": memory.peak,
                 "processes": accelerator.num_processes,
+                "attempts": attempts,
+                "made": uuid.uuid4().hex,
             }
             write_json(folder / DONE, {"fingerprint": mark, **description, **facts})
             peak = memory.peak / 2**30
@@ -88,8 +94,8 @@ def numbered(name: str, folders: list[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _alone(accelerator: Accelerator, folder: Path) -> Iterator[None]:
-    """Keeps a second run out of a stage until this one is through with it.
+def alone(accelerator: Accelerator, folder: Path) -> Iterator[None]:
+    """Keeps a second run out of a folder until this one is through with it; all processes of a run call it.
 
     A launcher that was killed may leave its processes at work. The run that is started after it waits, stage by
     stage, and finds what they made. The system releases the lock of a process that dies.
@@ -147,15 +153,19 @@ def stage_report(folder: Path) -> dict:
 
     Returns:
         ``fingerprint``, ``settings``, ``inputs`` (their fingerprints), ``sources`` (their folders), ``seconds``,
-        ``cpu_seconds`` of the main process alone, ``peak_memory_bytes`` and ``processes``.
+        ``cpu_seconds`` of the main process alone, ``peak_memory_bytes`` and ``processes``, all of the last of the
+        ``attempts`` that it took; ``made``, which no two stages share.
     """
-    return _done(folder)
-
-
-def _done(folder: Path) -> dict:
     if not (folder / DONE).is_file():
         raise UserError(f"{folder} is not a finished stage (no {DONE}); run the recipe that makes it first")
     return json.loads((folder / DONE).read_text())
+
+
+def stage_mark(folder: Path) -> str:
+    """Names the content of a finished stage: its settings, its inputs, and when it was made."""
+    report = stage_report(folder)
+    # Stages of earlier versions are named by their settings alone.
+    return f"{report['fingerprint']}{report.get('made', '')}"
 
 
 def _require_same(folder: Path, there: dict, description: dict, mark: str) -> None:

@@ -2,7 +2,8 @@
 
 Every random choice of step k is drawn from a generator that is seeded with (seed, k), never from a stream: a run
 that was killed and resumed sees the same batches, noise and dropout as one that was not. A step's global batch is
-drawn whole and each process takes its share, so two processes compute what one would.
+drawn whole and each process takes its share, so two processes compute what one would; only dropout, where there is any,
+draws the masks of each process apart.
 """
 
 import json

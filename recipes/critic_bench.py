@@ -214,11 +214,11 @@ def _judge(
     for name, critics in folders.items():
         opinions = []
         for folder in critics:
-            critic, _ = DeasCritic.load(folder / "critic")
+            critic, _ = DeasCritic.load(folder / "critic", context.tokens.device)
             inputs = CriticInputs.load(folder / "critic", policy.contract)
             features, state = inputs.observation(context, seen)
-            chunks = inputs.chunks(torch.from_numpy(truth.candidates))
-            opinions.append(critic.score(features, state, chunks).numpy())
+            chunks = inputs.chunks(torch.from_numpy(truth.candidates).to(features.device))
+            opinions.append(critic.score(features, state, chunks).cpu().numpy())
         results["variants"][name] = {
             "flags": variants[name],
             "critics": len(critics),

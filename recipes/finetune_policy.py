@@ -115,6 +115,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
             reward_discount=1.0,
             bootstrap_discount=1.0,
             reward=RewardSpec(),
+            need_end=False,
         )
         batches = ImitationBatches(
             accelerator,

@@ -31,7 +31,7 @@ from deas_vla.data.transitions import OptionTable, Transitions, returns_to_go
 from deas_vla.envs.ogbench import OGBenchEnvs, OGBenchTask, relabel
 from deas_vla.envs.ogbench_data import make_dataset
 from deas_vla.errors import UserError
-from deas_vla.improvement.selection import SelectionConfig
+from deas_vla.improvement.selection import WITHOUT_CRITIC, SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.rollouts.ogbench import evaluate_arm
 from deas_vla.rollouts.ogbench_player import Arm, Player
@@ -40,6 +40,8 @@ from deas_vla.training import TrainingConfig, make_accelerator, my_share, step_g
 
 # Stream of the random numbers that choose the options of a batch, apart from those of the losses.
 BATCH_STREAM = 1000
+# Agents that are policies and nothing else, and those whose one chunk is already what their critic prefers.
+NO_CRITIC, PLAY_ALONE = ("bc", "filtered_bc"), ("fql", "qc_fql", "deas_onestep")
 
 
 def flow_training() -> TrainingConfig:
@@ -121,6 +123,13 @@ class OGBenchConfig:
     filtered_bc: FilteredBcConfig = field(default_factory=FilteredBcConfig)
     # the evaluation
     play: PlayConfig = field(default_factory=PlayConfig)
+
+    def __post_init__(self):
+        for name in self.play.arms if self.agent in NO_CRITIC else []:
+            if Arm.parse(name).rule not in WITHOUT_CRITIC:
+                raise UserError(
+                    f"--play.arms={name}: {self.agent} has no critic to choose by; leave it at first-1"
+                )
 
 
 def ogbench(accelerator: Accelerator, config: OGBenchConfig) -> Path:
@@ -272,8 +281,7 @@ def evaluate(
     facts: TaskFacts,
 ) -> None:
     """Plays every arm, and the points of the learning curve; what was played before is kept."""
-    plays_alone = config.agent in ("bc", "filtered_bc", "fql", "qc_fql", "deas_onestep")
-    default = "first-1" if plays_alone else f"{config.play.selection.rule}-8"
+    default = "first-1" if config.agent in (*NO_CRITIC, *PLAY_ALONE) else f"{config.play.selection.rule}-8"
     arms = config.play.arms or [default]
     envs = OGBenchEnvs(task)
 

@@ -23,7 +23,7 @@ class RobosuiteResultsConfig:
     # folder of the suite; it need not hold runs that have a record
     runs: str = "outputs/robosuite"
     # its training seeds
-    seeds: list[int] = field(default_factory=lambda: [10, 11, 12])
+    seeds: list[int] = field(default_factory=lambda: [11, 12, 13])
     # folders of recipes/critic_bench.py that are new
     benches: list[str] = field(default_factory=list)
     # the commit that fixed the settings, before the first evaluation; needed where a run has no record yet

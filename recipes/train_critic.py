@@ -56,6 +56,10 @@ class MixConfig:
     failures: float = 0.4
 
 
+# Below these shares of the stored images that start an option, and of the options that join another, nothing is learnt.
+SMALLEST_MADE, SMALLEST_CHAINED = 0.25, 0.5
+
+
 def critic_training_defaults() -> TrainingConfig:
     return TrainingConfig(steps=2500, batch_size=256, learning_rate=1e-3, weight_decay=1e-4, log_every=100)
 
@@ -123,6 +127,17 @@ def require_fit(critic: CriticConfig, reward: RewardSpec) -> None:
         )
 
 
+def require_joined(options: Options) -> None:
+    """Refuses data of whose images most are of no use, or whose options do not join: no value gets anywhere then."""
+    made = len(options) / (len(options) + options.dropped)
+    if made < SMALLEST_MADE or options.chained < SMALLEST_CHAINED:
+        raise UserError(
+            f"options of {options.chunk.shape[1]} steps could be made from {made:.0%} of the images, and "
+            f"{options.chained:.0%} of them end where another one starts, or in success; store images at every step, "
+            "or at such a distance that --critic.horizon is a multiple of it"
+        )
+
+
 def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
     rollouts = numbered("rollouts", config.rollouts)
     paths = {"demonstrations": config.demonstrations, **rollouts, "policy": config.policy}
@@ -151,6 +166,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
             bootstrap_discount=config.critic.bootstrap_discount,
             reward=config.reward,
         )
+        require_joined(options)
         held_out = split_by_episode(episodes, config.held_out, config.seed)
 
         # The backbone runs here, once for each stored frame, and never again.
@@ -182,7 +198,8 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
                 config.seed,
                 config.policy_noise_scale,
             )
-            candidates = filled(accelerator, chunks, "candidates")
+            # A critic of shorter chunks scores how they begin.
+            candidates = filled(accelerator, chunks, "candidates")[:, :, : config.critic.horizon]
         chances = group_probabilities(
             options.group,
             {
@@ -206,9 +223,13 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
             name=folder.name, seed=config.seed, after_step=critic.update_target,
         )  # fmt: skip
         if accelerator.is_main_process:
-            write_json(
-                folder / "validation.json", validation(critic, features, state, options, held_out, candidates)
-            )
+            facts = {
+                "options": len(options),
+                "images_without_option": options.dropped,
+                "chained": options.chained,
+            }
+            validated = validation(critic, features, state, options, held_out, candidates)
+            write_json(folder / "validation.json", validated | {"data": facts})
             critic_inputs.save(folder / "critic")
             critic.save(folder / "critic", {"inputs_fingerprint": critic_inputs.fingerprint})
 

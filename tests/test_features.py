@@ -1,6 +1,7 @@
 """Critic inputs: one path, bit for bit; padding is invisible; caches survive a kill."""
 
 import dataclasses
+import os
 
 import numpy as np
 import pytest
@@ -244,7 +245,7 @@ def test_rule_12_a_killed_cache_goes_on_where_it_was(encoder, frames, tmp_path, 
         cache.fill(progress=die_after_three)
     # A kill while a block is being written leaves its temporary file and no block.
     missing = next((tmp_path / "whole").rglob("block-00003-*")).name
-    (cache.folder / f".{missing}.partial").write_bytes(b"half")
+    (cache.folder / f".{missing}.{os.getpid()}.partial").write_bytes(b"half")
     with pytest.raises(UserError, match=missing):
         cache.read()
     seen = []

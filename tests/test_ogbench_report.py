@@ -91,6 +91,19 @@ def test_episodes_that_all_end_alike_are_no_certainty(outcome):
     assert low < 0 < high
 
 
+def test_a_rate_lies_in_its_interval_where_scenes_succeed_in_part():
+    """The mean of two draws is a half as often as not."""
+    values = np.zeros(50)
+    values[0] = 0.5
+    grid = {(0, task): Cell(tuple(range(50)), values) for task in range(10)}
+    low, high = success_interval(grid)
+    assert low < grid_mean(grid) < high
+    halves = {(0, 1): Cell((1, 2, 3), np.full(3, 0.5))}
+    ones = {(0, 1): Cell((1, 2, 3), np.ones(3))}
+    difference = grid_difference(ones, halves)
+    assert difference.ci95[0] < difference.difference == 0.5 < difference.ci95[1]
+
+
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=30))
 def test_a_difference_turned_around_is_its_negative(pairs):
     scenes = tuple(range(len(pairs)))

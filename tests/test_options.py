@@ -24,7 +24,7 @@ pytestmark = pytest.mark.unit
 CONTRACT = example_contract()
 
 
-def build(episodes, horizon=4, reward=None, discounts=(0.9, 0.99)):
+def build(episodes, horizon=4, reward=None, discounts=(0.9, 0.99), **options):
     return build_options(
         episodes,
         CONTRACT,
@@ -32,6 +32,7 @@ def build(episodes, horizon=4, reward=None, discounts=(0.9, 0.99)):
         reward_discount=discounts[0],
         bootstrap_discount=discounts[1],
         reward=reward or RewardSpec(),
+        **options,
     )
 
 
@@ -116,6 +117,27 @@ def test_frames_are_where_options_say(episodes):
         assert seen.instruction == [episode.instruction]
         for name, images in episode.images.items():
             assert np.array_equal(seen.images[name][0].numpy(), images[place])
+
+
+def test_options_that_do_not_join_are_told_from_those_that_do():
+    """Images every 8 steps and one more after every second: single steps start there and lead nowhere."""
+    rng = np.random.default_rng(0)
+    frames = sorted({step for step in range(65) if step % 8 == 0 or step % 16 == 1})
+    apart = [example_episode(rng, 64, False, frames=frames)]
+    every = [example_episode(rng, 64, False, every=1)]
+    assert build(apart, 1).chained == 0.0
+    assert build(apart, 16).chained > 0.7
+    assert build(every, 1).chained == pytest.approx(63 / 64)
+    won = build([example_episode(rng, 64, True, every=1)], 1)
+    assert won.chained == 1.0
+
+
+def test_imitation_needs_no_image_at_the_end_of_a_chunk():
+    episode = example_episode(np.random.default_rng(0), 30, False, frames=[0, 8, 16])
+    with pytest.raises(UserError, match="3 dropped"):
+        build([episode], 12)
+    options = build([episode], 12, need_end=False)
+    assert options.step.tolist() == [0, 8, 16] and options.dropped == 0
 
 
 def test_rule_02_terminated_is_not_truncated():

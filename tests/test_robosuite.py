@@ -121,13 +121,6 @@ def test_images_are_drawn_where_asked_and_at_the_end(lift):
     assert len(lift.play(commands(lift, 5), frame_every=0).frames) == 1
 
 
-def test_pairs_of_images_where_asked():
-    env = RobosuiteEnv(EnvConfig(task="lift", frame_pairs=True))
-    env.reset(1)
-    played = env.play(np.zeros((20, 12)), frame_every=8)
-    assert played.frames.tolist() == [1, 8, 16, 17, 20]
-
-
 def test_commands_beyond_the_limits_are_recorded_as_played(lift):
     lift.reset(1)
     wild = lift.play(np.full((4, 12), 0.9) * 3)

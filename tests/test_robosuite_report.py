@@ -43,14 +43,14 @@ ARMS = {
 FEW = {"best_of_n": 0.4, "advantage_weighted": 0.5, "oracle": 0.6}
 
 
-def write_run(folder, task, seed, arms=ARMS, scenes=200, seconds=60.0, processes=2):
+def write_run(folder, task, seed, arms=ARMS, scenes=200, seconds=60.0, processes=2, attempts=1):
     for name in ("demonstrations", "policy", "rollouts", "critic", "evaluation"):
         settings = {"seed": seed}
         if name == "evaluation":
             settings |= {"tasks": [task], "evaluation": {"num_candidates": 8, "draws": 2}}
         (folder / name).mkdir(parents=True)
         about = {"settings": settings, "seconds": seconds, "peak_memory_bytes": 2_000_000_000 + 10**8 * seed}
-        about |= {"fingerprint": "0", "inputs": {}, "sources": {}, "processes": processes}
+        about |= {"fingerprint": "0", "inputs": {}, "sources": {}, "processes": processes, "attempts": attempts}
         (folder / name / "stage.json").write_text(json.dumps(about))
     rng = np.random.default_rng((TASKS.index(task), seed))
     base, luck = rng.random((scenes, 2)) < 0.4, rng.random((scenes, 2))
@@ -116,7 +116,7 @@ def test_what_was_played_is_what_the_page_says(tmp_path):
     assert ahead["difference"] == pytest.approx(0.6 * 0.2, abs=0.03) and ahead["losses"] == 0
     text = (tmp_path / "out" / "robosuite.md").read_text()
     assert "Commit `0123abc` fixed" in text and "not shown" not in text and "| 2 |" in text
-    assert "| stack | 1, 2, 3 | 5, 5, 5 | 2, 2, 2 | 2.3 GB |" in text and "not made yet" not in text
+    assert "| stack | 1, 2, 3 | 5, 5, 5 | 2, 2, 2 | 1, 1, 1 | 2.3 GB |" in text and "not made yet" not in text
     assert json.loads((tmp_path / "out" / "robosuite.json").read_text()) == results
 
 
@@ -154,9 +154,14 @@ def test_a_run_on_one_core_does_not_tell_how_long_two_take(tmp_path):
     runs = write_runs(tmp_path / "runs", arms=FEW, processes=1, seconds=600)
     assert verdicts(write_robosuite_results(runs, tmp_path / "out", SEEDS, [], "0"))[-1] is None
     assert (
-        "| lift | 1, 2, 3 | 50, 50, 50 | 1, 1, 1 | 2.3 GB |"
+        "| lift | 1, 2, 3 | 50, 50, 50 | 1, 1, 1 | 1, 1, 1 | 2.3 GB |"
         in (tmp_path / "out" / "robosuite.md").read_text()
     )
+
+
+def test_a_run_that_was_interrupted_does_not_tell_how_long_one_takes(tmp_path):
+    runs = write_runs(tmp_path / "runs", arms=FEW, attempts=2, seconds=60)
+    assert verdicts(write_robosuite_results(runs, tmp_path / "out", SEEDS, [], "0"))[-1] is None
 
 
 def test_an_arm_that_was_not_played_is_not_measured(tmp_path):
@@ -198,7 +203,7 @@ def test_a_record_gives_the_same_grids_and_the_same_page_as_its_run(tmp_path):
             assert cell.scenes == found[arm][key].scenes
             np.testing.assert_array_equal(cell.values, found[arm][key].values)
 
-    extra = {"commit": "0123abc", "peak_memory_bytes": 2_300_000_000, "processes": 2}
+    extra = {"commit": "0123abc", "peak_memory_bytes": 2_300_000_000, "processes": 2, "attempts": 1}
     from_folders = summarize({name: run | extra for name, run in read.items()}, SEEDS) | {"benches": {}}
     assert from_folders == results
     assert page(from_folders) == (out / "robosuite.md").read_text()

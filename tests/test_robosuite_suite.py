@@ -53,9 +53,14 @@ def test_two_rounds_and_two_yardsticks_become_a_page(tmp_path, capsys):
     assert settings["settings"]["skip"] == 6 and "advantage_weighted" in settings["sources"]["policy"]
     critic = json.loads((run / "critic_2" / "settings.json").read_text())
     assert set(critic["inputs"]) == {"demonstrations", "rollouts", "rollouts_2", "policy"}
-    # The yardsticks see through the same eyes: nothing was computed twice.
+    # Q-chunking sees through the same eyes: nothing was computed twice. Single steps have rollouts of their own, in
+    # which every step joins the next.
     eyes = list((run / "features").glob("vision-*"))
-    assert len(eyes) == 2
+    assert len(eyes) == 3
+    dense = json.loads((run / "dense_rollouts" / "settings.json").read_text())["settings"]
+    assert (dense["skip"], dense["rollouts"]["episodes"], dense["rollouts"]["frame_every"]) == (12, 1, 1)
+    steps = json.loads((run / "iql_critic" / "validation.json").read_text())["data"]
+    assert steps["chained"] > 0.9
 
     out = [f"--runs={tmp_path / 'runs'}", "--seeds=7", f"--output={tmp_path / 'out'}"]
     with pytest.raises(UserError, match="which commit"):

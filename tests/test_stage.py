@@ -1,5 +1,6 @@
 """Stages: skipped when done, refused when other settings made them, one run at a time."""
 
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -43,7 +44,7 @@ def test_other_settings_are_refused_with_the_difference(stage):
         stage(settings={"steps": 5, "critic": {"expectile": 0.9}})
 
 
-def test_rule_12_an_interrupted_stage_goes_on_and_is_not_taken_for_done(stage, capsys):
+def test_rule_12_an_interrupted_stage_goes_on_and_is_not_taken_for_done(stage, tmp_path, capsys):
     def killed(folder):
         (folder / "block").write_text("kept")
         raise KeyboardInterrupt
@@ -51,6 +52,8 @@ def test_rule_12_an_interrupted_stage_goes_on_and_is_not_taken_for_done(stage, c
     with pytest.raises(KeyboardInterrupt):
         stage(work=killed)
     assert stage(work=lambda folder: (folder / "block").read_text()) == ["policy", "policy"]
+    # The time that is noted is the last attempt's alone.
+    assert stage_report(tmp_path / "policy")["attempts"] == 2
     assert "goes on where it was interrupted" in capsys.readouterr().out
 
 
@@ -70,6 +73,17 @@ def test_a_stage_whose_input_was_made_anew_is_refused(stage, tmp_path):
     stage("other", settings={"steps": 9})
     with pytest.raises(UserError, match="stage data was made anew"):
         stage("policy", inputs={"data": tmp_path / "other"})
+
+
+def test_a_stage_that_is_made_again_with_the_same_settings_is_another_one(stage, tmp_path):
+    """Its code or its packages may have changed: what was made from the old one must not pass for the new one's."""
+    stage("data")
+    stage("policy", inputs={"data": tmp_path / "data"})
+    assert stage("policy", inputs={"data": tmp_path / "data"}) == ["data", "policy"]
+    shutil.rmtree(tmp_path / "data")
+    stage("data")
+    with pytest.raises(UserError, match="stage data was made anew"):
+        stage("policy", inputs={"data": tmp_path / "data"})
 
 
 def test_an_input_must_be_finished(stage, tmp_path):

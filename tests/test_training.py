@@ -2,6 +2,9 @@
 
 import json
 import os
+import subprocess
+import sys
+import textwrap
 
 import pytest
 import torch
@@ -118,6 +121,29 @@ def test_atomic_path_leaves_the_old_file_when_writing_fails(tmp_path):
         raise OSError
     assert json.loads(path.read_text()) == {"a": 1}
     assert os.listdir(tmp_path) == ["value.json"]
+
+
+def test_two_processes_may_write_one_path_and_what_a_dead_one_left_is_cleared(tmp_path):
+    path = tmp_path / "block.json"
+    writer = textwrap.dedent(
+        f"""
+        from pathlib import Path
+        from deas_vla.files import write_json
+        for number in range(300):
+            write_json(Path({str(path)!r}), [number] * 50)
+        """
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", writer]) for _ in range(2)]
+    seen = 0
+    while any(process.poll() is None for process in writers):
+        if path.is_file():
+            assert len(json.loads(path.read_text())) == 50
+            seen += 1
+    assert seen and [process.returncode for process in writers] == [0, 0]
+    (tmp_path / f".block.json.{writers[0].pid}.partial").write_text("half")
+    (tmp_path / f".block.json.{os.getppid()}.partial").write_text("another process is at it")
+    write_json(path, {})
+    assert sorted(os.listdir(tmp_path)) == [f".block.json.{os.getppid()}.partial", "block.json"]
 
 
 def test_atomic_path_replaces_a_folder(tmp_path):

@@ -119,9 +119,20 @@ def test_returns_to_go_as_a_loop_has_them(lengths, success_rate, seed):
                 if data.success[row]:
                     break
                 total += G1 ** (row - start) * float(data.rewards[row])
+            else:
+                total += G1 ** (first + length - start) * float(data.rewards.min()) / (1 - G1)
             expected.append(total)
         first += length
     np.testing.assert_allclose(returns_to_go(data, G1), expected, rtol=1e-12, atol=1e-12)
+
+
+def test_rule_02_the_end_of_a_recording_is_no_success():
+    """Filtered cloning keeps what returns most: the last rows before a cut must not be among it."""
+    data = transitions([40, 40], 0.0)
+    data.rewards[:], data.success[:] = -1, False
+    data.rewards[20], data.success[20] = 0, True
+    best = np.argsort(-returns_to_go(data, 0.9), kind="stable")[:21]
+    assert sorted(best) == list(range(21))
 
 
 def test_rows_that_do_not_fit_together_are_refused():

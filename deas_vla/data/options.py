@@ -88,8 +88,8 @@ class Options:
 
     Attributes:
         start_frame: (O,) int64 row of the frame table: s_t.
-        end_frame: (O,) int64 row of the frame table: s_{t+m}; where terminated, any frame of the episode (its
-            value is multiplied by 0).
+        end_frame: (O,) int64 row of the frame table: s_{t+m}; where terminated (its value is multiplied by 0), or
+            where no end was needed, any frame of the episode.
         chunk: (O, H, A) float32 normalised commands that were played. Steps after the episode's end repeat the
             last action: a policy's candidates are always full, and a tail of zeros would tell the critic that the
             episode ends here.
@@ -102,6 +102,8 @@ class Options:
         step: (O,) int64 t.
         group: (O,) int64 `DEMONSTRATION`, `SUCCESS` or `FAILURE`.
         dropped: frames from which no option was made because no frame is stored where it would end.
+        chained: share of the options whose value at the end is learnt, because they are terminal or end where
+            another one starts. What ends elsewhere bootstraps from a value that nothing was said about.
     """
 
     DEMONSTRATION: ClassVar[int] = GROUPS.index("demonstration")
@@ -124,6 +126,12 @@ class Options:
     def __len__(self) -> int:
         return len(self.start_frame)
 
+    @property
+    def chained(self) -> float:
+        starts = torch.zeros(int(max(self.start_frame.max(), self.end_frame.max())) + 1, dtype=torch.bool)
+        starts[self.start_frame] = True
+        return float((self.terminated | starts[self.end_frame]).float().mean())
+
     def batch(self, rows: Tensor) -> "Options":
         """The options at these rows: indices (B,) or a mask (O,)."""
         tensors = [field.name for field in fields(self) if field.name != "dropped"]
@@ -138,6 +146,7 @@ def build_options(
     reward_discount: float,
     bootstrap_discount: float,
     reward: RewardSpec,
+    need_end: bool = True,
 ) -> Options:
     """One option from each stored frame of each episode.
 
@@ -151,6 +160,7 @@ def build_options(
         reward_discount: γ₁, inside an option.
         bootstrap_discount: γ₂, per step, between options.
         reward: what a step is worth.
+        need_end: False keeps options that end where no frame is stored, for who reads their chunks alone.
 
     Raises:
         UserError: if no option can be made.
@@ -158,7 +168,7 @@ def build_options(
     parts, first_frame, dropped = [], 0, 0
     for number, episode in enumerate(episodes):
         part = _episode_options(episode, horizon)
-        kept = part.pop("kept")
+        kept = part.pop("kept") | (not need_end)
         dropped += int((~kept).sum())
         rewards = reward.of(episode)[part["rows"]]
         parts.append(

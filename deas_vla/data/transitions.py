@@ -148,14 +148,23 @@ class OptionTable:
 
 
 def returns_to_go(transitions: Transitions, discount: float) -> np.ndarray:
-    """(T,) float64 Σ_k γᵏ r_{t+k} until the task is done, or to the end of the trajectory."""
+    """(T,) float64 Σ_k γᵏ r_{t+k} until the task is done.
+
+    Nothing is known of what follows a trajectory's last row; it goes on as if every later step had the smallest reward
+    of the data, r_min / (1 − γ), a lower bound: where a recording stops is no success (design rule 2).
+
+    Args:
+        transitions: the rows.
+        discount: γ, in (0, 1).
+    """
     rewards = transitions.rewards.numpy().astype(np.float64)
     stop = transitions.success.numpy()
     last = transitions.last.numpy()
-    out, running = np.empty(len(rewards)), 0.0
+    failing = rewards.min() / (1 - discount)
+    out, running = np.empty(len(rewards)), failing
     for t in range(len(rewards) - 1, -1, -1):
         if last[t]:
-            running = 0.0
+            running = failing
         running = 0.0 if stop[t] else rewards[t] + discount * running
         out[t] = running
     return out

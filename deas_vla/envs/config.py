@@ -19,8 +19,6 @@ class EnvSettings:
         expert_noise: standard deviation of the scripted expert's action noise, in units of a full arm command.
         expert_grasp_bias: standard deviation in metres, per horizontal axis, of where the expert wrongly believes the
             grasp (in Meta-World: the object) to be; drawn anew at every attempt (there: every half second).
-        frame_pairs: where images are stored every so many steps, also store those of the step after every second one:
-            critics of single steps learn from pairs.
         split: RoboCasa only: kitchens and objects to draw from: ``pretrain``, ``target`` or ``all``.
     """
 
@@ -31,7 +29,6 @@ class EnvSettings:
     spawn_range: float = 0.12
     expert_noise: float = 0.0
     expert_grasp_bias: float = 0.0
-    frame_pairs: bool = False
     split: str = "pretrain"
 
 

@@ -15,7 +15,6 @@ from deas_vla.errors import UserError
 class Stepped(Protocol):
     """What `play_steps` needs of an environment."""
 
-    config: EnvConfig
     horizon: int
 
     @property
@@ -48,9 +47,7 @@ def play_steps(env: Stepped, next_command: Callable[[], np.ndarray], count: int,
         actions.append(next_command())
         success.append(env.step(actions[-1]))
         states.append(env.state())
-        wanted = frame_every and (
-            env.steps % frame_every == 0 or (env.config.frame_pairs and env.steps % (2 * frame_every) == 1)
-        )
+        wanted = frame_every and env.steps % frame_every == 0
         if played == last or success[-1] or wanted:
             frames.append(played)
             images.append(env.images())

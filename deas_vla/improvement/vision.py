@@ -25,6 +25,7 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
 from deas_vla.policies.augment import random_shift
+from deas_vla.stage import alone
 from deas_vla.training import TrainingConfig, filled, my_share, step_generator, train
 
 # Later steps whose states are predicted, in chunks; the last step of the episode is always one.
@@ -128,17 +129,17 @@ def trained_vision(
     place = Path(folder) / f"vision-{fingerprint(key)[:16]}"
     torch.manual_seed(seed)
     vision = CriticVision(len(contract.cameras), config.dim).to(accelerator.device)
-    if not (place / WEIGHTS).is_file():
-        learning = VisionLearning(vision, config, frames.state.shape[1], outcomes.future.shape[1])
-        batch_at = VisionBatches(accelerator, config, training, outcomes, frames, contract, rows, seed)
-        train(
-            accelerator, learning.to(accelerator.device), batch_at, training, place, name="vision", seed=seed
-        )
-        if accelerator.is_main_process:
-            _to_unit_spread(vision, batch_at.images, rows)
-            with atomic_path(place / WEIGHTS) as temporary:
-                save_file({k: v.cpu().contiguous() for k, v in vision.state_dict().items()}, temporary)
-        accelerator.wait_for_everyone()
+    with alone(accelerator, place):  # another run may share the folder
+        if not (place / WEIGHTS).is_file():
+            learning = VisionLearning(vision, config, frames.state.shape[1], outcomes.future.shape[1])
+            batch_at = VisionBatches(accelerator, config, training, outcomes, frames, contract, rows, seed)
+            learning.to(accelerator.device)
+            train(accelerator, learning, batch_at, training, place, name="vision", seed=seed)
+            if accelerator.is_main_process:
+                _to_unit_spread(vision, batch_at.images, rows)
+                with atomic_path(place / WEIGHTS) as temporary:
+                    save_file({k: v.cpu().contiguous() for k, v in vision.state_dict().items()}, temporary)
+            accelerator.wait_for_everyone()
     # Read back by everyone, so that a first run and a later one go on with the same weights.
     vision.load_state_dict(load_file(place / WEIGHTS))
     return vision.eval().requires_grad_(False)
@@ -220,7 +221,8 @@ class VisionBatches:
         self.known = outcomes.known / outcomes.known[rows].mean().clamp_min(1e-6)
 
     def __call__(self, step: int) -> tuple[VisionBatch]:
-        # The whole batch is drawn by every process, which keeps its share: two processes train as one would.
+        # The whole batch is drawn by every process, which keeps its share: two processes train as one would, but for
+        # dropout.
         generator = step_generator(self.seed, step)
         chosen = self.rows[torch.randint(len(self.rows), (self.size,), generator=generator)]
         images = [random_shift(image[chosen], self.max_shift, generator, self.share) for image in self.images]

@@ -46,9 +46,9 @@ def run_record(run: Path, commit: str) -> dict:
         commit: what fixed its settings.
 
     Returns:
-        JSON values: ``commit``, ``peak_memory_bytes`` of the stage that took most, the fewest ``processes`` of a stage,
-        ``settings``, ``seconds`` and ``arms`` as of `read_run`, with 0 and 1 for each episode, scene by scene;
-        ``critic`` of report.json, if there is one, without long lists. `run_of` reads it.
+        JSON values: ``commit``, ``peak_memory_bytes`` of the stage that took most, the fewest ``processes`` and
+        the most ``attempts`` of a stage, ``settings``, ``seconds`` and ``arms`` as of `read_run`, with 0 and 1 for each
+        episode, scene by scene; ``critic`` of report.json, if there is one, without long lists. `run_of` reads it.
 
     Raises:
         UserError: as `read_run`.
@@ -59,6 +59,8 @@ def run_record(run: Path, commit: str) -> dict:
         "commit": commit,
         "peak_memory_bytes": max(stage["peak_memory_bytes"] for stage in stages.values()),
         "processes": min(stage["processes"] for stage in stages.values()),
+        # The seconds of a stage are those of its last attempt.
+        "attempts": max(stage.get("attempts", 1) for stage in stages.values()),
         "settings": read["settings"],
         "seconds": read["seconds"],
         **({"critic": _brief(json.loads(report.read_text())["critic"])} if report.is_file() else {}),

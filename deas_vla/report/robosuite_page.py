@@ -95,13 +95,13 @@ def page(results: dict) -> str:
     parts += [
         "## Runs",
         table(
-            ["task", "seeds", "minutes of one loop", "processes", "peak memory"],
+            ["task", "seeds", "minutes of one loop", "processes", "attempts", "peak memory"],
             [
                 [
                     task,
                     *(
                         ", ".join(f"{each:.0f}" for each in one[what])
-                        for what in ("seeds", "minutes", "processes")
+                        for what in ("seeds", "minutes", "processes", "attempts")
                     ),
                     _gigabytes(one),
                 ]
@@ -111,7 +111,9 @@ def page(results: dict) -> str:
         "## How it was made",
         f"Settings were chosen on training seed 0 and its scenes. {_listed('Commit', commits)} fixed them; the "
         f"evaluation scenes of {_listed('seed', results['seeds'])} were played once, after it. The minutes are those "
-        "of the first round and the evaluation of all arms; a run of one process had one core, another run beside it.",
+        "of the first round and the evaluation of all arms; a run of one process had one core, another run beside it; "
+        "where a stage took several attempts, they are those of the last. The one-step critic (IQL) has a fifth "
+        "more rollouts, with an image of every step, without which its steps would not join.",
         "---\n\nThis page and [robosuite.json](robosuite.json) are written by `python recipes/robosuite_results.py` "
         "from the records in [robosuite/](robosuite/), which it makes from the folders of recipes/robosuite_suite.py "
         "and recipes/critic_bench.py.",

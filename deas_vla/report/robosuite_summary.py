@@ -110,6 +110,7 @@ def _cost(runs: list[dict]) -> dict:
             for run in runs
         ],
         "processes": [run["processes"] for run in runs],
+        "attempts": [run["attempts"] for run in runs],
         "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
     }
 
@@ -199,10 +200,10 @@ def targets(results: dict) -> list[dict]:
 
 
 def _minutes_on_two_cores(results: dict) -> list[float]:
-    """Of the runs that had two processes; one process uses a core."""
+    """Of the runs that had two processes, one a core, and were not interrupted."""
     return [
         minutes
         for one in results["runs"].values()
-        for minutes, processes in zip(one["minutes"], one["processes"], strict=True)
-        if processes == 2
+        for minutes, processes, attempts in zip(one["minutes"], one["processes"], one["attempts"], strict=True)
+        if (processes, attempts) == (2, 1)
     ]

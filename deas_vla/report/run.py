@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deas_vla.config import fingerprint
 from deas_vla.data.lerobot_format import SIDECAR
 from deas_vla.data.options import RewardSpec, returns_to_go
 from deas_vla.files import sha256_of
@@ -188,7 +189,7 @@ def _hashes(stages: dict[str, dict]) -> dict[str, str]:
         for part in (DATASET, "policy", "critic"):
             if (stage["folder"] / part).is_dir():
                 hashes[f"{name}/{part}"] = sha256_of(stage["folder"] / part)
-        hashes[f"{name}/settings"] = stage["fingerprint"]
+        hashes[f"{name}/settings"] = fingerprint(stage["settings"])
     return hashes
 
 

@@ -14,7 +14,7 @@ from deas_vla.data.episodes import Episode, load_block, save_block
 from deas_vla.data.lerobot_io import read_dataset, write_dataset
 from deas_vla.envs.workers import EnvWorkers
 from deas_vla.rollouts.play import episode_of
-from deas_vla.stage import claim, stage_report
+from deas_vla.stage import claim, stage_mark
 
 DATASET = "dataset"
 # What this process has read, the latest last: a stage's folder and fingerprint to its data set. Three stages of a
@@ -138,7 +138,7 @@ def collected(stage: Path, expected: Contract | None = None) -> tuple[list[Episo
     Returns:
         As of `read_dataset`. The list is the caller's own, its episodes are not.
     """
-    key = Path(stage).resolve(), stage_report(stage)["fingerprint"]
+    key = Path(stage).resolve(), stage_mark(stage)
     if key not in _READ:
         _READ[key] = read_dataset(stage / DATASET, expected)
         for old in list(_READ)[:-KEPT]:

@@ -12,7 +12,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from deas_vla.rollouts.statistics import RESAMPLES, Interval, paired_difference, wilson_interval
+from deas_vla.rollouts.statistics import RESAMPLES, Interval, agreement_interval, wilson_interval
 
 
 @dataclass(frozen=True)
@@ -102,10 +102,9 @@ def grid_interval(
 
 def success_interval(grid: Grid, **options) -> Interval:
     """`grid_interval` of a success rate; Wilson's where every episode ended alike and a bootstrap would be a point."""
-    successes = sum(int(cell.values.sum()) for cell in grid.values())
-    episodes = sum(len(cell.values) for cell in grid.values())
-    if successes in (0, episodes):
-        return wilson_interval(successes, episodes)
+    values = np.concatenate([cell.values for cell in grid.values()]).astype(np.float64)
+    if np.ptp(values) == 0 and values[0] in (0, 1):
+        return wilson_interval(int(values.sum()), len(values))
     return grid_interval(grid, **options)
 
 
@@ -128,8 +127,7 @@ def grid_difference(a: Grid, b: Grid, **options) -> GridDifference | None:
     delta = np.concatenate([cell.values for cell in grid.values()])
     if np.ptp(delta) == 0:
         # A bootstrap of equal numbers is a point; this interval says how far so many pairs can be trusted.
-        both = [np.concatenate([arm[key].values for key in common]).astype(bool) for arm in (a, b)]
-        ci = paired_difference(*both).ci95
+        ci = agreement_interval(float(delta[0]), len(delta))
     else:
         ci = grid_interval(grid, **options)
     return GridDifference(

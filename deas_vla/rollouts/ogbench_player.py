@@ -76,8 +76,8 @@ class Player:
         scored = chunks[:, :, : self.execute] if self.agent.scores_parts else chunks
         opinions = self.agent.opinions(observations, scored)
         played = chunks[:, :, : self.execute]
-        if opinions is None:
-            return Decision(played[:, 0], None, None)
         index = select(self.selection, self.arm.rule, opinions, scored, keys)
         rows = torch.arange(len(index))
+        if opinions is None:
+            return Decision(played[rows, index], None, None)
         return Decision(played[rows, index], opinions.amin(0)[rows, index], self.agent.value(observations))

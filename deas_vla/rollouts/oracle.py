@@ -1,7 +1,8 @@
 """The oracle: every candidate is played in a branch of the simulator, and the best is chosen.
 
-It bounds what any critic could gain by choosing among the policy's candidates (the headroom), and its branches are
-the truth against which a critic's ranking is scored.
+What choosing among the policy's candidates is worth to who knows how each of them ends if it is followed by one
+candidate after another, none chosen (the headroom); its branches are the truth against which a critic's ranking is
+scored. It is no upper bound: each candidate is tried once, and a critic that goes on choosing may do better.
 """
 
 import json
@@ -16,7 +17,7 @@ from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.rollouts.branches import CONTINUATION_DRAW, play_branches, return_of
 
-TRUTH = "return of playing the candidate and then following the policy to the end, once, with the same noise for all"
+TRUTH = "return of playing the candidate and then one of the candidates at each decision, once, the same noise for all"
 
 
 def play_oracle(
@@ -45,7 +46,7 @@ def play_oracle(
     """
     path = folder / "oracle.json"
     done: list[dict] = json.loads(path.read_text()) if path.is_file() else []
-    policy = BestOfN(decider.policy)
+    policy = BestOfN(decider.policy, selection=decider.selection)
     bar = tqdm(
         total=len(scenes),
         initial=len(done),

@@ -22,7 +22,7 @@ class PairedDifference:
 
     Attributes:
         difference: mean of a − b, in [-1, 1].
-        ci95: bootstrap interval that resamples scenes; where all scenes agree, see `_agreement_interval`.
+        ci95: bootstrap interval that resamples scenes; where all scenes agree, see `agreement_interval`.
         p_value: exact McNemar test over the discordant pairs (takes pairs for independent).
         p_value_scenes: exact sign-flip test over scenes; equals `p_value` when there is one draw a scene, and is
             the one to believe when there are several.
@@ -130,7 +130,7 @@ def paired_difference(
     delta = a.astype(np.int64) - b.astype(np.int64)
     per_scene, num_scenes = delta.mean(1), len(delta)
     if np.ptp(per_scene) == 0:
-        ci = _agreement_interval(float(per_scene[0]), num_scenes, confidence)
+        ci = agreement_interval(float(per_scene[0]), num_scenes, confidence)
     else:
         ci = ratio_interval(per_scene, np.ones(num_scenes), confidence, resamples, seed)
     return PairedDifference(
@@ -337,7 +337,7 @@ def ratio_interval(
     return float(low), float(high)
 
 
-def _agreement_interval(difference: float, num_scenes: int, confidence: float) -> Interval:
+def agreement_interval(difference: float, num_scenes: int, confidence: float = 0.95) -> Interval:
     """Interval where all scenes have one and the same difference.
 
     There a bootstrap interval is a point, and claims certainty, be it of a single scene. If a share s of all scenes
