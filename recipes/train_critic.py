@@ -133,8 +133,8 @@ def require_joined(options: Options) -> None:
     if made < SMALLEST_MADE or options.chained < SMALLEST_CHAINED:
         raise UserError(
             f"options of {options.chunk.shape[1]} steps could be made from {made:.0%} of the images, and "
-            f"{options.chained:.0%} of them end where another one starts, or in success; store images at every step, "
-            "or at such a distance that --critic.horizon is a multiple of it"
+            f"{options.chained:.0%} of those within an episode end where another one starts; store images at every "
+            "step, or at such a distance that --critic.horizon is a multiple of it"
         )
 
 

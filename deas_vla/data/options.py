@@ -102,8 +102,8 @@ class Options:
         step: (O,) int64 t.
         group: (O,) int64 `DEMONSTRATION`, `SUCCESS` or `FAILURE`.
         dropped: frames from which no option was made because no frame is stored where it would end.
-        chained: share of the options whose value at the end is learnt, because they are terminal or end where
-            another one starts. What ends elsewhere bootstraps from a value that nothing was said about.
+        chained: share of the options ending within their episode that end where another one starts. The others
+            bootstrap from a value that nothing is said about.
     """
 
     DEMONSTRATION: ClassVar[int] = GROUPS.index("demonstration")
@@ -122,19 +122,14 @@ class Options:
     step: Tensor
     group: Tensor
     dropped: int = 0
+    chained: float = 1.0
 
     def __len__(self) -> int:
         return len(self.start_frame)
 
-    @property
-    def chained(self) -> float:
-        starts = torch.zeros(int(max(self.start_frame.max(), self.end_frame.max())) + 1, dtype=torch.bool)
-        starts[self.start_frame] = True
-        return float((self.terminated | starts[self.end_frame]).float().mean())
-
     def batch(self, rows: Tensor) -> "Options":
         """The options at these rows: indices (B,) or a mask (O,)."""
-        tensors = [field.name for field in fields(self) if field.name != "dropped"]
+        tensors = [field.name for field in fields(self) if field.name not in ("dropped", "chained")]
         return Options(**{name: getattr(self, name)[rows] for name in tensors})
 
 
@@ -165,11 +160,14 @@ def build_options(
     Raises:
         UserError: if no option can be made.
     """
-    parts, first_frame, dropped = [], 0, 0
+    parts, first_frame, dropped, inside, joined = [], 0, 0, 0, 0
     for number, episode in enumerate(episodes):
         part = _episode_options(episode, horizon)
         kept = part.pop("kept") | (not need_end)
         dropped += int((~kept).sum())
+        within = kept & (part["step"] + part["length"] < episode.length)
+        inside += int(within.sum())
+        joined += int(np.isin(part["end"][within], part["start"][kept]).sum())
         rewards = reward.of(episode)[part["rows"]]
         parts.append(
             {
@@ -191,11 +189,14 @@ def build_options(
             f"no option of {horizon} steps starts and ends at a stored frame in {len(episodes)} episodes "
             f"({dropped} dropped); store more frames, or choose a horizon that is a multiple of their distance"
         )
-    joined = {key: torch.from_numpy(np.concatenate([part[key] for part in parts])) for key in parts[0]}
-    returns = chunk_return(joined.pop("reward"), joined["valid"], reward_discount)
-    bootstrap = (bootstrap_discount ** joined["length"].double()) * ~joined["terminated"]
-    chunk = contract.normalize_action(joined.pop("command"))
-    return Options(chunk=chunk, returns=returns, bootstrap=bootstrap.float(), dropped=dropped, **joined)
+    columns = {key: torch.from_numpy(np.concatenate([part[key] for part in parts])) for key in parts[0]}
+    returns = chunk_return(columns.pop("reward"), columns["valid"], reward_discount)
+    bootstrap = (bootstrap_discount ** columns["length"].double()) * ~columns["terminated"]
+    chunk = contract.normalize_action(columns.pop("command"))
+    chained = joined / inside if inside else 1.0
+    return Options(
+        chunk=chunk, returns=returns, bootstrap=bootstrap.float(), dropped=dropped, chained=chained, **columns
+    )
 
 
 def _episode_options(episode: Episode, horizon: int) -> dict[str, np.ndarray]:
