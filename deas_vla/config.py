@@ -70,7 +70,7 @@ def parse[T](config_class: type[T], argv: list[str] | None = None, prog: str | N
     flags, file = _read_flags(argv, known)
     values = _defaults(config_class)
     if file is not None:
-        _merge(values, _read_file(Path(file)), known, where=f"{file}: ")
+        _merge(values, read_file(Path(file)), known, where=f"{file}: ")
     for name, text in flags:
         *parents, leaf = name.split(".")
         inner = values
@@ -268,7 +268,12 @@ def _read_flags(argv: list[str], known: dict[str, Option]) -> tuple[list[tuple[s
     return flags, file
 
 
-def _read_file(path: Path) -> dict:
+def read_file(path: Path) -> dict:
+    """What a ``--config`` file holds.
+
+    Raises:
+        UserError: if it cannot be read, or holds no names and values.
+    """
     import yaml
 
     try:
@@ -289,6 +294,9 @@ def _merge(values: dict, given: dict, known: dict[str, Option], where: str, pref
     """Writes a file's values over the defaults, in place."""
     for key, value in given.items():
         name = f"{prefix}{key}"
+        if "." in str(key):
+            parent = name.rpartition(".")[0]
+            raise UserError(f"{where}'{key}': names with dots are for flags; nest it under '{parent}'")
         if name in known:
             values[key] = value
         elif any(other.startswith(name + ".") for other in known):

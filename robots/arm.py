@@ -11,7 +11,7 @@ import numpy as np
 from deas_vla.data.contract import Contract
 from deas_vla.errors import UserError
 from robots.pace import Pace
-from robots.safety import Limiter
+from robots.safety import HOME_SPEED, Limiter
 from robots.servos import TRIES, Servos
 from robots.watchdog import Watchdog
 
@@ -29,10 +29,19 @@ class Arm:
         contract: what policy and robot agreed on.
         limiter: what every command goes through.
         watchdog: without which nothing moves; None for a robot that needs none.
+        home_speed: share of the largest step that it takes in a tick on its way back to where it began.
     """
 
-    def __init__(self, robot: Any, contract: Contract, limiter: Limiter, watchdog: Watchdog | None):
+    def __init__(
+        self,
+        robot: Any,
+        contract: Contract,
+        limiter: Limiter,
+        watchdog: Watchdog | None,
+        home_speed: float = HOME_SPEED,
+    ):
         self.robot, self.contract, self.limiter, self.watchdog = robot, contract, limiter, watchdog
+        self.home_speed = home_speed
         names = [column.name for column in contract.state]
         joints = [column.name for column in contract.action]
         # Where the state has the action's columns, the commands say where to go.
@@ -44,6 +53,8 @@ class Arm:
         # Reading means the inner `_read`: the handshake of `connect` goes through that one alone.
         for name in ("ping", "_read", "write", "sync_read") if bus is not None else ():
             setattr(bus, name, asking_again(bus, getattr(bus, name)))
+        if bus is not None:
+            bus.enable_torque = holding_first(bus, bus.enable_torque)
 
     def connect(self) -> None:
         """Connects it, calibrated as its file says; nobody is asked anything.
@@ -59,8 +70,6 @@ class Arm:
                     print(f"the servos are given the calibration in {self.robot.calibration_fpath}")
                     bus.disable_torque()
                     bus.write_calibration(self.robot.calibration)
-                # An old goal in its registers must not pull the arm away when the torque comes on.
-                Servos.on(bus).hold()
                 bus.disconnect(disable_torque=False)
             self.robot.connect(calibrate=False)
 
@@ -68,7 +77,7 @@ class Arm:
         """(S,) float32 the state now; of a robot that can tell it apart, without a picture."""
         with self._device("read"):
             seen = getattr(self.robot, "get_state", self.robot.get_observation)()
-        return np.array([seen[column.name] for column in self.contract.state], np.float32)
+        return self._noted(seen)
 
     def frame(self, instruction: str) -> dict:
         """What the policy sees now: ``images``, ``state``, ``instruction``."""
@@ -78,12 +87,15 @@ class Arm:
             "images": {
                 camera.name: np.ascontiguousarray(seen[camera.name]) for camera in self.contract.cameras
             },
-            "state": np.array([seen[column.name] for column in self.contract.state], np.float32),
+            "state": self._noted(seen),
             "instruction": instruction,
         }
 
     def send(self, command: np.ndarray) -> np.ndarray:
-        """Limits an (A,) command and plays it; returns (A,) float32 what was really sent."""
+        """Limits an (A,) command and plays it; returns (A,) float32 what was really sent.
+
+        The state has to be read between two commands: a goal stays near the place that was seen last.
+        """
         if self.watchdog is not None:
             self.watchdog.require_alive()
         allowed = self.limiter(command)
@@ -93,19 +105,30 @@ class Arm:
         return np.array([sent[name] for name in names], np.float32)
 
     def begin(self, scene: int) -> None:
-        """Goes to where episodes begin: a simulator starts a scene, an arm goes back to where it was at first."""
+        """Goes to where episodes begin: a simulator starts a scene, an arm goes slowly to where it was at first."""
         if hasattr(self.robot, "reset"):
             self.robot.reset(scene)
         state = self.state()
         self.limiter.start(None if self.places is None else state[self.places].astype(np.float64))
         if self.places is not None:
             self.home = self.limiter.last if self.home is None else self.home
-            pace = Pace(self.contract.rate_hz)
+            pace, step = Pace(self.contract.rate_hz), self.limiter.step * self.home_speed
+            ticks = self.limiter.steps_to(self.home, self.home_speed)
+            if ticks:
+                seconds = ticks / self.contract.rate_hz
+                print(f"the arm goes back to where it began, slowly: {seconds:.1f} s", flush=True)
             pace.start()
-            for _ in range(self.limiter.steps_to(self.home)):
-                self.send(self.home)
+            for _ in range(ticks):
+                self.send(self.home.clip(self.limiter.last - step, self.limiter.last + step))
                 pace.wait()
+                self.state()
         self.limiter.changed = 0
+
+    def _noted(self, seen: dict) -> np.ndarray:
+        """(S,) float32 the state of an observation, which the limiter has to know too."""
+        state = np.array([seen[column.name] for column in self.contract.state], np.float32)
+        self.limiter.see(state)
+        return state
 
     @contextmanager
     def _device(self, doing: str) -> Iterator[None]:
@@ -152,6 +175,25 @@ def forget_late_answers(bus: Any) -> None:
 
     port.clearPort = lambda: port.ser.reset_input_buffer()
     packets.rxPacket = patient
+
+
+def holding_first(bus: Any, enable: Callable) -> Callable:
+    """Every place is made the goal right before the torque comes on.
+
+    Neither an old goal in the registers may pull the arm away, nor the place where the limp arm was before somebody
+    moved it while the cameras opened.
+    """
+
+    @wraps(enable)
+    def still(*arguments, **named):
+        silent = Servos.on(bus).hold()
+        if silent:
+            raise ConnectionError(
+                f"{', '.join(silent)} did not answer; the torque stays off, for the arm might jump"
+            )
+        return enable(*arguments, **named)
+
+    return still
 
 
 def asking_again(bus: Any, call: Callable) -> Callable:

@@ -1,17 +1,22 @@
 """Settings of robots/rollout.py: ours, and under ``--robot`` LeRobot's own for the robot that is named."""
 
 import importlib
+import math
 import pkgutil
 from dataclasses import dataclass, field, make_dataclass
+from itertools import pairwise
+from pathlib import Path
 
 import lerobot.cameras
 import lerobot.robots
 from lerobot.robots import RobotConfig
 from lerobot.utils.import_utils import register_third_party_plugins
 
+from deas_vla.config import read_file
 from deas_vla.envs.playing import unknown
 from deas_vla.errors import UserError
 from robots.outcome import OutcomeSource
+from robots.safety import HOME_SPEED, MAX_LAG
 from robots.sim import SimConfig
 
 TYPE = "--robot.type"
@@ -35,12 +40,22 @@ class SafetyConfig:
 
     # Largest change of a commanded place in one tick, in the column's unit: degrees, or percent of a range.
     max_step: float = 5.0
+    # Largest distance of a commanded place from the measured one, in the column's unit: what a joint that is blocked is
+    # pulled by, and what a gripper grips by.
+    max_lag: float = MAX_LAG
+    # Share of max_step that the arm moves in a tick where no policy moves it: back to its start, after the keys s, f
+    # and r and after the last episode.
+    home_speed: float = HOME_SPEED
     # Seconds that the arm holds its place in the end before its torque goes off: time to support it.
     hold_s: float = 3.0
 
     def __post_init__(self):
-        if not self.max_step > 0 or not self.hold_s >= 0:
-            raise UserError("safety.max_step must be above 0, and safety.hold_s at least 0")
+        if not 0 < self.max_step < math.inf or not 0 <= self.hold_s < math.inf:
+            raise UserError("safety.max_step must be above 0, and safety.hold_s at least 0; both finite")
+        if not self.max_step <= self.max_lag < math.inf or not 0 < self.home_speed <= 1:
+            raise UserError(
+                "safety.max_lag must be finite and at least safety.max_step, safety.home_speed above 0 and at most 1"
+            )
 
 
 @dataclass
@@ -73,22 +88,25 @@ class RolloutConfig:
         if self.episodes < 1 or self.frame_every < 0:
             raise UserError("episodes must be at least 1, and frame_every at least 0")
         for name in ("seconds", "rate_hz"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise UserError(f"{name} must be above 0")
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                raise UserError(f"{name} must be above 0 and finite")
 
 
 def settings_of(argv: list[str]) -> type[RolloutConfig]:
     """The settings that a command line is read into: those of the robot that it names are among them.
 
     Raises:
-        UserError: if LeRobot knows no such robot.
+        UserError: if LeRobot knows no such robot, or a configuration file names another one.
     """
     for package in (lerobot.robots, lerobot.cameras):
         for module in pkgutil.iter_modules(package.__path__):
             if module.ispkg:
                 importlib.import_module(f"{package.__name__}.{module.name}")
     register_third_party_plugins()
-    name = _type_in(argv)
+    name = _given(argv, TYPE)
+    if name is None:
+        name = DEFAULT_TYPE
+        _refuse_another_type(_given(argv, "--config"), name)
     known = RobotConfig.get_known_choices()
     if name not in known:
         raise UserError(unknown("robot", name, sorted(known)))
@@ -104,10 +122,22 @@ def settings_of(argv: list[str]) -> type[RolloutConfig]:
     )  # fmt: skip
 
 
-def _type_in(argv: list[str]) -> str:
-    for number, token in enumerate(argv):
-        if token.startswith(TYPE + "="):
-            return token.removeprefix(TYPE + "=")
-        if token == TYPE and number + 1 < len(argv):
-            return argv[number + 1]
-    return DEFAULT_TYPE
+def _given(argv: list[str], flag: str) -> str | None:
+    """The value of a flag; the last one counts, as for every other flag."""
+    value = None
+    for token, following in pairwise([*argv, None]):
+        if token.startswith(flag + "="):
+            value = token.removeprefix(flag + "=")
+        elif token == flag and following is not None:
+            value = following
+    return value
+
+
+def _refuse_another_type(file: str | None, name: str) -> None:
+    robot = read_file(Path(file)).get("robot") if file else None
+    told = robot.get("type", name) if isinstance(robot, dict) else name
+    if told != name:
+        raise UserError(
+            f"{file}: robot.type is {told}, but all other settings of the robot follow from its type: give "
+            f"{TYPE}={told} on the command line"
+        )

@@ -14,7 +14,7 @@ from deas_vla.errors import UserError
 OutcomeSource = Literal["auto", "keys", "sim", "success", "failure"]
 Verdict = Literal["success", "failure", "again", "quit"]
 KEYS: dict[str, Verdict] = {"s": "success", "f": "failure", "r": "again", "q": "quit"}
-ASKED = "s success, f failure, r record it again, q quit"
+ASKED = "s success, f failure, r record it again: the arm then goes back slowly; q quit: it stays"
 
 
 class Keys(AbstractContextManager):
@@ -81,7 +81,8 @@ class Judge(AbstractContextManager):
         if self.source != "keys":
             return True
         print(f"{what}: set the scene. Enter starts, q quits", flush=True)
-        while (key := self.keys.pressed(0.1)) not in ("\n", "q"):
+        # Python 3.12.0 and 3.12.1 switch off what makes a line feed of the Enter key.
+        while (key := self.keys.pressed(0.1)) not in ("\n", "\r", "q"):
             pass
         return key != "q"
 

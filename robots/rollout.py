@@ -8,8 +8,10 @@
 The first is a simulated arm (extra `sim`), the second a real one (extra `robots`); any arm of LeRobot's with one
 serial servo bus will do. Both need `lerobot`, `train` and what the policy needs; 1.3 GB. Nothing moves before policy
 and robot agree on names, units, rate and cameras. Keys while an episode is played: s success, f failure, r record
-it again, q quit. However it ends, the arm stops and its torque goes off (robots/safety.py, robots/watchdog.py). What
-was recorded is what recipes/train_critic.py takes as --rollouts. Interrupted, the same command goes on.
+it again, q quit. After s, f and r, and after the last episode, the arm goes back to where it began by itself, slowly
+(--safety.home_speed); after q it stays where it is. However it ends, the arm stops and its torque goes off
+(robots/safety.py, robots/watchdog.py). What was recorded is what recipes/train_critic.py takes as --rollouts.
+Interrupted, the same command goes on.
 """
 
 import itertools
@@ -70,10 +72,11 @@ def make_robot(config: Any) -> Any:
     try:
         return make_robot_from_config(config)
     except ImportError as error:
-        raise UserError(
-            f"{config.type} needs a package that is not installed ({' '.join(str(error).split())}); "
-            "EXTRAS=robots tools/install.sh brings what Feetech's servos need"
-        ) from error
+        reason = " ".join(str(error).split())
+        mend = "EXTRAS=robots tools/install.sh brings what Feetech's servos need"
+        if "dynamixel" in reason:
+            mend = "Dynamixel's servos need what this project's extras do not bring: pip install 'lerobot[dynamixel]'"
+        raise UserError(f"{config.type} needs a package that is not installed ({reason}); {mend}") from error
     except ValueError as error:
         # LeRobot wraps whatever a robot that is not its own says.
         if isinstance(error.__cause__, UserError):
@@ -97,7 +100,8 @@ def roll_out(
     if (folder / DATASET).exists():
         return
     with Judge(config.outcome, robot) as judge, safely(robot, config.safety.hold_s) as watchdog:
-        arm = Arm(robot, contract, Limiter(contract, config.safety.max_step), watchdog)
+        limiter = Limiter(contract, config.safety.max_step, config.safety.max_lag)
+        arm = Arm(robot, contract, limiter, watchdog, config.safety.home_speed)
         arm.connect()
         decider = Decider(reranker, config.seed, config.task or getattr(robot, "instruction", ""))
         if not decider.instruction:
@@ -114,7 +118,8 @@ def roll_out(
             write_json(path.with_suffix(".json"), played.facts)
             save_block(path, [played.episode])
             print(f"{name}: {played.told()}", flush=True)
-        arm.begin(scene)
+        else:
+            arm.begin(scene)  # who quits wants no more movement
     write(folder, reranker.contract, settings)
 
 

@@ -1,8 +1,9 @@
 """What keeps an arm safe: limits of every command, and a way out of every end.
 
-Commands are clamped to the limits of their columns and to a largest step from the one before. However an episode
-ends (done, an exception, a signal), the arm first stops where it is and, after some seconds in which somebody can
-support it, its torque goes off. watchdog.py does the same when this process was killed.
+Commands are clamped to the limits of their columns, to a largest step from the one before and to the neighbourhood of
+the place that was measured last. However an episode ends (done, an exception, a signal), the arm first stops where it
+is and, after some seconds in which somebody can support it, its torque goes off. watchdog.py does the same when this
+process was killed.
 """
 
 import signal
@@ -22,6 +23,10 @@ from robots.watchdog import Watchdog
 # Columns that say how fast, or yes or no; all others say where to.
 NOT_PLACES = ("command", "flag")
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# How far a goal may be from where the joint is: three of the default's largest steps. A servo lags behind its goal,
+# and hangs below it under a load, so this does not shrink with the step.
+MAX_LAG = 15.0
+HOME_SPEED = 0.3
 
 
 class Limiter:
@@ -30,15 +35,31 @@ class Limiter:
     Args:
         contract: columns with the limits of this arm.
         max_step: largest change of a place in one tick, in the column's own unit.
+        max_lag: largest distance of a goal from the measured place, in the column's own unit; only where the state
+            has a column of the same name and unit.
     """
 
-    def __init__(self, contract: Contract, max_step: float):
+    def __init__(self, contract: Contract, max_step: float, max_lag: float = MAX_LAG):
         self.columns = contract.action
         self.low = np.array([-np.inf if c.low is None else c.low for c in self.columns])
         self.high = np.array([np.inf if c.high is None else c.high for c in self.columns])
         self.step = np.array([np.inf if c.unit in NOT_PLACES else max_step for c in self.columns])
         self.changed = 0
         self.last: np.ndarray | None = None
+        state = [(c.name, c.unit) for c in contract.state]
+        # Positions of the joints' columns in the action, and in the state.
+        self.joints = [
+            (number, state.index((c.name, c.unit)))
+            for number, c in enumerate(self.columns)
+            if (c.name, c.unit) in state and c.unit not in NOT_PLACES
+        ]
+        self.max_lag = max_lag
+        self.measured = np.full(len(self.columns), np.nan)
+
+    def see(self, state: np.ndarray) -> None:
+        """Takes (S,) the state that was measured last: no goal will be far from it."""
+        for action, place in self.joints:
+            self.measured[action] = state[place]
 
     def start(self, place: np.ndarray | None) -> None:
         """Begins from where the arm is: (A,) its place in the action's columns, or None where they are no places.
@@ -51,14 +72,15 @@ class Limiter:
             raise UserError(f"the state does not say where {names} are, so their steps cannot be limited")
         self.last = place
 
-    def steps_to(self, goal: np.ndarray) -> int:
-        """How many ticks it takes to command (A,) a goal from here."""
-        return int(np.ceil(np.max(np.abs(goal - self.last) / self.step)))
+    def steps_to(self, goal: np.ndarray, share: float = 1.0) -> int:
+        """How many ticks it takes to command (A,) a goal from here, with this share of the largest step in each."""
+        return int(np.ceil(np.max(np.abs(goal - self.last) / (share * self.step))))
 
     def __call__(self, command: np.ndarray) -> np.ndarray:
         """(A,) what may be played of an (A,) command.
 
-        The step counts more than the limits: an arm that was left outside them comes back in small steps.
+        The step counts more than the limits: an arm that was left outside them comes back in small steps. The measured
+        place counts most: a joint that is blocked, or was pushed away, is not pulled at from afar.
 
         Raises:
             UserError: if the command is not finite.
@@ -70,6 +92,8 @@ class Limiter:
         allowed = command.clip(self.low, self.high)
         if self.last is not None:
             allowed = allowed.clip(self.last - self.step, self.last + self.step)
+        near = allowed.clip(self.measured - self.max_lag, self.measured + self.max_lag)
+        allowed = np.where(np.isnan(self.measured), allowed, near)
         self.changed += not np.allclose(allowed, command, rtol=0, atol=1e-5)
         self.last = allowed
         return allowed
@@ -99,9 +123,10 @@ def safely(robot: Any, hold_s: float) -> Iterator[Watchdog | None]:
             signal.signal(number, lambda *_: hurry.set())
         try:
             _leave_safe(robot, hold_s if torque_off else None, hurry)
-        finally:
+            # Not after an exception: the arm may not be safe then, and somebody has to see to it.
             if watchdog is not None:
                 watchdog.dismiss()
+        finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -121,9 +146,11 @@ def _leave_safe(robot: Any, hold_s: float | None, hurry: threading.Event) -> Non
         silent = servos.hold()
         if hold_s is not None:
             told = f"its torque goes off in {hold_s:g} s: support it" if hold_s else "its torque goes off"
-            _say(f"the arm holds its place; {told}")
-            hurry.wait(hold_s)
-            silent = servos.torque_off()
+            try:
+                _say(f"the arm holds its place; {told}")
+                hurry.wait(hold_s)
+            finally:
+                silent = servos.torque_off()
         if silent:
             _say(f"{', '.join(silent)} did not answer: cut the arm's power before you touch it")
         bus.disconnect(disable_torque=False)

@@ -1,7 +1,7 @@
 """A simulated arm behind LeRobot's `Robot`, in real time.
 
 Time passes whether or not a command comes, as it does for an arm: a command moves it for one period, and for every
-period without one it holds its place. It cannot be seen earlier than the clock allows.
+period without one it holds its place, and what is in its gripper. It cannot be seen earlier than the clock allows.
 """
 
 import time
@@ -47,7 +47,10 @@ class Sim(Robot):
         self.succeeded, self.held, self.instruction, self.limit = False, 0, "", 0
         self._env, self._seen_until = None, 0.0
         self._period = 1 / self.contract.rate_hz
-        self._flags = np.array([column.kind == "binary" for column in self.contract.action])
+        # What holding repeats: zero is no motion in all other columns, but lets go of what Meta-World's gripper holds.
+        self._kept = np.array(
+            [c.kind == "binary" or c.name.startswith("gripper") for c in self.contract.action]
+        )
         self._hold = np.zeros(self.contract.action_dim, np.float32)
 
     @property
@@ -106,7 +109,7 @@ class Sim(Robot):
             self.held += 1
         command = np.array([action[column.name] for column in self.contract.action], np.float32)
         self._step(command)
-        self._hold = np.where(self._flags, command, 0).astype(np.float32)
+        self._hold = np.where(self._kept, command, 0).astype(np.float32)
         return action
 
     def disconnect(self) -> None:
@@ -114,5 +117,8 @@ class Sim(Robot):
         self._env = None
 
     def _step(self, command: np.ndarray) -> None:
+        # Meta-World counts the steps, those of holding too, and refuses to go on after 500; here the caller ends it.
+        if self.config.env.name == "metaworld":
+            self._env.simulator.curr_path_length = 0
         self.succeeded = bool(self._env.step(command)) or self.succeeded
         self._seen_until += self._period

@@ -3,18 +3,24 @@
 A process that is killed hard (SIGKILL, out of memory, a crash in a library) runs no line of its own any more; its
 servos go on pulling to the last goal. This one is started before anything moves, sits in a session of its own, where
 no signal of the terminal reaches it, and waits for its parent to end. It cannot help against what stops both: a power
-cut of the computer, or an unplugged cable. For those the last goal is near (the largest step of a tick), and the
-servos' own overload protection is set by LeRobot.
+cut of the computer, or an unplugged cable. For those the last goal is near the place where the arm was seen last
+(`robots.safety.Limiter`), and the servos' own overload protection is set by LeRobot.
+
+One program at a time may move an arm: a lock of its port is held by the one that does, and by this process until it
+has acted, or it would take the torque off the next one.
 """
 
+import fcntl
 import json
 import os
 import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
+from typing import BinaryIO
 
 from deas_vla.errors import UserError
 from robots.servos import Servos
@@ -33,19 +39,21 @@ class Watchdog:
         torque_off: False: it goes on holding.
 
     Raises:
-        UserError: if the process does not start.
+        UserError: if the process does not start, or another program or its watchdog has this port.
     """
 
     def __init__(self, bus: dict, hold_s: float, torque_off: bool = True):
         task = {"bus": bus, "hold_s": hold_s, "torque_off": torque_off}
         root = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
+        self.lock = _locked(bus["port"])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "robots.watchdog"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=os.environ | {"PYTHONPATH": path},
             start_new_session=True,
+            pass_fds=[self.lock.fileno()],
             text=True,
         )
         try:
@@ -55,6 +63,8 @@ class Watchdog:
             ready = False
         if not ready:
             self.process.kill()
+            self.process.wait()
+            self.lock.close()
             raise UserError(
                 "the watchdog of the arm does not start (its message is above); nothing has moved"
             )
@@ -74,10 +84,32 @@ class Watchdog:
                 self.process.kill()
         self.process.wait()
         self.process.stdout.close()
+        self.lock.close()
 
     def _say(self, text: str) -> None:
         self.process.stdin.write(text)
         self.process.stdin.flush()
+
+
+def _locked(port: str) -> BinaryIO:
+    """The lock of a port; it is let go when all who hold the open file have closed it or ended, however."""
+    path = Path(tempfile.gettempdir(), f"deas_vla{os.path.realpath(port).replace('/', '-')}.lock")
+    try:
+        # Not `touch`, nor for writing: the file may be another user's.
+        if not path.exists():
+            os.close(os.open(path, os.O_CREAT, 0o644))
+        lock = path.open("rb")
+    except OSError as error:
+        raise UserError(f"the lock of {port} cannot be opened: {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        lock.close()
+        raise UserError(
+            f"another program moves the arm on {port}, or was killed and its watchdog is about to turn the torque off: "
+            "support the arm, wait some seconds and try again"
+        ) from error
+    return lock
 
 
 def watch() -> None:

@@ -125,6 +125,29 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path, suffix
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (
+            {"critic.expectile": 0.9},
+            "'critic.expectile': names with dots are for flags; nest it under 'critic'",
+        ),
+        (
+            {"critic": {"head.bins": 3}},
+            "'head.bins': names with dots are for flags; nest it under 'critic.head'",
+        ),
+    ],
+)
+def test_a_name_with_dots_in_a_file_is_refused(tmp_path, values, words):
+    file = tmp_path / "c.yaml"
+    file.write_text(json.dumps(values))
+    for read in (lambda: parse(Recipe, [f"--config={file}"]), lambda: from_json(Recipe, values, file)):
+        with pytest.raises(UserError) as caught:
+            read()
+        assert str(caught.value) == f"{file}: {words}"
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize(
     ("argv", "parts"),
     [
         (["--critic.expectle=1"], ["--critic.expectle", "did you mean --critic.expectile?"]),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from deas_vla.data.contract import Camera, Column
 from deas_vla.errors import ContractMismatch, UserError
+from robots.arm import Arm
 from robots.contract import agreed, contract_of, slow_cameras
 from robots.outcome import Judge, Keys
 from robots.pace import Pace, told
@@ -81,6 +82,43 @@ def test_steps_are_not_limited_blindly():
     Limiter(example_contract(), 5).start(None)  # commands and flags say where to nothing
 
 
+def test_a_goal_stays_near_the_measured_place():
+    # The drive is no place; the gripper's place is told in another unit than it is commanded in.
+    state = (PLACES[2], replace(PLACES[1], unit="mm"), PLACES[0])
+    limiter = Limiter(replace(ARM, state=state), max_step=5, max_lag=12)
+    limiter.start(np.array([16.0, 50.0, 0.0]))
+    for _ in range(20):
+        limiter.see(np.array([0.0, 0.0, 16.0]))  # it is blocked
+        allowed = limiter(np.array([80.0, 100.0, 1.0]))
+    np.testing.assert_array_equal(allowed, [28, 100, 1])
+    assert limiter.changed == 20
+    limiter.see(np.array([0.0, 0.0, -40.0]))  # it was pushed away
+    np.testing.assert_array_equal(limiter(np.array([80.0, 100.0, 1.0])), [-28, 100, 1])
+
+
+# ---- back to the start -----------------------------------------------------------------------------------------
+
+
+def test_an_arm_goes_back_to_its_start_slowly_and_says_so(monkeypatch, capsys):
+    monkeypatch.setattr("robots.arm.Pace.wait", lambda self: None)
+    state, goals = {c.name: 0.0 for c in PLACES}, []
+
+    def follow(action: dict) -> dict:
+        goals.append(action["shoulder.pos"])
+        state.update(action)
+        return action
+
+    robot = SimpleNamespace(name="toy", get_observation=lambda: state, send_action=follow)
+    contract = replace(ARM, state=PLACES, action=PLACES)
+    arm = Arm(robot, contract, Limiter(contract, max_step=5), None, home_speed=0.2)
+    arm.begin(0)
+    assert not goals and "goes back" not in capsys.readouterr().out
+    state["shoulder.pos"] = 60.0
+    arm.begin(0)
+    assert goals == list(range(59, -1, -1))
+    assert "the arm goes back to where it began, slowly: 3.0 s" in capsys.readouterr().out
+
+
 # ---- the clock -------------------------------------------------------------------------------------------------
 
 
@@ -142,6 +180,14 @@ def test_a_key_ends_an_episode_or_answers_after_it(terminal, key, verdict):
         assert judge.ready("episode 1 of 2")
         os.write(terminal, b"sq")
         assert not judge.ready("episode 2 of 2")
+
+
+@pytest.mark.parametrize("enter", [b"\r", b"\n"])
+def test_the_enter_key_starts_an_episode(terminal, enter):
+    """It sends a carriage return, which Python 3.12.0 and 3.12.1 do not let the terminal change."""
+    with Judge("auto", SimpleNamespace(name="arm")) as judge:
+        os.write(terminal, b"x" + enter + b"q")
+        assert judge.ready("episode 1 of 1")
 
 
 def test_a_simulator_says_itself_how_it_went():

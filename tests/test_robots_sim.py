@@ -122,6 +122,24 @@ def test_while_no_command_comes_it_holds_its_place(arm, clock):
     env.close()
 
 
+def test_while_meta_worlds_arm_holds_its_place_it_holds_what_is_in_its_gripper(clock):
+    pytest.importorskip("metaworld")
+    env = EnvConfig(name="metaworld", task="reach-v3", cameras=["gripper"], camera_size=16)
+    robot = sim.Sim(sim.SimConfig(env=env))
+    robot.connect()
+    robot.reset(0)
+    played = []
+    step = robot._env.step
+    robot._env.step = lambda command: played.append(command.tolist()) or step(command)
+    send(robot, np.array([1.0, 0.5, 0.0, 0.75]))
+    # More periods of holding than Meta-World's own 500 steps: a slow computer must not end an episode by an error.
+    while robot.held < 501:
+        clock.now += sim.MOST_HELD_S
+        send(robot, np.array([0.0, 0.0, 0.0, 0.75]))
+    assert played[0] == [1, 0.5, 0, 0.75] and played[1:] == [[0, 0, 0, 0.75]] * (len(played) - 1)
+    robot.disconnect()
+
+
 # ---- from a reranker to a critic -------------------------------------------------------------------------------
 
 
@@ -165,7 +183,7 @@ def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsy
         held_out=0.0,
         features=FeatureConfig(grid=2, dim=4),
         vision=VisionConfig(dim=4),
-        critic=CriticConfig(horizon=4, hidden_dim=16, num_layers=2),
+        critic=CriticConfig(horizon=3, hidden_dim=16, num_layers=2),  # the distance of the decisions
     )
     critic.vision_training.steps = critic.training.steps = critic.training.log_every = 3
     train_critic(make_accelerator(), critic)
@@ -173,8 +191,11 @@ def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsy
 
 
 def test_success_ends_an_episode_and_quitting_keeps_what_there_is(reranker, tmp_path, monkeypatch, capsys):
+    from robots.arm import Arm
     from robots.outcome import Judge
 
+    begun, begin = [], Arm.begin
+    monkeypatch.setattr(Arm, "begin", lambda self, scene: begun.append(scene) or begin(self, scene))
     verdicts = iter([None] * 4 + ["success"] + [None] * 2 + ["again"] + [None] * 3 + ["failure"] + ["quit"])
     monkeypatch.setattr(Judge, "now", lambda self: next(verdicts))
     main(settings(tmp_path / "robot", reranker, "--episodes=9", f"--task={SENTENCES[0]}"))
@@ -183,6 +204,7 @@ def test_success_ends_an_episode_and_quitting_keeps_what_there_is(reranker, tmp_
     assert [episode.length for episode in episodes] == [5, 4]
     assert [fact["outcome"] for fact in metadata["played"]] == ["success", "failure"]
     assert "2 episodes, 1 succeeded" in capsys.readouterr().out
+    assert len(begun) == 8, "twice for each of four recordings: it does not go back for who quits"
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------
@@ -207,7 +229,13 @@ def test_rule_07_another_camera_size_is_refused_before_the_simulator_starts(rera
         (["--robot.use_degrees=true"], "unknown flag --robot.use_degrees"),
         (["--episodes=0"], "episodes must be at least 1"),
         (["--seconds=0"], "seconds must be above 0"),
+        (["--seconds=inf"], "seconds must be above 0 and finite"),
         (["--safety.max_step=0"], "safety.max_step must be above 0"),
+        (["--safety.max_step=.inf"], "safety.max_step must be above 0"),
+        (["--safety.hold_s=inf"], "safety.hold_s at least 0; both finite"),
+        (["--safety.max_step=10", "--safety.max_lag=9"], "safety.max_lag must be finite and at least"),
+        (["--safety.home_speed=0"], "safety.home_speed above 0 and at most 1"),
+        (["--robot.type=sim", "--robot.type=so101_follower"], "--robot.port must be given"),
         (["--outcome=luck"], "auto|keys|sim|success|failure"),
     ],
 )
@@ -215,6 +243,32 @@ def test_mistakes_in_settings_are_one_line(flags, words):
     with pytest.raises(UserError) as caught:
         parse(settings_of(flags), flags)
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_file_cannot_name_the_robot(tmp_path):
+    file = tmp_path / "arm.yaml"
+    file.write_text("robot: {type: so101_follower, port: /dev/arm}")
+    with pytest.raises(UserError) as caught:
+        settings_of([f"--config={file}"])
+    assert str(file) in str(caught.value) and "give --robot.type=so101_follower on the command" in str(
+        caught.value
+    )
+    flags = [f"--config={file}", "--robot.type=so101_follower"]
+    assert parse(settings_of(flags), flags).robot.port == "/dev/arm"
+    file.write_text("robot: {type: sim}")
+    assert parse(settings_of(flags[:1]), flags[:1]).robot.type == "sim"
+
+
+def test_what_dynamixels_servos_need_is_named(monkeypatch):
+    def make(config):
+        raise ImportError("'dynamixel-sdk' is required but not installed")
+
+    monkeypatch.setattr("robots.rollout.make_robot_from_config", make)
+    with pytest.raises(UserError) as caught:
+        make_robot(SimpleNamespace(type="koch_follower"))
+    assert str(caught.value).endswith("pip install 'lerobot[dynamixel]'") and "Feetech" not in str(
+        caught.value
+    )
 
 
 def test_a_changed_reranker_is_not_played(reranker, tmp_path):
