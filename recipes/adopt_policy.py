@@ -14,9 +14,11 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from deas_vla.data.audit.agreement import own_contract
+from deas_vla.data.contract import Contract
 from deas_vla.data.lerobot_folder import LerobotFolder
-from deas_vla.data.lerobot_layout import Layout
-from deas_vla.errors import UserError
+from deas_vla.data.lerobot_format import SIDECAR
+from deas_vla.data.lerobot_layout import KEYS, Layout, feature_names
+from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.files import sha256_of
 from deas_vla.launch import run_recipe
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
@@ -41,10 +43,14 @@ class AdoptPolicyConfig:
 
 def adopt_policy(accelerator: Accelerator, config: AdoptPolicyConfig) -> None:
     checkpoint, dataset = Path(config.checkpoint), LerobotFolder(Path(config.dataset))
-    contract, _ = own_contract(dataset, Layout.of(dataset))
+    layout = Layout.of(dataset)
+    contract, _ = own_contract(dataset, layout)
+    require_order_of_files(dataset, layout, contract)
 
     def work(folder: Path) -> None:
-        save_policy(LeRobotPolicy.load(checkpoint, contract, config.feature or None), folder / "policy")
+        policy = LeRobotPolicy.load(checkpoint, contract, config.feature or None)
+        require_same_names(policy, dataset)
+        save_policy(policy, folder / "policy")
 
     settings = {
         "checkpoint": sha256_of(checkpoint),
@@ -52,6 +58,35 @@ def adopt_policy(accelerator: Accelerator, config: AdoptPolicyConfig) -> None:
         "feature": config.feature,
     }
     run_stage(accelerator, Path(config.output), settings, {}, work)
+
+
+def require_order_of_files(dataset: LerobotFolder, layout: Layout, contract: Contract) -> None:
+    """LeRobot trained on the columns as they lie in the files: a contract with another order would rename them."""
+    misfits = layout.column_misfits(dataset, contract)
+    if misfits:
+        raise ContractMismatch(f"{dataset.root} and its contract do not fit together: {'; '.join(misfits)}")
+    picked = layout.with_columns_of(contract)
+    for what, key in KEYS.items():
+        places = [(place.key, place.index) for place in getattr(picked, what)]
+        if places != [(key, index) for index in range(len(places))]:
+            raise ContractMismatch(
+                f"{dataset.root}: the contract lists the columns of the {what} in another order than the files, and "
+                f"LeRobot trained on that of the files ({', '.join(place.name for place in getattr(layout, what))}); "
+                f"list them so in {SIDECAR}"
+            )
+
+
+def require_same_names(policy: LeRobotPolicy, dataset: LerobotFolder) -> None:
+    """Some kinds of LeRobot's policies note the names of the action columns that they were trained on."""
+    trained = getattr(policy.policy.config, "action_feature_names", None)
+    names = feature_names(dataset.features[KEYS["action"]])
+    # Of names in a dictionary LeRobot notes the keys.
+    told = dataset.features[KEYS["action"]].get("names")
+    if trained and names and list(trained) not in (names, list(told)):
+        raise ContractMismatch(
+            f"{dataset.root}: its action columns are {', '.join(names)}, the policy was trained on "
+            f"{', '.join(map(str, trained))}; give the data set that it was trained on"
+        )
 
 
 def main(config: AdoptPolicyConfig) -> None:

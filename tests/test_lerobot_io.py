@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import shutil
 
 import numpy as np
@@ -383,7 +384,7 @@ def test_rule_12_a_data_set_is_whole_or_absent(tmp_path):
         write_dataset(root, killed(), CONTRACT, "local/toy")
     assert not root.exists()
     # What a kill -9 leaves behind does not stand in the way.
-    (tmp_path / ".dataset.partial").mkdir(exist_ok=True)
+    (tmp_path / f".dataset.{os.getpid()}.partial").mkdir(exist_ok=True)
     write_dataset(root, example_episodes()[:1], CONTRACT, "local/toy")
     assert len(read_dataset(root)[0]) == 1 and [path.name for path in tmp_path.iterdir()] == ["dataset"]
 

@@ -378,5 +378,22 @@ def test_save_pretrained_exports_what_it_is_now(exported, tmp_path):
     assert (again.num_candidates, again.rule, again.n_action_steps) == (2, "best", 2)
 
 
+def test_saving_over_something_touches_nothing(policy, folder):
+    before = sha256_of(folder)
+    with pytest.raises(UserError, match="holds files already; save into a new folder"):
+        policy.save_pretrained(folder)
+    assert sha256_of(folder) == before and "decided as before" in verify(folder)
+
+
+def test_training_inside_lerobot_is_refused(policy):
+    for asked in (
+        policy.config.get_optimizer_preset,
+        policy.get_optim_params,
+        lambda: policy.forward(batch_of(observations(1))),
+    ):
+        with pytest.raises(UserError, match="a deas policy is not trained by LeRobot"):
+            asked()
+
+
 def test_a_fresh_config_is_made_by_lerobots_factory():
     assert make_policy_config("deas", chunk_size=8, n_action_steps=8).action_delta_indices == list(range(8))

@@ -278,6 +278,33 @@ def test_any_other_policy_runs_as_a_batch(policies, kind, feature):
     )
 
 
+def test_any_other_policy_is_told_its_sentences(policies, monkeypatch):
+    """Some kinds read them from the batch, as text, and invent one if there is none."""
+    plain = as_any_other(policies("smolvla"), "model.vlm_with_expert.vlm.model.connector")
+    told, inner = [], plain.policy
+
+    def noting(method):
+        def call(batch, **settings):
+            told.append(batch["task"])
+            return method(batch, **settings)
+
+        return call
+
+    for name in ("predict_action_chunk", "forward"):
+        monkeypatch.setattr(inner, name, noting(getattr(inner, name)))
+    observation = observations(2, sentences=["öffne die Schublade", "", "x"])
+    context = plain.encode(observation)
+    plain.sample(context, normal(2, 3, 8, A))
+    plain.loss(context, torch.zeros(2, 8, A), normal(2, 2, 8, A), torch.rand(2, 2))
+    first, second = (
+        f"{sentence}\n" for sentence in observation.instruction
+    )  # as its preprocessor leaves them
+    assert told[:2] == [[first], [second]]
+    assert told[2] == [first] * 3 + [second] * 3
+    spoken = [sentence for each in told[3:] for sentence in each]
+    assert spoken == [first] * 2 + [second] * 2
+
+
 @torch.inference_mode()
 @pytest.mark.parametrize("kind", KINDS)
 def test_best_of_n_takes_any_of_them(policies, kind):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from dataclasses import replace
 
 import pytest
@@ -103,6 +104,54 @@ def test_another_contract_is_refused(policies, tmp_path):
     slower = replace(CONTRACT, rate_hz=10.0)
     with pytest.raises(ContractMismatch, match="10 Hz"):
         LeRobotPolicy.load(tmp_path / "policy", slower)
+
+
+def old_florence(name: str) -> str:
+    """X-VLA's names of the time when Florence was part of it; the reverse of what LeRobot does to them."""
+    new_to_old = (
+        (r"(vision_tower\.convs\.\d+\.)conv\.", r"\1proj."),
+        (r"(_block\.conv[12]\.)", r"\1fn.dw."),
+        (r"(spatial_block\.)norm1\.", r"\1window_attn.norm."),
+        (r"(channel_block\.)norm1\.", r"\1channel_attn.norm."),
+        (r"((?:window|channel)_attn\.)(?!norm|fn)", r"\1fn."),
+        (r"(_block\.)norm2\.", r"\1ffn.norm."),
+        (r"(_block\.ffn\.)(?!norm)", r"\1fn.net."),
+        (r"multi_modal_projector\.image_projection\.weight", "image_projection"),
+        (r"multi_modal_projector\.image_position_embed\.", "image_pos_embed."),
+        (r"multi_modal_projector\.", ""),
+        (r"(vlm\.language_model\.)", r"\1model."),
+    )
+    for new, old in new_to_old:
+        name = re.sub(new, old, name)
+    return name
+
+
+@pytest.mark.parametrize(
+    ("kind", "rename"),
+    [
+        ("xvla", old_florence),
+        ("pi0", lambda name: name.removeprefix("model.").replace("action_time_mlp", "time_mlp")),
+        ("pi05", lambda name: name.removeprefix("model.").replace("time_mlp", "action_time_mlp")),
+    ],
+)
+def test_files_of_older_versions_are_read(policies, tmp_path, kind, rename):
+    """LeRobot gives their weights the names of today."""
+    policy, path = policies(kind), tmp_path / "policy" / "model.safetensors"
+    policy.save(path.parent)
+    weights = load_file(path)
+    old = {rename(name): tensor for name, tensor in weights.items()}
+    assert len(old) == len(weights) and old.keys() != weights.keys()
+    if kind == "xvla":
+        old["model.vlm.image_projection"] = old["model.vlm.image_projection"].T.contiguous()
+        old["model.vlm.language_model.final_logits_bias"] = torch.zeros(1, 3)
+    save_file(old, path)
+    again = LeRobotPolicy.load(path.parent)
+    assert again.encoder_fingerprint == policy.encoder_fingerprint
+    # A weight of an old name is compared like any other.
+    some = next(name for name in old if "image_projection" in name or "mlp_in.weight" in name)
+    save_file(old | {some: old[some][:-1]}, path)
+    with pytest.raises(UserError):
+        LeRobotPolicy.load(path.parent)
 
 
 def damage_nothing_loaded(folder):
@@ -267,6 +316,22 @@ def test_a_policy_that_draws_no_noise_is_refused():
     batch = Processors(config, *processors).batch(observations(2))
     with pytest.raises(UserError, match="draws no noise"):
         Batched(policy, [0, 1], "model.backbone").encode(batch)
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("tdmpc", "the tdmpc policy samples from queues"),
+        ("vqbet", "the vqbet policy samples from queues"),
+        ("diffusion", "the diffusion policy samples from queues"),
+        ("gaussian_actor", "the gaussian_actor policy has no n_action_steps"),
+    ],
+)
+def test_a_policy_that_no_batch_is_enough_for_is_refused(kind, message):
+    policy = torch.nn.Module()
+    policy.config = make_policy_config(kind, device="cpu", **features(CONTRACT))
+    with pytest.raises(UserError, match=message):
+        Batched(policy, [0, 1], "encoder")
 
 
 @pytest.mark.parametrize(

@@ -4,15 +4,18 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from data_example import example_contract, example_episode
 from lerobot_example import SIZE, diffusion
+from v2_example import edit_json, v2_contract, write_v2
 
 from deas_vla.config import parse
-from deas_vla.data.lerobot_io import write_dataset
+from deas_vla.data.lerobot_folder import LerobotFolder
+from deas_vla.data.lerobot_io import declare_dataset, write_dataset
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.files import write_json
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
@@ -98,3 +101,44 @@ def test_a_checkpoint_of_another_robot_is_refused(run, tmp_path):
             adopt_policy, adopt_policy.AdoptPolicyConfig, run, *ADOPT,
             f"--checkpoint={tmp_path / 'checkpoint'}", f"--output={tmp_path / 'policy'}",
         )  # fmt: skip
+
+
+def test_rule_07_a_contract_in_another_order_than_the_files_is_refused(run, tmp_path):
+    """LeRobot trained on the columns as they lie there: the contract would give them each other's names."""
+    root = write_v2(tmp_path / "dataset")
+    declare_dataset(root, v2_contract(statistics=None))
+    elsewhere = (f"--dataset={root}", f"--output={tmp_path / 'policy'}")
+    with pytest.raises(
+        ContractMismatch, match=r"columns of the state in another order .*arm\.0, .*gripper\.1"
+    ):
+        called(adopt_policy, adopt_policy.AdoptPolicyConfig, run, *ADOPT, *elsewhere)
+    whole = v2_contract(statistics=None)
+    ordered = v2_contract(
+        state=(*whole.state[2:], *whole.state[:2]), action=(*whole.action[1:], whole.action[0])
+    )
+    (root / "meta" / "deas_vla.json").unlink()
+    declare_dataset(root, ordered)
+    with pytest.raises(
+        ContractMismatch, match="the diffusion policy and the contract"
+    ):  # it is of another robot
+        called(adopt_policy, adopt_policy.AdoptPolicyConfig, run, *ADOPT, *elsewhere)
+
+
+def test_rule_07_the_names_that_a_policy_was_trained_on_are_compared(run, tmp_path):
+    root = shutil.copytree(run / "demonstrations" / "dataset", tmp_path / "dataset")
+    names = [column.name for column in CONTRACT.action]
+
+    def check(trained) -> None:
+        config = SimpleNamespace(action_feature_names=trained)
+        adopt_policy.require_same_names(
+            SimpleNamespace(policy=SimpleNamespace(config=config)), LerobotFolder(root)
+        )
+
+    check(names)
+    check(None)
+    with pytest.raises(ContractMismatch, match=f"the policy was trained on {names[1]}, {names[0]}"):
+        check(names[::-1])
+    edit_json(
+        root / "meta" / "info.json", lambda info: info["features"]["action"].update(names={"motors": names})
+    )
+    check(["motors"])

@@ -3,17 +3,19 @@
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from lerobot_example import A, H, maker, normal, observations, small_pi
-from reranker_example import reseal, rewrite_json, small_critic
+from reranker_example import reseal, rewrite_json, rewrite_tensors, small_critic
 
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
+from deas_vla.reranker.golden import Golden, Tolerance
 from deas_vla.reranker.kinds import kind_in
 from deas_vla.reranker.manifest import read_manifest
 from deas_vla.reranker.reranker import Reranker
@@ -273,3 +275,30 @@ def test_candidates_are_the_policys(exports):
     with torch.no_grad():
         expected = policy.sample(policy.encode(observation), noise)
         assert torch.equal(reranker.policy.sample(reranker.policy.encode(observation), noise), expected)
+
+
+def test_a_policy_that_computes_in_bfloat16_is_replayed_as_one(tmp_path):
+    """GR00T keeps its weights as float32 and computes with less: another processor gives other last bits."""
+    policy = maker(tmp_path / "sources")("groot", use_bf16=True)
+    assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
+    assert Tolerance.of(policy).features == 0.2 > Tolerance.of(maker(tmp_path / "other")("groot")).features
+    Reranker.export(
+        policy, *small_critic(policy, frames=observations(12, seed=5)), tmp_path / "reranker", observations(3),
+        num_candidates=4, selection=RULE, execute_steps=8,
+    )  # fmt: skip
+    rewrite_tensors(
+        tmp_path / "reranker" / "golden.safetensors", lambda tensors: tensors["features"].add_(0.01)
+    )
+    reseal(tmp_path / "reranker")
+    assert "3 golden inputs decided as before" in verify(tmp_path / "reranker")
+
+
+def test_two_candidates_of_one_score_may_change_places(exports):
+    golden = Golden.load(exports("smolvla")[3] / "golden.safetensors")
+    tolerance, support = Tolerance(1e-3, 1e-3, 1e-4, 1e-4), (-10.0, 0.0)
+    golden.scores = torch.tensor([[-3.0, -3.0005, -5.0, -5.0]]).repeat(3, 1)
+    golden.index = torch.zeros(3, dtype=torch.int64)
+    other = replace(golden, index=torch.tensor([0, 1, 2]))
+    assert golden.other_choices(other, support, tolerance) == ["choice on input 2: candidate 2 instead of 0"]
+    golden.scores[1, 1] = torch.nan
+    assert len(golden.other_choices(other, support, tolerance)) == 2

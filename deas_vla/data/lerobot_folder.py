@@ -24,6 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deas_vla.data.lerobot_format import FORMAT, SIDECAR
+from deas_vla.data.lerobot_info import check_info
 from deas_vla.errors import UserError
 
 INFO = "meta/info.json"
@@ -53,7 +54,7 @@ class LerobotFolder:
         root: its folder.
 
     Raises:
-        UserError: if it is no LeRobot data set, or of another version.
+        UserError: if it is no LeRobot data set, of another version, or its info.json cannot be worked with.
     """
 
     def __init__(self, root: Path):
@@ -65,13 +66,7 @@ class LerobotFolder:
                 f"{self.root} has LeRobot format {self.version}, this reads v2.0, v2.1 and v3; "
                 "convert it with LeRobot's own script first"
             )
-        needed = ["features", "fps", *(["data_path"] if self.episodic else [])]
-        missing = [key for key in needed if key not in self.info]
-        if missing:
-            raise UserError(f"{self.root / INFO}: no {missing[0]} in it; copy the data set again")
-        for name, feature in self.info["features"].items():
-            if not {"dtype", "shape"} <= feature.keys():
-                raise UserError(f"{self.root / INFO}: column {name} has no dtype or no shape; copy it again")
+        check_info(self.info, self.root / INFO, self.episodic)
 
     @property
     def episodic(self) -> bool:
@@ -108,18 +103,23 @@ class LerobotFolder:
         """Sentence by task index."""
         if self.episodic:
             path = self.root / "meta" / "tasks.jsonl"
-            return {int(line["task_index"]): line["task"] for line in read_lines(path, "task_index", "task")}
-        table = read_table(self.root / "meta" / "tasks.parquet")
+            return {line["task_index"]: line["task"] for line in read_lines(path, task_index=int, task=str)}
+        path = self.root / "meta" / "tasks.parquet"
+        table = read_table(path, full=True)
         # Pandas keeps its index in a column of that name, or of the index's own.
-        text = next(name for name in table.column_names if name != "task_index")
-        return dict(zip(table.column("task_index").to_pylist(), table.column(text).to_pylist(), strict=True))
+        texts = [name for name in table.column_names if name != "task_index"]
+        if not texts or "task_index" not in table.column_names:
+            raise UserError(f"{path}: no task_index or no sentences in it; copy the data set again")
+        return dict(
+            zip(table.column("task_index").to_pylist(), table.column(texts[0]).to_pylist(), strict=True)
+        )
 
     @cached_property
     def episodes(self) -> dict[int, EpisodeMeta]:
         """The folder's own list of episodes, by number, in order."""
         if self.episodic:
-            lines = read_lines(self.root / "meta" / "episodes.jsonl", "episode_index", "length")
-            found = [EpisodeMeta(int(line["episode_index"]), int(line["length"]), {}) for line in lines]
+            lines = read_lines(self.root / "meta" / "episodes.jsonl", episode_index=int, length=int)
+            found = [EpisodeMeta(line["episode_index"], line["length"], {}) for line in lines]
         else:
             found = [meta for file in self._lists() for meta in self._v3_episodes(file)]
         return {meta.number: meta for meta in sorted(found, key=lambda meta: meta.number)}
@@ -136,7 +136,7 @@ class LerobotFolder:
             f"videos/{key}/{what}" for key in keys for what in ("chunk_index", "file_index", "from_timestamp")
         ]
         found = []
-        for row in read_table(file, ["episode_index", "length", *names]).to_pylist():
+        for row in read_table(file, ["episode_index", "length", *names], full=True).to_pylist():
             videos = {}
             for key in keys:
                 path = self.info["video_path"].format(
@@ -177,16 +177,27 @@ class LerobotFolder:
         return int(self.info.get("chunks_size", 1000))
 
 
-def read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
+def read_table(file: Path, columns: list[str] | None = None, *, full: bool = False) -> pa.Table:
     """A parquet file, or some of its columns.
 
+    Args:
+        file: the file.
+        columns: which; None: all.
+        full: whether empty entries are refused, which numpy would make False or NaN without a word.
+
     Raises:
-        UserError: if it is missing or cut off, or lacks a column.
+        UserError: if it is missing or cut off, lacks a column, or has an empty entry where none may be.
     """
     try:
-        return pq.read_table(file, columns=columns, partitioning=None)
+        table = pq.read_table(file, columns=columns, partitioning=None)
     except (OSError, pa.ArrowException) as error:
         raise UserError(f"{file} cannot be read ({_one_line(error)}); copy it again") from error
+    for name in table.column_names if full else ():
+        if count := table.column(name).null_count:
+            raise UserError(
+                f"{file}: column {name} has {count} empty entries; record the episodes again or leave them out"
+            )
+    return table
 
 
 def read_json(path: Path, problem: str) -> dict:
@@ -202,26 +213,43 @@ def read_json(path: Path, problem: str) -> dict:
     return value
 
 
-def read_lines(path: Path, *needed: str) -> list[dict]:
-    """The objects of a ``.jsonl`` file, each with the needed keys."""
+def read_lines(path: Path, **needed: type) -> list[dict]:
+    """The objects of a ``.jsonl`` file, each with the needed keys, of these types."""
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read ({_one_line(error)}); copy it again") from error
     for number, line in enumerate(lines, 1):
-        missing = [key for key in needed if key not in line]
-        if missing:
-            raise UserError(f"{path}, line {number}: no {missing[0]} in it; copy the data set again")
+        if not isinstance(line, dict):
+            raise UserError(f"{path}, line {number}: not an object; copy the data set again")
+        for key, kind in needed.items():
+            if key not in line:
+                raise UserError(f"{path}, line {number}: no {key} in it; copy the data set again")
+            if not isinstance(line[key], kind):
+                raise UserError(f"{path}, line {number}: {key} is {line[key]!r}; copy the data set again")
     return lines
 
 
 def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
-    """(rows,) or, for lists of one length, (rows, length)."""
-    array = column.combine_chunks()
-    if pa.types.is_fixed_size_list(array.type) or pa.types.is_list(array.type):
-        values = array.flatten().to_numpy(zero_copy_only=False)
-        return values.reshape(len(array), -1) if len(array) else values.reshape(0, 0)
-    return array.to_numpy(zero_copy_only=False)
+    """(rows,) or, for lists of one length, lists of lists among them, (rows, numbers in a row)."""
+    values = array = plain(column).combine_chunks()
+    while is_list(values.type):
+        values = values.flatten()
+    numbers = values.to_numpy(zero_copy_only=False)
+    if values is array:
+        return numbers
+    return numbers.reshape(len(array), -1) if len(array) else numbers.reshape(0, 0)
+
+
+def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """A column as lists of lists where a library registered a type of its own for tables of numbers."""
+    if isinstance(column.type, pa.BaseExtensionType):
+        return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
+    return column
+
+
+def is_list(kind: pa.DataType) -> bool:
+    return pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
 
 
 def decode_image(encoded: bytes, shape: tuple[int, ...], where: str) -> np.ndarray:

@@ -26,6 +26,8 @@ from deas_vla.data.episodes import Episode
 SIDECAR = "meta/deas_vla.json"
 FORMAT = 1
 IMAGES = "observation.images."
+# Cameras that a policy was pretrained with and a robot may lack: LeRobot fills them in, masked.
+EMPTY_CAMERA = f"{IMAGES}empty_camera_"
 
 
 def fps(contract: Contract) -> int | float:

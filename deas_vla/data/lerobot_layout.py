@@ -2,7 +2,8 @@
 
 GR00T cuts a vector into named groups: ``"left_arm": {"start": 0, "end": 7}``. A group is a name for its columns in
 order, so ``left_arm.0`` to ``left_arm.6`` here; a contract may call the same seven ``left_arm.shoulder`` and so on.
-Columns are therefore picked by group and place, in whatever order the groups lie in the files.
+Columns are therefore picked by their names where the contract uses the data set's, and by group and place where it
+has names of its own, in whatever order the groups lie in the files.
 """
 
 from collections.abc import Iterable
@@ -13,6 +14,7 @@ import numpy as np
 from deas_vla.data.contract import Camera, Column, Contract
 from deas_vla.data.lerobot_folder import LerobotFolder
 from deas_vla.data.lerobot_format import IMAGES
+from deas_vla.data.lerobot_info import PICTURES
 from deas_vla.errors import UserError
 
 KEYS = {"state": "observation.state", "action": "action"}
@@ -36,7 +38,7 @@ class Place:
 
     @property
     def group(self) -> str:
-        return self.name.rpartition(".")[0] or self.name
+        return _group_of(self.name)
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ class Layout:
         cameras = {
             key.removeprefix(IMAGES).removeprefix("observation."): key
             for key, feature in folder.features.items()
-            if feature["dtype"] in ("image", "video")
+            if feature["dtype"] in PICTURES
         }
         return cls(_by_info(folder, "state"), _by_info(folder, "action"), cameras)
 
@@ -148,51 +150,76 @@ def picture_size(folder: LerobotFolder, key: str) -> tuple[int, int]:
     return (shape[1], shape[2]) if shape[0] == 3 and shape[-1] != 3 else (shape[0], shape[1])
 
 
+def feature_names(feature: dict) -> list[str] | None:
+    """The names of a column's entries in info.json, in order, or None if it has none.
+
+    LeRobot has lists, lists in a dictionary, and a dictionary from each name to its place.
+    """
+    names = feature.get("names")
+    if not isinstance(names, dict):
+        return None if names is None else [str(name) for name in names]
+    if all(isinstance(place, int) for place in names.values()):
+        return sorted(names, key=names.get)
+    return [str(name) for group in names.values() for name in group]
+
+
 def _by_info(folder: LerobotFolder, what: str) -> tuple[Place, ...]:
     key = KEYS[what]
     if key not in folder.features:
         present = ", ".join(sorted(folder.features))
         raise UserError(f"{folder.root}: column {key} is missing; its columns are {present}")
     width = int(np.prod(folder.features[key]["shape"]))
-    names = folder.features[key].get("names")
-    if isinstance(names, dict):  # lists in a dictionary: LeRobot has both
-        names = [name for group in names.values() for name in group]
+    names = feature_names(folder.features[key])
     if names is None:
         raise UserError(f"{folder.root}: {key}: its columns have no names; write them into info.json")
     if len(names) != width:
         raise UserError(f"{folder.root}: {key} has {width} columns and {len(names)} names in info.json")
-    return tuple(Place(str(name), key, index) for index, name in enumerate(names))
+    return tuple(Place(name, key, index) for index, name in enumerate(names))
 
 
 def _by_modality(folder: LerobotFolder) -> Layout:
-    modality, where = folder.modality, f"{folder.root}, modality.json"
+    where = f"{folder.root}, modality.json"
     vectors = {}
-    for what in KEYS:
-        groups = modality.get(what)
+    for what, key in KEYS.items():
+        groups = _objects(folder, where, what)
         if not groups:
             raise UserError(f"{where}: no {what} in it; write down its groups of columns")
-        vectors[what] = tuple(
-            place
-            for name, group in sorted(groups.items(), key=lambda item: item[1].get("start", 0))
-            for place in _group(folder, where, KEYS[what], name, group)
-        )
+        found = [_group(folder, where, key, name, group) for name, group in groups.items()]
+        found.sort(key=lambda places: places[0].index)
+        vectors[what] = tuple(place for places in found for place in places)
     cameras = {
-        name: video.get("original_key", IMAGES + name) for name, video in modality.get("video", {}).items()
+        name: video.get("original_key", IMAGES + name)
+        for name, video in _objects(folder, where, "video").items()
     }
     for name, key in cameras.items():
-        if key not in folder.features:
-            raise UserError(f"{where}: camera {name} is in column {key}, which info.json does not have")
-    sentences = [name for name in modality.get("annotation", {}) if name.endswith("task_description")]
+        _require_column(folder, where, f"camera {name}", key)
+        if folder.features[key]["dtype"] not in PICTURES:
+            raise UserError(f"{where}: camera {name} is in column {key}, which holds no pictures; correct it")
+    notes = _objects(folder, where, "annotation")
+    sentences = [name for name in notes if name.endswith("task_description")]
     instruction = "task_index"
     if sentences:
-        instruction = modality["annotation"][sentences[0]].get("original_key", f"annotation.{sentences[0]}")
+        instruction = notes[sentences[0]].get("original_key", f"annotation.{sentences[0]}")
+        _require_column(folder, where, f"annotation {sentences[0]}", instruction)
     return Layout(vectors["state"], vectors["action"], cameras, instruction)
+
+
+def _objects(folder: LerobotFolder, where: str, what: str) -> dict[str, dict]:
+    """A part of modality.json: an object of objects; empty if it is not there."""
+    part = folder.modality.get(what, {})
+    if not isinstance(part, dict) or not all(isinstance(value, dict) for value in part.values()):
+        raise UserError(f"{where}: {what} is not an object of objects; correct it")
+    return part
+
+
+def _require_column(folder: LerobotFolder, where: str, what: str, key: object) -> None:
+    if not isinstance(key, str) or key not in folder.features:
+        raise UserError(f"{where}: {what} is in column {key}, which info.json does not have")
 
 
 def _group(folder: LerobotFolder, where: str, key: str, name: str, group: dict) -> list[Place]:
     key = group.get("original_key", key)
-    if key not in folder.features:
-        raise UserError(f"{where}: group {name} is in column {key}, which info.json does not have")
+    _require_column(folder, where, f"group {name}", key)
     start, end, width = group.get("start"), group.get("end"), int(np.prod(folder.features[key]["shape"]))
     if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= width):
         raise UserError(
@@ -201,21 +228,31 @@ def _group(folder: LerobotFolder, where: str, key: str, name: str, group: dict) 
     return [Place(f"{name}.{index - start}", key, index) for index in range(start, end)]
 
 
-def _groups(names: Iterable[str]) -> dict[str, int]:
-    found = {}
+def _groups(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
     for name in names:
-        group = name.rpartition(".")[0] or name
-        found[group] = found.get(group, 0) + 1
+        found.setdefault(_group_of(name), []).append(name)
     return found
 
 
+def _group_of(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
 def _other_groups(what: str, places: tuple[Place, ...], columns: tuple[Column, ...]) -> list[str]:
-    mine, wanted = _groups(place.name for place in places), _groups(column.name for column in columns)
-    return [
-        f"{what}: group {name} has {mine.get(name, 0)} columns against {count}"
-        for name, count in wanted.items()
-        if mine.get(name) != count
-    ]
+    lines, mine = [], _groups(place.name for place in places)
+    for group, wanted in _groups(column.name for column in columns).items():
+        own = mine.get(group, [])
+        foreign = [name for name in wanted if name not in own]
+        if len(own) != len(wanted):
+            lines.append(f"{what}: group {group} has {len(own)} columns against {len(wanted)}")
+        elif 0 < len(foreign) < len(wanted):
+            # Neither names nor places say which column the rest is.
+            lines.append(
+                f"{what}: group {group} mixes names of the data set ({', '.join(own)}) with others "
+                f"({', '.join(foreign)}): use its names for all columns of the group or for none"
+            )
+    return lines
 
 
 def _other_names(key: str, names: list[str], columns: tuple[Column, ...]) -> list[str]:
@@ -227,12 +264,12 @@ def _other_names(key: str, names: list[str], columns: tuple[Column, ...]) -> lis
 
 
 def _pick(places: tuple[Place, ...], columns: tuple[Column, ...]) -> Iterable[Place]:
-    """The n-th column of a group is the n-th place of that group."""
-    by_group: dict[str, list[Place]] = {}
+    """A column whose name the data set has is that one; else the n-th column of a group is the group's n-th place."""
+    by_name, by_group = {place.name: place for place in places}, {}
     for place in places:
         by_group.setdefault(place.group, []).append(place)
     taken = dict.fromkeys(by_group, 0)
     for column in columns:
-        group = column.name.rpartition(".")[0] or column.name
-        yield by_group[group][taken[group]]
+        group = _group_of(column.name)
+        yield by_name.get(column.name) or by_group[group][taken[group]]
         taken[group] += 1

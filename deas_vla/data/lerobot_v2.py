@@ -34,7 +34,7 @@ class EpisodeFiles:
         """The columns of one episode after the other."""
         for number in self.numbers:
             file = self.folder.data_file(number)
-            table = read_table(file, self.wanted)
+            table = read_table(file, self.wanted, full=True)
             if len(table) != self.folder.episodes[number].length:
                 raise UserError(
                     f"{file} has {len(table)} rows, episodes.jsonl says {self.folder.episodes[number].length}; "

@@ -25,7 +25,7 @@ class SharedFiles:
             for name in dict.fromkeys(("episode_index", *needed, *optional))
             if name in ("episode_index", *folder.features)
         ]
-        table = pa.concat_tables([read_table(file, wanted) for file in self.files])
+        table = pa.concat_tables([read_table(file, wanted, full=True) for file in self.files])
         if len(table) != folder.info["total_frames"]:
             raise UserError(
                 f"{folder.root}: {len(table)} rows, info.json says {folder.info['total_frames']}; copy it again"

@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 
 from lerobot.configs import PreTrainedConfig
-from lerobot.optim import AdamWConfig
 
 from deas_vla.errors import UserError
 from deas_vla.improvement.selection import SelectionConfig
+
+NO_TRAINING = (
+    "a deas policy is not trained by LeRobot: train its parts with recipes/finetune_policy.py and "
+    "recipes/train_critic.py, and export them again"
+)
 
 
 @PreTrainedConfig.register_subclass("deas")
@@ -52,11 +56,15 @@ class DeasConfig(SelectionConfig, PreTrainedConfig):
     def reward_delta_indices(self) -> None:
         return None
 
-    def get_optimizer_preset(self) -> AdamWConfig:
-        return AdamWConfig(lr=1e-4)
+    def get_optimizer_preset(self) -> None:
+        """What lerobot-train asks for before anything else.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(NO_TRAINING)
 
     def get_scheduler_preset(self) -> None:
-        """None: the rate of learning stays as it is, however many steps there are."""
         return None
 
     def validate_features(self) -> None:

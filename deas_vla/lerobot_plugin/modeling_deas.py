@@ -8,15 +8,14 @@ Commands come out in the units of the contract. At every decision the wrapped po
 the rule chooses, by the same call as everywhere else in deas_vla.
 """
 
-import os
-import tempfile
 from collections import deque
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
-from torch import Tensor, nn
+from torch import Tensor
 
 from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.observation import Observation, first_sights
@@ -25,9 +24,8 @@ from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.prefix import Prefix
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.lerobot_plugin.checks import require_fits
-from deas_vla.lerobot_plugin.configuration_deas import DeasConfig
+from deas_vla.lerobot_plugin.configuration_deas import NO_TRAINING, DeasConfig
 from deas_vla.lerobot_plugin.observation import observation_of
-from deas_vla.policies.flow import sample_time
 from deas_vla.policies.policy import ChunkPolicy
 from deas_vla.reranker.golden import GOLDEN, Golden
 from deas_vla.reranker.lerobot_files import check_lerobot_files
@@ -134,26 +132,13 @@ class DeasPolicy(PreTrainedPolicy):
 
     # ---- training ------------------------------------------------------------------------------------------
 
-    def forward(self, batch: dict[str, Tensor], reduction: str = "mean") -> tuple[Tensor, dict]:
-        """How badly the wrapped policy would have proposed the recorded chunks.
+    def forward(self, batch: dict[str, Tensor]) -> NoReturn:
+        """Refused, with a UserError: what is exported is final."""
+        raise UserError(NO_TRAINING)
 
-        Args:
-            batch: with ``action`` (B, H, A) in raw units, and ``action_is_pad`` (B, H) where an episode ended.
-            reduction: ``none`` for (B,) losses, which can be weighted, ``mean`` for their mean.
-        """
-        observation, contract = self._observation(batch), self.reranker.contract
-        chunks = contract.normalize_action(batch["action"])
-        count, device = len(chunks), chunks.device
-        noise = torch.randn(count, 1, *chunks.shape[1:], device=device)
-        valid = ~batch["action_is_pad"] if "action_is_pad" in batch else None
-        context = self.policy.encode(observation)
-        losses = self.policy.loss(context, chunks, noise, sample_time((count, 1)).to(device), valid)
-        loss = losses if reduction == "none" else losses.mean()
-        return loss, {"imitation_loss": float(losses.detach().mean())}
-
-    def get_optim_params(self) -> list[nn.Parameter]:
-        """The weights behind the encoder: a critic is worth nothing with another encoder."""
-        return self.policy.trainable_parameters()
+    def get_optim_params(self) -> NoReturn:
+        """Refused, as `forward` is."""
+        raise UserError(NO_TRAINING)
 
     # ---- files ---------------------------------------------------------------------------------------------
 
@@ -181,24 +166,30 @@ class DeasPolicy(PreTrainedPolicy):
         return policy.to(config.device).eval()
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Exports what this is now, its choices included."""
+        """Exports what this is now, its choices included.
+
+        Raises:
+            UserError: if there is something in the folder already; nothing of it is touched.
+        """
         if state_dict is not None:
             raise UserError("a deas policy is exported from whole weights; shards cannot be saved")
-        decider = self.reranker.decider
-        with tempfile.TemporaryDirectory(dir=save_directory.parent) as temporary:
-            made = Path(temporary) / "reranker"
-            Reranker.export(
-                decider.policy,
-                decider.critic,
-                decider.inputs,
-                made,
-                self.golden,
-                num_candidates=decider.num_candidates,
-                selection=decider.selection,
-                execute_steps=self.config.n_action_steps,
+        if any(save_directory.iterdir()):
+            raise UserError(
+                f"{save_directory} holds files already; save into a new folder, or delete it first"
             )
-            for path in made.iterdir():
-                os.replace(path, save_directory / path.name)
+        # LeRobot has just made it, empty: an export makes its folder, whole or not at all.
+        save_directory.rmdir()
+        decider = self.reranker.decider
+        Reranker.export(
+            decider.policy,
+            decider.critic,
+            decider.inputs,
+            save_directory,
+            self.golden,
+            num_candidates=decider.num_candidates,
+            selection=decider.selection,
+            execute_steps=self.config.n_action_steps,
+        )
 
     # ---- details -------------------------------------------------------------------------------------------
 

@@ -39,8 +39,9 @@ def verify(folder: str | Path) -> str:
     require_fit(golden.observation, contract)
     replay = Golden.record(reranker.decider, golden.observation, golden.keys)
     support = (critic.head.low, critic.head.high)
-    lines = golden.differences(replay, contract, support, Tolerance.of(reranker.policy))
-    lines += golden.other_choices(replay)
+    tolerance = Tolerance.of(reranker.policy)
+    lines = golden.differences(replay, contract, support, tolerance)
+    lines += golden.other_choices(replay, support, tolerance)
     if lines:
         raise UserError(f"{folder} does not decide as it did when it was exported: {'; '.join(lines)}")
     return (

@@ -11,6 +11,8 @@ from deas_vla.data.audit.columns import ColumnFacts, against_columns, unlike
 from deas_vla.data.audit.findings import ERROR, Finding
 from deas_vla.data.contract import ACTION_SPREAD_FLOOR, STATE_SPREAD_FLOOR, Contract
 from deas_vla.data.lerobot_folder import LerobotFolder
+from deas_vla.data.lerobot_format import EMPTY_CAMERA
+from deas_vla.data.lerobot_info import PICTURES
 from deas_vla.data.lerobot_layout import UNKNOWN, Layout, picture_size
 from deas_vla.errors import UserError
 
@@ -129,10 +131,12 @@ def unlike_reference(facts: dict[str, ColumnFacts], other: Reference) -> Iterato
 def _other_sizes(folder: LerobotFolder, sizes: dict[str, tuple[int, ...]]) -> Iterator[str]:
     """LeRobot feeds pictures of any size to any policy without a word."""
     for name, wanted in sizes.items():
+        if name.startswith(EMPTY_CAMERA):
+            continue
         if name not in folder.features:
             yield f"{name} is missing"
             continue
-        picture = folder.features[name]["dtype"] in ("image", "video")
+        picture = folder.features[name]["dtype"] in PICTURES
         mine = (3, *picture_size(folder, name)) if picture else tuple(folder.features[name]["shape"])
         if mine != wanted:
             yield f"{name} is {mine} against {wanted}"

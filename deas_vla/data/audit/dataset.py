@@ -64,12 +64,25 @@ def audit_dataset(root: Path, outcome: Outcome, reference: Reference | None) -> 
         What was found; a fault never raises.
     """
     audited = Audited(Path(root))
-    findings = audited.findings
     try:
-        audited.folder = folder = LerobotFolder(root)
+        audited.folder = LerobotFolder(root)
     except UserError as error:
-        findings.add(of_error(error, "not-a-data-set"))
+        audited.findings.add(of_error(error, "not-a-data-set"))
         return audited
+    try:
+        _audit(audited, audited.folder, outcome, reference)
+    except Exception as error:
+        # Of a kind that no check foresees: the rest of the report is still worth having.
+        told = " ".join(f"{type(error).__name__}: {error}".split())
+        audited.findings.add(
+            Finding(ERROR, "audit-stopped", f"it cannot be looked at to its end ({told})",
+                    "mend what was found besides this; if nothing was, report this as a bug")
+        )  # fmt: skip
+    return audited
+
+
+def _audit(audited: Audited, folder: LerobotFolder, outcome: Outcome, reference: Reference | None) -> None:
+    findings = audited.findings
     readable = [_readable(findings, code, read) for code, read in (
         ("broken-modality", lambda: folder.modality),
         ("broken-sidecar", lambda: folder.sidecar),
@@ -77,14 +90,14 @@ def audit_dataset(root: Path, outcome: Outcome, reference: Reference | None) -> 
     )]  # fmt: skip
     has_tasks = _readable(findings, "missing-tasks", lambda: folder.tasks)
     if not all(readable):
-        return audited
+        return
     try:
         audited.layout = layout = Layout.of(folder)
         outcome = declared_outcome(folder, outcome)
         contract, declared = own_contract(folder, layout)
     except UserError as error:
         findings.add(of_error(error, "missing-column" if "is missing" in str(error) else "unclear-columns"))
-        return audited
+        return
     findings.extend(_undeclared(folder, outcome))
     for line in layout.misfits(folder, contract) if declared else ():
         findings.add(
@@ -109,13 +122,12 @@ def audit_dataset(root: Path, outcome: Outcome, reference: Reference | None) -> 
     if reference is not None:
         findings.extend(differences(folder, audited.layout, reference, statistics=True))
         findings.extend(unlike_reference(passing.reference_facts, reference))
-    return audited
 
 
 def _readable(findings: Findings, code: str, read: Callable[[], object]) -> bool:
     try:
         read()
-    except (UserError, KeyError, StopIteration) as error:
+    except (UserError, KeyError) as error:
         findings.add(of_error(error if isinstance(error, UserError) else UserError(f"{error!r}"), code))
         return False
     return True

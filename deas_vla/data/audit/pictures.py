@@ -41,13 +41,12 @@ def episode_videos(folder: LerobotFolder, layout: Layout, number: int, rows: int
         number: the episode.
         rows: how many rows, hence frames, it has.
     """
+    if number not in folder.episodes:
+        return  # its list of episodes lacks this one: found elsewhere
     for camera, key in layout.cameras.items():
         if folder.features[key]["dtype"] != "video":
             continue
-        try:
-            path, begin = folder.video(key, number)
-        except KeyError:
-            continue  # its list of episodes lacks this one: found elsewhere
+        path, begin = folder.video(key, number)
         yield from _video(folder, camera, key, number, rows, path, begin)
 
 

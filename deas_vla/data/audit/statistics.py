@@ -26,7 +26,7 @@ class Stored:
             if (folder.root / ALL).is_file():
                 self.all = read_json(folder.root / ALL, "not readable")
             if (folder.root / EACH).is_file():
-                lines = read_lines(folder.root / EACH, "episode_index", "stats")
+                lines = read_lines(folder.root / EACH, episode_index=int, stats=dict)
                 self.each = {line["episode_index"]: line["stats"] for line in lines}
         except UserError as error:
             findings.add(of_error(error, "broken-statistics"))

@@ -11,10 +11,12 @@ import pyarrow.parquet as pq
 
 from deas_vla.data.audit.findings import ERROR, NOTE, WARNING, Finding, Findings, of_error
 from deas_vla.data.audit.rows import Rows
-from deas_vla.data.lerobot_folder import LerobotFolder, read_table, to_numpy
+from deas_vla.data.lerobot_folder import LerobotFolder, is_list, plain, read_table, to_numpy
+from deas_vla.data.lerobot_info import PICTURES
 from deas_vla.errors import UserError
 
-PICTURES = ("image", "video")
+# Lists of what was said at a row, of any number: nothing here reads them.
+LANGUAGE = "language"
 # What the rules of this project and LeRobot read besides the columns that info.json lists.
 BOOKKEEPING = ("episode_index", "frame_index", "index", "timestamp", "task_index")
 
@@ -43,7 +45,11 @@ def tables(folder: LerobotFolder, findings: Findings) -> Iterator[tuple[Path, di
             continue
         try:
             names = pq.read_schema(file).names
-            listed = [name for name, feature in folder.features.items() if feature["dtype"] not in PICTURES]
+            listed = [
+                name
+                for name, feature in folder.features.items()
+                if feature["dtype"] not in (*PICTURES, LANGUAGE)
+            ]
             wanted = [name for name in dict.fromkeys((*listed, *BOOKKEEPING)) if name in names]
             table = read_table(file, wanted)
         except (UserError, OSError, pa.ArrowException) as error:
@@ -114,20 +120,25 @@ def _type_problems(folder: LerobotFolder, name: str, column: pa.ChunkedArray, fi
             "record the episodes again or leave them out", file, name,
         )  # fmt: skip
         return
+    column, widths = plain(column), []
+    while is_list(column.type):
+        # A row within a row may be empty: its width is None.
+        widths.append(pc.unique(pc.list_value_length(column)).to_pylist())
+        column = pc.list_flatten(column)
     kind = column.type
-    if pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind):
-        widths = pc.unique(pc.list_value_length(column)).to_pylist()
-        declared = int(np.prod(folder.features.get(name, {}).get("shape", widths[:1])))
-        if widths != [declared]:
+    if widths:
+        declared = folder.features.get(name, {}).get("shape", [next(iter(each), 0) for each in widths])
+        wanted = int(np.prod(declared))
+        if any(len(each) != 1 or each[0] is None for each in widths) or _product(widths) != wanted:
+            there = " by ".join(str(sorted(each, key=str)) for each in widths)
             yield Finding(
-                ERROR, "wrong-width", f"column {name} has {sorted(widths)} entries a row, info.json says {declared}",
+                ERROR, "wrong-width", f"column {name} has {there} entries a row, info.json says {wanted}",
                 "record the data set again, or correct info.json", file, name,
             )  # fmt: skip
             return
-        kind = kind.value_type
     declared = folder.features.get(name, {}).get("dtype")
     stored = _kind(kind)
-    if stored is None and name in folder.features and declared in ("string", "language"):
+    if stored is None and declared == "string":
         return
     if stored is None or (declared is not None and stored != _kind_of_name(declared)):
         yield Finding(
@@ -141,6 +152,10 @@ def _type_problems(folder: LerobotFolder, name: str, column: pa.ChunkedArray, fi
         yield Finding(
             NOTE, "other-precision", f"column {name} holds {kind}, info.json says {declared}", "", file, name
         )
+
+
+def _product(widths: list[list[int]]) -> int:
+    return int(np.prod([each[0] for each in widths]))
 
 
 def _kind(kind: pa.DataType) -> str | None:

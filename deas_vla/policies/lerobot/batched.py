@@ -1,7 +1,8 @@
 """Any other LeRobot policy: the observation is repeated for each candidate, and everything runs on one batch.
 
-It works for policies that draw normal noise for each row of their batch, by themselves, while they sample. The critic
-reads the output of one module, which the user names: the encoder of the images.
+It works for policies that draw normal noise for each row of their batch, by themselves, while they sample, and that
+read the batch they are given. The critic reads the output of one module, which the user names: the encoder of the
+images.
 """
 
 import inspect
@@ -10,8 +11,21 @@ import torch
 from torch import Tensor, nn
 
 from deas_vla.errors import UserError
-from deas_vla.policies.lerobot.families import Encoded, Family, camera_layout, outputs_of, square_grid
+from deas_vla.policies.lerobot.families import (
+    FAMILIES,
+    Encoded,
+    Family,
+    camera_layout,
+    outputs_of,
+    square_grid,
+)
 from deas_vla.policies.lerobot.noise import GivenNoise, noise_keys
+from deas_vla.policies.lerobot.processing import TASK, sentences_of
+
+# Kinds that sample from queues of past observations, which only LeRobot's own loop fills.
+FROM_QUEUES = ("diffusion", "multi_task_dit", "tdmpc", "vqbet")
+# Kinds that compute in bfloat16 by themselves, at least on some processors.
+AUTOCAST = ("evo1", "groot", "molmoact2", "vla_jepa")
 
 
 class Batched(Family):
@@ -23,15 +37,29 @@ class Batched(Family):
         feature: name of the module in the policy, for example ``model.vision_encoder``.
 
     Raises:
-        UserError: if there is no such module.
+        UserError: if there is no such module, or the policy cannot be run on a batch.
     """
+
+    reads_sentences = True
 
     def __init__(self, policy: nn.Module, cameras: list[int], feature: str) -> None:
         super().__init__(policy, cameras)
+        kind = self.config.type
+        self.autocasts = kind in AUTOCAST
+        if kind in FROM_QUEUES:
+            mend = "name no feature: its kind has an adapter" if kind in FAMILIES else "it needs an adapter"
+            raise UserError(
+                f"the {kind} policy samples from queues of observations, not from a batch; {mend}"
+            )
+        if not hasattr(self.config, "n_action_steps"):
+            raise UserError(
+                f"the {kind} policy has no n_action_steps, so nothing says how long its chunks are; "
+                "it needs an adapter of its own"
+            )
         try:
             self.module = policy.get_submodule(feature)
         except AttributeError as error:
-            raise UserError(f"the {self.config.type} policy has no module '{feature}' ({error})") from error
+            raise UserError(f"the {kind} policy has no module '{feature}' ({error})") from error
         # All that every policy returns; its model may make longer chunks.
         self.horizon = self.steps = self.config.n_action_steps
         self.width = self.action_dim
@@ -71,7 +99,7 @@ class Batched(Family):
         modes = {module: module.training for module in self.policy.modules()}
         self.policy.eval()
         with GivenNoise(noise, first=True) as given:
-            chunks = self.policy.predict_action_chunk(dict(memory))
+            chunks = self.policy.predict_action_chunk(_told(memory))
         for module, training in modes.items():
             module.training = training
         if not given.draws:
@@ -92,11 +120,16 @@ class Batched(Family):
         with torch.random.fork_rng(devices):
             torch.manual_seed(int(noise_keys(noise).sum()))
             if "reduction" in inspect.signature(self.policy.forward).parameters:
-                losses = self.policy.forward(batch, reduction="none")[0]
+                losses = self.policy.forward(_told(batch), reduction="none")[0]
             else:
                 rows = [{name: value[[row]] for name, value in batch.items()} for row in range(len(actions))]
-                losses = torch.stack([self.policy.forward(row)[0] for row in rows])
+                losses = torch.stack([self.policy.forward(_told(row))[0] for row in rows])
         return losses[:, None, None].expand(-1, actions.shape[1], 1)
+
+
+def _told(batch: dict[str, Tensor]) -> dict:
+    """A batch as the policy reads it: with its sentences as texts."""
+    return batch | ({TASK: sentences_of(batch[TASK])} if TASK in batch else {})
 
 
 def _tokens(output) -> Tensor:

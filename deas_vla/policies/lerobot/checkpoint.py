@@ -8,6 +8,7 @@ parts/                                                 of a standalone folder: w
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,7 @@ import torch
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 
 from deas_vla.data.contract import Contract
 from deas_vla.errors import UserError
@@ -108,20 +109,37 @@ def _require_loaded(policy: nn.Module, path: Path) -> None:
     state = policy.state_dict()
     missing = {tensor.data_ptr() for tensor in state.values() if tensor.numel()}
     with safe_open(path, "pt") as file:
-        for name in list(file.keys()):
-            mine = state.get(name, state.get(f"model.{name}"))
-            if mine is None:
-                raise UserError(
-                    f"{path}: {name} is not a weight of this policy; its {CONFIG} is of another one"
-                )
-            if not torch.equal(mine.cpu(), file.get_tensor(name).to(mine.dtype)):
-                raise UserError(f"{path}: {name} was not loaded; its {CONFIG} is of another policy")
-            missing.discard(mine.data_ptr())
+        names = list(file.keys())
+        renamed = _renaming(policy, names)
+        for name in names:
+            known = name in state or f"model.{name}" in state
+            stored = file.get_tensor(name)
+            for new, tensor in ({name: stored} if known else renamed({name: stored})).items():
+                mine = state.get(new, state.get(f"model.{new}"))
+                if mine is None:
+                    raise UserError(
+                        f"{path}: {name} is not a weight of this policy; its {CONFIG} is of another one"
+                    )
+                if mine.shape != tensor.shape or not torch.equal(mine.cpu(), tensor.to(mine.dtype)):
+                    raise UserError(f"{path}: {name} was not loaded; its {CONFIG} is of another policy")
+                missing.discard(mine.data_ptr())
     absent = [name for name, tensor in state.items() if tensor.data_ptr() in missing]
     if absent:
         raise UserError(
             f"{path}: {len(absent)} weights of the policy are not in it, the first is {absent[0]}"
         )
+
+
+def _renaming(policy: nn.Module, names: list[str]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """What LeRobot does to weights of older files when it reads them: other names, other shapes, some left out."""
+    if hasattr(policy, "_fix_pytorch_state_dict_keys"):  # π0, π0.5
+        return lambda weights: policy._fix_pytorch_state_dict_keys(weights, policy.config)
+    if policy.config.type == "xvla":
+        from lerobot.policies.xvla import modeling_xvla
+
+        if modeling_xvla._is_vendored_florence_state_dict(dict.fromkeys(names)):
+            return modeling_xvla._remap_vendored_florence_state_dict
+    return lambda weights: weights
 
 
 def _first_line(error: Exception) -> str:

@@ -45,6 +45,8 @@ class Family(ABC):
         width: columns of the model's noise, at least A; the columns beyond A pad.
         settings: names of the configuration's fields, beside weights and processing, that tokens depend on.
         sees_padding: whether the encoder reads padding like words, so that no batch may have any.
+        autocasts: whether it computes in bfloat16 whatever the type of its weights is.
+        reads_sentences: whether the batch must hold the sentences themselves, see `processing.Processors.batch`.
     """
 
     horizon: int
@@ -52,6 +54,8 @@ class Family(ABC):
     width: int
     settings: tuple[str, ...] = ()
     sees_padding = False
+    autocasts = False
+    reads_sentences = False
 
     def __init__(self, policy: nn.Module, cameras: list[int]) -> None:
         self.policy, self.config, self.cameras = policy, policy.config, cameras

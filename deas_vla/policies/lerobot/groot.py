@@ -25,6 +25,7 @@ class Groot(Family):
         super().__init__(policy, cameras)
         self.model = policy._groot_model
         self.head = self.model.action_head
+        self.autocasts = self.config.use_bf16
         if not self.head.config.use_alternate_vl_dit:
             raise UserError("this GR00T has a head without a mask for padding (use_alternate_vl_dit=False)")
         stored = infer_groot_n1_7_action_horizon(self.config.base_model_path, self.config.embodiment_tag)
@@ -103,4 +104,4 @@ class Groot(Family):
     def _autocast(self):
         """As LeRobot runs the model."""
         device = next(self.model.parameters()).device.type
-        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.config.use_bf16)
+        return torch.autocast(device, dtype=torch.bfloat16, enabled=self.autocasts)

@@ -128,6 +128,11 @@ class LeRobotPolicy(ChunkPolicy):
         return self
 
     @property
+    def autocasts(self) -> bool:
+        """Whether it computes in bfloat16 though its weights may be float32: replays differ by more."""
+        return self.family.autocasts
+
+    @property
     def encoder_fingerprint(self) -> str:
         weights = {
             f"{number}.{name}": tensor
@@ -183,7 +188,8 @@ class LeRobotPolicy(ChunkPolicy):
 
     def _encode(self, observation: Observation) -> dict[str, Tensor]:
         device = next(self.policy.parameters()).device
-        batch = {name: value.to(device) for name, value in self.processors.batch(observation).items()}
+        batch = self.processors.batch(observation, self.family.reads_sentences)
+        batch = {name: value.to(device) for name, value in batch.items()}
         made = self.family.encode(batch)
         parts = {"tokens": made.tokens, "mask": made.mask}
         parts["camera"] = made.camera.expand(len(observation), -1)

@@ -19,13 +19,11 @@ from lerobot.processor.converters import create_transition
 from torch import Tensor
 
 from deas_vla.data.contract import ACTION_SPREAD_FLOOR, STATE_SPREAD_FLOOR, Contract, Statistics
+from deas_vla.data.lerobot_format import EMPTY_CAMERA, IMAGES
 from deas_vla.data.observation import Observation
 from deas_vla.errors import ContractMismatch, UserError
 
-STATE, ACTION = "observation.state", "action"
-IMAGES = "observation.images."
-# Cameras that a policy was pretrained with and a robot may lack: LeRobot fills them in, masked.
-EMPTY = "observation.images.empty_camera_"
+STATE, ACTION, TASK = "observation.state", "action", "task"
 # Settings that say where something lies, not what it is.
 PLACES = ("tokenizer_name", "model_name", "device")
 
@@ -70,7 +68,7 @@ class Processors:
         for step in preprocessor.steps:
             if isinstance(step, RenameObservationsProcessorStep):
                 renames |= {new: old for old, new in step.rename_map.items()}
-        visual = [key for key in config.image_features if not key.startswith(EMPTY)]
+        visual = [key for key in config.image_features if not key.startswith(EMPTY_CAMERA)]
         # Key of the policy to the key that goes into the preprocessor.
         self.image_keys = {key: renames.get(key, key) for key in visual}
         self.state_key = renames.get(STATE, STATE)
@@ -165,13 +163,17 @@ class Processors:
 
     # ---- observations --------------------------------------------------------------------------------------
 
-    def batch(self, observation: Observation) -> dict[str, Tensor]:
+    def batch(self, observation: Observation, sentences: bool = False) -> dict[str, Tensor]:
         """What the policy's model reads, for B observations.
+
+        Args:
+            observation: of all cameras.
+            sentences: whether the sentences are in it too, as ``task``: bytes, see `sentences_of`.
 
         Raises:
             UserError: if a camera is missing or its images have another size than the policy was trained on.
         """
-        batch = {self.state_key: observation.state, "task": list(observation.instruction)}
+        batch = {self.state_key: observation.state, TASK: list(observation.instruction)}
         for key, given in self.image_keys.items():
             name, size = camera_name(given), tuple(self.config.input_features[key].shape[1:])
             image = observation.images.get(name)
@@ -185,7 +187,8 @@ class Processors:
                 )
             batch[given] = image.permute(0, 3, 1, 2).float() / 255
         made = self._padded(batch)
-        return {key: value for key, value in made.items() if isinstance(value, Tensor)}
+        tensors = {key: value for key, value in made.items() if isinstance(value, Tensor)}
+        return tensors | ({TASK: _as_bytes(made.get(TASK, observation.instruction))} if sentences else {})
 
     # ---- actions -------------------------------------------------------------------------------------------
 
@@ -215,7 +218,7 @@ class Processors:
         return self.postprocessor(actions).to(actions.device)
 
     def _transition(self, raw_state: Tensor, commands: Tensor | None = None) -> dict:
-        words = {"task": [""] * len(raw_state)}
+        words = {TASK: [""] * len(raw_state)}
         return create_transition(observation={STATE: raw_state}, action=commands, complementary_data=words)
 
     # ---- identity ------------------------------------------------------------------------------------------
@@ -242,6 +245,18 @@ class Processors:
         }
         digest.update(json.dumps(features, sort_keys=True).encode())
         return digest.hexdigest()
+
+
+def _as_bytes(sentences: list[str]) -> Tensor:
+    """(B, L) UTF-8, filled up with zeros: rows that can be repeated, joined and cut like any other."""
+    encoded = [sentence.encode() for sentence in sentences]
+    longest = max(map(len, encoded))
+    return torch.tensor([[*text, *[0] * (longest - len(text))] for text in encoded], dtype=torch.uint8)
+
+
+def sentences_of(encoded: Tensor) -> list[str]:
+    """The sentences in what `Processors.batch` made of them, padded or not."""
+    return [bytes(row).rstrip(b"\0").decode() for row in encoded.tolist()]
 
 
 def _packs(step) -> bool:
