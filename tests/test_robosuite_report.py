@@ -50,7 +50,13 @@ def write_run(folder, task, seed, arms=ARMS, scenes=200, seconds=60.0, processes
             settings |= {"tasks": [task], "evaluation": {"num_candidates": 8, "draws": 2}}
         (folder / name).mkdir(parents=True)
         about = {"settings": settings, "seconds": seconds, "peak_memory_bytes": 2_000_000_000 + 10**8 * seed}
-        about |= {"fingerprint": "0", "inputs": {}, "sources": {}, "processes": processes, "attempts": attempts}
+        about |= {
+            "fingerprint": "0",
+            "inputs": {},
+            "sources": {},
+            "processes": processes,
+            "attempts": attempts,
+        }
         (folder / name / "stage.json").write_text(json.dumps(about))
     rng = np.random.default_rng((TASKS.index(task), seed))
     base, luck = rng.random((scenes, 2)) < 0.4, rng.random((scenes, 2))

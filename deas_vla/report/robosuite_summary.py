@@ -204,6 +204,8 @@ def _minutes_on_two_cores(results: dict) -> list[float]:
     return [
         minutes
         for one in results["runs"].values()
-        for minutes, processes, attempts in zip(one["minutes"], one["processes"], one["attempts"], strict=True)
+        for minutes, processes, attempts in zip(
+            one["minutes"], one["processes"], one["attempts"], strict=True
+        )
         if (processes, attempts) == (2, 1)
     ]
