@@ -5,7 +5,7 @@
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune_metaworld.py \\
         --tasks=door-open-v3,door-close-v3 --output=outputs/doors
 
-Needs the extras `metaworld`, `lerobot`, `groot`, `train` and `report`; 80 minutes on two CPU cores that had other work
+Needs the extras `metaworld`, `lerobot`, `groot`, `train` and `report`; 90 minutes on two CPU cores that had other work
 besides. The demonstrations of all tasks are one data set and so are the rollouts; which task it is, policy and critic
 read in the instruction. `recipes/metaworld_results.py` writes the results task by task.
 """
