@@ -194,6 +194,10 @@ def _in_words(results: dict) -> str:
         f"{rate(chosen)} against {rate(base)} per cent on average over the tasks, {gap(gain)} points; "
         f"{gain['wins']} scenes better and {gain['losses']} worse of {gain['pairs']}, "
         f"{counted(len(results['seeds']), 'training seed')}."
+        + "".join(
+            f" Over the {lowered(arm_title(arm, results['candidates']))} it gains {gap(control['mean'])}."
+            for arm, control in results["gain_over_control"].items()
+        )
     )
 
 
@@ -238,11 +242,8 @@ def _made(results: dict, minutes: list[float]) -> str:
         ["policy", f"{settings['policy']['training']['steps']} updates"],
         ["critic", f"{settings['critic']['training']['steps']} updates, all tasks together"],
         ["evaluation", f"{plan['scenes']} scenes with {plan['draws']} noise draws each"],
-        ["training seeds", ", ".join(map(str, results["seeds"]))],
-        [
-            "time",
-            f"{max(minutes):.0f} minutes a seed at most, {counted(min(results['processes']), 'process')}",
-        ],
+        ["training seeds", ", ".join(f"number {seed}" for seed in results["seeds"])],
+        ["time", f"{max(minutes):.0f} minutes a seed at most; processes: {min(results['processes'])}"],
         ["peak memory", f"{results['peak_memory_bytes'] / 1e9:.1f} GB"],
     ]
     return table(["", ""], rows, "ll")
