@@ -64,10 +64,10 @@ def test_the_recipe_of_many_tasks_leaves_a_report_and_one_data_set_of_all_tasks(
 
 
 def test_the_page_of_many_tasks_has_every_task_and_comes_out_the_same(run, tmp_path):
-    results = write_metaworld_results([run], tmp_path)
+    results = write_metaworld_results([run], tmp_path, [], "0123abc")
     first = (tmp_path / "metaworld.md").read_bytes()
     assert results["tasks"] == list(TASKS) and not results["shown"]["episodes"]
     for task in TASKS:
         assert task in first.decode()
-    write_metaworld_results([run], tmp_path)
+    write_metaworld_results([run], tmp_path, [], "")
     assert (tmp_path / "metaworld.md").read_bytes() == first

@@ -102,7 +102,7 @@ def test_bad_input_is_one_line(data, tmp_path):
         "no_such_task": (["--task=cube-singel-play-singletask-task1-v0"], "did you mean 'cube-single'"),
         "no_such_agent": (["--agent=daes"], "choose deas"),
         "no_file": ([f"--data={tmp_path}"], "cube-single-play-v0.npz"),
-        "too_long": (["--agent=bc", "--horizon=60"], "the longest has 59"),
+        "too_long": (["--agent=bc", "--horizon=60", "--play.arms=first-1"], "the longest has 59"),
         "no_such_arm": (["--play.arms=best"], "for example best-8"),
         "no_critic": (["--agent=filtered_bc", "--play.arms=best-8"], "filtered_bc has no critic"),
         "too_many_actions": (["--play.arms=best-2-execute-9"], "more than the agent's chunk of 5"),
