@@ -6,9 +6,9 @@
 
 Each task and seed is a run of recipes/finetune_robocasa.py with two rounds, in a folder of its own; beside its critic,
 one of single steps (IQL) and one whose target asks the policy (Q-chunking) learn from the same data, features and
-images. Needs the extras `sim`, `lerobot`, `groot`, `train` and `report`. Stages that are done are skipped: run it again
-to go on. Suites that are started beside each other share the runs: two of one process each (`python
-recipes/robosuite_suite.py`) get through more of them on two cores than one of two processes.
+images; IQL's has some rollouts besides. Needs the extras `sim`, `lerobot`, `groot`, `train` and `report`. Stages that
+are done are skipped: run it again to go on. Suites that are started beside each other share the runs: two of one
+process each (`python recipes/robosuite_suite.py`) get through more of them on two cores than one of two processes.
 `recipes/robosuite_results.py` writes the page.
 """
 
@@ -117,7 +117,7 @@ def play_run(accelerator: Accelerator, config: RobosuiteSuiteConfig, task: str, 
 def train_yardstick(
     accelerator: Accelerator, loop: FinetuneRobocasaConfig, plan: EvaluateConfig, name: str
 ) -> str:
-    """A critic of another kind from the data of the first round; returns its folder."""
+    """A critic of another kind from the data of the first round and its own; returns its folder."""
     run, yardstick = Path(loop.output), YARDSTICKS[name]
     rollouts = [run / "rollouts"]
     if yardstick.dense_share:
