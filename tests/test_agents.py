@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from deas_vla.agents.agent import Draws, TaskFacts
-from deas_vla.agents.bc import best_options
+from deas_vla.agents.bc import FilteredBcConfig, best_options
 from deas_vla.agents.behaviour import FlowPolicy
 from deas_vla.agents.deas import critic_batch
 from deas_vla.agents.dqc import DqcConfig, distillation_loss
@@ -307,6 +307,12 @@ def test_dqc_what_is_not_played_yet_is_not_seen():
 def test_dqc_settings_that_make_no_sense_are_refused(flags, message):
     with pytest.raises(UserError, match=message):
         parse(DqcConfig, flags)
+
+
+@pytest.mark.parametrize("flag", ["--share=0", "--discount=1", "--discount=0"])
+def test_filtered_cloning_needs_a_share_and_a_discount_that_say_something(flag):
+    with pytest.raises(UserError, match=flag[2:].split("=")[0]):
+        parse(FilteredBcConfig, [flag])
 
 
 def test_dqc_lengths_follow_the_horizon():

@@ -32,12 +32,16 @@ class FilteredBcConfig:
     horizon: int = 5
     # share of the options that are imitated: those with the highest discounted return-to-go, in (0, 1]
     share: float = 0.1
-    # discount of that return, per step
+    # discount of that return, per step, in (0, 1)
     discount: float = 0.99
 
     def __post_init__(self):
         if not 0 < self.share <= 1:
             raise UserError(f"filtered_bc.share={self.share} must be above 0 and at most 1")
+        if not 0 < self.discount < 1:
+            raise UserError(
+                f"filtered_bc.discount={self.discount} must be above 0 and below 1: what fails for ever has no sum"
+            )
 
 
 class BehaviourCloning(Agent):

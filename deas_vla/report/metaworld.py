@@ -58,8 +58,9 @@ def write_metaworld_results(runs: list[Path], output: Path, lerobot_runs: list[P
     for run in lerobot_runs:
         made[run.resolve().name], source[run.resolve().name] = read_lerobot_run(run), run
     new = new_records(folder, kept, made, source)
-    if any(name.startswith(LOOP) for name in new) and not commit:
-        raise UserError(f"say with --commit which commit fixed the settings of {', '.join(new)}")
+    new_loops = [name for name in new if name.startswith(LOOP)]
+    if new_loops and not commit:
+        raise UserError(f"say with --commit which commit fixed the settings of {', '.join(new_loops)}")
     known = made | kept
     loops = [run_of(known[name]) for name in sorted(known) if name.startswith(LOOP)]
     if not loops:
@@ -207,7 +208,7 @@ def _oracle(results: dict) -> str:
     oracle = results["gain_over_policy"]["oracle"]["mean"]
     return (
         f"An oracle that tries all {results['candidates']} candidates out in the simulator gains {gap(oracle)} points "
-        f"in the first {counted(oracle['pairs'], 'scene')}: what choosing better could be worth."
+        f"in the first {counted(oracle['pairs'], 'scene')}."
     )
 
 
