@@ -7,6 +7,7 @@ import json
 import shutil
 import sys
 from pathlib import Path
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -40,6 +41,8 @@ ARMS = {
     "best_of_2": 0.2,
     "oracle": 0.6,
 }
+FIGURES = ("robosuite-arms.svg", "robosuite-success-by-n.svg")
+SVG = "{http://www.w3.org/2000/svg}"
 FEW = {"best_of_n": 0.4, "advantage_weighted": 0.5, "oracle": 0.6}
 
 
@@ -124,6 +127,40 @@ def test_what_was_played_is_what_the_page_says(tmp_path):
     assert "Commit `0123abc` fixed" in text and "not shown" not in text and "| 2 |" in text
     assert "| stack | 1, 2, 3 | 5, 5, 5 | 2, 2, 2 | 1, 1, 1 | 2.3 GB |" in text and "not made yet" not in text
     assert json.loads((tmp_path / "out" / "robosuite.json").read_text()) == results
+    for figure in FIGURES:
+        assert f"({figure})" in text and (tmp_path / "out" / figure).is_file()
+
+
+def test_the_figures_show_the_numbers_of_the_page(tmp_path):
+    results = write_robosuite_results(write_runs(tmp_path / "runs"), tmp_path / "out", SEEDS, [], "0123abc")
+    arms, by_n = (ElementTree.parse(tmp_path / "out" / figure).getroot() for figure in FIGURES)
+
+    def places(figure, color):
+        dots = [dot for dot in figure.iter(f"{SVG}circle") if dot.get("style") == f"--c:var(--{color})"]
+        return np.array([[float(dot.get("cx")), float(dot.get("cy"))] for dot in dots])
+
+    # A column an average and a task, a row an arm: success is read off an axis from 0 to 1 under each column.
+    ends = [float(text.get("x")) for text in arms.iter(f"{SVG}text") if text.text in ("0", "100")]
+    low, high = np.array(ends[::2]), np.array(ends[1::2])
+    drawn = (places(arms, "slate")[:, 0] - low) / (high - low)
+    assert drawn == pytest.approx(shown(results, "policy"), abs=2e-3)
+    read = (places(arms, "blue")[:, 0].reshape(5, 3).T - low) / (high - low)
+    for line, arm in zip(
+        read, ("best_of_n", "advantage_weighted", "advantage_weighted + best_of_n"), strict=True
+    ):
+        assert line == pytest.approx(shown(results, arm), abs=2e-3)
+
+    # One, two and eight candidates in each of five panels: the higher the success, the higher the dot.
+    heights = places(by_n, "blue")[:, 1].reshape(5, 3)
+    levels = np.array([shown(results, arm) for arm in ("policy", "best_of_2", "best_of_n")]).T
+    bottom_to_top = 196 - 22 - 38
+    assert (heights[:, :1] - heights) / bottom_to_top == pytest.approx(levels - levels[:, :1], abs=2e-3)
+
+
+def shown(results, arm) -> list[float]:
+    """Success on average and on every task."""
+    level = results["success"][arm]
+    return [level["mean"]["success"], *(level["per_task"][task]["success"] for task in TASKS)]
 
 
 @pytest.mark.parametrize(
@@ -246,7 +283,7 @@ def test_runs_that_come_one_by_one_make_the_same_files(tmp_path):
         shutil.rmtree(runs / name)
     write_robosuite_results(tmp_path / "first", twice, SEEDS, [bench], "0123abc")
     write_robosuite_results(runs, twice, SEEDS, [], "0123abc")
-    assert contents(twice) == contents(once) and len(contents(once)) == 12 + 1 + 2
+    assert contents(twice) == contents(once) and len(contents(once)) == 12 + 1 + 2 + len(FIGURES)
     # And when no folder is left.
     shutil.rmtree(runs)
     write_robosuite_results(runs, twice, SEEDS, [])

@@ -79,11 +79,15 @@ def gain_over(grid: Grid, base: Grid) -> dict:
     return asdict(difference) | {"ci95": list(difference.ci95)}
 
 
-def write_page(output: Path, name: str, results: dict, page: str) -> None:
-    """Writes ``name.json`` and ``name.md`` to a folder, each whole or not at all."""
-    numbers = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-    for kind, text in (("json", numbers), ("md", page)):
-        with atomic_path(output / f"{name}.{kind}") as temporary:
+def write_page(
+    output: Path, name: str, results: dict, page: str, figures: dict[str, str] | None = None
+) -> None:
+    """Writes ``name.json``, ``name.md`` and each figure as ``name-FIGURE.svg`` to a folder, whole or not at all."""
+    files = {f"{name}-{figure}.svg": svg for figure, svg in (figures or {}).items()}
+    files[f"{name}.json"] = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    files[f"{name}.md"] = page
+    for file, text in files.items():
+        with atomic_path(output / file) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 

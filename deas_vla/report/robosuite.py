@@ -7,6 +7,7 @@ from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.report.loop_runs import is_finished, write_page
 from deas_vla.report.records import new_records, read_records, run_of, run_record
+from deas_vla.report.robosuite_figures import figures
 from deas_vla.report.robosuite_page import page
 from deas_vla.report.robosuite_summary import run_names, summarize
 
@@ -14,7 +15,7 @@ from deas_vla.report.robosuite_summary import run_names, summarize
 def write_robosuite_results(
     runs: Path, output: Path, seeds: list[int], benches: list[Path], commit: str = ""
 ) -> dict:
-    """Keeps a record of every finished run and writes ``robosuite.md`` and ``robosuite.json`` from all that are kept.
+    """Keeps a record of every finished run and writes ``robosuite.md``, its figures and ``robosuite.json`` from all.
 
     The records lie in ``robosuite/`` beside the page and are to be committed: run folders are large, and may be made
     one by one on several machines. The same records give the same bytes. Nothing is written unless all is well.
@@ -53,7 +54,7 @@ def write_robosuite_results(
     }
     for name in [*new, *brought]:
         write_json(folder / f"{name}.json", known[name])
-    write_page(output, "robosuite", results, page(results))
+    write_page(output, "robosuite", results, page(results), figures(results))
     return results
 
 

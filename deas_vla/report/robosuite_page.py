@@ -10,10 +10,10 @@ from deas_vla.report.robosuite_summary import (
     CHOSEN,
     CLONED,
     COMPARED,
-    ONE,
     SECOND,
     SECOND_BOTH,
     WEIGHTED,
+    by_count,
 )
 from deas_vla.report.summary import arm_meaning, arm_title, counted
 
@@ -22,13 +22,8 @@ def page(results: dict) -> str:
     """The Markdown page of `summarize`'s result."""
     n, tasks = results["candidates"], [*results["tasks"], "**average**"]
     words = {True: "shown", False: "**not shown**", None: "not measured"}
-    by_count = {1: BASE, n: CHOSEN} | {
-        int(arm.removeprefix("best_of_")): arm
-        for arm in results["success"]
-        if arm.removeprefix("best_of_").isdigit()
-    }
-    told = (BASE, CHOSEN, ONE)
-    arms = [arm for arm in results["success"] if arm not in by_count.values() or arm in told]
+    counts = by_count(results)
+    arms = [arm for arm in results["success"] if arm not in counts.values() or arm in (counts.get(1), CHOSEN)]
     success, gains = results["success"], results["gain_over_policy"]
     others = {name: (arm_title(a, n), arm_title(b, n)) for name, (a, b) in COMPARED.items()}
     parts = [
@@ -42,6 +37,7 @@ def page(results: dict) -> str:
             "lll",
         ),
         "## Success",
+        "![Success of every arm on every task, with its interval](robosuite-arms.svg)",
         table(
             ["arm", *tasks, "what it is"],
             [
@@ -69,12 +65,10 @@ def page(results: dict) -> str:
             ],
         ),
         "## Success by the number of candidates",
+        "![Success against the number of candidates, task by task](robosuite-success-by-n.svg)",
         table(
             ["candidates", *tasks],
-            [
-                [count, *(rate_in(success[by_count[count]], task) for task in tasks)]
-                for count in sorted(by_count)
-            ],
+            [[count, *(rate_in(success[arm], task) for task in tasks)] for count, arm in counts.items()],
         ),
         "In per cent and percentage points; in brackets 95 % intervals: a bootstrap over training seeds and scenes. "
         "Every arm plays the same scenes with the same noise; the oracle plays fewer, and is compared in those.",

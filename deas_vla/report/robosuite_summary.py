@@ -83,6 +83,16 @@ def summarize(runs: dict[str, dict], seeds: list[int]) -> dict:
     return results
 
 
+def by_count(results: dict) -> dict[int, str]:
+    """Number of candidates, ascending, to the arm that plays the best of so many; 1 is the policy if nothing else."""
+    numbers = {
+        int(arm.removeprefix("best_of_")): arm
+        for arm in results["success"]
+        if arm.removeprefix("best_of_").isdigit()
+    }
+    return dict(sorted(({1: BASE, results["candidates"]: CHOSEN} | numbers).items()))
+
+
 def _of_task(runs: dict[str, dict]) -> dict[str, list[dict]]:
     """Each task's runs, in the order of the page."""
     plans = {name: run["settings"]["evaluation"] for name, run in runs.items()}
