@@ -41,7 +41,7 @@ from deas_vla.training import make_accelerator
 VARIANTS: dict[str, list[str]] = {
     "default": [],
     "hl_gauss": ["--critic.head=hl_gauss"],
-    "hl_gauss, future_weight=5": ["--critic.head=hl_gauss", "--critic.future_weight=5"],
+    "hl_gauss and future_weight=5": ["--critic.head=hl_gauss", "--critic.future_weight=5"],
     "future_weight=0": ["--critic.future_weight=0"],
     "future_weight=5": ["--critic.future_weight=5"],
     "no_image_encoder": ["--vision.dim=0"],

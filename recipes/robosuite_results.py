@@ -2,9 +2,9 @@
 
     python recipes/robosuite_results.py --runs=outputs/robosuite --commit=0123abc --output=docs/results
 
-Reads what recipes/robosuite_suite.py and recipes/critic_bench.py left, in seconds; runs nothing. Every finished run
-becomes a small file in docs/results/robosuite, and the page is made from all files there. Commit them: the runs may
-be made one by one, on several machines, and their folders deleted.
+Reads what recipes/robosuite_suite.py, recipes/critic_bench.py and recipes/policy_bench.py left, in seconds; runs
+nothing. Every finished run becomes a small file in docs/results/robosuite, and the page is made from all files there.
+Commit them: the runs may be made one by one, on several machines, and their folders deleted.
 """
 
 from dataclasses import dataclass, field
@@ -25,7 +25,9 @@ class RobosuiteResultsConfig:
     # its training seeds
     seeds: list[int] = field(default_factory=lambda: [11, 12, 13])
     # folders of recipes/critic_bench.py that are new
-    benches: list[str] = field(default_factory=list)
+    critic_benches: list[str] = field(default_factory=list)
+    # folders of recipes/policy_bench.py that are new
+    policy_benches: list[str] = field(default_factory=list)
     # the commit that fixed the settings, before the first evaluation; needed where a run has no record yet
     commit: str = ""
     # folder of robosuite.md and robosuite.json, and of the records in robosuite/
@@ -37,8 +39,14 @@ def main(config: RobosuiteResultsConfig) -> None:
     for name in run_names(config.seeds):
         if (runs / name).is_dir() and not is_finished(runs / name):
             print(f"{runs / name}: skipped, its evaluation is not finished")
-    benches = [Path(bench) for bench in config.benches]
-    results = write_robosuite_results(runs, Path(config.output), config.seeds, benches, config.commit)
+    results = write_robosuite_results(
+        runs,
+        Path(config.output),
+        config.seeds,
+        critic_benches=[Path(bench) for bench in config.critic_benches],
+        policy_benches=[Path(bench) for bench in config.policy_benches],
+        commit=config.commit,
+    )
     for row in results["targets"]:
         shown = {True: "shown", False: "not shown", None: "not measured"}[row["met"]]
         print(f"{row['target']}: {row['measured']} – {shown}")

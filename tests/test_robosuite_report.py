@@ -101,6 +101,17 @@ def write_bench(folder, gain=0.04):
     return folder
 
 
+def write_policy_bench(folder):
+    """What recipes/policy_bench.py leaves."""
+    alone = {"success": 0.65, "ci95": [0.6, 0.7], "over_default": None}
+    chosen = {"success": 0.8, "ci95": [0.75, 0.85], "over_default": None}
+    variant = {"policies": 2, "seconds": 95.2, "alone": alone, "best_of_n": chosen}
+    bench = {"scenes": 200, "candidates": 8, "base": {"alone": alone}, "variants": {"default": variant}}
+    folder.mkdir(parents=True)
+    (folder / "bench.json").write_text(json.dumps(bench))
+    return folder
+
+
 def contents(folder) -> dict:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -111,7 +122,7 @@ def verdicts(results) -> list:
 
 def test_what_was_played_is_what_the_page_says(tmp_path):
     runs = write_runs(tmp_path / "runs")
-    results = write_robosuite_results(runs, tmp_path / "out", SEEDS, [], "0123abc")
+    results = write_robosuite_results(runs, tmp_path / "out", SEEDS, commit="0123abc")
     assert all(verdicts(results)), results["targets"]
     success, gains = results["success"], results["gain_over_policy"]
     for arm, share in ARMS.items():
@@ -132,7 +143,9 @@ def test_what_was_played_is_what_the_page_says(tmp_path):
 
 
 def test_the_figures_show_the_numbers_of_the_page(tmp_path):
-    results = write_robosuite_results(write_runs(tmp_path / "runs"), tmp_path / "out", SEEDS, [], "0123abc")
+    results = write_robosuite_results(
+        write_runs(tmp_path / "runs"), tmp_path / "out", SEEDS, commit="0123abc"
+    )
     arms, by_n = (ElementTree.parse(tmp_path / "out" / figure).getroot() for figure in FIGURES)
 
     def places(figure, color):
@@ -177,7 +190,7 @@ def shown(results, arm) -> list[float]:
 )
 def test_what_is_missed_is_said(tmp_path, changed, missed):
     runs = write_runs(tmp_path / "runs", arms=ARMS | changed)
-    found = verdicts(write_robosuite_results(runs, tmp_path / "out", SEEDS, [], "0"))
+    found = verdicts(write_robosuite_results(runs, tmp_path / "out", SEEDS, commit="0"))
     assert not any(found[number] for number in missed)
     assert "**not shown**" in (tmp_path / "out" / "robosuite.md").read_text()
 
@@ -189,13 +202,13 @@ def test_what_is_missed_is_said(tmp_path, changed, missed):
 )
 def test_too_little_and_too_slow_shows_nothing(tmp_path, options, missed):
     runs = write_runs(tmp_path / "runs", arms=FEW, **options)
-    results = write_robosuite_results(runs, tmp_path / "out", options.get("seeds", SEEDS), [], "0")
+    results = write_robosuite_results(runs, tmp_path / "out", options.get("seeds", SEEDS), commit="0")
     assert verdicts(results)[missed] is False and verdicts(results)[2] is True
 
 
 def test_a_run_on_one_core_does_not_tell_how_long_two_take(tmp_path):
     runs = write_runs(tmp_path / "runs", arms=FEW, processes=1, seconds=600)
-    assert verdicts(write_robosuite_results(runs, tmp_path / "out", SEEDS, [], "0"))[-1] is None
+    assert verdicts(write_robosuite_results(runs, tmp_path / "out", SEEDS, commit="0"))[-1] is None
     assert (
         "| lift | 1, 2, 3 | 50, 50, 50 | 1, 1, 1 | 1, 1, 1 | 2.3 GB |"
         in (tmp_path / "out" / "robosuite.md").read_text()
@@ -204,12 +217,12 @@ def test_a_run_on_one_core_does_not_tell_how_long_two_take(tmp_path):
 
 def test_a_run_that_was_interrupted_does_not_tell_how_long_one_takes(tmp_path):
     runs = write_runs(tmp_path / "runs", arms=FEW, attempts=2, seconds=60)
-    assert verdicts(write_robosuite_results(runs, tmp_path / "out", SEEDS, [], "0"))[-1] is None
+    assert verdicts(write_robosuite_results(runs, tmp_path / "out", SEEDS, commit="0"))[-1] is None
 
 
 def test_an_arm_that_was_not_played_is_not_measured(tmp_path):
     runs = write_runs(tmp_path / "runs", seeds=[1], tasks=["lift"], arms={"best_of_n": 0.4})
-    results = write_robosuite_results(runs, tmp_path / "out", [1], [], "0")
+    results = write_robosuite_results(runs, tmp_path / "out", [1], commit="0")
     assert verdicts(results)[3:10] == [None] * 7
     assert "not measured" in (tmp_path / "out" / "robosuite.md").read_text()
 
@@ -218,14 +231,14 @@ def test_runs_that_are_not_one_result_are_refused_and_nothing_is_kept(tmp_path):
     runs, out = write_runs(tmp_path / "runs", tasks=["lift"], arms=FEW, scenes=8), tmp_path / "out"
     shutil.copytree(runs / "lift-1", runs / "door-1")
     with pytest.raises(UserError, match="called door-1 is the run lift-1: the runs of one page"):
-        write_robosuite_results(runs, out, SEEDS, [], "0")
+        write_robosuite_results(runs, out, SEEDS, commit="0")
     shutil.rmtree(runs / "door-1")
     path = runs / "lift-1" / "critic" / "stage.json"
     about = json.loads(path.read_text())
     about["settings"]["steps"] = 7
     path.write_text(json.dumps(about))
     with pytest.raises(UserError, match="lift differ in more than their seeds"):
-        write_robosuite_results(runs, out, SEEDS, [], "0")
+        write_robosuite_results(runs, out, SEEDS, commit="0")
     assert not out.exists()
 
 
@@ -234,7 +247,7 @@ def test_runs_that_are_not_one_result_are_refused_and_nothing_is_kept(tmp_path):
 
 def test_a_record_gives_the_same_grids_and_the_same_page_as_its_run(tmp_path):
     runs, out = write_runs(tmp_path / "runs", arms=FEW, scenes=8), tmp_path / "out"
-    results = write_robosuite_results(runs, out, SEEDS, [], "0123abc")
+    results = write_robosuite_results(runs, out, SEEDS, commit="0123abc")
     read = {name: read_run(runs / name) for name in run_names(SEEDS)}
     kept = [run_of(json.loads((out / "robosuite" / f"{name}.json").read_text())) for name in read]
 
@@ -247,7 +260,8 @@ def test_a_record_gives_the_same_grids_and_the_same_page_as_its_run(tmp_path):
             np.testing.assert_array_equal(cell.values, found[arm][key].values)
 
     extra = {"commit": "0123abc", "peak_memory_bytes": 2_300_000_000, "processes": 2, "attempts": 1}
-    from_folders = summarize({name: run | extra for name, run in read.items()}, SEEDS) | {"benches": {}}
+    from_folders = summarize({name: run | extra for name, run in read.items()}, SEEDS)
+    from_folders |= {"critic_benches": {}, "policy_benches": {}}
     assert from_folders == results
     assert page(from_folders) == (out / "robosuite.md").read_text()
 
@@ -275,32 +289,41 @@ def test_a_record_keeps_what_the_critic_knew_and_no_long_list(tmp_path):
 def test_runs_that_come_one_by_one_make_the_same_files(tmp_path):
     runs, bench = write_runs(tmp_path / "runs", arms=FEW, scenes=8), write_bench(tmp_path / "bench" / "lift")
     once, twice = tmp_path / "once", tmp_path / "twice"
-    write_robosuite_results(runs, once, SEEDS, [bench], "0123abc")
+    write_robosuite_results(runs, once, SEEDS, critic_benches=[bench], commit="0123abc")
     # On one machine, and then on another that has other runs.
     first = [f"door-{seed}" for seed in SEEDS] + ["lift-2"]
     for name in first:
         shutil.copytree(runs / name, tmp_path / "first" / name)
         shutil.rmtree(runs / name)
-    write_robosuite_results(tmp_path / "first", twice, SEEDS, [bench], "0123abc")
-    write_robosuite_results(runs, twice, SEEDS, [], "0123abc")
+    write_robosuite_results(tmp_path / "first", twice, SEEDS, critic_benches=[bench], commit="0123abc")
+    write_robosuite_results(runs, twice, SEEDS, commit="0123abc")
     assert contents(twice) == contents(once) and len(contents(once)) == 12 + 1 + 2 + len(FIGURES)
     # And when no folder is left.
     shutil.rmtree(runs)
-    write_robosuite_results(runs, twice, SEEDS, [])
+    write_robosuite_results(runs, twice, SEEDS)
     assert contents(twice) == contents(once)
     assert "Ingredients of the critic: lift" in (twice / "robosuite.md").read_text()
     # A bench that went on replaces what was kept of it.
-    write_robosuite_results(runs, twice, SEEDS, [write_bench(bench, gain=0.09)])
+    write_robosuite_results(runs, twice, SEEDS, critic_benches=[write_bench(bench, gain=0.09)])
     assert "**+9.0**" in (twice / "robosuite.md").read_text()
     with pytest.raises(UserError, match="critic_bench"):
-        write_robosuite_results(runs, twice, SEEDS, [tmp_path])
+        write_robosuite_results(runs, twice, SEEDS, critic_benches=[tmp_path])
+    # The other kind of bench has a table of its own.
+    write_robosuite_results(
+        runs, twice, SEEDS, policy_benches=[write_policy_bench(tmp_path / "policies" / "lift")]
+    )
+    text = (twice / "robosuite.md").read_text()
+    assert "Ingredients of advantage weighting: lift" in text and "**+9.0**" in text
+    assert "| `default` | 65.0 (60.0 to 70.0) | – | 80.0 (75.0 to 85.0) | – | 2 | 95 |" in text
+    with pytest.raises(UserError, match="policy_bench"):
+        write_robosuite_results(runs, twice, SEEDS, policy_benches=[tmp_path])
 
 
 def test_runs_that_are_missing_are_named_and_nothing_is_shown(tmp_path):
     runs, out = write_runs(tmp_path / "runs"), tmp_path / "out"
     for name in ("stack-1", "door-1", "door-2", "door-3"):
         shutil.rmtree(runs / name)
-    results = write_robosuite_results(runs, out, SEEDS, [], "0")
+    results = write_robosuite_results(runs, out, SEEDS, commit="0")
     text = (out / "robosuite.md").read_text()
     assert "Runs that are not made yet: stack 1, door 1, door 2, door 3." in text
     assert "3 tasks of robosuite" in text and "| stack | 2, 3 |" in text and "| shown |" not in text
@@ -312,20 +335,20 @@ def test_runs_that_are_missing_are_named_and_nothing_is_shown(tmp_path):
 
 def test_a_run_that_changed_is_refused_by_name(tmp_path):
     runs, out = write_runs(tmp_path / "runs", seeds=[1], arms=FEW, scenes=8), tmp_path / "out"
-    write_robosuite_results(runs, out, [1], [], "0123abc")
+    write_robosuite_results(runs, out, [1], commit="0123abc")
     before = contents(out)
     # The same run with a later commit: its record stays.
-    write_robosuite_results(runs, out, [1], [], "4567def")
+    write_robosuite_results(runs, out, [1], commit="4567def")
     assert contents(out) == before
     path = runs / "lift-1" / "evaluation" / "arms" / "lift" / "policy.json"
     records = json.loads(path.read_text())
     records[3]["success"] = not records[3]["success"]
     path.write_text(json.dumps(records))
     with pytest.raises(UserError, match=r"robosuite/lift-1\.json .*\(arms\): delete the file.*played once"):
-        write_robosuite_results(runs, out, [1], [], "0123abc")
+        write_robosuite_results(runs, out, [1], commit="0123abc")
     assert contents(out) == before
     (out / "robosuite" / "lift-1.json").unlink()
-    results = write_robosuite_results(runs, out, [1], [], "4567def")
+    results = write_robosuite_results(runs, out, [1], commit="4567def")
     assert results["commits"] == ["4567def", "0123abc"]
     assert "Commits `4567def`, `0123abc` fixed" in (out / "robosuite.md").read_text()
 

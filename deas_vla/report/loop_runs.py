@@ -55,8 +55,15 @@ def arm_grids(runs: list[dict], tasks: list[str]) -> dict[str, Grid]:
         seed = run["settings"]["evaluation"]["seed"]
         for arm, by_task in run["arms"].items():
             for task, records in by_task.items():
-                grids.setdefault(arm, {})[seed, tasks.index(task)] = _cell(records)
+                grids.setdefault(arm, {})[seed, tasks.index(task)] = cell_of(records)
     return grids
+
+
+def cell_of(records: list[dict]) -> Cell:
+    """What one run did in its scenes: the mean over the draws of each."""
+    draws = draws_of(records)
+    success = np.array([record["success"] for record in records], float).reshape(-1, draws)
+    return Cell(tuple(record["scene"] for record in records[::draws]), success.mean(1))
 
 
 def by_task(grid: Grid, tasks: list[str], value) -> dict:
@@ -105,12 +112,6 @@ def rate_in(level: dict, name: str) -> str:
 def gap_in(gain: dict, name: str) -> str:
     """A task's difference with its interval, or that of all for another name."""
     return gap(gain["per_task"].get(name, gain["mean"]))
-
-
-def _cell(records: list[dict]) -> Cell:
-    draws = draws_of(records)
-    success = np.array([record["success"] for record in records], float).reshape(-1, draws)
-    return Cell(tuple(record["scene"] for record in records[::draws]), success.mean(1))
 
 
 def _common(one: Cell, other: Cell) -> tuple[Cell, Cell]:

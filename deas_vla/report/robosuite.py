@@ -1,6 +1,7 @@
 """The results of robosuite's tasks over training seeds: a record of each run, the page, and all numbers."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 from deas_vla.errors import UserError
@@ -13,7 +14,13 @@ from deas_vla.report.robosuite_summary import run_names, summarize
 
 
 def write_robosuite_results(
-    runs: Path, output: Path, seeds: list[int], benches: list[Path], commit: str = ""
+    runs: Path,
+    output: Path,
+    seeds: list[int],
+    *,
+    critic_benches: Sequence[Path] = (),
+    policy_benches: Sequence[Path] = (),
+    commit: str = "",
 ) -> dict:
     """Keeps a record of every finished run and writes ``robosuite.md``, its figures and ``robosuite.json`` from all.
 
@@ -25,8 +32,9 @@ def write_robosuite_results(
             finished is left out.
         output: folder of the results.
         seeds: the training seeds of the page.
-        benches: folders of recipes/critic_bench.py, for the table of ingredients; they are kept likewise, and a bench
-            replaces its older self.
+        critic_benches: folders of recipes/critic_bench.py, for the table of the critic's ingredients; they are kept
+            likewise, and a bench replaces its older self.
+        policy_benches: folders of recipes/policy_bench.py, for that of advantage weighting.
         commit: what fixed the settings before the evaluation scenes were used; only new records need it.
 
     Returns:
@@ -41,7 +49,11 @@ def write_robosuite_results(
     new = new_records(folder, kept, made, {name: runs / name for name in made})
     if new and not commit:
         raise UserError(f"say with --commit which commit fixed the settings of {', '.join(new)}")
-    brought = {f"bench-{bench.name}": _read_bench(bench) for bench in benches}
+    brought = {
+        f"{kind}-{bench.name}": _read_bench(bench, kind)
+        for kind, benches in (("critic_bench", critic_benches), ("policy_bench", policy_benches))
+        for bench in benches
+    }
     known = made | kept | brought
     if not known.keys() & set(names):
         raise UserError(
@@ -49,17 +61,19 @@ def write_robosuite_results(
             "run recipes/robosuite_suite.py first"
         )
     results = summarize({name: run_of(known[name]) for name in names if name in known}, seeds)
-    results["benches"] = {
-        name.removeprefix("bench-"): known[name] for name in sorted(known) if name.startswith("bench-")
-    }
+    for kind in ("critic_bench", "policy_bench"):
+        start = f"{kind}-"
+        results[f"{kind}es"] = {
+            name.removeprefix(start): known[name] for name in sorted(known) if name.startswith(start)
+        }
     for name in [*new, *brought]:
         write_json(folder / f"{name}.json", known[name])
     write_page(output, "robosuite", results, page(results), figures(results))
     return results
 
 
-def _read_bench(bench: Path) -> dict:
+def _read_bench(bench: Path, kind: str) -> dict:
     path = bench / "bench.json"
     if not path.is_file():
-        raise UserError(f"{bench} has no {path.name}; run recipes/critic_bench.py first")
+        raise UserError(f"{bench} has no {path.name}; run recipes/{kind}.py first")
     return json.loads(path.read_text())

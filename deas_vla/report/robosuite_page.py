@@ -4,6 +4,7 @@ from deas_vla.report.bench import bench_table
 from deas_vla.report.loop_runs import gap_in, rate_in
 from deas_vla.report.markdown import table
 from deas_vla.report.ogbench_findings import rate, rate_range
+from deas_vla.report.policy_bench import policy_bench_table
 from deas_vla.report.robosuite_summary import (
     BASE,
     BOTH,
@@ -78,12 +79,19 @@ def page(results: dict) -> str:
             [[task, _share(entry)] for task, entry in results["headroom"]["per_task"].items()],
         ),
     ]
-    for name, bench in results["benches"].items():
+    for name, bench in results["critic_benches"].items():
         parts += [
             f"## Ingredients of the critic: {name}",
             f"{bench['decisions']} decisions in {bench['scenes']} scenes that no run evaluates on, all candidates "
             "played out; what choosing by a critic gains in one decision.",
             bench_table(bench),
+        ]
+    for name, bench in results["policy_benches"].items():
+        parts += [
+            f"## Ingredients of advantage weighting: {name}",
+            f"Each plays {bench['scenes']} scenes that no run evaluates on, alone and with best of "
+            f"{bench['candidates']} by the critic that weighted its chunks.",
+            policy_bench_table(bench),
         ]
     commits = [f"`{commit}`" for commit in results["commits"]]
     parts += [
@@ -109,8 +117,8 @@ def page(results: dict) -> str:
         "where a stage took several attempts, they are those of the last. The one-step critic (IQL) has a fifth "
         "more rollouts, with an image of every step, without which its steps would not join.",
         "---\n\nThis page and [robosuite.json](robosuite.json) are written by `python recipes/robosuite_results.py` "
-        "from the records in [robosuite/](robosuite/), which it makes from the folders of recipes/robosuite_suite.py "
-        "and recipes/critic_bench.py.",
+        "from the records in [robosuite/](robosuite/), which it makes from the folders of "
+        "recipes/robosuite_suite.py, recipes/critic_bench.py and recipes/policy_bench.py.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -1,0 +1,59 @@
+"""The bench of fine-tuning: what was played is what its table says, scene by scene."""
+
+import numpy as np
+import pytest
+
+from deas_vla.report.policy_bench import ALONE, CHOSEN, judge, policy_bench_table
+
+pytestmark = pytest.mark.unit
+
+
+def episodes(success):
+    return [{"scene": scene, "draw": 0, "success": bool(value)} for scene, value in enumerate(success)]
+
+
+def policy(alone, chosen=None):
+    arms = {ALONE: episodes(alone)} | ({} if chosen is None else {CHOSEN: episodes(chosen)})
+    return {"lift": arms}
+
+
+def test_differences_are_paired_by_scene():
+    before = np.arange(100) < 40
+    # Two seeds: one wins 20 scenes more, the other 30; the colder variant loses two of them in each.
+    better = [before | (np.arange(100) >= 80), before | (np.arange(100) >= 70)]
+    colder = [wins & (np.arange(100) < 98) for wins in better]
+    results = judge(
+        {
+            "policy": [policy(before, before)],
+            "default": [policy(wins, np.ones(100)) for wins in better],
+            "colder": [policy(wins) for wins in colder],
+        },
+        base="policy",
+        default="default",
+    )
+    assert results["base"][ALONE]["success"] == pytest.approx(0.4)
+    default, colder = results["variants"]["default"], results["variants"]["colder"]
+    assert default[ALONE]["success"] == pytest.approx(0.65) and default["policies"] == 2
+    assert default[ALONE]["over_base"]["difference"] == pytest.approx(0.25)
+    assert default[ALONE]["over_default"] is None
+    gap = colder[ALONE]["over_default"]
+    assert gap["difference"] == pytest.approx(-0.02) and (gap["wins"], gap["losses"]) == (0, 4)
+    assert CHOSEN not in colder and default[CHOSEN]["success"] == 1
+
+    for entry in results["variants"].values():
+        entry["seconds"] = 90.0
+    lines = policy_bench_table(results | {"candidates": 8}).splitlines()
+    assert "best of 8" in lines[0]
+    assert [line.split("|")[1].strip() for line in lines[2:]] == ["`default`", "`colder`", "before"]
+    assert "63.0" in lines[3] and "−2.0 (−5.0 to 0.0)" in lines[3] and "| – | – |" in lines[3]
+
+
+def test_luck_of_the_seeds_is_in_the_interval():
+    """Two seeds of which one gains and one loses are no gain, however many scenes were played."""
+    before = np.arange(400) < 200
+    up, down = np.arange(400) < 260, np.arange(400) < 150
+    runs = {"policy": [policy(before)], "default": [policy(up), policy(down)]}
+    low, high = judge(runs, base="policy", default="default")["variants"]["default"][ALONE]["over_base"][
+        "ci95"
+    ]
+    assert low < 0 < high
