@@ -12,10 +12,12 @@ sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
 
 import collect_demos
 import collect_rollouts
+import critic_bench
 import evaluate
 import finetune_metaworld
 import finetune_policy
 import finetune_robocasa
+import policy_bench
 import train_critic
 
 pytestmark = pytest.mark.unit
@@ -27,6 +29,8 @@ CONFIGS = {
     finetune_policy: finetune_policy.FinetunePolicyConfig,
     finetune_robocasa: finetune_robocasa.FinetuneRobocasaConfig,
     train_critic: train_critic.TrainCriticConfig,
+    critic_bench: critic_bench.CriticBenchConfig,
+    policy_bench: policy_bench.PolicyBenchConfig,
 }
 
 
@@ -60,6 +64,10 @@ CONFIGS = {
         (finetune_robocasa, ["--critic.backup_horizon=32"], "options of recorded episodes"),
         (finetune_robocasa, ["--policy.tune=half"], "choose one of frozen, lora, full"),
         (finetune_metaworld, ["--tasks=reach-v3,psh-v3"], "did you mean 'push-v3'"),
+        (critic_bench, ["--variants=deafult"], "there is no variant deafult; choose from default"),
+        (policy_bench, ["--variants=deafult"], "there is no variant deafult; choose from default"),
+        (policy_bench, ["--name=own"], "--name and --flags go together"),
+        (policy_bench, ["--num_candidates=1"], "2 candidates"),
         (finetune_robocasa, ["--env=robocasa", "--tasks=CloseDrawer"], "robocasa"),
     ],
 )
