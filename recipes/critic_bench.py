@@ -126,9 +126,10 @@ def main(config: CriticBenchConfig) -> None:
     accelerator = make_accelerator()
     output, run = Path(config.output), Path(config.run)
     policy = GrootPolicy.load(run / "policy" / "policy").to(accelerator.device).eval()
-    truth = _truth(accelerator, config, policy)
+    truth, first = _truth(accelerator, config, policy), accelerator.is_main_process
     scores_of = {}
-    for name, flags in tqdm(variants.items(), desc="bench", unit="variant", dynamic_ncols=True):
+    watched = {"dynamic_ncols": True, "disable": not first}
+    for name, flags in tqdm(variants.items(), desc="bench", unit="variant", **watched):
         folders = [output / "critics" / f"{name}-seed{seed}" for seed in config.seeds]
         for seed, folder in zip(config.seeds, folders, strict=True):
             inputs = [f"--{part}={run / part}" for part in ("demonstrations", "rollouts", "policy")]
@@ -136,6 +137,8 @@ def main(config: CriticBenchConfig) -> None:
             settings = parse(VariantConfig, [*inputs, *places, *flags], prog="train_critic")
             train_critic(accelerator, settings)
         scores_of[name] = folders
+    if not first:
+        return
     results = _judge(policy, truth, scores_of, variants)
     path = output / "bench.json"
     before = json.loads(path.read_text())["variants"] if path.is_file() else {}

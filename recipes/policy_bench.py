@@ -105,13 +105,14 @@ def main(config: PolicyBenchConfig) -> None:
     accelerator = make_accelerator()
     output, run = Path(config.output), Path(config.run)
     tuned = {name: [output / "policies" / f"{name}-seed{seed}" for seed in config.seeds] for name in variants}
-    for name, folders in tqdm(tuned.items(), desc="fine-tuning", unit="variant", dynamic_ncols=True):
+    watched = {"dynamic_ncols": True, "disable": not accelerator.is_main_process}
+    for name, folders in tqdm(tuned.items(), desc="fine-tuning", unit="variant", **watched):
         for seed, folder in zip(config.seeds, folders, strict=True):
             finetune_policy(accelerator, settings_of(config, variants[name], folder, seed))
     policies = [run / "policy", *(folder for folders in tuned.values() for folder in folders)]
     for task in config.tasks:
         with config.open_workers(task, accelerator.num_processes) as workers:
-            for policy in tqdm(policies, desc=f"playing {task}", unit="policy", dynamic_ncols=True):
+            for policy in tqdm(policies, desc=f"playing {task}", unit="policy", **watched):
                 play(accelerator, config, workers, task, policy)
     if accelerator.is_main_process:
         outcomes = {
