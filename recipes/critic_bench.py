@@ -1,6 +1,8 @@
 """Many critics of one run, judged against the truth about candidates: which ingredient matters?
 
-    python recipes/critic_bench.py --run=outputs/lift --output=outputs/bench/lift --seeds=0,1
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/critic_bench.py \\
+        --run=outputs/lift --output=outputs/bench/lift --seeds=0,1
+
     python recipes/critic_bench.py --run=outputs/lift --output=outputs/bench/lift --name=wide --flags=--features.dim=256
 
 Needs the extras `sim`, `groot` and `lerobot`, and a run of recipes/finetune_robocasa.py up to its rollouts. First, once
@@ -122,7 +124,7 @@ class CriticBenchConfig(SimulatorConfig):
 
 
 def main(config: CriticBenchConfig) -> None:
-    variants = _variants(config)
+    variants = choose_variants(VARIANTS, config.variants, config.name, config.flags)
     accelerator = make_accelerator()
     output, run = Path(config.output), Path(config.run)
     policy = GrootPolicy.load(run / "policy" / "policy").to(accelerator.device).eval()
@@ -156,18 +158,31 @@ def _about(results: dict, plan: TruthConfig) -> str:
     )
 
 
-def _variants(config: CriticBenchConfig) -> dict[str, list[str]]:
-    unknown = set(config.variants) - set(VARIANTS)
+def choose_variants(
+    known: dict[str, list[str]], names: list[str], name: str, flags: str
+) -> dict[str, list[str]]:
+    """Name to flags: those of a bench that are asked for, all if none is, and one of the user's own.
+
+    Args:
+        known: the bench's own.
+        names: those that are wanted; empty for all, or for none where there is a name.
+        name: of the user's own; empty for none.
+        flags: of that one, separated by spaces.
+
+    Raises:
+        UserError: if a name is not known, or the user's own is.
+    """
+    unknown = set(names) - set(known)
     if unknown:
         raise UserError(
-            f"there is no variant {', '.join(sorted(unknown))}; choose from {', '.join(VARIANTS)}, or name one of "
+            f"there is no variant {', '.join(sorted(unknown))}; choose from {', '.join(known)}, or name one of "
             "your own with --name and --flags"
         )
-    if bool(config.name) != bool(config.flags) or config.name in VARIANTS:
+    if bool(name) != bool(flags) or name in known:
         raise UserError("--name and --flags go together, and the name must be new")
-    if config.name:
-        return {name: VARIANTS[name] for name in config.variants} | {config.name: config.flags.split()}
-    return {name: VARIANTS[name] for name in config.variants or VARIANTS}
+    if name:
+        return {each: known[each] for each in names} | {name: flags.split()}
+    return {each: known[each] for each in names or known}
 
 
 def _truth(accelerator: Accelerator, config: CriticBenchConfig, policy: GrootPolicy) -> Truth:

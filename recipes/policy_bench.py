@@ -1,6 +1,8 @@
 """Many ways to fine-tune one policy, each played in scenes of their own: which ingredient matters?
 
-    python recipes/policy_bench.py --run=outputs/lift --output=outputs/policy_bench/lift --seeds=0,1
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/policy_bench.py \\
+        --run=outputs/lift --output=outputs/policy_bench/lift --seeds=0,1
+
     python recipes/policy_bench.py --run=outputs/lift --output=outputs/policy_bench/lift \\
         --name=soft --flags=--weighting.temperature=3
 
@@ -15,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import Accelerator
+from critic_bench import choose_variants
 from finetune_policy import FinetunePolicyConfig, ImitationConfig, Method, finetune_policy
 from finetune_robocasa import FEATURES, improvement_defaults
 from tqdm import tqdm
@@ -101,7 +104,9 @@ class PolicyBenchConfig(SimulatorConfig):
 
 
 def main(config: PolicyBenchConfig) -> None:
-    variants = chosen_variants(config)
+    chosen = choose_variants(VARIANTS, config.variants, config.name, config.flags)
+    # Always there, because all are compared with it.
+    variants = {DEFAULT: VARIANTS[DEFAULT]} | chosen
     accelerator = make_accelerator()
     output, run = Path(config.output), Path(config.run)
     tuned = {name: [output / "policies" / f"{name}-seed{seed}" for seed in config.seeds] for name in variants}
@@ -131,21 +136,6 @@ def main(config: PolicyBenchConfig) -> None:
         results["variants"] = before | results["variants"]
         write_json(path, results)
         print(f"\n{run}\n\n{policy_bench_table(results)}\n\nIn {path}.")
-
-
-def chosen_variants(config: PolicyBenchConfig) -> dict[str, list[str]]:
-    """Name to flags; the default is always there, because all are compared with it."""
-    unknown = set(config.variants) - set(VARIANTS)
-    if unknown:
-        raise UserError(
-            f"there is no variant {', '.join(sorted(unknown))}; choose from {', '.join(VARIANTS)}, or name one of "
-            "your own with --name and --flags"
-        )
-    if bool(config.name) != bool(config.flags) or config.name in VARIANTS:
-        raise UserError("--name and --flags go together, and the name must be new")
-    own = {config.name: config.flags.split()} if config.name else {}
-    names = config.variants or ([] if own else list(VARIANTS))
-    return {DEFAULT: VARIANTS[DEFAULT]} | {name: VARIANTS[name] for name in names} | own
 
 
 def settings_of(config: PolicyBenchConfig, flags: list[str], folder: Path, seed: int) -> FinetunePolicyConfig:

@@ -86,4 +86,5 @@ def test_help_explains_every_recipe(recipe, capsys):
         run_recipe(recipe.main, CONFIGS[recipe], ["--help"])
     assert caught.value.code == 0
     assert "--output" in capsys.readouterr().out
+    assert "accelerate launch" in recipe.__doc__
     assert f"recipes/{recipe.__name__}.py" in recipe.__doc__
