@@ -33,15 +33,16 @@ from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.groot.modeling import GrootPolicy
-from deas_vla.report.bench import bench_table, possible_gain, score
+from deas_vla.report.bench import bench_table, gain_over, possible_gain, score
 from deas_vla.rollouts.evaluate import scenes_of
 from deas_vla.rollouts.truth import Truth, collect_truth
 from deas_vla.stage import run_stage, stage_report
 from deas_vla.training import make_accelerator
 
 # What is changed of the critic of finetune_robocasa. One line, one change.
+DEFAULT = "default"
 VARIANTS: dict[str, list[str]] = {
-    "default": [],
+    DEFAULT: [],
     "hl_gauss": ["--critic.head=hl_gauss"],
     "hl_gauss and future_weight=5": ["--critic.head=hl_gauss", "--critic.future_weight=5"],
     "future_weight=0": ["--critic.future_weight=0"],
@@ -124,7 +125,9 @@ class CriticBenchConfig(SimulatorConfig):
 
 
 def main(config: CriticBenchConfig) -> None:
-    variants = choose_variants(VARIANTS, config.variants, config.name, config.flags)
+    chosen = choose_variants(VARIANTS, config.variants, config.name, config.flags)
+    # Always there, because all are compared with it.
+    variants = {DEFAULT: VARIANTS[DEFAULT]} | chosen
     accelerator = make_accelerator()
     output, run = Path(config.output), Path(config.run)
     policy = GrootPolicy.load(run / "policy" / "policy").to(accelerator.device).eval()
@@ -229,6 +232,7 @@ def _judge(
         "possible": possible_gain(returns, truth.success, truth.scene),
         "variants": {},
     }
+    opinions_of = {}
     for name, critics in folders.items():
         opinions = []
         for folder in critics:
@@ -237,11 +241,16 @@ def _judge(
             features, state = inputs.observation(context, seen)
             chunks = inputs.chunks(torch.from_numpy(truth.candidates).to(features.device))
             opinions.append(critic.score(features, state, chunks).cpu().numpy())
+        opinions_of[name] = mine = np.stack(opinions)
+        others = opinions_of[DEFAULT]
         results["variants"][name] = {
             "flags": variants[name],
             "critics": len(critics),
             "seconds": float(np.median([stage_report(folder)["seconds"] for folder in critics])),
-            "score": asdict(score(np.stack(opinions), returns, truth.success, truth.scene)),
+            "score": asdict(score(mine, returns, truth.success, truth.scene)),
+            "over_default": (
+                gain_over(mine, others, truth.success, truth.scene) if name != DEFAULT else None
+            ),
         }
     return results
 

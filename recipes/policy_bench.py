@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from accelerate import Accelerator
-from critic_bench import choose_variants
+from critic_bench import DEFAULT, choose_variants
 from finetune_policy import FinetunePolicyConfig, ImitationConfig, Method, finetune_policy
 from finetune_robocasa import FEATURES, improvement_defaults
 from tqdm import tqdm
@@ -39,7 +39,6 @@ from deas_vla.stage import claim, run_stage, stage_report
 from deas_vla.training import make_accelerator
 
 # What is changed of the advantage-weighted fine-tuning of finetune_robocasa. One line, one change.
-DEFAULT = "default"
 VARIANTS: dict[str, list[str]] = {
     DEFAULT: [],
     "filtered_bc": ["--method=filtered_bc"],

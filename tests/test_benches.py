@@ -89,6 +89,10 @@ def test_critics_become_a_table(run, tmp_path, monkeypatch, capsys):
     critic_bench.main(config)
     results = json.loads((tmp_path / "bench.json").read_text())
     assert list(results["variants"]) == ["default", "hl_gauss"] and results["decisions"] > 0
+    assert results["variants"]["default"]["over_default"] is None
+    gains = [results["variants"][name]["score"]["gain"] for name in ("hl_gauss", "default")]
+    over = results["variants"]["hl_gauss"]["over_default"]["difference"]
+    assert over == pytest.approx(gains[0] - gains[1])
     printed = capsys.readouterr().out
     assert "`hl_gauss`" in printed and "2 candidates played out 2 times each" in printed
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("stage.json")}

@@ -95,6 +95,7 @@ def write_bench(folder, gain=0.04):
         "spearman_ci95": None,
     }
     variant = {"flags": [], "critics": 2, "seconds": 180.0, "score": score | {"worst": -0.05}}
+    variant["over_default"] = None
     folder.mkdir(parents=True, exist_ok=True)
     bench = {"decisions": 956, "scenes": 520, "possible": {}, "variants": {"default": variant}}
     (folder / "bench.json").write_text(json.dumps(bench))

@@ -12,7 +12,7 @@ from rollout_example import CONTRACT, HORIZON, LIMIT, LinePolicy, LineWorkers, M
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
-from deas_vla.report.bench import bench_table, possible_gain, score
+from deas_vla.report.bench import bench_table, gain_over, possible_gain, score
 from deas_vla.rollouts.branches import return_of
 from deas_vla.rollouts.play import Job, play_episodes
 from deas_vla.rollouts.truth import Truth, collect_truth
@@ -136,6 +136,17 @@ def test_one_who_knows_the_chances_gains_and_one_who_does_not_gains_nothing():
     assert knows.headroom > 0.9
 
 
+def test_two_critics_are_compared_in_the_same_decisions():
+    """The difference is that of the gains, and known better than either; a critic is not ahead of itself."""
+    chance, returns, success, scene = fair(np.random.default_rng(2), 400, spread=2.0)
+    knows, confused = chance[None], chance[None] + np.random.default_rng(3).normal(0, 0.2, (2, 400, N))
+    gained = [score(one, returns, success, scene) for one in (knows, confused)]
+    more = gain_over(knows, confused, success, scene)
+    assert more["difference"] == pytest.approx(gained[0].gain - gained[1].gain)
+    assert more["ci95"][1] - more["ci95"][0] < min(one.gain_ci95[1] - one.gain_ci95[0] for one in gained)
+    assert gain_over(knows, knows, success, scene) == {"difference": 0.0, "ci95": (0.0, 0.0)}
+
+
 def test_what_is_possible_is_not_luck():
     """Equal candidates leave nothing to gain, though the luckiest of them looks much better than the rest."""
     _, returns, success, scene = fair(np.random.default_rng(1), 1000, spread=0.0)
@@ -168,9 +179,13 @@ def test_the_critic_of_the_line_is_a_good_one(truth):
 def test_the_table_has_the_best_first():
     _, returns, success, scene = fair(np.random.default_rng(0), 50, spread=2.0)
 
-    def entry(scores):
-        return {"critics": 1, "seconds": 1.0, "score": asdict(score(scores, returns, success, scene))}
-
     rate = success.mean(2)[None]
-    lines = bench_table({"variants": {"bad": entry(-rate), "good": entry(rate)}}).splitlines()
-    assert lines[2].startswith("| `good` | **+") and lines[3].startswith("| `bad` | **−")
+
+    def entry(scores, over=None):
+        mine = asdict(score(scores, returns, success, scene))
+        return {"critics": 1, "seconds": 1.0, "score": mine, "over_default": over}
+
+    worse = gain_over(-rate, rate, success, scene)
+    lines = bench_table({"variants": {"bad": entry(-rate, worse), "default": entry(rate)}}).splitlines()
+    assert lines[2].startswith("| `default` | **+") and lines[3].startswith("| `bad` | **−")
+    assert lines[2].split(" | ")[2] == "–" and lines[3].split(" | ")[2].startswith("−")

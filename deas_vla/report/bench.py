@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deas_vla.report.markdown import table
+from deas_vla.report.ogbench_findings import gap
 from deas_vla.rollouts.statistics import Interval, rank_against_oracle, ratio_interval
 
 RESAMPLES = 2000
@@ -42,8 +43,8 @@ def score(opinions: np.ndarray, returns: np.ndarray, success: np.ndarray, scene:
     """
     truth, rate = returns.mean(2), success.mean(2)
     rankings = [rank_against_oracle(one, truth, scene, resamples=RESAMPLES) for one in opinions]
-    chosen = np.mean([_chosen(one, rate) for one in opinions], 0) - rate.mean(1)
-    worst = np.mean([_chosen(-one, rate) for one in opinions], 0) - rate.mean(1)
+    chosen = _chosen_by_each(opinions, rate) - rate.mean(1)
+    worst = _chosen_by_each(-opinions, rate) - rate.mean(1)
     possible = _possible(returns, success)
     low, high = np.mean([ranking.spearman_ci95 or (np.nan, np.nan) for ranking in rankings], 0)
     return Score(
@@ -54,6 +55,24 @@ def score(opinions: np.ndarray, returns: np.ndarray, success: np.ndarray, scene:
         headroom=float(chosen.sum() / possible.sum()) if possible.sum() > 0 else None,
         worst=float(worst.mean()),
     )
+
+
+def gain_over(opinions: np.ndarray, others: np.ndarray, success: np.ndarray, scene: np.ndarray) -> dict:
+    """How much more choosing by these critics gains than by others, in the same decisions.
+
+    The luck of a decision is in both and cancels: the interval is narrower than those of the two gains.
+
+    Args:
+        opinions, others: (C, D, N) and (C', D, N) scores.
+        success: (D, N, K) bool.
+        scene: (D,) what the bootstrap resamples.
+
+    Returns:
+        ``difference``, a share, and ``ci95``.
+    """
+    rate = success.mean(2)
+    more = _chosen_by_each(opinions, rate) - _chosen_by_each(others, rate)
+    return {"difference": float(more.mean()), "ci95": _interval(more, scene)}
 
 
 def possible_gain(returns: np.ndarray, success: np.ndarray, scene: np.ndarray) -> dict:
@@ -72,7 +91,8 @@ def bench_table(results: dict) -> str:
     """The Markdown table of a bench, best first.
 
     Args:
-        results: ``decisions``, ``scenes``, ``possible`` and ``variants``: name to flags, critics, seconds and score.
+        results: ``decisions``, ``scenes``, ``possible`` and ``variants``: name to flags, critics, seconds, score, and
+            ``over_default`` as `gain_over` gives it, None for the default itself.
     """
     rows = []
     for name, entry in sorted(results["variants"].items(), key=lambda item: -item[1]["score"]["gain"]):
@@ -81,6 +101,7 @@ def bench_table(results: dict) -> str:
             [
                 f"`{name}`",
                 f"**{_points(mine['gain'])}** {_range(mine['gain_ci95'], 100, 1)}",
+                entry["over_default"] and gap(entry["over_default"]),
                 None if mine["headroom"] is None else f"{100 * mine['headroom']:.0f} %",
                 f"{mine['spearman']:.2f} {_range(mine['spearman_ci95'], 1, 2)}",
                 _points(mine["worst"]),
@@ -91,6 +112,7 @@ def bench_table(results: dict) -> str:
     header = [
         "variant",
         "gain of best-of-N",
+        "over the default",
         "of headroom",
         "rank correlation",
         "worst-of-N",
@@ -104,6 +126,11 @@ def _chosen(scores: np.ndarray, rate: np.ndarray) -> np.ndarray:
     """(D,) success rate of the candidate with the highest score; the mean of those that share it."""
     best = scores == scores.max(1, keepdims=True)
     return (rate * best).sum(1) / best.sum(1)
+
+
+def _chosen_by_each(opinions: np.ndarray, rate: np.ndarray) -> np.ndarray:
+    """(C, D, N) scores to the (D,) mean over critics of `_chosen`."""
+    return np.mean([_chosen(one, rate) for one in opinions], 0)
 
 
 def _possible(returns: np.ndarray, success: np.ndarray) -> np.ndarray:
