@@ -18,6 +18,9 @@ from deas_vla.report.robosuite_summary import (
 )
 from deas_vla.report.summary import arm_meaning, arm_title, counted
 
+# Said of every table of ingredients.
+LUCK = "Intervals are over scenes, not trainings; where all variants are alike, one in twenty still seems to differ."
+
 
 def page(results: dict) -> str:
     """The Markdown page of `summarize`'s result."""
@@ -83,14 +86,14 @@ def page(results: dict) -> str:
         parts += [
             f"## Ingredients of the critic: {name}",
             f"{bench['decisions']} decisions in {bench['scenes']} scenes that no run evaluates on, all candidates "
-            "played out; what choosing by a critic gains in one decision.",
+            "played out; what choosing by a critic gains in one decision. " + LUCK,
             bench_table(bench),
         ]
     for name, bench in results["policy_benches"].items():
         parts += [
             f"## Ingredients of advantage weighting: {name}",
             f"Each plays {bench['scenes']} scenes that no run evaluates on, alone and with best of "
-            f"{bench['candidates']} by the critic that weighted its chunks.",
+            f"{bench['candidates']} by the critic that weighted its chunks. " + LUCK,
             policy_bench_table(bench),
         ]
     commits = [f"`{commit}`" for commit in results["commits"]]
