@@ -51,6 +51,8 @@ VARIANTS: dict[str, list[str]] = {
     "temperature=0.25": ["--weighting.temperature=0.25"],
     "temperature=1": ["--weighting.temperature=1"],
     "maximum=3": ["--weighting.maximum=3"],
+    # So hot that all count alike: a control, what proposals of less noise teach before any critic chooses among them.
+    "all proposals alike": ["--weighting.temperature=1000"],
     # So cold that a chunk below the mean counts for nothing, and so clipped that all others count alike.
     "the better half alike": ["--weighting.temperature=0.01", "--weighting.maximum=1"],
     "steps=300": ["--training.steps=300"],

@@ -25,8 +25,11 @@ LOOP = ("demonstrations", "policy", "rollouts", "critic", "filtered_bc", "advant
 # Differences that are looked at besides those from the policy: name, arm, and what it is compared with.
 COMPARED = {
     "weighted_over_cloned": (WEIGHTED, CLONED),
+    "weighted_over_one": (WEIGHTED, ONE),
+    "weighted_over_zero_noise": (WEIGHTED, "zero_noise"),
     "both_over_weighted": (BOTH, WEIGHTED),
     "both_over_chosen": (BOTH, CHOSEN),
+    "both_over_zero_noise": (BOTH, "zero_noise"),
     "second_over_first": (SECOND, WEIGHTED),
     "second_both_over_both": (SECOND_BOTH, BOTH),
     "chosen_over_one": (CHOSEN, ONE),
