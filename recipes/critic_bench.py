@@ -232,7 +232,6 @@ def _judge(
         "possible": possible_gain(returns, truth.success, truth.scene),
         "variants": {},
     }
-    opinions_of = {}
     for name, critics in folders.items():
         opinions = []
         for folder in critics:
@@ -241,15 +240,16 @@ def _judge(
             features, state = inputs.observation(context, seen)
             chunks = inputs.chunks(torch.from_numpy(truth.candidates).to(features.device))
             opinions.append(critic.score(features, state, chunks).cpu().numpy())
-        opinions_of[name] = mine = np.stack(opinions)
-        others = opinions_of[DEFAULT]
+        mine = np.stack(opinions)
+        if name == DEFAULT:  # it comes first
+            default = mine
         results["variants"][name] = {
             "flags": variants[name],
             "critics": len(critics),
             "seconds": float(np.median([stage_report(folder)["seconds"] for folder in critics])),
             "score": asdict(score(mine, returns, truth.success, truth.scene)),
             "over_default": (
-                gain_over(mine, others, truth.success, truth.scene) if name != DEFAULT else None
+                gain_over(mine, default, truth.success, truth.scene) if name != DEFAULT else None
             ),
         }
     return results

@@ -189,3 +189,7 @@ def test_the_table_has_the_best_first():
     lines = bench_table({"variants": {"bad": entry(-rate, worse), "default": entry(rate)}}).splitlines()
     assert lines[2].startswith("| `default` | **+") and lines[3].startswith("| `bad` | **−")
     assert lines[2].split(" | ")[2] == "–" and lines[3].split(" | ")[2].startswith("−")
+    # One scene has no interval, and a table all the same.
+    alone = entry(rate, gain_over(rate, -rate, success, np.zeros(50)))
+    assert alone["over_default"]["ci95"] is None
+    assert bench_table({"variants": {"good": alone}}).splitlines()[2].split(" | ")[2].startswith("+")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deas_vla.report.markdown import table
-from deas_vla.report.ogbench_findings import gap
+from deas_vla.report.summary import point_range, points
 from deas_vla.rollouts.statistics import Interval, rank_against_oracle, ratio_interval
 
 RESAMPLES = 2000
@@ -96,15 +96,15 @@ def bench_table(results: dict) -> str:
     """
     rows = []
     for name, entry in sorted(results["variants"].items(), key=lambda item: -item[1]["score"]["gain"]):
-        mine = entry["score"]
+        mine, over = entry["score"], entry["over_default"]
         rows.append(
             [
                 f"`{name}`",
-                f"**{_points(mine['gain'])}** {_range(mine['gain_ci95'], 100, 1)}",
-                entry["over_default"] and gap(entry["over_default"]),
+                f"**{points(mine['gain'], 1)}**{_range(mine['gain_ci95'])}",
+                over and points(over["difference"], 1) + _range(over["ci95"]),
                 None if mine["headroom"] is None else f"{100 * mine['headroom']:.0f} %",
-                f"{mine['spearman']:.2f} {_range(mine['spearman_ci95'], 1, 2)}",
-                _points(mine["worst"]),
+                f"{mine['spearman']:.2f}{_correlations(mine['spearman_ci95'])}",
+                points(mine["worst"], 1),
                 entry["critics"],
                 f"{entry['seconds']:.0f}",
             ]
@@ -149,12 +149,9 @@ def _interval(values: np.ndarray, scene: np.ndarray) -> Interval | None:
     return ratio_interval(total, count, 0.95, RESAMPLES, 0) if len(count) > 1 else None
 
 
-def _points(value: float) -> str:
-    return f"{100 * value:+.1f}".replace("-", "−")
+def _range(interval: list | None) -> str:
+    return f" ({point_range(interval)})" if interval else ""
 
 
-def _range(interval: list | None, factor: float, digits: int) -> str:
-    if interval is None:
-        return ""
-    low, high = (f"{factor * end:+.{digits}f}".replace("-", "−") for end in interval)
-    return f"[{low}, {high}]"
+def _correlations(interval: list | None) -> str:
+    return " ({:.2f} to {:.2f})".format(*interval).replace("-", "−") if interval else ""
