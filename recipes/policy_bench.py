@@ -7,9 +7,10 @@
         --name=soft --flags=--weighting.temperature=3
 
 Needs the extras `sim`, `groot` and `lerobot`, and a run of recipes/finetune_robocasa.py up to its critic. Each variant
-and seed fine-tunes the run's policy and plays it, alone and with best of N by the run's critic, in scenes that no
-evaluation uses; a table compares all of them scene by scene. A variant is flags of recipes/finetune_policy.py, with
-`--name` and `--flags` also one that is not in the list here. Everything that is done is skipped.
+and seed fine-tunes the run's policy and plays it, alone, without its noise and with best of N by the run's critic, in
+scenes that no evaluation uses; a table compares all of them scene by scene. A variant is flags of
+recipes/finetune_policy.py, with `--name` and `--flags` also one that is not in the list here. Everything that is done
+is skipped.
 """
 
 import json
@@ -32,7 +33,7 @@ from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
-from deas_vla.report.policy_bench import ALONE, CHOSEN, judge, policy_bench_table
+from deas_vla.report.policy_bench import ALONE, ARMS, CHOSEN, WITHOUT_NOISE, judge, policy_bench_table
 from deas_vla.reranker.kinds import load_policy
 from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
 from deas_vla.stage import claim, run_stage, stage_report
@@ -150,7 +151,7 @@ def settings_of(config: PolicyBenchConfig, flags: list[str], folder: Path, seed:
 def play(
     accelerator: Accelerator, config: PolicyBenchConfig, workers: EnvWorkers, task: str, source: Path
 ) -> None:
-    """Plays one policy in all scenes, alone and, where the critic knows its features, with best of N."""
+    """Plays one policy in all scenes: alone, without noise and, where the critic knows its features, best of N."""
     inputs = {"policy": source, "critic": Path(config.run) / "critic"}
     scenes = scenes_of("bench", config.scenes, config.seed)
 
@@ -159,7 +160,10 @@ def play(
         workers.contract.require_same(policy.contract, f"task {task}", f"policy {source}")
         critic = DeasCritic.load(inputs["critic"] / "critic", accelerator.device)[0]
         seen = CriticInputs.load(inputs["critic"] / "critic", policy.contract)
-        arms = {ALONE: BestOfN(policy)}
+        arms = {
+            ALONE: BestOfN(policy),
+            WITHOUT_NOISE: BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
+        }
         if seen.encoder_fingerprint == policy.encoder_fingerprint:
             noise = SelectionConfig(noise_scale=config.noise_scale)
             arms[CHOSEN] = BestOfN(policy, config.num_candidates, "best", critic, seen, noise)
@@ -181,9 +185,8 @@ def play(
 
     names = ("env", "simulator", "seed", "scenes", "num_candidates", "noise_scale", "execute_steps")
     settings = {name: value for name, value in to_json(config).items() if name in names}
-    run_stage(
-        accelerator, played(config, task, source), settings | {"task": task}, inputs, work, everyone=True
-    )
+    settings |= {"task": task, "arms": list(ARMS)}
+    run_stage(accelerator, played(config, task, source), settings, inputs, work, everyone=True)
 
 
 def played(config: PolicyBenchConfig, task: str, source: Path) -> Path:
@@ -194,7 +197,7 @@ def played(config: PolicyBenchConfig, task: str, source: Path) -> Path:
 def outcomes_of(config: PolicyBenchConfig, task: str, source: Path) -> dict[str, list[dict]]:
     """Arm to its episodes."""
     folder = played(config, task, source)
-    paths = {arm: folder / f"{arm}.json" for arm in (ALONE, CHOSEN)}
+    paths = {arm: folder / f"{arm}.json" for arm in ARMS}
     return {arm: json.loads(path.read_text()) for arm, path in paths.items() if path.is_file()}
 
 

@@ -55,7 +55,10 @@ def test_ways_to_fine_tune_become_a_table(run, tmp_path, monkeypatch, capsys):
 
     first = bench()
     assert list(first["variants"]) == ["default", "filtered_bc", "the better half alike"]
-    assert all(entry["policies"] == 2 and "best_of_n" in entry for entry in first["variants"].values())
+    assert all(
+        entry["policies"] == 2 and {"alone", "zero_noise", "best_of_n"} <= entry.keys()
+        for entry in first["variants"].values()
+    )
     assert "`filtered_bc`" in capsys.readouterr().out
     # What there is no critic in does not depend on one.
     inputs = {
@@ -68,7 +71,7 @@ def test_ways_to_fine_tune_become_a_table(run, tmp_path, monkeypatch, capsys):
     # One more: its encoder is another, so that the critic cannot see what it sees; what is done stays as it is.
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("stage.json")}
     second = bench("--name=whole", f"--flags=--freeze_encoder=false {' '.join(BRIEF)}")
-    assert second["variants"]["whole"].keys() == {"policies", "alone", "flags", "seconds"}
+    assert second["variants"]["whole"].keys() == {"policies", "alone", "zero_noise", "flags", "seconds"}
     assert {name: second["variants"][name] for name in first["variants"]} == first["variants"]
     assert all(path.stat().st_mtime_ns == when for path, when in made.items())
     with pytest.raises(UserError, match="go together"):

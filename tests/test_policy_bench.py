@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deas_vla.report.policy_bench import ALONE, CHOSEN, judge, policy_bench_table
+from deas_vla.report.policy_bench import ALONE, CHOSEN, WITHOUT_NOISE, judge, policy_bench_table
 
 pytestmark = pytest.mark.unit
 
@@ -12,9 +12,9 @@ def episodes(success):
     return [{"scene": scene, "draw": 0, "success": bool(value)} for scene, value in enumerate(success)]
 
 
-def policy(alone, chosen=None):
-    arms = {ALONE: episodes(alone)} | ({} if chosen is None else {CHOSEN: episodes(chosen)})
-    return {"lift": arms}
+def policy(alone, chosen=None, quiet=None):
+    played = {ALONE: alone, WITHOUT_NOISE: quiet, CHOSEN: chosen}
+    return {"lift": {arm: episodes(wins) for arm, wins in played.items() if wins is not None}}
 
 
 def test_differences_are_paired_by_scene():
@@ -24,9 +24,10 @@ def test_differences_are_paired_by_scene():
     colder = [wins & (np.arange(100) < 98) for wins in better]
     results = judge(
         {
-            "policy": [policy(before, before)],
-            "default": [policy(wins, np.ones(100)) for wins in better],
-            "colder": [policy(wins) for wins in colder],
+            "policy": [policy(before, before, before)],
+            "default": [policy(wins, np.ones(100), wins) for wins in better],
+            # Behind only where its noise plays: without it, it is where the default is.
+            "colder": [policy(wins, quiet=quiet) for wins, quiet in zip(colder, better, strict=True)],
         },
         base="policy",
         default="default",
@@ -43,9 +44,11 @@ def test_differences_are_paired_by_scene():
     for entry in results["variants"].values():
         entry["seconds"] = 90.0
     lines = policy_bench_table(results | {"candidates": 8}).splitlines()
-    assert "best of 8" in lines[0]
+    assert lines[0].index("without noise") < lines[0].index("best of 8")
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["`default`", "`colder`", "before"]
-    assert "63.0" in lines[3] and "−2.0 (−5.0 to 0.0)" in lines[3] and "| – | – |" in lines[3]
+    alone, apart, quiet, together, chosen = (cell.strip() for cell in lines[3].split("|")[2:7])
+    assert alone.startswith("63.0 (") and apart == "−2.0 (−5.0 to 0.0)"
+    assert quiet.startswith("65.0 (") and together.startswith("0.0 (") and chosen == "–"
 
 
 def test_luck_of_the_seeds_is_in_the_interval():

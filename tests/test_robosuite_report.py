@@ -105,8 +105,9 @@ def write_bench(folder, gain=0.04):
 def write_policy_bench(folder):
     """What recipes/policy_bench.py leaves."""
     alone = {"success": 0.65, "ci95": [0.6, 0.7], "over_default": None}
+    quiet = {"success": 0.7, "ci95": [0.65, 0.75], "over_default": None}
     chosen = {"success": 0.8, "ci95": [0.75, 0.85], "over_default": None}
-    variant = {"policies": 2, "seconds": 95.2, "alone": alone, "best_of_n": chosen}
+    variant = {"policies": 2, "seconds": 95.2, "alone": alone, "zero_noise": quiet, "best_of_n": chosen}
     bench = {"scenes": 200, "candidates": 8, "base": {"alone": alone}, "variants": {"default": variant}}
     folder.mkdir(parents=True)
     (folder / "bench.json").write_text(json.dumps(bench))
@@ -315,7 +316,7 @@ def test_runs_that_come_one_by_one_make_the_same_files(tmp_path):
     )
     text = (twice / "robosuite.md").read_text()
     assert "Ingredients of advantage weighting: lift" in text and "**+9.0**" in text
-    assert "| `default` | 65.0 (60.0 to 70.0) | – | 80.0 (75.0 to 85.0) | – | 2 | 95 |" in text
+    assert "65.0 (60.0 to 70.0) | – | 70.0 (65.0 to 75.0) | – | 80.0 (75.0 to 85.0) | – | 2 | 95 |" in text
     with pytest.raises(UserError, match="policy_bench"):
         write_robosuite_results(runs, twice, SEEDS, policy_benches=[tmp_path])
 

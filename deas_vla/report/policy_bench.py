@@ -5,8 +5,9 @@ from deas_vla.report.markdown import table
 from deas_vla.report.ogbench_findings import gap, rate, rate_range
 from deas_vla.rollouts.grid import Grid
 
-# What is played with each policy: the policy as it is, and best of N by one critic.
-ALONE, CHOSEN = "alone", "best_of_n"
+# What is played with each policy: the policy as it is, without its noise, and best of N by one critic. Fine-tuning on
+# chosen chunks also makes a policy less noisy; without noise, what it has learnt besides is seen.
+ARMS = ALONE, WITHOUT_NOISE, CHOSEN = "alone", "zero_noise", "best_of_n"
 
 
 def judge(outcomes: dict[str, list[dict[str, dict[str, list[dict]]]]], *, base: str, default: str) -> dict:
@@ -47,20 +48,17 @@ def policy_bench_table(results: dict) -> str:
     rows = [
         [
             f"`{name}`",
-            _level(entry.get(ALONE)),
-            _gap(entry.get(ALONE)),
-            _level(entry.get(CHOSEN)),
-            _gap(entry.get(CHOSEN)),
+            *(cell for arm in ARMS for cell in (_level(entry.get(arm)), _gap(entry.get(arm)))),
             entry["policies"],
             f"{entry['seconds']:.0f}",
         ]
         for name, entry in sorted(results["variants"].items(), key=lambda item: -item[1][ALONE]["success"])
     ]
-    base = results["base"]
-    rows.append(["before", _level(base.get(ALONE)), None, _level(base.get(CHOSEN)), None, None, None])
-    chosen = f"best of {results['candidates']}"
-    header = ["fine-tuning", "alone", "over the default", chosen, "over the default", "policies", "s each"]
-    return table(header, rows)
+    before = [cell for arm in ARMS for cell in (_level(results["base"].get(arm)), None)]
+    rows.append(["before", *before, None, None])
+    played = ("alone", "without noise", f"best of {results['candidates']}")
+    header = ["fine-tuning", *(cell for name in played for cell in (name, "over the default"))]
+    return table([*header, "policies", "s each"], rows)
 
 
 def _grids(played: list[dict[str, dict[str, list[dict]]]]) -> dict[str, Grid]:

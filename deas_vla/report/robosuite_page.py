@@ -92,8 +92,8 @@ def page(results: dict) -> str:
     for name, bench in results["policy_benches"].items():
         parts += [
             f"## Ingredients of advantage weighting: {name}",
-            f"Each plays {bench['scenes']} scenes that no run evaluates on, alone and with best of "
-            f"{bench['candidates']} by the critic that weighted its chunks. " + LUCK,
+            f"Each plays {bench['scenes']} scenes that no run evaluates on: alone, without its noise, and "
+            f"with best of {bench['candidates']} by the critic that weighted its chunks. " + LUCK,
             policy_bench_table(bench),
         ]
     commits = [f"`{commit}`" for commit in results["commits"]]
