@@ -6,10 +6,10 @@
 
 Each task and seed is a run of recipes/finetune_robocasa.py with two rounds, in a folder of its own; beside its critic,
 one of single steps (IQL) and one whose target asks the policy (Q-chunking) learn from the same data, features and
-images; IQL's has some rollouts besides. Needs the extras `sim`, `lerobot`, `groot`, `train` and `report`. Stages that
-are done are skipped: run it again to go on. Suites that are started beside each other share the runs: two of one
-process each (`python recipes/robosuite_suite.py`) get through more of them on two cores than one of two processes.
-`recipes/robosuite_results.py` writes the page.
+images; IQL's has some rollouts besides. Every policy is played without its noise as well. Needs the extras `sim`,
+`lerobot`, `groot`, `train` and `report`. Stages that are done are skipped: run it again to go on. Suites that are
+started beside each other share the runs: two of one process each (`python recipes/robosuite_suite.py`) get through more
+of them on two cores than one of two processes. `recipes/robosuite_results.py` writes the page.
 """
 
 from collections.abc import Iterator
@@ -25,11 +25,16 @@ from evaluate import EvaluateConfig, evaluate
 from finetune_robocasa import FEATURES, FinetuneRobocasaConfig, improve
 from train_critic import TrainCriticConfig, train_critic
 
-from deas_vla.config import parse
+from deas_vla.config import parse, to_json
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
+from deas_vla.improvement.best_of_n import BestOfN
+from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
-from deas_vla.stage import claim
+from deas_vla.report.loop_runs import WITHOUT_NOISE
+from deas_vla.reranker.kinds import load_policy
+from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
+from deas_vla.stage import claim, run_stage
 from deas_vla.training import make_accelerator
 
 # Each task with its own flags of recipes/finetune_robocasa.py: where an object must be grasped and put somewhere, 150
@@ -39,6 +44,9 @@ TASKS = {"lift": (), "stack": MORE, "pick_place_can": MORE, "door": ()}
 # One discount and a plain regression, as published; data, hidden layers, training and auxiliary loss are those of the
 # loop.
 ONE_DISCOUNT = {"reward_discount": 0.99, "bootstrap_discount": 0.99, "head": "scalar"}
+
+# What plays without noise too.
+POLICIES = ("policy", "filtered_bc", "advantage_weighted", "second_round")
 
 
 class Yardstick(NamedTuple):
@@ -111,7 +119,44 @@ def play_run(accelerator: Accelerator, config: RobosuiteSuiteConfig, task: str, 
     loop = parse(FinetuneRobocasaConfig, flags, prog="finetune_robocasa")
     plan = improve(accelerator, loop)
     yardsticks = {name: train_yardstick(accelerator, loop, plan, name) for name in YARDSTICKS}
+    play_without_noise(accelerator, plan, run / WITHOUT_NOISE)
     evaluate(accelerator, replace(plan, **yardsticks))
+
+
+def play_without_noise(accelerator: Accelerator, plan: EvaluateConfig, output: Path) -> None:
+    """Plays every policy of a run without its noise, in scenes that no evaluation uses.
+
+    Fine-tuning on chosen chunks also makes a policy less noisy. What it teaches besides is seen here.
+    """
+    inputs = {name: Path(getattr(plan, name)) for name in POLICIES}
+    scenes = scenes_of("bench", plan.evaluation.scenes, plan.seed)
+
+    def work(folder: Path) -> None:
+        for task in plan.tasks:
+            with plan.open_workers(task, accelerator.num_processes) as workers:
+                for name, source in inputs.items():
+                    policy = load_policy(source / "policy").to(accelerator.device)
+                    workers.contract.require_same(policy.contract, f"task {task}", f"policy {source}")
+                    place = folder / "arms" / task
+                    with claim(place / f"{name}.json") as mine:
+                        if mine:
+                            evaluate_arm(
+                                name,
+                                workers,
+                                BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
+                                paired_jobs(scenes, 1),
+                                place,
+                                seed=plan.seed,
+                                parallel=plan.parallel_episodes,
+                                execute_steps=plan.evaluation.execute_steps,
+                                line=accelerator.local_process_index,
+                            )
+        accelerator.wait_for_everyone()
+
+    names = ("env", "tasks", "simulator", "seed")
+    settings = {name: value for name, value in to_json(plan).items() if name in names}
+    settings |= {"scenes": len(scenes), "execute_steps": plan.evaluation.execute_steps}
+    run_stage(accelerator, output, settings, inputs, work, everyone=True)
 
 
 def train_yardstick(

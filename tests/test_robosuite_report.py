@@ -43,14 +43,17 @@ ARMS = {
 }
 FIGURES = ("robosuite-arms.svg", "robosuite-success-by-n.svg")
 SVG = "{http://www.w3.org/2000/svg}"
+# The same of what plays without noise, in other scenes, once.
+QUIET = {"policy": 0.2, "filtered_bc": 0.3, "advantage_weighted": 0.6, "second_round": 0.7}
 FEW = {"best_of_n": 0.4, "advantage_weighted": 0.5, "oracle": 0.6}
 
 
-def write_run(folder, task, seed, arms=ARMS, scenes=200, seconds=60.0, processes=2, attempts=1):
-    for name in ("demonstrations", "policy", "rollouts", "critic", "evaluation"):
-        settings = {"seed": seed}
+def write_run(folder, task, seed, arms=ARMS, scenes=200, seconds=60.0, processes=2, attempts=1, quiet=None):
+    played = ["evaluation", *(["without_noise"] if quiet else [])]
+    for name in ("demonstrations", "policy", "rollouts", "critic", *played):
+        settings = {"seed": seed} | ({"tasks": [task]} if name in played else {})
         if name == "evaluation":
-            settings |= {"tasks": [task], "evaluation": {"num_candidates": 8, "draws": 2}}
+            settings |= {"evaluation": {"num_candidates": 8, "draws": 2}}
         (folder / name).mkdir(parents=True)
         about = {"settings": settings, "seconds": seconds, "peak_memory_bytes": 2_000_000_000 + 10**8 * seed}
         about |= {
@@ -75,6 +78,15 @@ def write_run(folder, task, seed, arms=ARMS, scenes=200, seconds=60.0, processes
             for draw in range(success.shape[1])
         ]
         (place / f"{arm}.json").write_text(json.dumps(records))
+    if quiet:
+        place = folder / "without_noise" / "arms" / task
+        place.mkdir(parents=True)
+        for arm, share in quiet.items():
+            success = base[:, 0] | (luck[:, 0] < share)
+            records = [
+                {"scene": 900 + scene, "draw": 0, "success": bool(won)} for scene, won in enumerate(success)
+            ]
+            (place / f"{arm}.json").write_text(json.dumps(records))
     return folder
 
 
@@ -139,9 +151,36 @@ def test_what_was_played_is_what_the_page_says(tmp_path):
     text = (tmp_path / "out" / "robosuite.md").read_text()
     assert "Commit `0123abc` fixed" in text and "not shown" not in text and "| 2 |" in text
     assert "| stack | 1, 2, 3 | 5, 5, 5 | 2, 2, 2 | 1, 1, 1 | 2.3 GB |" in text and "not made yet" not in text
+    assert "without_noise" not in results and "less noise" not in text
     assert json.loads((tmp_path / "out" / "robosuite.json").read_text()) == results
     for figure in FIGURES:
         assert f"({figure})" in text and (tmp_path / "out" / figure).is_file()
+
+
+def test_what_is_learnt_besides_less_noise_has_a_table(tmp_path):
+    runs, out = write_runs(tmp_path / "runs", arms=FEW, quiet=QUIET), tmp_path / "out"
+    played = write_robosuite_results(runs, out, SEEDS, commit="0123abc")["without_noise"]
+    for arm, share in QUIET.items():
+        assert played["success"][arm]["mean"]["success"] == pytest.approx(0.4 + 0.6 * share, abs=0.04)
+    assert played["compared"].keys() == {
+        "cloned_over_policy", "weighted_over_policy", "weighted_over_cloned", "second_over_first"
+    }  # fmt: skip
+    ahead = played["compared"]["weighted_over_cloned"]
+    assert ahead["mean"]["difference"] == pytest.approx(0.6 * 0.3, abs=0.03) and ahead["mean"]["losses"] == 0
+    text = (out / "robosuite.md").read_text()
+    assert "What is learnt besides less noise" in text
+    assert f"+{100 * ahead['per_task']['stack']['difference']:.1f} (" in text
+    # The records hold it.
+    shutil.rmtree(runs)
+    write_robosuite_results(runs, out, SEEDS)
+    assert (out / "robosuite.md").read_text() == text
+
+
+def test_runs_of_which_some_never_played_without_noise_are_not_one_result(tmp_path):
+    runs = write_runs(tmp_path / "runs", tasks=["lift"], seeds=[1, 2], arms=FEW, scenes=8, quiet=QUIET)
+    write_run(runs / "lift-3", "lift", 3, FEW, scenes=8)
+    with pytest.raises(UserError, match="lift differ in more than their seeds"):
+        write_robosuite_results(runs, tmp_path / "out", SEEDS, commit="0")
 
 
 def test_the_figures_show_the_numbers_of_the_page(tmp_path):

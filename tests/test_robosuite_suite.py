@@ -48,6 +48,11 @@ def test_two_rounds_and_two_yardsticks_become_a_page(tmp_path, capsys):
     played = {path.stem for path in (run / "evaluation" / "arms" / "lift").glob("*.json")}
     expected = {"second_round", "second_round + best_of_n", "iql", "qc", "best_of_n", "filtered_bc", "oracle"}
     assert expected <= played
+    # Without noise in scenes of their own, not in those of the evaluation.
+    quiet = {path.stem: json.loads(path.read_text()) for path in run.glob("without_noise/arms/lift/*.json")}
+    assert quiet.keys() == {"policy", "filtered_bc", "advantage_weighted", "second_round"}
+    scenes = [record["scene"] for record in quiet["policy"]]
+    assert len(scenes) == 2 and min(scenes) >= 3_000_000
 
     settings = json.loads((run / "rollouts_2" / "settings.json").read_text())
     assert settings["settings"]["skip"] == 6 and "advantage_weighted" in settings["sources"]["policy"]
@@ -72,6 +77,7 @@ def test_two_rounds_and_two_yardsticks_become_a_page(tmp_path, capsys):
     assert "Runs that are not made yet: stack 7, pick_place_can 7, door 7." in page
     record = json.loads((tmp_path / "out" / "robosuite" / "lift-7.json").read_text())
     assert record["arms"].keys() == played and "ranking" in record["critic"]
+    assert record["without_noise"].keys() == quiet.keys() and "What is learnt besides less noise" in page
     # The record is enough from now on.
     write_results(f"--runs={tmp_path / 'none'}", *out[1:])
     assert (tmp_path / "out" / "robosuite.md").read_text() == page

@@ -12,6 +12,9 @@ from deas_vla.report.ogbench_findings import gap, rate, rate_range
 from deas_vla.rollouts.grid import Cell, Grid, grid_difference, grid_mean, success_interval
 from deas_vla.stage import DONE, stage_report
 
+# The stage in which every policy of a run plays without its noise, and what it did.
+WITHOUT_NOISE = "without_noise"
+
 
 def is_finished(run: Path) -> bool:
     """Whether a run was evaluated to its end."""
@@ -21,21 +24,22 @@ def is_finished(run: Path) -> bool:
 def read_run(run: Path) -> dict:
     """``settings`` and ``seconds`` of every stage, and ``arms``: arm to task to its records.
 
+    A run whose policies were also played without their noise has ``without_noise``, likewise.
+
     Raises:
         UserError: if the run's evaluation is not finished.
     """
     if not is_finished(run):
         raise UserError(f"{run} has no evaluation; run its recipe to its end first")
     stages = stages_of(run)
-    arms: dict[str, dict[str, list[dict]]] = {}
-    for task in stages["evaluation"]["settings"]["tasks"]:
-        for path in sorted((run / "evaluation" / "arms" / task).glob("*.json")):
-            arms.setdefault(path.stem, {})[task] = json.loads(path.read_text())
-    return {
+    read = {
         "settings": {name: stage["settings"] for name, stage in stages.items()},
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
-        "arms": arms,
+        "arms": _arms_of(run / "evaluation", stages["evaluation"]["settings"]["tasks"]),
     }
+    if WITHOUT_NOISE in stages:
+        read[WITHOUT_NOISE] = _arms_of(run / WITHOUT_NOISE, stages[WITHOUT_NOISE]["settings"]["tasks"])
+    return read
 
 
 def stages_of(run: Path) -> dict[str, dict]:
@@ -48,12 +52,18 @@ def draws_of(records: list[dict]) -> int:
     return 1 + max(record["draw"] for record in records)
 
 
-def arm_grids(runs: list[dict], tasks: list[str]) -> dict[str, Grid]:
-    """Arm to its grid over training seeds and tasks; a value is the mean over the draws of one scene."""
+def arm_grids(runs: list[dict], tasks: list[str], played: str = "arms") -> dict[str, Grid]:
+    """Arm to its grid over training seeds and tasks; a value is the mean over the draws of one scene.
+
+    Args:
+        runs: as `read_run` gives them.
+        tasks: in the order of the grid.
+        played: which of a run's outcomes, ``arms`` or ``without_noise``.
+    """
     grids: dict[str, Grid] = {}
     for run in runs:
         seed = run["settings"]["evaluation"]["seed"]
-        for arm, by_task in run["arms"].items():
+        for arm, by_task in run[played].items():
             for task, records in by_task.items():
                 grids.setdefault(arm, {})[seed, tasks.index(task)] = cell_of(records)
     return grids
@@ -112,6 +122,14 @@ def rate_in(level: dict, name: str) -> str:
 def gap_in(gain: dict, name: str) -> str:
     """A task's difference with its interval, or that of all for another name."""
     return gap(gain["per_task"].get(name, gain["mean"]))
+
+
+def _arms_of(stage: Path, tasks: list[str]) -> dict[str, dict[str, list[dict]]]:
+    arms: dict[str, dict[str, list[dict]]] = {}
+    for task in tasks:
+        for path in sorted((stage / "arms" / task).glob("*.json")):
+            arms.setdefault(path.stem, {})[task] = json.loads(path.read_text())
+    return arms
 
 
 def _common(one: Cell, other: Cell) -> tuple[Cell, Cell]:

@@ -1,10 +1,14 @@
 """Records of finished runs: small files beside a results page, which outlive the runs' large folders."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from deas_vla.errors import UserError
-from deas_vla.report.loop_runs import draws_of, read_run, stages_of
+from deas_vla.report.loop_runs import WITHOUT_NOISE, draws_of, read_run, stages_of
+
+# Outcomes of episodes in a record.
+PLAYED = ("arms", WITHOUT_NOISE)
 
 
 def read_records(folder: Path) -> dict[str, dict]:
@@ -47,8 +51,9 @@ def run_record(run: Path, commit: str) -> dict:
 
     Returns:
         JSON values: ``commit``, ``peak_memory_bytes`` of the stage that took most, the fewest ``processes`` and
-        the most ``attempts`` of a stage, ``settings``, ``seconds`` and ``arms`` as of `read_run`, with 0 and 1 for each
-        episode, scene by scene; ``critic`` of report.json, if there is one, without long lists. `run_of` reads it.
+        the most ``attempts`` of a stage, ``settings``, ``seconds``, ``arms`` and perhaps ``without_noise`` as of
+        `read_run`, with 0 and 1 for each episode, scene by scene; ``critic`` of report.json, if there is one, without
+        long lists. `run_of` reads it.
 
     Raises:
         UserError: as `read_run`.
@@ -64,20 +69,18 @@ def run_record(run: Path, commit: str) -> dict:
         "settings": read["settings"],
         "seconds": read["seconds"],
         **({"critic": _brief(json.loads(report.read_text())["critic"])} if report.is_file() else {}),
-        "arms": {
-            arm: {task: _packed(records) for task, records in by_task.items()}
-            for arm, by_task in read["arms"].items()
-        },
+        **{part: _of_each(_packed, read[part]) for part in PLAYED if part in read},
     }
 
 
 def run_of(record: dict) -> dict:
     """A `run_record` as `read_run` would give it, and what else it holds."""
-    arms = {
-        arm: {task: _unpacked(packed) for task, packed in by_task.items()}
-        for arm, by_task in record["arms"].items()
-    }
-    return record | {"arms": arms}
+    return record | {part: _of_each(_unpacked, record[part]) for part in PLAYED if part in record}
+
+
+def _of_each(change: Callable, arms: dict[str, dict]) -> dict[str, dict]:
+    """Arm to task to what was changed."""
+    return {arm: {task: change(played) for task, played in by_task.items()} for arm, by_task in arms.items()}
 
 
 def _brief(value):

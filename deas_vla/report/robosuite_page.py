@@ -1,7 +1,7 @@
 """The Markdown page of robosuite's results."""
 
 from deas_vla.report.bench import bench_table
-from deas_vla.report.loop_runs import gap_in, rate_in
+from deas_vla.report.loop_runs import WITHOUT_NOISE, gap_in, rate_in
 from deas_vla.report.markdown import table
 from deas_vla.report.ogbench_findings import rate, rate_range
 from deas_vla.report.policy_bench import policy_bench_table
@@ -11,6 +11,7 @@ from deas_vla.report.robosuite_summary import (
     CHOSEN,
     CLONED,
     COMPARED,
+    COMPARED_WITHOUT_NOISE,
     SECOND,
     SECOND_BOTH,
     WEIGHTED,
@@ -29,7 +30,6 @@ def page(results: dict) -> str:
     counts = by_count(results)
     arms = [arm for arm in results["success"] if arm not in counts.values() or arm in (counts.get(1), CHOSEN)]
     success, gains = results["success"], results["gain_over_policy"]
-    others = {name: (arm_title(a, n), arm_title(b, n)) for name, (a, b) in COMPARED.items()}
     parts = [
         f"# A critic that sees: {counted(len(results['tasks']), 'task')} of robosuite, "
         f"{counted(len(results['seeds']), 'training seed')}",
@@ -60,14 +60,7 @@ def page(results: dict) -> str:
             ],
         ),
         "## Other differences",
-        table(
-            ["", *tasks],
-            [
-                [f"{one} − {other}", *(gap_in(results["compared"][name], task) for task in tasks)]
-                for name, (one, other) in others.items()
-                if name in results["compared"]
-            ],
-        ),
+        _differences(results["compared"], COMPARED, n, tasks),
         "## Success by the number of candidates",
         "![Success against the number of candidates, task by task](robosuite-success-by-n.svg)",
         table(
@@ -82,6 +75,7 @@ def page(results: dict) -> str:
             [[task, _share(entry)] for task, entry in results["headroom"]["per_task"].items()],
         ),
     ]
+    parts += _without_noise(results, tasks)
     for name, bench in results["critic_benches"].items():
         parts += [
             f"## Ingredients of the critic: {name}",
@@ -139,6 +133,33 @@ def _missing(results: dict) -> list[str]:
     return [
         f"Runs that are not made yet: {', '.join(results['missing'])}. Averages are over those that are there, and "
         "nothing counts as shown before all are."
+    ]
+
+
+def _differences(compared: dict, pairs: dict[str, tuple[str, str]], n: int, tasks: list[str]) -> str:
+    rows = [
+        [f"{arm_title(one, n)} − {arm_title(other, n)}", *(gap_in(compared[name], task) for task in tasks)]
+        for name, (one, other) in pairs.items()
+        if name in compared
+    ]
+    return table(["", *tasks], rows)
+
+
+def _without_noise(results: dict, tasks: list[str]) -> list[str]:
+    if WITHOUT_NOISE not in results:
+        return []
+    n, played = results["candidates"], results[WITHOUT_NOISE]
+    rows = [
+        [arm_title(arm, n), *(rate_in(level, task) for task in tasks)]
+        for arm, level in played["success"].items()
+    ]
+    return [
+        "## What is learnt besides less noise",
+        "Fine-tuning on chosen chunks also makes a policy less noisy, which no critic is needed for. So every policy "
+        "plays without its noise too, in scenes of their own that no evaluation uses; this was looked at after the "
+        "evaluation, and no setting was chosen by it.",
+        table(["without noise", *tasks], rows),
+        _differences(played["compared"], COMPARED_WITHOUT_NOISE, n, tasks),
     ]
 
 

@@ -3,7 +3,7 @@
 import numpy as np
 
 from deas_vla.errors import UserError
-from deas_vla.report.loop_runs import arm_grids, by_task, gain_over, level_of, without_seed
+from deas_vla.report.loop_runs import WITHOUT_NOISE, arm_grids, by_task, gain_over, level_of, without_seed
 from deas_vla.report.ogbench_findings import gap
 from deas_vla.report.summary import ARMS, counted
 from deas_vla.rollouts.grid import Grid
@@ -37,6 +37,13 @@ COMPARED = {
     "chosen_over_iql": (CHOSEN, "iql"),
     "chosen_over_qc": (CHOSEN, "qc"),
 }
+# The same of policies that play without their noise.
+COMPARED_WITHOUT_NOISE = {
+    "cloned_over_policy": (CLONED, BASE),
+    "weighted_over_policy": (WEIGHTED, BASE),
+    "weighted_over_cloned": (WEIGHTED, CLONED),
+    "second_over_first": (SECOND, WEIGHTED),
+}
 
 
 def run_names(seeds: list[int]) -> list[str]:
@@ -60,9 +67,6 @@ def summarize(runs: dict[str, dict], seeds: list[int]) -> dict:
     grids = arm_grids(in_order, tasks)
     known = [arm for arm in ARMS if arm in grids] + sorted(set(grids) - set(ARMS))
 
-    def against(arm: str, base: str) -> dict:
-        return by_task(grids[arm], tasks, lambda part: gain_over(part, grids[base]))
-
     results = {
         "tasks": tasks,
         "seeds": sorted({run["settings"]["evaluation"]["seed"] for run in in_order}),
@@ -73,15 +77,17 @@ def summarize(runs: dict[str, dict], seeds: list[int]) -> dict:
         "scenes": min(len(cell.scenes) for cell in grids[BASE].values()),
         "draws": plan["draws"],
         "success": {arm: by_task(grids[arm], tasks, level_of) for arm in known},
-        "gain_over_policy": {arm: against(arm, BASE) for arm in known if arm != BASE},
-        "compared": {
-            name: against(arm, base)
-            for name, (arm, base) in COMPARED.items()
-            if arm in grids and base in grids
-        },
+        "gain_over_policy": {arm: _against(grids, tasks, arm, BASE) for arm in known if arm != BASE},
+        "compared": _compared(grids, tasks, COMPARED),
         "headroom": _headroom(grids, tasks),
         "settings": {task: without_seed(same[0]["settings"]) for task, same in of_task.items()},
     }
+    if all(WITHOUT_NOISE in run for run in in_order):
+        quiet = arm_grids(in_order, tasks, WITHOUT_NOISE)
+        results[WITHOUT_NOISE] = {
+            "success": {arm: by_task(quiet[arm], tasks, level_of) for arm in ARMS if arm in quiet},
+            "compared": _compared(quiet, tasks, COMPARED_WITHOUT_NOISE),
+        }
     results["targets"] = targets(results)
     return results
 
@@ -94,6 +100,19 @@ def by_count(results: dict) -> dict[int, str]:
         if arm.removeprefix("best_of_").isdigit()
     }
     return dict(sorted(({1: BASE, results["candidates"]: CHOSEN} | numbers).items()))
+
+
+def _against(grids: dict[str, Grid], tasks: list[str], arm: str, base: str) -> dict:
+    return by_task(grids[arm], tasks, lambda part: gain_over(part, grids[base]))
+
+
+def _compared(grids: dict[str, Grid], tasks: list[str], pairs: dict[str, tuple[str, str]]) -> dict:
+    """The differences of pairs of arms that were both played."""
+    return {
+        name: _against(grids, tasks, arm, base)
+        for name, (arm, base) in pairs.items()
+        if arm in grids and base in grids
+    }
 
 
 def _of_task(runs: dict[str, dict]) -> dict[str, list[dict]]:
