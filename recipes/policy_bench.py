@@ -33,7 +33,7 @@ from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
-from deas_vla.report.policy_bench import ALONE, ARMS, CHOSEN, WITHOUT_NOISE, judge, policy_bench_table
+from deas_vla.report.policy_bench import ALONE, ARMS, CHOSEN, ZERO_NOISE, judge, policy_bench_table
 from deas_vla.reranker.kinds import load_policy
 from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
 from deas_vla.stage import claim, run_stage, stage_report
@@ -162,7 +162,7 @@ def play(
         seen = CriticInputs.load(inputs["critic"] / "critic", policy.contract)
         arms = {
             ALONE: BestOfN(policy),
-            WITHOUT_NOISE: BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
+            ZERO_NOISE: BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
         }
         if seen.encoder_fingerprint == policy.encoder_fingerprint:
             noise = SelectionConfig(noise_scale=config.noise_scale)

@@ -27,6 +27,7 @@ from train_critic import TrainCriticConfig, train_critic
 
 from deas_vla.config import parse, to_json
 from deas_vla.envs.simulator import SimulatorConfig
+from deas_vla.envs.workers import EnvWorkers
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
@@ -131,26 +132,29 @@ def play_without_noise(accelerator: Accelerator, plan: EvaluateConfig, output: P
     inputs = {name: Path(getattr(plan, name)) for name in POLICIES}
     scenes = scenes_of("bench", plan.evaluation.scenes, plan.seed)
 
+    def play(workers: EnvWorkers, task: str, name: str, place: Path) -> None:
+        policy = load_policy(inputs[name] / "policy").to(accelerator.device)
+        workers.contract.require_same(policy.contract, f"task {task}", f"policy {inputs[name]}")
+        evaluate_arm(
+            name,
+            workers,
+            BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
+            paired_jobs(scenes, 1),
+            place,
+            seed=plan.seed,
+            parallel=plan.parallel_episodes,
+            execute_steps=plan.evaluation.execute_steps,
+            line=accelerator.local_process_index,
+        )
+
     def work(folder: Path) -> None:
         for task in plan.tasks:
+            place = folder / "arms" / task
             with plan.open_workers(task, accelerator.num_processes) as workers:
-                for name, source in inputs.items():
-                    policy = load_policy(source / "policy").to(accelerator.device)
-                    workers.contract.require_same(policy.contract, f"task {task}", f"policy {source}")
-                    place = folder / "arms" / task
+                for name in inputs:
                     with claim(place / f"{name}.json") as mine:
                         if mine:
-                            evaluate_arm(
-                                name,
-                                workers,
-                                BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
-                                paired_jobs(scenes, 1),
-                                place,
-                                seed=plan.seed,
-                                parallel=plan.parallel_episodes,
-                                execute_steps=plan.evaluation.execute_steps,
-                                line=accelerator.local_process_index,
-                            )
+                            play(workers, task, name, place)
         accelerator.wait_for_everyone()
 
     names = ("env", "tasks", "simulator", "seed")

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from deas_vla.report.policy_bench import ALONE, CHOSEN, WITHOUT_NOISE, judge, policy_bench_table
+from deas_vla.report.policy_bench import ALONE, CHOSEN, ZERO_NOISE, judge, policy_bench_table
 
 pytestmark = pytest.mark.unit
 
@@ -13,7 +13,7 @@ def episodes(success):
 
 
 def policy(alone, chosen=None, quiet=None):
-    played = {ALONE: alone, WITHOUT_NOISE: quiet, CHOSEN: chosen}
+    played = {ALONE: alone, ZERO_NOISE: quiet, CHOSEN: chosen}
     return {"lift": {arm: episodes(wins) for arm, wins in played.items() if wins is not None}}
 
 

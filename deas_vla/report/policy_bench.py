@@ -7,7 +7,7 @@ from deas_vla.rollouts.grid import Grid
 
 # What is played with each policy: the policy as it is, without its noise, and best of N by one critic. Fine-tuning on
 # chosen chunks also makes a policy less noisy; without noise, what it has learnt besides is seen.
-ARMS = ALONE, WITHOUT_NOISE, CHOSEN = "alone", "zero_noise", "best_of_n"
+ARMS = ALONE, ZERO_NOISE, CHOSEN = "alone", "zero_noise", "best_of_n"
 
 
 def judge(outcomes: dict[str, list[dict[str, dict[str, list[dict]]]]], *, base: str, default: str) -> dict:
