@@ -40,13 +40,18 @@ def test_what_cannot_be_compared_is_refused_before_anything_runs():
 
 @pytest.mark.slow
 def test_lerobot_does_not_wait_for_the_other_processes_of_a_launch(tmp_path, monkeypatch):
-    script = tmp_path / "say.py"
-    script.write_text("import json, os\nprint(json.dumps(dict(os.environ)))")
+    # A file for each process: lines that two of them print may end up in one.
+    script = tmp_path / "write_environment.py"
+    script.write_text(
+        "import json, os, pathlib\n"
+        "path = pathlib.Path(__file__).with_name('rank' + os.environ['RANK'] + '.json')\n"
+        "path.write_text(json.dumps(dict(os.environ)))\n"
+    )
     config = Path(__file__).resolve().parents[1] / "accelerate_configs" / "cpu.yaml"
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", str(config), str(script)]
-    said = subprocess.run(launch, capture_output=True, text=True, check=True).stdout
+    subprocess.run(launch, check=True)
     before = set(os.environ)
-    for name, value in json.loads(said.splitlines()[0]).items():
+    for name, value in json.loads((tmp_path / "rank1.json").read_text()).items():
         monkeypatch.setenv(name, value)
     assert {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= set(os.environ) - before
     # What is left concerns the machine.
