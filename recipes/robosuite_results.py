@@ -2,9 +2,9 @@
 
     python recipes/robosuite_results.py --runs=outputs/robosuite --commit=0123abc --output=docs/results
 
-Reads what recipes/robosuite_suite.py, recipes/critic_bench.py and recipes/policy_bench.py left, in seconds; runs
-nothing. Every finished run becomes a small file in docs/results/robosuite, and the page is made from all files there.
-Commit them: the runs may be made one by one, on several machines, and their folders deleted.
+Reads what recipes/robosuite_suite.py and the benches (critic_bench.py, policy_bench.py, second_round_bench.py) left, in
+seconds; runs nothing. Every finished run becomes a small file in docs/results/robosuite, and the page is made from all
+files there. Commit them: the runs may be made one by one, on several machines, and their folders deleted.
 """
 
 from dataclasses import dataclass, field
@@ -28,6 +28,8 @@ class RobosuiteResultsConfig:
     critic_benches: list[str] = field(default_factory=list)
     # folders of recipes/policy_bench.py that are new
     policy_benches: list[str] = field(default_factory=list)
+    # folders of recipes/second_round_bench.py that are new
+    second_round_benches: list[str] = field(default_factory=list)
     # the commit that fixed the settings, before the first evaluation; needed where a run has no record yet
     commit: str = ""
     # folder of robosuite.md and robosuite.json, and of the records in robosuite/
@@ -45,6 +47,7 @@ def main(config: RobosuiteResultsConfig) -> None:
         config.seeds,
         critic_benches=[Path(bench) for bench in config.critic_benches],
         policy_benches=[Path(bench) for bench in config.policy_benches],
+        second_round_benches=[Path(bench) for bench in config.second_round_benches],
         commit=config.commit,
     )
     for row in results["targets"]:

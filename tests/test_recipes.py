@@ -18,6 +18,7 @@ import finetune_metaworld
 import finetune_policy
 import finetune_robocasa
 import policy_bench
+import second_round_bench
 import train_critic
 
 pytestmark = pytest.mark.unit
@@ -31,6 +32,7 @@ CONFIGS = {
     train_critic: train_critic.TrainCriticConfig,
     critic_bench: critic_bench.CriticBenchConfig,
     policy_bench: policy_bench.PolicyBenchConfig,
+    second_round_bench: second_round_bench.SecondRoundBenchConfig,
 }
 
 
@@ -68,6 +70,8 @@ CONFIGS = {
         (policy_bench, ["--variants=deafult"], "there is no variant deafult; choose from default"),
         (policy_bench, ["--name=own"], "--name and --flags go together"),
         (policy_bench, ["--num_candidates=1"], "2 candidates"),
+        (second_round_bench, ["--runs="], "needs a run and a scene"),
+        (second_round_bench, ["--runs={folder}/none"], "rollouts_2 is not a finished stage"),
         (finetune_robocasa, ["--env=robocasa", "--tasks=CloseDrawer"], "robocasa"),
     ],
 )

@@ -126,6 +126,29 @@ def write_policy_bench(folder):
     return folder
 
 
+def write_second_round_bench(folder):
+    """What recipes/second_round_bench.py leaves."""
+    level = {"success": 0.82, "ci95": [0.78, 0.86]}
+    over = {"difference": 0.03, "ci95": [-0.01, 0.07]}
+    pairings = {
+        "first round": {"success": {"mean": level, "per_task": {"lift": level}}},
+        "second round": {
+            "success": {"mean": level, "per_task": {"lift": level}},
+            "over_first": {"mean": over, "per_task": {"lift": over}},
+        },
+    }
+    bench = {
+        "scenes": 200,
+        "runs": ["lift-1", "lift-2"],
+        "tasks": ["lift"],
+        "seeds": [1, 2],
+        "pairings": pairings,
+    }
+    folder.mkdir(parents=True)
+    (folder / "bench.json").write_text(json.dumps(bench))
+    return folder
+
+
 def contents(folder) -> dict:
     return {path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
@@ -302,7 +325,7 @@ def test_a_record_gives_the_same_grids_and_the_same_page_as_its_run(tmp_path):
 
     extra = {"commit": "0123abc", "peak_memory_bytes": 2_300_000_000, "processes": 2, "attempts": 1}
     from_folders = summarize({name: run | extra for name, run in read.items()}, SEEDS)
-    from_folders |= {"critic_benches": {}, "policy_benches": {}}
+    from_folders |= {"critic_benches": {}, "policy_benches": {}, "second_round_benches": {}}
     assert from_folders == results
     assert page(from_folders) == (out / "robosuite.md").read_text()
 
@@ -359,6 +382,15 @@ def test_runs_that_come_one_by_one_make_the_same_files(tmp_path):
     assert f"| `default` | {levels} | 2 | 95 |" in text
     with pytest.raises(UserError, match="policy_bench"):
         write_robosuite_results(runs, twice, SEEDS, policy_benches=[tmp_path])
+    # And so has that of two rounds, which is kept as well.
+    write_robosuite_results(
+        runs, twice, SEEDS, second_round_benches=[write_second_round_bench(tmp_path / "rounds" / "all")]
+    )
+    write_robosuite_results(runs, twice, SEEDS)
+    text = (twice / "robosuite.md").read_text()
+    assert "Two rounds where a critic chooses: all" in text and "2 runs: seeds 1, 2 of each task." in text
+    rates, gaps = "82 (78.0 to 86.0) | 82 (78.0 to 86.0)", "+3.0 (−1.0 to +7.0) | +3.0 (−1.0 to +7.0)"
+    assert f"| second round | {rates} | {gaps} |" in text and f"| first round | {rates} | – | – |" in text
 
 
 def test_runs_that_are_missing_are_named_and_nothing_is_shown(tmp_path):

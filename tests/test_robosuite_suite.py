@@ -17,6 +17,7 @@ pytest.importorskip("robosuite")
 
 import robosuite_results
 import robosuite_suite
+import second_round_bench
 
 TINY = (
     "--workers=0 --demos.episodes=4 --bc.steps=4 --bc.batch_size=8 --policy.layers=2 "
@@ -67,10 +68,26 @@ def test_two_rounds_and_two_yardsticks_become_a_page(tmp_path, capsys):
     steps = json.loads((run / "iql_critic" / "validation.json").read_text())["data"]
     assert steps["chained"] > 0.9
 
+    bench = tmp_path / "bench" / "tiny"
+    flags = [f"--runs={run}", f"--output={bench}", "--scenes=2", "--workers=0", "--parallel_episodes=3"]
+    second_round_bench.main(
+        parse(second_round_bench.SecondRoundBenchConfig, flags, prog="second_round_bench")
+    )
+    paired = {path.stem: json.loads(path.read_text()) for path in bench.glob("lift-7/arms/lift/*.json")}
+    assert paired.keys() == second_round_bench.PAIRINGS.keys()
+    # What the evaluation plays, in other scenes: as many candidates, and scores of the same critics.
+    assert {record["scene"] for records in paired.values() for record in records} == set(scenes)
+    for name, pairing in second_round_bench.PAIRINGS.items():
+        assert len(paired[name][0]["decisions"][0]["scores"]) == pairing.num_candidates
+    first, third = (
+        paired[name][0]["decisions"][0]["scores"] for name in ("first round", "second policy, first critic")
+    )
+    assert first != third
+
     out = [f"--runs={tmp_path / 'runs'}", "--seeds=7", f"--output={tmp_path / 'out'}"]
     with pytest.raises(UserError, match="which commit"):
         write_results(*out)
-    write_results(*out, "--commit=0123abc")
+    write_results(*out, "--commit=0123abc", f"--second_round_benches={bench}")
     assert "two rounds are better than one" in capsys.readouterr().out
     page = (tmp_path / "out" / "robosuite.md").read_text()
     assert "Best of 2 by Q-chunking" in page
@@ -78,6 +95,7 @@ def test_two_rounds_and_two_yardsticks_become_a_page(tmp_path, capsys):
     record = json.loads((tmp_path / "out" / "robosuite" / "lift-7.json").read_text())
     assert record["arms"].keys() == played and "ranking" in record["critic"]
     assert record["without_noise"].keys() == quiet.keys() and "What is learnt besides less noise" in page
+    assert "Two rounds where a critic chooses: tiny" in page and "| second round, noise ×1 |" in page
     # The record is enough from now on.
     write_results(f"--runs={tmp_path / 'none'}", *out[1:])
     assert (tmp_path / "out" / "robosuite.md").read_text() == page

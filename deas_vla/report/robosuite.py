@@ -20,6 +20,7 @@ def write_robosuite_results(
     *,
     critic_benches: Sequence[Path] = (),
     policy_benches: Sequence[Path] = (),
+    second_round_benches: Sequence[Path] = (),
     commit: str = "",
 ) -> dict:
     """Keeps a record of every finished run and writes ``robosuite.md``, its figures and ``robosuite.json`` from all.
@@ -35,6 +36,7 @@ def write_robosuite_results(
         critic_benches: folders of recipes/critic_bench.py, for the table of the critic's ingredients; they are kept
             likewise, and a bench replaces its older self.
         policy_benches: folders of recipes/policy_bench.py, for that of advantage weighting.
+        second_round_benches: folders of recipes/second_round_bench.py, for that of the second round.
         commit: what fixed the settings before the evaluation scenes were used; only new records need it.
 
     Returns:
@@ -49,10 +51,15 @@ def write_robosuite_results(
     new = new_records(folder, kept, made, {name: runs / name for name in made})
     if new and not commit:
         raise UserError(f"say with --commit which commit fixed the settings of {', '.join(new)}")
+    benches = {
+        "critic_bench": critic_benches,
+        "policy_bench": policy_benches,
+        "second_round_bench": second_round_benches,
+    }
     brought = {
         f"{kind}-{bench.name}": _read_bench(bench, kind)
-        for kind, benches in (("critic_bench", critic_benches), ("policy_bench", policy_benches))
-        for bench in benches
+        for kind, folders in benches.items()
+        for bench in folders
     }
     known = made | kept | brought
     if not known.keys() & set(names):
@@ -61,7 +68,7 @@ def write_robosuite_results(
             "run recipes/robosuite_suite.py first"
         )
     results = summarize({name: run_of(known[name]) for name in names if name in known}, seeds)
-    for kind in ("critic_bench", "policy_bench"):
+    for kind in benches:
         start = f"{kind}-"
         results[f"{kind}es"] = {
             name.removeprefix(start): known[name] for name in sorted(known) if name.startswith(start)

@@ -17,6 +17,7 @@ from deas_vla.report.robosuite_summary import (
     WEIGHTED,
     by_count,
 )
+from deas_vla.report.second_round_bench import second_round_table
 from deas_vla.report.summary import arm_meaning, arm_title, counted
 
 # Said of every table of ingredients.
@@ -76,6 +77,14 @@ def page(results: dict) -> str:
         ),
     ]
     parts += _without_noise(results, tasks)
+    for name, bench in results["second_round_benches"].items():
+        parts += [
+            f"## Two rounds where a critic chooses: {name}",
+            f"Every pairing of the rounds' policies and critics plays {bench['scenes']} scenes a run that no run "
+            f"evaluates on, with best of 8 at half the noise unless it says otherwise. {len(bench['runs'])} runs: "
+            f"{_listed('seed', bench['seeds'])} of each task. The first line is what all others are compared with.",
+            second_round_table(bench),
+        ]
     for name, bench in results["critic_benches"].items():
         parts += [
             f"## Ingredients of the critic: {name}",
@@ -115,7 +124,8 @@ def page(results: dict) -> str:
         "more rollouts, with an image of every step, without which its steps would not join.",
         "---\n\nThis page and [robosuite.json](robosuite.json) are written by `python recipes/robosuite_results.py` "
         "from the records in [robosuite/](robosuite/), which it makes from the folders of "
-        "recipes/robosuite_suite.py, recipes/critic_bench.py and recipes/policy_bench.py.",
+        "recipes/robosuite_suite.py, recipes/critic_bench.py, recipes/policy_bench.py and "
+        "recipes/second_round_bench.py.",
     ]
     return "\n\n".join(parts) + "\n"
 
