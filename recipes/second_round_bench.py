@@ -5,7 +5,7 @@
 
 Needs the extras `sim`, `groot` and `lerobot`, and runs of recipes/finetune_robocasa.py with `--second_round=true`;
 those of recipes/robosuite_suite.py are. Every pairing of a policy with a critic plays the same scenes, which no
-evaluation uses; a table compares all of them scene by scene, over tasks and training seeds. About a minute a pairing
+evaluation uses; tables compare all of them scene by scene, over tasks and training seeds. About a minute a pairing
 and run on one core, which processes share; what is done is skipped.
 """
 
@@ -29,7 +29,7 @@ from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.policy import ChunkPolicy
-from deas_vla.report.second_round_bench import judge, second_round_table
+from deas_vla.report.second_round_bench import judge, second_round_tables
 from deas_vla.reranker.kinds import load_policy
 from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
 from deas_vla.stage import claim, run_stage, stage_report
@@ -48,15 +48,22 @@ class Pairing(NamedTuple):
 
 
 POLICIES, CRITICS = ("advantage_weighted", "advantage_weighted_2"), ("critic", "critic_2")
-# The first is what all others are compared with.
+FIRST, SECOND = Pairing(POLICIES[0], CRITICS[:1]), Pairing(POLICIES[1], CRITICS[1:])
 PAIRINGS = {
-    "first round": Pairing(POLICIES[0], CRITICS[:1]),
-    "second round": Pairing(POLICIES[1], CRITICS[1:]),
+    "first round": FIRST,
+    "second round": SECOND,
     "second policy, first critic": Pairing(POLICIES[1], CRITICS[:1]),
     "first policy, second critic": Pairing(POLICIES[0], CRITICS[1:]),
     "second policy, mean of both critics": Pairing(POLICIES[1], CRITICS),
-    "second round, noise ×1": Pairing(POLICIES[1], CRITICS[1:], noise_scale=1.0),
-    "second round, 32 candidates": Pairing(POLICIES[1], CRITICS[1:], num_candidates=32),
+    "first round, noise ×1": FIRST._replace(noise_scale=1.0),
+    "second round, noise ×1": SECOND._replace(noise_scale=1.0),
+    "first round, 32 candidates": FIRST._replace(num_candidates=32),
+    "second round, 32 candidates": SECOND._replace(num_candidates=32),
+}
+# What each is compared with, where it is not the first: what is alike but for the round.
+AGAINST = {
+    "second round, noise ×1": "first round, noise ×1",
+    "second round, 32 candidates": "first round, 32 candidates",
 }
 
 
@@ -86,10 +93,17 @@ def main(config: SecondRoundBenchConfig) -> None:
         play_run(accelerator, config, run)
     if accelerator.is_main_process:
         results = {"scenes": config.scenes, "runs": [Path(run).name for run in config.runs]}
-        results |= judge([Path(config.output) / Path(run).name for run in config.runs], list(PAIRINGS))
+        results |= judge(
+            [Path(config.output) / Path(run).name for run in config.runs], against_of(list(PAIRINGS))
+        )
         path = Path(config.output) / "bench.json"
         write_json(path, results)
-        print(f"\n{second_round_table(results)}\n\nIn {path}.")
+        print(f"\n{second_round_tables(results)}\n\nIn {path}.")
+
+
+def against_of(names: list[str]) -> dict[str, str | None]:
+    """Every pairing to the one that it is compared with; the first has none."""
+    return {name: AGAINST.get(name, names[0]) if name != names[0] else None for name in names}
 
 
 def play_run(accelerator: Accelerator, config: SecondRoundBenchConfig, run: Path) -> None:

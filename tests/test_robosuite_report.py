@@ -134,7 +134,8 @@ def write_second_round_bench(folder):
         "first round": {"success": {"mean": level, "per_task": {"lift": level}}},
         "second round": {
             "success": {"mean": level, "per_task": {"lift": level}},
-            "over_first": {"mean": over, "per_task": {"lift": over}},
+            "against": "first round",
+            "difference": {"mean": over, "per_task": {"lift": over}},
         },
     }
     bench = {
@@ -390,7 +391,7 @@ def test_runs_that_come_one_by_one_make_the_same_files(tmp_path):
     text = (twice / "robosuite.md").read_text()
     assert "Two rounds where a critic chooses: all" in text and "2 runs: seeds 1, 2 of each task." in text
     rates, gaps = "82 (78.0 to 86.0) | 82 (78.0 to 86.0)", "+3.0 (−1.0 to +7.0) | +3.0 (−1.0 to +7.0)"
-    assert f"| second round | {rates} | {gaps} |" in text and f"| first round | {rates} | – | – |" in text
+    assert f"| second round | {rates} |" in text and f"| second round − first round | {gaps} |" in text
 
 
 def test_runs_that_are_missing_are_named_and_nothing_is_shown(tmp_path):

@@ -13,7 +13,7 @@ from reranker_example import other_statistics, small_critic
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
-from deas_vla.report.second_round_bench import judge, second_round_table
+from deas_vla.report.second_round_bench import judge, second_round_tables
 
 # Last: a recipe may have the name of a library.
 sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
@@ -92,19 +92,28 @@ def test_differences_are_paired_over_tasks_and_seeds(tmp_path):
     scenes = np.arange(100)
     gained = {("lift", 1): 20, ("lift", 2): 10, ("door", 1): 0, ("door", 2): -10}
     stages = [
-        played(tmp_path / f"{task}-{seed}", task, seed, {"one": scenes < 50, "two": scenes < 50 + gain})
+        played(
+            tmp_path / f"{task}-{seed}",
+            task,
+            seed,
+            {"one": scenes < 50, "two": scenes < 50 + gain, "all": scenes < 100},
+        )
         for (task, seed), gain in gained.items()
     ]
-    results = judge(stages, ["one", "two"])
+    results = judge(stages, {"one": None, "two": "one", "all": "two"})
     assert (results["tasks"], results["seeds"]) == (["lift", "door"], [1, 2])
-    assert "over_first" not in results["pairings"]["one"]
-    over = results["pairings"]["two"]["over_first"]
+    assert "difference" not in results["pairings"]["one"]
+    over = results["pairings"]["two"]["difference"]
     assert over["per_task"]["lift"]["difference"] == pytest.approx(0.15)
     assert over["per_task"]["door"]["difference"] == pytest.approx(-0.05)
     assert over["mean"]["difference"] == pytest.approx(0.05)
     assert (over["mean"]["wins"], over["mean"]["losses"]) == (30, 10)
-    lines = second_round_table(results).splitlines()
-    assert [cell.strip() for cell in lines[2].split("|")[5:8]] == ["–"] * 3
-    cells = [cell.strip() for cell in lines[3].split("|")[1:8]]
-    assert cells[0] == "two" and cells[1].startswith("65 (")
-    assert [cell.split(" ")[0] for cell in cells[4:]] == ["+15.0", "−5.0", "+5.0"]
+    # Each has its own to be compared with.
+    assert results["pairings"]["all"]["difference"]["mean"]["difference"] == pytest.approx(0.45)
+    success, differences = second_round_tables(results).split("\n\n")
+    assert [line.split("|")[1].strip() for line in success.splitlines()[2:]] == ["one", "two", "all"]
+    assert success.splitlines()[3].split("|")[2].strip().startswith("65 (")
+    rows = [
+        [cell.strip().split(" (")[0] for cell in line.split("|")[1:5]] for line in differences.splitlines()
+    ]
+    assert rows[2:] == [["two − one", "+15.0", "−5.0", "+5.0"], ["all − two", "+35.0", "+55.0", "+45.0"]]

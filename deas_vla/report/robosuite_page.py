@@ -17,7 +17,7 @@ from deas_vla.report.robosuite_summary import (
     WEIGHTED,
     by_count,
 )
-from deas_vla.report.second_round_bench import second_round_table
+from deas_vla.report.second_round_bench import second_round_tables
 from deas_vla.report.summary import arm_meaning, arm_title, counted
 
 # Said of every table of ingredients.
@@ -82,8 +82,8 @@ def page(results: dict) -> str:
             f"## Two rounds where a critic chooses: {name}",
             f"Every pairing of the rounds' policies and critics plays {bench['scenes']} scenes a run that no run "
             f"evaluates on, with best of 8 at half the noise unless it says otherwise. {len(bench['runs'])} runs: "
-            f"{_listed('seed', bench['seeds'])} of each task. The first line is what all others are compared with.",
-            second_round_table(bench),
+            f"{_listed('seed', bench['seeds'])} of each task. No setting was chosen by it.",
+            second_round_tables(bench),
         ]
     for name, bench in results["critic_benches"].items():
         parts += [
