@@ -166,8 +166,8 @@ def _without_noise(results: dict, tasks: list[str]) -> list[str]:
     return [
         "## What is learnt besides less noise",
         "Fine-tuning on chosen chunks also makes a policy less noisy, which no critic is needed for. So every policy "
-        "plays without its noise too, in scenes of their own that no evaluation uses; this was added when most runs "
-        "were made, and no setting was chosen by it.",
+        "plays without its noise too, in scenes of their own that no evaluation uses; this was added when half of "
+        "the runs were made, and no setting was chosen by it.",
         table(["without noise", *tasks], rows),
         _differences(played["compared"], COMPARED_WITHOUT_NOISE, n, tasks),
     ]
