@@ -32,7 +32,7 @@ demo: $(INSTALLED) ## the whole job on an embedded robosuite task; DEMO_ARGS="--
 
 .PHONY: test
 test: $(INSTALLED) ## all tests; TEST_ARGS="-m unit" for the fast tier
-	.venv/bin/python -m pytest -m "not manual" $(TEST_ARGS)
+	.venv/bin/python -m pytest -m "not manual" -n 2 --dist loadfile $(TEST_ARGS)
 
 .PHONY: lint
 lint: $(INSTALLED) ## check style and format

@@ -17,15 +17,15 @@ import time
 import torch
 
 from deas_vla.critic.critic import CriticConfig, DeasCritic
-from deas_vla.critic.vision import CriticVision, VisionConfig
 from deas_vla.data.contract import Contract, Statistics
-from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection, pool_tokens
 from deas_vla.data.observation import Observation
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.registry import contract_of
+from deas_vla.features.image_encoder import CriticVision, VisionConfig
+from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection, pool_tokens
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
-from deas_vla.policies.groot.configuration import GrootConfig
-from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.policies.small_vla.configuration import SmallVLAConfig
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 
 
 def demo_contract() -> Contract:
@@ -55,7 +55,7 @@ def decision_makers(seed: int) -> dict[str, BestOfN]:
     """The plain policy, and best-of-N with the demo critic for several N."""
     torch.manual_seed(seed)
     contract, config = CONTRACT, FeatureConfig()
-    policy = GrootPolicy(GrootConfig(), contract, ["lift the red cube"]).eval()
+    policy = SmallVLAPolicy(SmallVLAConfig(), contract, ["lift the red cube"]).eval()
     with torch.no_grad():
         context = policy.encode(random_observation(torch.Generator().manual_seed(seed)))
         size = pool_tokens(context, config, len(contract.cameras)).shape[1]

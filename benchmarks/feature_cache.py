@@ -24,19 +24,19 @@ from torch import Tensor
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.data.contract import Contract, Statistics
 from deas_vla.data.episodes import Episode
-from deas_vla.data.features import (
+from deas_vla.data.frames import FrameTable
+from deas_vla.data.options import Options, RewardSpec, build_options, sample_indices
+from deas_vla.envs.config import EnvConfig
+from deas_vla.envs.registry import contract_of
+from deas_vla.features.pooling import (
     CriticInputs,
     FeatureConfig,
     FeatureProjection,
     pool_in_groups,
     pool_tokens,
 )
-from deas_vla.data.frames import FrameTable
-from deas_vla.data.options import Options, RewardSpec, build_options, sample_indices
-from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.registry import contract_of
-from deas_vla.policies.groot.configuration import EmbeddedBackboneConfig, GrootConfig
-from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig, SmallVLAConfig
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 
 
 def demo_contract() -> Contract:
@@ -88,8 +88,8 @@ class Comparison:
         episodes = [random_episode(rng, 80, i % 2 == 0) for i in range(8)]
         torch.manual_seed(0)
         self.batch_size = batch_size
-        config = GrootConfig(embedded=backbone, encode_group=32)
-        self.policy = GrootPolicy(config, contract, ["lift the red cube"]).eval()
+        config = SmallVLAConfig(embedded=backbone, encode_group=32)
+        self.policy = SmallVLAPolicy(config, contract, ["lift the red cube"]).eval()
         self.config = FeatureConfig()
         self.frames = FrameTable.of(episodes)
         critic = CriticConfig()

@@ -27,9 +27,9 @@ from lerobot_example import CONTRACT, SENTENCES, diffusion, observations, smolvl
 
 from deas_vla.data.contract import Camera, Contract
 from deas_vla.data.observation import Observation
+from deas_vla.policies.chunk_policy import candidate_noise
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
-from deas_vla.policies.lerobot.small_smolvlm import write_small_smolvlm
-from deas_vla.policies.policy import candidate_noise
+from studies.metaworld.small_smolvlm import write_small_smolvlm
 
 CANDIDATES = (1, 2, 4, 10, 32)
 

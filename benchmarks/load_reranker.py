@@ -20,7 +20,7 @@ import torch
 from best_of_n import decision_makers, random_observation
 
 from deas_vla.data.observation import Observation
-from deas_vla.reranker.reranker import Reranker
+from deas_vla.export.reranker import Reranker
 
 PROBE = """
 import sys, time
@@ -28,8 +28,8 @@ began = time.perf_counter()
 import torch
 torch.set_num_threads({threads})
 imported = time.perf_counter()
-from deas_vla.reranker.golden import GOLDEN, Golden
-from deas_vla.reranker.reranker import Reranker
+from deas_vla.export.golden import GOLDEN, Golden
+from deas_vla.export.reranker import Reranker
 critic, inputs = Reranker.load_critic({folder!r})
 golden = Golden.load({folder!r} + "/" + GOLDEN)
 apart = (golden.rescored(critic, inputs) - golden.scores).abs().max().item()

@@ -84,7 +84,7 @@ def _audit(arguments: argparse.Namespace) -> int:
 
 def _export(arguments: argparse.Namespace) -> int:
     from deas_vla.config import parse
-    from deas_vla.reranker.run import ExportConfig, export_run
+    from deas_vla.export.run import ExportConfig, export_run
 
     config = parse(ExportConfig, arguments.settings, prog="deas-vla export")
     export_run(config)
@@ -93,15 +93,15 @@ def _export(arguments: argparse.Namespace) -> int:
 
 
 def _verify(arguments: argparse.Namespace) -> int:
-    from deas_vla.reranker.verify import verify
+    from deas_vla.export.verify import verify
 
     print(verify(arguments.folder))
     return 0
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from deas_vla.reranker.card import inspect_text
-    from deas_vla.reranker.manifest import read_manifest
+    from deas_vla.export.card import inspect_text
+    from deas_vla.export.manifest import read_manifest
 
     manifest = read_manifest(arguments.folder)
     print(json.dumps(manifest) if arguments.json else inspect_text(manifest))

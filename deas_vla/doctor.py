@@ -20,7 +20,7 @@ from packaging.utils import canonicalize_name
 
 import deas_vla
 from deas_vla.envs.rendering import INSTALL_COMMAND as GL_COMMAND
-from deas_vla.envs.robocasa import ASSET_COMMANDS, INSTALL_COMMANDS
+from deas_vla.envs.robocasa.env import ASSET_COMMANDS, INSTALL_COMMANDS
 
 PROJECT = "deas_vla"
 CHECKOUT = Path(deas_vla.__file__).parent.parent
@@ -147,8 +147,6 @@ def parts(found: list[Package], gl: dict[str, bool]) -> list[Part]:
         part("recipes/train_critic.py", "lerobot", "groot", "train"),
         part("recipes/evaluate.py", "sim", "groot", "train", "report", draws=True),
         part("recipes/finetune_metaworld.py", "metaworld", "lerobot", "groot", "train", "report", draws=True),
-        part("recipes/make_ogbench_data.py", "ogbench", "train"),
-        part("recipes/ogbench.py", "ogbench", "train"),
         part("the critic alone, in other programs"),
         part("reading LeRobot data sets with videos", "lerobot", more=ffmpeg),
         part("simulator robosuite", "sim", draws=True),

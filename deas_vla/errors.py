@@ -16,9 +16,6 @@ class ContractMismatch(UserError):
 def require(module: str, extra: str):
     """Imports an optional package, or says how to install it.
 
-    A script's own folder comes first on the search path, and ``recipes/ogbench.py`` would be taken for the package
-    of that name; single files therefore step aside for an installed package.
-
     Args:
         module: dotted name of the module to import.
         extra: the extra of this project (setup.cfg) that brings it.
@@ -30,13 +27,7 @@ def require(module: str, extra: str):
         UserError: if the package is not installed.
     """
     import importlib
-    import sys
-    from pathlib import Path
 
-    path, package = sys.path, module.partition(".")[0]
-    aside = [entry for entry in path if (Path(entry) / f"{package}.py").is_file()]
-    if aside and any((Path(entry) / package / "__init__.py").is_file() for entry in path):
-        sys.path = [entry for entry in path if entry not in aside]
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
@@ -45,5 +36,3 @@ def require(module: str, extra: str):
         raise UserError(
             f"{module} is not installed; it comes with the '{extra}' extra: EXTRAS={extra} tools/install.sh"
         ) from error
-    finally:
-        sys.path = path

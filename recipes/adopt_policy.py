@@ -15,16 +15,16 @@ from accelerate import Accelerator
 
 from deas_vla.data.audit.agreement import own_contract
 from deas_vla.data.contract import Contract
-from deas_vla.data.lerobot_folder import LerobotFolder
-from deas_vla.data.lerobot_format import SIDECAR
-from deas_vla.data.lerobot_layout import KEYS, Layout, feature_names
+from deas_vla.data.lerobot.folder import LerobotFolder
+from deas_vla.data.lerobot.format import SIDECAR
+from deas_vla.data.lerobot.layout import KEYS, Layout, feature_names
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.files import sha256_of
 from deas_vla.launch import run_recipe
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
-from deas_vla.reranker.kinds import save_policy
-from deas_vla.stage import run_stage
-from deas_vla.training import make_accelerator
+from deas_vla.policies.registry import save_policy
+from deas_vla.training.loop import make_accelerator
+from deas_vla.training.stages import run_stage
 
 
 @dataclass

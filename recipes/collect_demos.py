@@ -19,8 +19,8 @@ from deas_vla.errors import UserError
 from deas_vla.launch import run_recipe
 from deas_vla.rollouts.collect import DATASET, collect_in_blocks, expert_episodes, write_blocks
 from deas_vla.rollouts.evaluate import scenes_of
-from deas_vla.stage import run_stage
-from deas_vla.training import make_accelerator
+from deas_vla.training.loop import make_accelerator
+from deas_vla.training.stages import run_stage
 
 
 @dataclass

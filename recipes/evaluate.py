@@ -16,20 +16,20 @@ from accelerate import Accelerator
 
 from deas_vla.config import to_json
 from deas_vla.critic.critic import DeasCritic
-from deas_vla.data.features import CriticInputs
 from deas_vla.envs.registry import make_env
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
+from deas_vla.features.pooling import CriticInputs
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
+from deas_vla.policies.registry import load_policy
 from deas_vla.report.run import write_run_report
-from deas_vla.reranker.kinds import load_policy
 from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
 from deas_vla.rollouts.film import film
 from deas_vla.rollouts.oracle import play_oracle
-from deas_vla.stage import claim, run_stage, sole_process
-from deas_vla.training import make_accelerator
+from deas_vla.training.loop import make_accelerator
+from deas_vla.training.stages import claim, run_stage, sole_process
 
 
 @dataclass

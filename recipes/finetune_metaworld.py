@@ -7,24 +7,23 @@
 
 Needs the extras `metaworld`, `lerobot`, `groot`, `train` and `report`; 90 minutes on two CPU cores that had other work
 besides. The demonstrations of all tasks are one data set and so are the rollouts; which task it is, policy and critic
-read in the instruction. `recipes/metaworld_results.py` writes the results task by task.
+read in the instruction. `studies/metaworld/results.py` writes the results task by task.
 """
 
 from dataclasses import dataclass, field, replace
 
-from collect_demos import DemosConfig
-from collect_rollouts import RolloutsConfig
-from evaluate import EvaluationConfig
-from finetune_policy import ImitationConfig
-from finetune_robocasa import FinetuneRobocasaConfig, main, small_critic
-
 from deas_vla.critic.critic import CriticConfig
-from deas_vla.data.features import FeatureConfig
 from deas_vla.envs.config import EnvSettings
-from deas_vla.envs.metaworld_tasks import MT10
+from deas_vla.envs.metaworld.tasks import MT10
+from deas_vla.features.pooling import FeatureConfig
 from deas_vla.launch import run_recipe
-from deas_vla.policies.groot.configuration import GrootConfig
-from deas_vla.training import TrainingConfig
+from deas_vla.policies.small_vla.configuration import SmallVLAConfig
+from deas_vla.training.loop import TrainingConfig
+from recipes.collect_demos import DemosConfig
+from recipes.collect_rollouts import RolloutsConfig
+from recipes.evaluate import EvaluationConfig
+from recipes.finetune_policy import ImitationConfig
+from recipes.finetune_robocasa import FinetuneRobocasaConfig, main, small_critic
 
 
 def metaworld_views() -> EnvSettings:
@@ -32,8 +31,8 @@ def metaworld_views() -> EnvSettings:
     return EnvSettings(cameras=["workspace_right", "gripper"], expert_noise=0.2, expert_grasp_bias=0.006)
 
 
-def wider_policy() -> GrootConfig:
-    return GrootConfig(width=96, layers=4)
+def wider_policy() -> SmallVLAConfig:
+    return SmallVLAConfig(width=96, layers=4)
 
 
 @dataclass
@@ -53,7 +52,7 @@ class FinetuneMetaworldConfig(FinetuneRobocasaConfig):
     # Demonstrations of the scripted experts.
     demos: DemosConfig = field(default_factory=lambda: DemosConfig(episodes=50, frame_every=4))
     # The model.
-    policy: GrootConfig = field(default_factory=wider_policy)
+    policy: SmallVLAConfig = field(default_factory=wider_policy)
     # Behaviour cloning of the demonstrations.
     bc: ImitationConfig = field(
         default_factory=lambda: ImitationConfig(steps=3500, batch_size=64, learning_rate=1e-3)

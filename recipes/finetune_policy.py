@@ -20,10 +20,10 @@ from accelerate import Accelerator
 
 from deas_vla.config import to_json
 from deas_vla.critic.critic import DeasCritic
-from deas_vla.data.features import CriticInputs
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Options, RewardSpec, build_options
 from deas_vla.errors import UserError
+from deas_vla.features.pooling import CriticInputs
 from deas_vla.improvement.advantage_weighted import (
     AdvantageWeighting,
     advantage_weights,
@@ -34,15 +34,22 @@ from deas_vla.improvement.best_of_n import require_same_encoder
 from deas_vla.improvement.candidates import CandidateCache
 from deas_vla.improvement.filtered_bc import demonstration_weights, filtered_bc_weights
 from deas_vla.improvement.imitation import Examples, FlowImitation, ImitationBatches
-from deas_vla.improvement.vision import stored_features
 from deas_vla.launch import run_recipe
-from deas_vla.policies.groot.configuration import GrootConfig
-from deas_vla.policies.groot.modeling import GrootPolicy
-from deas_vla.policies.policy import ChunkPolicy
-from deas_vla.reranker.kinds import load_policy, save_policy
+from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.policies.registry import load_policy, save_policy
+from deas_vla.policies.small_vla.configuration import SmallVLAConfig
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.rollouts.collect import collected
-from deas_vla.stage import numbered, run_stage
-from deas_vla.training import TrainingConfig, cached_features, filled, make_accelerator, step_generator, train
+from deas_vla.training.image_encoder import stored_features
+from deas_vla.training.loop import (
+    TrainingConfig,
+    cached_features,
+    filled,
+    make_accelerator,
+    step_generator,
+    train,
+)
+from deas_vla.training.stages import numbered, run_stage
 
 # Named, because the help of the command line is read from the source and sees no quotes in an annotation.
 Method = Literal["bc", "filtered_bc", "advantage_weighted"]
@@ -81,7 +88,7 @@ class FinetunePolicyConfig:
     # Chooses the initial weights and the order of the data.
     seed: int = 1
     # The model; not read when starting from a policy.
-    policy: GrootConfig = field(default_factory=GrootConfig)
+    policy: SmallVLAConfig = field(default_factory=SmallVLAConfig)
     # The optimisation.
     training: ImitationConfig = field(default_factory=ImitationConfig)
     # How advantages become weights; only for advantage_weighted.
@@ -104,7 +111,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
             if config.freeze_encoder:
                 policy.freeze_encoder()
         else:
-            policy = GrootPolicy(config.policy, contract, sorted({e.instruction for e in episodes}))
+            policy = SmallVLAPolicy(config.policy, contract, sorted({e.instruction for e in episodes}))
         policy.to(accelerator.device)
         frames = FrameTable.of(episodes)
         # Rewards and discounts matter to critics only; imitation needs the chunks.

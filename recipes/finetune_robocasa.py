@@ -14,11 +14,21 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from accelerate import Accelerator
-from collect_demos import CollectDemosConfig, DemosConfig, collect_demos
-from collect_rollouts import CollectRolloutsConfig, RolloutsConfig, collect_rollouts
-from evaluate import EvaluateConfig, EvaluationConfig, evaluate
-from finetune_policy import FinetunePolicyConfig, ImitationConfig, finetune_policy
-from train_critic import (
+
+from deas_vla.critic.critic import CriticConfig
+from deas_vla.data.options import RewardSpec
+from deas_vla.envs.simulator import SimulatorConfig
+from deas_vla.features.image_encoder import VisionConfig
+from deas_vla.features.pooling import FeatureConfig
+from deas_vla.improvement.advantage_weighted import AdvantageWeighting
+from deas_vla.launch import run_recipe
+from deas_vla.policies.small_vla.configuration import SmallVLAConfig
+from deas_vla.training.loop import TrainingConfig, make_accelerator
+from recipes.collect_demos import CollectDemosConfig, DemosConfig, collect_demos
+from recipes.collect_rollouts import CollectRolloutsConfig, RolloutsConfig, collect_rollouts
+from recipes.evaluate import EvaluateConfig, EvaluationConfig, evaluate
+from recipes.finetune_policy import FinetunePolicyConfig, ImitationConfig, finetune_policy
+from recipes.train_critic import (
     MixConfig,
     TrainCriticConfig,
     critic_training_defaults,
@@ -26,16 +36,6 @@ from train_critic import (
     train_critic,
     vision_training_defaults,
 )
-
-from deas_vla.critic.critic import CriticConfig
-from deas_vla.critic.vision import VisionConfig
-from deas_vla.data.features import FeatureConfig
-from deas_vla.data.options import RewardSpec
-from deas_vla.envs.simulator import SimulatorConfig
-from deas_vla.improvement.advantage_weighted import AdvantageWeighting
-from deas_vla.launch import run_recipe
-from deas_vla.policies.groot.configuration import GrootConfig
-from deas_vla.training import TrainingConfig, make_accelerator
 
 # Folder of a run in which all its critics keep what was computed of frames.
 FEATURES = "features"
@@ -50,7 +50,7 @@ def improvement_defaults() -> ImitationConfig:
 
 
 def small_critic() -> CriticConfig:
-    """The best chooser of docs/results/robosuite_choices.md: a small critic that predicts what chunks lead to."""
+    """The best chooser of studies/results/robosuite_choices.md: a small critic that predicts what chunks lead to."""
     return CriticConfig(hidden_dim=256, num_layers=3, head="scalar", future_weight=1.0)
 
 
@@ -65,7 +65,7 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     # Demonstrations of the scripted expert.
     demos: DemosConfig = field(default_factory=DemosConfig)
     # The model.
-    policy: GrootConfig = field(default_factory=GrootConfig)
+    policy: SmallVLAConfig = field(default_factory=SmallVLAConfig)
     # Behaviour cloning of the demonstrations.
     bc: ImitationConfig = field(default_factory=cloning_defaults)
     # Rollouts of the cloned policy.

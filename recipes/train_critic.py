@@ -20,8 +20,6 @@ from torch import Tensor
 from deas_vla.config import to_json
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.critic.q_chunking import QChunkingCritic
-from deas_vla.critic.vision import VisionConfig
-from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import (
@@ -33,15 +31,17 @@ from deas_vla.data.options import (
     split_by_episode,
 )  # fmt: skip
 from deas_vla.errors import UserError
+from deas_vla.features.image_encoder import VisionConfig
+from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import require_fitting_horizon
 from deas_vla.improvement.candidates import CandidateCache
-from deas_vla.improvement.vision import stored_features, trained_vision
 from deas_vla.launch import run_recipe
-from deas_vla.reranker.kinds import load_policy
+from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.collect import collected
-from deas_vla.stage import numbered, run_stage
-from deas_vla.training import TrainingConfig, cached_features, filled, make_accelerator, my_share, train
+from deas_vla.training.image_encoder import stored_features, trained_vision
+from deas_vla.training.loop import TrainingConfig, cached_features, filled, make_accelerator, my_share, train
+from deas_vla.training.stages import numbered, run_stage
 
 
 @dataclass

@@ -8,8 +8,8 @@ import numpy as np
 
 from deas_vla.data.episodes import Episode
 from deas_vla.data.observation import Observation
+from deas_vla.export.reranker import Reranker
 from deas_vla.improvement.best_of_n import NoiseKey
-from deas_vla.reranker.reranker import Reranker
 from robots.arm import Arm
 from robots.outcome import Judge, Verdict
 from robots.pace import Pace, told

@@ -26,15 +26,15 @@ from deas_vla.config import to_json
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import save_block
 from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.export.manifest import read_json
+from deas_vla.export.reranker import Reranker
+from deas_vla.export.sums import SUMS, check_sums
 from deas_vla.files import sha256_of, write_json
 from deas_vla.launch import run_recipe
-from deas_vla.reranker.manifest import read_json
-from deas_vla.reranker.reranker import Reranker
-from deas_vla.reranker.sums import SUMS, check_sums
 from deas_vla.rollouts.collect import DATASET, write_blocks
 from deas_vla.rollouts.evaluate import scenes_of
-from deas_vla.stage import run_stage
-from deas_vla.training import make_accelerator
+from deas_vla.training.loop import make_accelerator
+from deas_vla.training.stages import run_stage
 from robots.arm import Arm
 from robots.config import RolloutConfig, settings_of
 from robots.contract import agreed, contract_of, slow_cameras

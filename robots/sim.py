@@ -86,7 +86,7 @@ class Sim(Robot):
         """Nothing to configure."""
 
     def reset(self, scene: int) -> None:
-        """Starts a scene, see `deas_vla.envs.env.ChunkEnv`; the clock starts with it."""
+        """Starts a scene, see `deas_vla.envs.protocol.ChunkEnv`; the clock starts with it."""
         self.instruction = self._env.reset(scene)["instruction"]
         self.succeeded, self.held = False, 0
         self._hold[:] = 0

@@ -26,9 +26,9 @@ from transformers import (
 
 from deas_vla.data.contract import Camera, Contract
 from deas_vla.data.observation import Observation
-from deas_vla.policies.groot.embedded import build_tokenizer
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
-from deas_vla.policies.lerobot.small_smolvlm import write_small_smolvlm
+from deas_vla.policies.small_vla.embedded import build_tokenizer
+from studies.metaworld.small_smolvlm import write_small_smolvlm
 
 SIZE, H, A = 64, 16, 2
 SENTENCES = ["lift the red cube", "open the left drawer of the cabinet and put the red cube into it"]

@@ -4,22 +4,22 @@ import torch
 from data_example import SIZE, example_contract
 
 from deas_vla.data.observation import Observation
-from deas_vla.policies.groot.configuration import EmbeddedBackboneConfig, GrootConfig
-from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig, SmallVLAConfig
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 
 SENTENCES = ["lift the red cube", "open the left drawer of the cabinet"]
 
 
-def small_config(**changes) -> GrootConfig:
+def small_config(**changes) -> SmallVLAConfig:
     """Two tokens by two a camera, chunks of four steps."""
     embedded = EmbeddedBackboneConfig(
         patch_size=4, merge=2, vision_width=32, text_width=32, text_layers=2, head_width=16
     )
     values = {"embedded": embedded, "horizon": 4, "width": 32, "head_width": 16, "layers": 4}
-    return GrootConfig(**(values | changes))
+    return SmallVLAConfig(**(values | changes))
 
 
-def shake(policy: GrootPolicy, size: float = 0.1) -> GrootPolicy:
+def shake(policy: SmallVLAPolicy, size: float = 0.1) -> SmallVLAPolicy:
     """Moves every trained weight: a new head is zero in places, where a mistake would not be seen."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
@@ -28,10 +28,10 @@ def shake(policy: GrootPolicy, size: float = 0.1) -> GrootPolicy:
     return policy
 
 
-def small_policy(seed: int = 0, **changes) -> GrootPolicy:
+def small_policy(seed: int = 0, **changes) -> SmallVLAPolicy:
     """A policy in evaluation mode whose every weight matters."""
     torch.manual_seed(seed)
-    return shake(GrootPolicy(small_config(**changes), example_contract(), SENTENCES)).eval()
+    return shake(SmallVLAPolicy(small_config(**changes), example_contract(), SENTENCES)).eval()
 
 
 def observations(count: int, seed: int = 0, sentences: list[str] | None = None) -> Observation:

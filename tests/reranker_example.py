@@ -12,13 +12,13 @@ from safetensors.torch import load_file, save_file
 
 from deas_vla.critic.critic import CriticConfig, DeasCritic
 from deas_vla.data.contract import Contract
-from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection, pool_in_groups
 from deas_vla.data.observation import Observation
-from deas_vla.policies.groot.modeling import GrootPolicy
-from deas_vla.policies.policy import ChunkPolicy
-from deas_vla.reranker.golden import Golden
-from deas_vla.reranker.manifest import told_by_parts
-from deas_vla.reranker.sums import write_sums
+from deas_vla.export.golden import Golden
+from deas_vla.export.manifest import told_by_parts
+from deas_vla.export.sums import write_sums
+from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection, pool_in_groups
+from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 
 FEATURES = FeatureConfig(grid=2, dim=6)
 
@@ -64,7 +64,7 @@ def rewrite_inputs(folder: Path, change: Callable[[CriticInputs], object]) -> Cr
 def forge_contract(folder: Path, contract: Contract) -> None:
     """Another contract in every part, with every fingerprint made anew: only the golden inputs are left to tell."""
     (folder / "policy" / "contract.json").write_text(json.dumps(contract.to_json()))
-    policy = GrootPolicy.load(folder / "policy")
+    policy = SmallVLAPolicy.load(folder / "policy")
     inputs = CriticInputs.load(folder / "critic")
     inputs.contract, inputs.encoder_fingerprint = contract, policy.encoder_fingerprint
     inputs.save(folder / "critic")

@@ -12,10 +12,10 @@ from data_example import SIZE, ExampleEncoder, example_contract
 
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Statistics
-from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection
 from deas_vla.data.observation import Context
-from deas_vla.envs.env import Played
-from deas_vla.policies.policy import ChunkPolicy
+from deas_vla.envs.protocol import Played
+from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection
+from deas_vla.policies.chunk_policy import ChunkPolicy
 
 HORIZON = 4
 LIMIT = 14  # not a multiple of the horizon: the last chunk is cut

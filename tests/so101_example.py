@@ -13,10 +13,10 @@ from reranker_example import FEATURES
 
 from deas_vla.critic.critic import CriticConfig, DeasCritic
 from deas_vla.data.contract import Camera, Column, Contract, Statistics
-from deas_vla.data.features import CriticInputs, FeatureProjection, pool_in_groups
 from deas_vla.data.observation import Observation
-from deas_vla.policies.groot.modeling import GrootPolicy
-from deas_vla.reranker.reranker import Reranker
+from deas_vla.export.reranker import Reranker
+from deas_vla.features.pooling import CriticInputs, FeatureProjection, pool_in_groups
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 
 SIZE = 16
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
@@ -103,7 +103,7 @@ def so101_contract(**changes) -> Contract:
 def export_reranker(folder: Path, contract: Contract) -> Path:
     """A reranker of random weights, whose chunks go all over the place."""
     torch.manual_seed(0)
-    policy = shake(GrootPolicy(small_config(), contract, SENTENCES)).eval()
+    policy = shake(SmallVLAPolicy(small_config(), contract, SENTENCES)).eval()
     observation = random_observations(contract, 12)
     with torch.no_grad():
         pooled = pool_in_groups(policy.encode(observation), FEATURES, len(contract.cameras))

@@ -1,8 +1,5 @@
 """Advantage weighting: the weights in closed form, and which chunks they are given to."""
 
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -14,12 +11,10 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.errors import UserError
 from deas_vla.improvement.advantage_weighted import AdvantageWeighting, advantage_weights, advantages_among
-from deas_vla.training import make_accelerator
+from deas_vla.training.loop import make_accelerator
 
 # Last: a recipe may have the name of a library.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
-
-from finetune_policy import FinetunePolicyConfig, what_to_imitate
+from recipes.finetune_policy import FinetunePolicyConfig, what_to_imitate
 
 pytestmark = pytest.mark.unit
 

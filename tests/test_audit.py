@@ -29,8 +29,8 @@ from deas_vla.data.audit.audit import audit
 from deas_vla.data.audit.columns import ColumnFacts
 from deas_vla.data.audit.text import report_text
 from deas_vla.data.contract import Camera, Statistics
-from deas_vla.data.lerobot_format import IMAGES, SIDECAR
-from deas_vla.data.lerobot_io import declare_dataset, read_dataset, write_dataset
+from deas_vla.data.lerobot.format import IMAGES, SIDECAR
+from deas_vla.data.lerobot.io import declare_dataset, read_dataset, write_dataset
 from deas_vla.data.outcome import Outcome
 from deas_vla.errors import UserError
 

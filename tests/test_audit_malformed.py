@@ -14,7 +14,7 @@ from deas_vla.cli import main
 from deas_vla.data.audit import dataset
 from deas_vla.data.audit.audit import audit
 from deas_vla.data.audit.text import report_text
-from deas_vla.data.lerobot_io import read_dataset, write_dataset
+from deas_vla.data.lerobot.io import read_dataset, write_dataset
 from deas_vla.errors import UserError
 
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from tiny_checkpoints import FAMILIES, write_checkpoint
 
 from deas_vla.errors import UserError
-from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 
 pytestmark = pytest.mark.unit
 
@@ -25,9 +25,9 @@ def checkpoints(tmp_path_factory):
     return {family: write_checkpoint(family, root / family) for family in FAMILIES}
 
 
-def policy_of(folder, tune: str, **changes) -> GrootPolicy:
+def policy_of(folder, tune: str, **changes) -> SmallVLAPolicy:
     torch.manual_seed(0)
-    return GrootPolicy(
+    return SmallVLAPolicy(
         small_config(backbone=str(folder), tune=tune, lora_rank=2, **changes), example_contract()
     )
 
@@ -61,7 +61,7 @@ def test_fast_pixels_are_those_of_the_real_processor(checkpoints, family):
 
 
 def test_fast_pixels_of_the_embedded_backbone():
-    prompts = GrootPolicy(small_config(), example_contract()).prompts
+    prompts = SmallVLAPolicy(small_config(), example_contract()).prompts
     images = torch.stack(list(observations(6).images.values()), 1)
     assert prompts.fast
     assert torch.allclose(prompts._pixels(images), prompts.real_pixels(images), atol=1e-5)
@@ -69,7 +69,9 @@ def test_fast_pixels_of_the_embedded_backbone():
 
 def test_images_of_another_size_go_through_the_real_processor(checkpoints):
     contract = example_contract(cameras=tuple(type(c)(c.name, 24, 24) for c in example_contract().cameras))
-    policy = GrootPolicy(small_config(backbone=str(checkpoints["paligemma"]), tune="frozen"), contract).eval()
+    policy = SmallVLAPolicy(
+        small_config(backbone=str(checkpoints["paligemma"]), tune="frozen"), contract
+    ).eval()
     assert not policy.prompts.fast
     observation = observations(3)
     observation.images = {
@@ -120,7 +122,7 @@ def test_save_and_load(checkpoints, tmp_path, family, tune):
     stored = load_file(tmp_path / "policy" / "model.safetensors")
     base = [name for name in stored if name.startswith("backbone.") and ".lora_" not in name]
     assert bool(base) == (tune == "full")
-    loaded = GrootPolicy.load(tmp_path / "policy", example_contract())
+    loaded = SmallVLAPolicy.load(tmp_path / "policy", example_contract())
     observation, noise = observations(3), normal(3, 2, H, A)
     with torch.no_grad():
         a, b = (p.sample(p.encode(observation), noise) for p in (policy, loaded))
@@ -136,7 +138,7 @@ def test_another_backbone_is_refused(checkpoints, tmp_path, tune):
     policy_of(home, tune).save(tmp_path / "policy")
     shutil.rmtree(home)
     with pytest.raises(UserError, match="backbone"):
-        GrootPolicy.load(tmp_path / "policy")
+        SmallVLAPolicy.load(tmp_path / "policy")
     write_checkpoint("llava", home, seed=1)
     with pytest.raises(UserError, match=r"config\.json: this policy was trained on another backbone"):
-        GrootPolicy.load(tmp_path / "policy")
+        SmallVLAPolicy.load(tmp_path / "policy")

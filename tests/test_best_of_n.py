@@ -11,7 +11,7 @@ from deas_vla.data.observation import Observation, first_sights
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
-from deas_vla.policies.policy import candidate_noise
+from deas_vla.policies.chunk_policy import candidate_noise
 from deas_vla.rollouts.play import Job, play_episodes
 
 pytestmark = pytest.mark.unit

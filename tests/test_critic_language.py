@@ -5,7 +5,7 @@ import torch
 from policy_example import SENTENCES, observations, small_policy
 
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
-from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection, pool_in_groups
+from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection, pool_in_groups
 
 FEATURES = FeatureConfig(grid=2, dim=12, words_weight=20.0)
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from deas_vla.critic import losses
+from deas_vla.critic.heads import HLGauss, Scalar, return_bounds
 from deas_vla.critic.losses import pessimistic_head, q_loss, td_target, value_loss
-from deas_vla.critic.value_distribution import HLGauss, Scalar, return_bounds
 
 pytestmark = pytest.mark.unit
 

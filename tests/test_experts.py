@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.robosuite import RobosuiteEnv
-from deas_vla.envs.tasks import TASKS
+from deas_vla.envs.robosuite.env import RobosuiteEnv
+from deas_vla.envs.robosuite.tasks import TASKS
 
 pytestmark = pytest.mark.sim
 

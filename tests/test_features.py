@@ -8,20 +8,20 @@ import pytest
 import torch
 from data_example import ExampleEncoder, example_contract, example_episode
 
-from deas_vla.critic.vision import CriticVision
 from deas_vla.data.contract import Statistics
-from deas_vla.data.feature_cache import FeatureCache
-from deas_vla.data.features import (
+from deas_vla.data.frames import FrameTable
+from deas_vla.data.observation import Context
+from deas_vla.data.options import RewardSpec, build_options
+from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.features.cache import FeatureCache
+from deas_vla.features.image_encoder import CriticVision
+from deas_vla.features.pooling import (
     CriticInputs,
     FeatureConfig,
     FeatureProjection,
     pool_in_groups,
     pool_tokens,
 )
-from deas_vla.data.frames import FrameTable
-from deas_vla.data.observation import Context
-from deas_vla.data.options import RewardSpec, build_options
-from deas_vla.errors import ContractMismatch, UserError
 
 pytestmark = pytest.mark.unit
 CONTRACT = example_contract()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from deas_vla.report.metaworld import write_metaworld_results
+from studies.metaworld.page import write_metaworld_results
 
 ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("reach-v3", "drawer-close-v3")

@@ -21,15 +21,14 @@ FLOORS = {
     "deas_vla.critic": 0,
     "deas_vla.data": 1,
     "deas_vla.policies": 2,
+    "deas_vla.features": 1,
+    "deas_vla.scorers": 2,
     "deas_vla.training": 3,
-    "deas_vla.stage": 3,
-    "deas_vla.agents": 3,
     "deas_vla.improvement": 3,
     "deas_vla.envs": 3,
     "deas_vla.rollouts": 4,
     "deas_vla.report": 4,
-    "deas_vla.reranker": 4,
-    "deas_vla.lerobot_plugin": 4,
+    "deas_vla.export": 4,
     "deas_vla.doctor": 5,
     "deas_vla.cli": 5,
 }
@@ -48,7 +47,7 @@ HEAVY = [
     "datasets",
 ]
 # The place itself where LeRobot is used; it is imported when a data set is written.
-PLACES_OF_USE = {"deas_vla.data.lerobot_writers"}
+PLACES_OF_USE = {"deas_vla.data.lerobot.writers"}
 
 
 def tracked(*suffixes: str) -> list[Path]:
@@ -58,7 +57,7 @@ def tracked(*suffixes: str) -> list[Path]:
     if listed.returncode == 0:
         paths = [ROOT / name for name in listed.stdout.splitlines()]
     else:  # an archive without history
-        folders = ("deas_vla", "recipes", "robots", "plugins", "benchmarks", "tests", "tools")
+        folders = ("deas_vla", "recipes", "robots", "plugins", "studies", "benchmarks", "tests", "tools")
         folders += ("accelerate_configs",)
         paths = [path for folder in folders for path in (ROOT / folder).rglob("*")]
         paths += [path for path in ROOT.iterdir() if path.is_file()]
@@ -108,7 +107,7 @@ def test_no_file_imports_from_a_higher_floor():
 def test_the_package_imports_nothing_from_recipes_robots_or_tests():
     outside = {
         path.stem
-        for folder in ("recipes", "robots", "benchmarks", "tests")
+        for folder in ("recipes", "robots", "studies", "benchmarks", "tests")
         for path in ROOT.glob(f"{folder}/*.py")
     }
     wrong = {module: names for module, path in MODULES.items() if (names := imports(path) & outside)}
@@ -131,7 +130,7 @@ def test_importing_brings_nothing_heavy(what):
     elif what == "floors 0 and 1":
         names, unwanted = sorted(m for m in MODULES if floor_of(m) <= 1 and m not in PLACES_OF_USE), HEAVY
     else:
-        names, unwanted = ["deas_vla.policies.policy", "deas_vla.envs.env", "deas_vla.cli"], HEAVY
+        names, unwanted = ["deas_vla.policies.chunk_policy", "deas_vla.envs.protocol", "deas_vla.cli"], HEAVY
     code = f"import sys, importlib\nfor name in {names}: importlib.import_module(name)\n"
     code += f"print([name for name in {unwanted} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

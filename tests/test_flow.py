@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from policy_example import normal, observations
 
 from deas_vla.policies.augment import random_shift, shift_observation
+from deas_vla.policies.chunk_policy import candidate_noise
 from deas_vla.policies.flow import (
     TIME_BETA,
     TIME_CUTOFF,
@@ -17,7 +18,6 @@ from deas_vla.policies.flow import (
     interpolate,
     sample_time,
 )
-from deas_vla.policies.policy import candidate_noise
 
 pytestmark = pytest.mark.unit
 

@@ -10,7 +10,7 @@ from policy_example import SENTENCES, normal, observations, shake, small_config,
 from deas_vla.data.observation import Context
 from deas_vla.errors import UserError
 from deas_vla.policies.flow import hold_last, interpolate, sample_time
-from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 
 pytestmark = pytest.mark.unit
 
@@ -18,7 +18,7 @@ H, A = 4, 2
 
 
 @pytest.fixture(scope="module")
-def policy() -> GrootPolicy:
+def policy() -> SmallVLAPolicy:
     return small_policy()
 
 
@@ -201,7 +201,7 @@ def test_robots_have_weights_of_their_own():
 
 
 def test_a_new_policy_predicts_nothing_yet():
-    policy = GrootPolicy(small_config(), example_contract()).eval()
+    policy = SmallVLAPolicy(small_config(), example_contract()).eval()
     with torch.no_grad():
         assert policy.sample(policy.encode(observations(2)), normal(2, 3, H, A)).abs().max() == 0
 
@@ -242,7 +242,7 @@ def test_fingerprint_covers_what_encoding_depends_on(policy):
     other.contract = shifted
     prints["statistics"] = other.encoder_fingerprint
     prints["room"] = small_policy(max_instruction_tokens=17).encoder_fingerprint
-    vocabulary = GrootPolicy(small_config(), contract, ["grill the aubergine"])
+    vocabulary = SmallVLAPolicy(small_config(), contract, ["grill the aubergine"])
     vocabulary.load_state_dict(policy.state_dict())
     prints["words"] = vocabulary.encoder_fingerprint
     head = copy.deepcopy(policy)
@@ -254,7 +254,7 @@ def test_fingerprint_covers_what_encoding_depends_on(policy):
 def test_the_flow_learns_what_it_is_told():
     """Two instructions, two opposite chunks, other images at every step: training separates them."""
     torch.manual_seed(0)
-    policy = GrootPolicy(small_config(), example_contract(), SENTENCES).train()
+    policy = SmallVLAPolicy(small_config(), example_contract(), SENTENCES).train()
     chunks = torch.ones(16, H, A) * torch.tensor([1.0, -1.0]).repeat(8)[:, None, None]
     optimizer = torch.optim.AdamW(policy.trainable_parameters(), lr=3e-3)
     for step in range(60):
@@ -296,7 +296,7 @@ def test_impossible_settings_are_refused(changes, message):
 )
 def test_what_does_not_fit_is_refused(changes, message):
     with pytest.raises(UserError, match=message):
-        GrootPolicy(small_config(**changes), example_contract())
+        SmallVLAPolicy(small_config(**changes), example_contract())
 
 
 def test_what_the_policy_cannot_read_is_refused(policy):

@@ -20,12 +20,12 @@ from reranker_example import small_critic
 
 from deas_vla.critic.critic import DeasCritic
 from deas_vla.errors import ContractMismatch
+from deas_vla.export.lerobot_plugin.configuration_deas import DeasConfig
+from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy
+from deas_vla.export.manifest import read_manifest
+from deas_vla.export.reranker import Reranker
 from deas_vla.improvement.selection import SelectionConfig
-from deas_vla.lerobot_plugin.configuration_deas import DeasConfig
-from deas_vla.lerobot_plugin.modeling_deas import DeasPolicy
-from deas_vla.reranker.manifest import read_manifest
-from deas_vla.reranker.reranker import Reranker
-from deas_vla.training import TrainingConfig
+from deas_vla.training.loop import TrainingConfig
 
 BEST = SelectionConfig(rule="best")
 LONG_AND_SHORT = ["lift the red cube", "open the left drawer of the cabinet"]

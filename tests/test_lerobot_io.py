@@ -14,8 +14,8 @@ from data_example import SIZE, assert_same_episode, example_contract, example_ep
 
 from deas_vla.data.contract import Camera, Statistics
 from deas_vla.data.frames import FrameTable
-from deas_vla.data.lerobot_format import IMAGES, columns_of, features, held_frame
-from deas_vla.data.lerobot_io import read_dataset, write_dataset
+from deas_vla.data.lerobot.format import IMAGES, columns_of, features, held_frame
+from deas_vla.data.lerobot.io import read_dataset, write_dataset
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.rollouts import collect
 from deas_vla.rollouts.collect import collected

@@ -18,18 +18,18 @@ from lerobot_plugin_example import batch_of
 from policy_example import observations, small_policy
 from reranker_example import reseal, rewrite_json, small_critic
 
-from deas_vla.data.lerobot_format import features
+from deas_vla.data.lerobot.format import features
 from deas_vla.data.observation import first_sights
 from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.export.lerobot_plugin.configuration_deas import DeasConfig
+from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy
+from deas_vla.export.lerobot_plugin.processor_deas import make_deas_pre_post_processors
+from deas_vla.export.reranker import Reranker
+from deas_vla.export.verify import verify
 from deas_vla.files import sha256_of
 from deas_vla.improvement.best_of_n import NoiseKey
 from deas_vla.improvement.prefix import Prefix
 from deas_vla.improvement.selection import SelectionConfig
-from deas_vla.lerobot_plugin.configuration_deas import DeasConfig
-from deas_vla.lerobot_plugin.modeling_deas import DeasPolicy
-from deas_vla.lerobot_plugin.processor_deas import make_deas_pre_post_processors
-from deas_vla.reranker.reranker import Reranker
-from deas_vla.reranker.verify import verify
 
 H = 4
 RULE = SelectionConfig(rule="quantile", as_best_of=3)

@@ -15,9 +15,9 @@ from lerobot_plugin_example import write_environment
 from policy_example import observations, small_policy
 from reranker_example import small_critic
 
+from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy
+from deas_vla.export.reranker import Reranker
 from deas_vla.improvement.selection import SelectionConfig
-from deas_vla.lerobot_plugin.modeling_deas import DeasPolicy
-from deas_vla.reranker.reranker import Reranker
 
 # A busy machine takes minutes to start LeRobot.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]

@@ -22,7 +22,7 @@ from lerobot_example import (
 from lerobot_own import alike, commands_for, noise_for, own_batch, own_chunks
 
 from deas_vla.critic.critic import CriticConfig, DeasCritic
-from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection, pool_in_groups
+from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection, pool_in_groups
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
 from deas_vla.policies.lerobot.noise import widen

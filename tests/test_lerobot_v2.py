@@ -25,7 +25,7 @@ from v2_example import (
 
 from deas_vla.data.contract import Camera, Column, Statistics
 from deas_vla.data.frames import FrameTable
-from deas_vla.data.lerobot_io import declare_dataset, read_dataset
+from deas_vla.data.lerobot.io import declare_dataset, read_dataset
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.data.outcome import Outcome
 from deas_vla.errors import ContractMismatch, UserError

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.metaworld import MetaworldEnv
-from deas_vla.envs.metaworld_expert import ATTEMPT_STEPS, ClumsyExpert
-from deas_vla.envs.metaworld_tasks import MT10, TASKS, metaworld_contract
+from deas_vla.envs.metaworld.env import MetaworldEnv
+from deas_vla.envs.metaworld.experts import ATTEMPT_STEPS, ClumsyExpert
+from deas_vla.envs.metaworld.tasks import MT10, TASKS, metaworld_contract
 from deas_vla.envs.registry import contract_of
-from deas_vla.envs.workers import EnvWorkers
+from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 
 CAMERAS = ["workspace_right", "gripper"]

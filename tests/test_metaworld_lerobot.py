@@ -21,15 +21,15 @@ from reranker_example import small_critic
 from deas_vla.data.contract import Statistics
 from deas_vla.data.observation import Observation
 from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.metaworld_lerobot import MetaworldSmallConfig
-from deas_vla.envs.metaworld_tasks import TASKS
-from deas_vla.envs.workers import EnvWorkers
+from deas_vla.envs.metaworld.lerobot import MetaworldSmallConfig
+from deas_vla.envs.metaworld.tasks import TASKS
+from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
+from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy
+from deas_vla.export.reranker import Reranker
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
-from deas_vla.lerobot_plugin.modeling_deas import DeasPolicy
-from deas_vla.policies.groot.modeling import GrootPolicy
-from deas_vla.reranker.reranker import Reranker
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.rollouts.play import Job, play_episodes
 
 pytestmark = pytest.mark.sim
@@ -110,7 +110,7 @@ def test_an_export_plays_in_lerobot_what_our_evaluation_plays(tmp_path, vector, 
     frames = Observation.stack(ours.reset(range(6), range(6)))
     contract = ours.contract.with_statistics(Statistics.of(frames.state, torch.randn(20, 4)))
     torch.manual_seed(0)
-    policy = shake(GrootPolicy(small_config(), contract, frames.instruction[:1])).eval()
+    policy = shake(SmallVLAPolicy(small_config(), contract, frames.instruction[:1])).eval()
     scorer = small_critic(policy, frames=frames)
     best = BestOfN(policy, 4, "best", *scorer)
     jobs = [Job(scene) for scene in SEEDS]

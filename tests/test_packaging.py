@@ -131,7 +131,7 @@ from dataclasses import dataclass
 import torch
 from deas_vla.errors import UserError
 from deas_vla.launch import run_recipe
-from deas_vla.training import make_accelerator
+from deas_vla.training.loop import make_accelerator
 
 @dataclass
 class Config:

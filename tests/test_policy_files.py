@@ -10,7 +10,7 @@ from policy_example import normal, observations, small_policy
 from safetensors.torch import load_file, save_file
 
 from deas_vla.errors import ContractMismatch, UserError
-from deas_vla.policies.groot.modeling import GrootPolicy
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 
 pytestmark = pytest.mark.unit
 
@@ -27,7 +27,7 @@ def folder(policy, tmp_path):
 
 
 def test_a_loaded_policy_is_the_saved_one(policy, folder):
-    loaded = GrootPolicy.load(folder, example_contract())
+    loaded = SmallVLAPolicy.load(folder, example_contract())
     assert loaded.config == policy.config and loaded.contract == policy.contract and not loaded.training
     assert loaded.encoder_fingerprint == policy.encoder_fingerprint
     observation, noise = observations(3), normal(3, 2, 4, 2)
@@ -36,7 +36,7 @@ def test_a_loaded_policy_is_the_saved_one(policy, folder):
     assert torch.equal(a, b)
     # Saved again, it is the same policy again.
     loaded.save(folder)
-    assert GrootPolicy.load(folder).encoder_fingerprint == policy.encoder_fingerprint
+    assert SmallVLAPolicy.load(folder).encoder_fingerprint == policy.encoder_fingerprint
 
 
 def test_rule_11_no_pickle(folder):
@@ -68,17 +68,17 @@ def test_missing_and_cut_off_files_are_named(folder, name, fault):
     else:
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(UserError, match=str(path if "backbone" not in name else path.parent)):
-        GrootPolicy.load(folder)
+        SmallVLAPolicy.load(folder)
 
 
 def test_rule_07_a_policy_for_another_robot_is_refused(folder):
     contract = example_contract()
     other = replace(contract, action=tuple(reversed(contract.action)))
     with pytest.raises(ContractMismatch, match=r"move\.x.*gripper_close"):
-        GrootPolicy.load(folder, other)
+        SmallVLAPolicy.load(folder, other)
     statistics = replace(contract.statistics, action_mean=(0.2, 0.5))
     with pytest.raises(ContractMismatch, match="action_mean"):
-        GrootPolicy.load(folder, contract.with_statistics(statistics))
+        SmallVLAPolicy.load(folder, contract.with_statistics(statistics))
 
 
 def test_weights_of_another_model_are_refused(folder):
@@ -92,7 +92,7 @@ def test_weights_of_another_model_are_refused(folder):
     ):
         save_file(weights, path)
         with pytest.raises(UserError, match=rf"{path}: 1 weights do not fit.*head\.(positions|surprise)"):
-            GrootPolicy.load(folder)
+            SmallVLAPolicy.load(folder)
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,9 @@ def test_settings_of_another_format_are_refused(folder, change):
     change(value)
     path.write_text(json.dumps(value))
     with pytest.raises(UserError, match=str(path)):
-        GrootPolicy.load(folder)
+        SmallVLAPolicy.load(folder)
 
 
 def test_no_policy_there(tmp_path):
     with pytest.raises(UserError, match="nowhere"):
-        GrootPolicy.load(tmp_path / "nowhere")
+        SmallVLAPolicy.load(tmp_path / "nowhere")

@@ -14,7 +14,7 @@ from deas_vla.critic.losses import q_loss
 from deas_vla.critic.q_chunking import QChunkingCritic
 from deas_vla.data.frames import FrameTable
 from deas_vla.improvement.candidates import CandidateCache
-from deas_vla.policies.policy import candidate_noise
+from deas_vla.policies.chunk_policy import candidate_noise
 
 pytestmark = pytest.mark.unit
 N = 5

@@ -1,25 +1,20 @@
 """What the recipes say when they are asked for something that cannot be: one line, exit status 2, nothing made."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
 from deas_vla.launch import run_recipe
-
-# Last: a recipe may have the name of a library.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
-
-import collect_demos
-import collect_rollouts
-import critic_bench
-import evaluate
-import finetune_metaworld
-import finetune_policy
-import finetune_robocasa
-import policy_bench
-import second_round_bench
-import train_critic
+from recipes import (
+    collect_demos,
+    collect_rollouts,
+    evaluate,
+    finetune_metaworld,
+    finetune_policy,
+    finetune_robocasa,
+    train_critic,
+)
+from studies.ablations import critic as critic_bench
+from studies.ablations import policy as policy_bench
+from studies.ablations import second_round as second_round_bench
 
 pytestmark = pytest.mark.unit
 CONFIGS = {
@@ -91,4 +86,6 @@ def test_help_explains_every_recipe(recipe, capsys):
     assert caught.value.code == 0
     assert "--output" in capsys.readouterr().out
     assert "accelerate launch" in recipe.__doc__
-    assert f"recipes/{recipe.__name__}.py" in recipe.__doc__
+    package, _, name = recipe.__name__.partition(".")
+    started = f"recipes/{name}.py" if package == "recipes" else f"-m {recipe.__name__}"
+    assert started in recipe.__doc__

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,21 +13,17 @@ from lerobot_example import SIZE, diffusion
 from v2_example import edit_json, v2_contract, write_v2
 
 from deas_vla.config import parse
-from deas_vla.data.lerobot_folder import LerobotFolder
-from deas_vla.data.lerobot_io import declare_dataset, write_dataset
+from deas_vla.data.lerobot.folder import LerobotFolder
+from deas_vla.data.lerobot.io import declare_dataset, write_dataset
 from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.export.run import ExportConfig, export_run
+from deas_vla.export.verify import verify
 from deas_vla.files import write_json
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
-from deas_vla.reranker.kinds import load_policy
-from deas_vla.reranker.run import ExportConfig, export_run
-from deas_vla.reranker.verify import verify
+from deas_vla.policies.registry import load_policy
 
 # Last: a recipe may have the name of a library.
-sys.path.append(str(Path(__file__).resolve().parents[1] / "recipes"))
-
-import adopt_policy
-import finetune_policy
-import train_critic
+from recipes import adopt_policy, finetune_policy, train_critic
 
 CONTRACT = example_contract()
 

@@ -25,19 +25,19 @@ from rollout_example import LinePolicy, MovesRight, line_inputs
 
 from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.contract import Contract
-from deas_vla.data.features import CriticInputs
 from deas_vla.errors import UserError
+from deas_vla.export import export as exporting
+from deas_vla.export.golden import Golden
+from deas_vla.export.manifest import read_manifest
+from deas_vla.export.reranker import Reranker
+from deas_vla.export.sums import check_sums, write_sums
+from deas_vla.export.verify import verify
+from deas_vla.features.pooling import CriticInputs
 from deas_vla.files import sha256_of
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
-from deas_vla.policies.groot.modeling import GrootPolicy
-from deas_vla.reranker import export as exporting
-from deas_vla.reranker.golden import Golden
-from deas_vla.reranker.kinds import kind_in
-from deas_vla.reranker.manifest import read_manifest
-from deas_vla.reranker.reranker import Reranker
-from deas_vla.reranker.sums import check_sums, write_sums
-from deas_vla.reranker.verify import verify
+from deas_vla.policies.registry import kind_in
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 
 ROOT = Path(__file__).resolve().parents[1]
 RULE = SelectionConfig(rule="quantile", as_best_of=3)
@@ -97,8 +97,8 @@ def test_the_critic_alone_gives_the_expected_scores(exported):
 def test_scoring_needs_torch_and_safetensors_only(exported):
     code = (
         "import sys\n"
-        "from deas_vla.reranker.golden import Golden\n"
-        "from deas_vla.reranker.reranker import Reranker\n"
+        "from deas_vla.export.golden import Golden\n"
+        "from deas_vla.export.reranker import Reranker\n"
         f"critic, inputs = Reranker.load_critic({str(exported)!r})\n"
         f"golden = Golden.load({str(exported / 'golden.safetensors')!r})\n"
         "assert (golden.rescored(critic, inputs) - golden.scores).abs().max() < 1e-5\n"
@@ -254,7 +254,7 @@ def other_head(folder):
 
 
 def other_critic(folder, **changes):
-    policy = GrootPolicy.load(folder / "policy")
+    policy = SmallVLAPolicy.load(folder / "policy")
     critic, _ = small_critic(policy, seed=1, **changes)
     critic.save(folder / "critic", {"inputs_fingerprint": CriticInputs.load(folder / "critic").fingerprint})
 
@@ -438,7 +438,7 @@ def test_an_export_does_not_replace_another(parts, folder):
 
 
 def test_a_saved_policy_says_of_which_kind_it_is(exported, tmp_path):
-    assert kind_in(exported / "policy").policy_class.endswith("GrootPolicy")
+    assert kind_in(exported / "policy").policy_class.endswith("SmallVLAPolicy")
     with pytest.raises(UserError, match="no saved policy"):
         kind_in(tmp_path)
 

@@ -12,14 +12,14 @@ from lerobot_example import A, H, maker, normal, observations, small_pi
 from reranker_example import reseal, rewrite_json, rewrite_tensors, small_critic
 
 from deas_vla.errors import UserError
+from deas_vla.export.golden import Golden, Tolerance
+from deas_vla.export.manifest import read_manifest
+from deas_vla.export.reranker import Reranker
+from deas_vla.export.verify import verify
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
-from deas_vla.reranker.golden import Golden, Tolerance
-from deas_vla.reranker.kinds import kind_in
-from deas_vla.reranker.manifest import read_manifest
-from deas_vla.reranker.reranker import Reranker
-from deas_vla.reranker.verify import verify
+from deas_vla.policies.registry import kind_in
 
 KINDS = ("diffusion", "dit_flow", "smolvla", "pi0", "pi05", "groot", "xvla")
 RULE = SelectionConfig(rule="best")

@@ -12,11 +12,11 @@ from safetensors.torch import load_file
 from tiny_checkpoints import FAMILIES, write_checkpoint
 
 from deas_vla.errors import UserError
+from deas_vla.export.reranker import Reranker
+from deas_vla.export.verify import verify
 from deas_vla.policies import adapters
-from deas_vla.policies.groot.modeling import GrootPolicy
-from deas_vla.policies.groot.standalone import standalone
-from deas_vla.reranker.reranker import Reranker
-from deas_vla.reranker.verify import verify
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
+from deas_vla.policies.small_vla.standalone import standalone
 
 
 @pytest.fixture
@@ -25,12 +25,14 @@ def checkpoint(tmp_path):
     return lambda family: write_checkpoint(family, tmp_path / family)
 
 
-def policy_of(folder, tune: str = "lora") -> GrootPolicy:
+def policy_of(folder, tune: str = "lora") -> SmallVLAPolicy:
     torch.manual_seed(0)
-    return GrootPolicy(small_config(backbone=str(folder), tune=tune, lora_rank=2), example_contract()).eval()
+    return SmallVLAPolicy(
+        small_config(backbone=str(folder), tune=tune, lora_rank=2), example_contract()
+    ).eval()
 
 
-def sampled(policy: GrootPolicy) -> torch.Tensor:
+def sampled(policy: SmallVLAPolicy) -> torch.Tensor:
     with torch.no_grad():
         return policy.sample(policy.encode(observations(3)), normal(3, 2, 4, 2))
 
@@ -86,7 +88,7 @@ def test_a_frozen_backbone_is_exported_with_the_policy(checkpoint, tmp_path):
 
 def test_adapters_of_the_action_head_are_merged_too(tmp_path):
     torch.manual_seed(0)
-    policy = shake(GrootPolicy(small_config(), example_contract()))
+    policy = shake(SmallVLAPolicy(small_config(), example_contract()))
     critic, inputs = small_critic(policy.eval())
     names = [n for n, m in policy.head.named_modules() if isinstance(m, torch.nn.Linear) and n.endswith("up")]
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=names), policy.head)
@@ -119,7 +121,7 @@ def test_a_merge_that_is_lost_on_the_way_is_found(checkpoint, tmp_path, monkeypa
         module.load_state_dict({k: v for k, v in clean.items() if k.startswith("backbone.")}, strict=False)
         return merged
 
-    monkeypatch.setattr("deas_vla.policies.groot.standalone.merge_adapters", drop)
+    monkeypatch.setattr("deas_vla.policies.small_vla.standalone.merge_adapters", drop)
     with pytest.raises(
         UserError, match=r"the written policy does not decide as the given one does.*features"
     ):
@@ -129,7 +131,7 @@ def test_a_merge_that_is_lost_on_the_way_is_found(checkpoint, tmp_path, monkeypa
 
 def test_a_policy_without_adapters_is_copied_as_it_is():
     torch.manual_seed(0)
-    policy = GrootPolicy(small_config(), example_contract()).eval()
+    policy = SmallVLAPolicy(small_config(), example_contract()).eval()
     copied, merged = standalone(policy)
     assert (merged.layers, merged.changed) == (0, 0)
     assert torch.equal(sampled(copied), sampled(policy))

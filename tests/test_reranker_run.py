@@ -11,11 +11,11 @@ from policy_example import small_policy
 from reranker_example import small_critic
 
 from deas_vla import cli
-from deas_vla.data.lerobot_io import write_dataset
+from deas_vla.data.lerobot.io import write_dataset
+from deas_vla.export.golden import Golden
+from deas_vla.export.reranker import Reranker
+from deas_vla.export.run import spread
 from deas_vla.files import write_json
-from deas_vla.reranker.golden import Golden
-from deas_vla.reranker.reranker import Reranker
-from deas_vla.reranker.run import spread
 
 ARMS = {"policy": {"success_rate": 0.4, "ci95": [0.36, 0.46], "episodes": 400}}
 

@@ -9,7 +9,7 @@ import pytest
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.panda_omron import ROBOCASA_CAMERAS, columns_of
 from deas_vla.envs.registry import make_env
-from deas_vla.envs.workers import EnvWorkers
+from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 
 pytestmark = pytest.mark.unit

@@ -5,8 +5,8 @@ import pytest
 
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.panda_omron import ACTION_GROUPS, columns_of
-from deas_vla.envs.robosuite import RobosuiteEnv
-from deas_vla.envs.tasks import build_simulator
+from deas_vla.envs.robosuite.env import RobosuiteEnv
+from deas_vla.envs.robosuite.tasks import build_simulator
 from deas_vla.errors import UserError
 
 pytestmark = pytest.mark.sim

@@ -10,16 +10,16 @@ from so101_example import export_reranker
 
 from deas_vla.config import parse
 from deas_vla.data.contract import Statistics
-from deas_vla.data.lerobot_io import read_dataset
+from deas_vla.data.lerobot.io import read_dataset
 from deas_vla.data.observation import Observation
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.registry import contract_of, make_env
 from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.export.reranker import Reranker
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import NoiseKey
-from deas_vla.policies.groot.modeling import GrootPolicy
-from deas_vla.reranker.reranker import Reranker
-from deas_vla.training import make_accelerator
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
+from deas_vla.training.loop import make_accelerator
 from robots import sim
 from robots.config import settings_of
 from robots.rollout import main, make_robot
@@ -145,8 +145,8 @@ def test_while_meta_worlds_arm_holds_its_place_it_holds_what_is_in_its_gripper(c
 
 def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsys):
     from deas_vla.critic.critic import CriticConfig
-    from deas_vla.critic.vision import VisionConfig
-    from deas_vla.data.features import FeatureConfig
+    from deas_vla.features.image_encoder import VisionConfig
+    from deas_vla.features.pooling import FeatureConfig
 
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "recipes"))
     from train_critic import TrainCriticConfig, train_critic
@@ -172,7 +172,7 @@ def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsy
     )
     np.testing.assert_allclose(episodes[2].actions[:3], chosen.commands[0, :3].numpy(), atol=1e-5)
 
-    policy = shake(GrootPolicy(small_config(), contract, SENTENCES)).eval()
+    policy = shake(SmallVLAPolicy(small_config(), contract, SENTENCES)).eval()
     policy.save(tmp_path / "policy" / "policy")
     write_json(tmp_path / "policy" / "stage.json", {"fingerprint": "policy", "settings": {}})
     critic = TrainCriticConfig(

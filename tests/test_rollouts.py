@@ -13,7 +13,7 @@ from deas_vla.rollouts.collect import collect_in_blocks
 from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
 from deas_vla.rollouts.oracle import play_oracle
 from deas_vla.rollouts.play import Job, play_episodes
-from deas_vla.stage import claim
+from deas_vla.training.stages import claim
 
 pytestmark = pytest.mark.unit
 SETTINGS = {"seed": 0, "parallel": 4, "execute_steps": HORIZON}

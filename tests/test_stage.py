@@ -9,7 +9,7 @@ import pytest
 from accelerate import Accelerator
 
 from deas_vla.errors import UserError
-from deas_vla.stage import claim, run_stage, stage_report
+from deas_vla.training.stages import claim, run_stage, stage_report
 
 pytestmark = pytest.mark.unit
 SETTINGS = {"steps": 5, "critic": {"expectile": 0.7}}
@@ -96,7 +96,7 @@ def test_a_second_run_waits_for_the_first_and_finds_its_output(stage, tmp_path, 
         f"""
         import pathlib, time
         from accelerate import Accelerator
-        from deas_vla.stage import run_stage
+        from deas_vla.training.stages import run_stage
         def work(folder):
             print("at work", flush=True)
             time.sleep(2)
@@ -118,7 +118,7 @@ def test_a_claim_is_one_process_and_ends_with_it(tmp_path):
     program = textwrap.dedent(f"""
         import time
         from pathlib import Path
-        from deas_vla.stage import claim
+        from deas_vla.training.stages import claim
         with claim(Path({str(path)!r})) as mine:
             print(mine, flush=True)
             time.sleep(60)

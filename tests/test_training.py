@@ -13,7 +13,7 @@ from torch import nn
 
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path, sha256_of, write_json
-from deas_vla.training import TrainingConfig, my_share, read_metrics, step_generator, train
+from deas_vla.training.loop import TrainingConfig, my_share, read_metrics, step_generator, train
 
 pytestmark = pytest.mark.unit
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from deas_vla.critic.value_distribution import HLGauss, Scalar, return_bounds
+from deas_vla.critic.heads import HLGauss, Scalar, return_bounds
 
 pytestmark = pytest.mark.unit
 

@@ -6,19 +6,19 @@ import torch
 from accelerate import Accelerator
 from data_example import SIZE, example_contract, example_episode
 
-from deas_vla.critic.vision import CriticVision, VisionConfig
-from deas_vla.data.features import CriticInputs, FeatureConfig, FeatureProjection
 from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
-from deas_vla.improvement import vision as training_of
-from deas_vla.improvement.vision import (
+from deas_vla.features.image_encoder import CriticVision, VisionConfig
+from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection
+from deas_vla.training import image_encoder as training_of
+from deas_vla.training.image_encoder import (
     CHUNKS_AHEAD,
     FrameOutcomes,
     VisionCache,
     stored_features,
     trained_vision,
 )
-from deas_vla.training import TrainingConfig
+from deas_vla.training.loop import TrainingConfig
 
 pytestmark = pytest.mark.unit
 CONTRACT = example_contract()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.workers import EnvWorkers, frame_after
+from deas_vla.envs.vector import EnvWorkers, frame_after
 from deas_vla.errors import UserError
 
 pytestmark = pytest.mark.sim
@@ -143,7 +143,7 @@ def test_a_script_needs_no_main_guard_and_its_end_is_theirs(tmp_path):
     script.write_text(
         "import time\n"
         "from deas_vla.envs.config import EnvConfig\n"
-        "from deas_vla.envs.workers import EnvWorkers\n"
+        "from deas_vla.envs.vector import EnvWorkers\n"
         "workers = EnvWorkers(EnvConfig(), 2)\n"
         "workers.reset([0, 1], [0, 1])\n"
         "print(*[worker._process.pid for worker in workers._workers], flush=True)\n"

@@ -18,7 +18,7 @@ from transformers import (
     SiglipImageProcessor,
 )
 
-from deas_vla.policies.groot.embedded import build_tokenizer
+from deas_vla.policies.small_vla.embedded import build_tokenizer
 
 FAMILIES = ("llava", "paligemma", "qwen3_vl")
 # Says where images and words go, as the chat templates of real checkpoints do.

@@ -12,14 +12,14 @@ from data_example import example_contract, example_episode
 from safetensors.torch import save_file
 
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
-from deas_vla.critic.vision import VisionConfig
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import RewardSpec, build_options, sample_indices
+from deas_vla.features.image_encoder import VisionConfig
 from deas_vla.improvement.imitation import Examples, FlowImitation, ImitationBatches
-from deas_vla.improvement.vision import trained_vision
-from deas_vla.policies.groot.configuration import EmbeddedBackboneConfig, GrootConfig
-from deas_vla.policies.groot.modeling import GrootPolicy
-from deas_vla.training import TrainingConfig, make_accelerator, my_share, train
+from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig, SmallVLAConfig
+from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
+from deas_vla.training.image_encoder import trained_vision
+from deas_vla.training.loop import TrainingConfig, make_accelerator, my_share, train
 
 CONFIG = TrainingConfig(steps=6, batch_size=8, learning_rate=1e-3, log_every=2, checkpoint_every=4)
 
@@ -37,7 +37,7 @@ def main(folder: Path) -> None:
 
     torch.manual_seed(0)
     small = EmbeddedBackboneConfig(patch_size=4, vision_layers=1, text_layers=1)
-    policy = GrootPolicy(GrootConfig(embedded=small, horizon=4, layers=2), contract, ["lift the cube"])
+    policy = SmallVLAPolicy(SmallVLAConfig(embedded=small, horizon=4, layers=2), contract, ["lift the cube"])
     # The head starts at zero output, where a difference in the noise or the images would not be seen.
     for parameter in policy.parameters():
         parameter.data += 0.02 * torch.randn(parameter.shape)

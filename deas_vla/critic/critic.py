@@ -12,9 +12,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from deas_vla.critic.heads import HLGauss, Scalar, ValueHead, return_bounds
 from deas_vla.critic.losses import expectile_loss, future_loss, pessimistic_head, q_loss, td_target
 from deas_vla.critic.networks import EnsembleLinear, EnsembleMLP
-from deas_vla.critic.value_distribution import HLGauss, Scalar, ValueHead, return_bounds
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path, write_json
 

@@ -10,7 +10,7 @@ Per-sample losses are returned; the caller weights and averages them.
 import torch
 from torch import Tensor
 
-from deas_vla.critic.value_distribution import ValueHead
+from deas_vla.critic.heads import ValueHead
 
 
 def td_target(returns: Tensor, bootstrap: Tensor, next_value: Tensor) -> Tensor:

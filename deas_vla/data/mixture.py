@@ -5,7 +5,7 @@ from pathlib import Path
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
-from deas_vla.data.lerobot_io import read_dataset
+from deas_vla.data.lerobot.io import read_dataset
 from deas_vla.data.outcome import Outcome
 from deas_vla.errors import ContractMismatch, UserError
 

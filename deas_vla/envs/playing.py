@@ -7,8 +7,8 @@ from typing import Protocol
 import numpy as np
 
 from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.env import Played
 from deas_vla.envs.panda_omron import ROBOCASA_CAMERAS
+from deas_vla.envs.protocol import Played
 from deas_vla.errors import UserError
 
 

@@ -2,8 +2,8 @@
 
 from deas_vla.data.contract import Contract
 from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.env import ChunkEnv
 from deas_vla.envs.playing import unknown
+from deas_vla.envs.protocol import ChunkEnv
 from deas_vla.errors import UserError
 
 SIMULATORS = ("robosuite", "robocasa", "metaworld")
@@ -17,14 +17,14 @@ def make_env(config: EnvConfig) -> ChunkEnv:
     """
     _check(config)
     if config.name == "robosuite":
-        from deas_vla.envs.robosuite import RobosuiteEnv
+        from deas_vla.envs.robosuite.env import RobosuiteEnv
 
         return RobosuiteEnv(config)
     if config.name == "metaworld":
-        from deas_vla.envs.metaworld import MetaworldEnv
+        from deas_vla.envs.metaworld.env import MetaworldEnv
 
         return MetaworldEnv(config)
-    from deas_vla.envs.robocasa import RoboCasaEnv
+    from deas_vla.envs.robocasa.env import RoboCasaEnv
 
     return RoboCasaEnv(config)
 
@@ -37,14 +37,14 @@ def contract_of(config: EnvConfig) -> Contract:
     """
     _check(config)
     if config.name == "robosuite":
-        from deas_vla.envs.tasks import robosuite_contract
+        from deas_vla.envs.robosuite.tasks import robosuite_contract
 
         return robosuite_contract(config)
     if config.name == "metaworld":
-        from deas_vla.envs.metaworld_tasks import metaworld_contract
+        from deas_vla.envs.metaworld.tasks import metaworld_contract
 
         return metaworld_contract(config)
-    from deas_vla.envs.robocasa import robocasa_contract
+    from deas_vla.envs.robocasa.env import robocasa_contract
 
     return robocasa_contract(config)
 

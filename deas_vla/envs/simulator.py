@@ -3,7 +3,7 @@
 from dataclasses import asdict, dataclass, field
 
 from deas_vla.envs.config import EnvConfig, EnvSettings
-from deas_vla.envs.workers import EnvWorkers
+from deas_vla.envs.vector import EnvWorkers
 
 
 def clumsy_expert() -> EnvSettings:

@@ -6,12 +6,12 @@ import torch
 from torch import Tensor
 
 from deas_vla.critic.critic import DeasCritic
-from deas_vla.data.features import CriticInputs
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
+from deas_vla.features.pooling import CriticInputs
 from deas_vla.improvement.prefix import Prefix, going_on
 from deas_vla.improvement.selection import WITHOUT_CRITIC, RuleName, SelectionConfig, select
-from deas_vla.policies.policy import ChunkPolicy, candidate_noise
+from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise
 
 
 @dataclass(frozen=True)

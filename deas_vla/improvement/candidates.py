@@ -5,9 +5,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from deas_vla.data.feature_cache import BLOCK, FrameCache
 from deas_vla.data.frames import FrameTable
-from deas_vla.policies.policy import ChunkPolicy, candidate_noise
+from deas_vla.features.cache import BLOCK, FrameCache
+from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise
 
 
 class CandidateCache(FrameCache):

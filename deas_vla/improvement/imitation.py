@@ -19,9 +19,9 @@ from deas_vla.data.observation import Observation
 from deas_vla.data.options import Options, sample_indices
 from deas_vla.errors import UserError
 from deas_vla.policies.augment import shift_observation
+from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.flow import sample_time
-from deas_vla.policies.policy import ChunkPolicy
-from deas_vla.training import TrainingConfig, my_share, step_generator
+from deas_vla.training.loop import TrainingConfig, my_share, step_generator
 
 
 class FlowImitation(nn.Module):

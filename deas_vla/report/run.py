@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from deas_vla.config import fingerprint
-from deas_vla.data.lerobot_format import SIDECAR
+from deas_vla.data.lerobot.format import SIDECAR
 from deas_vla.data.options import RewardSpec, returns_to_go
 from deas_vla.files import sha256_of
 from deas_vla.report.data import (
@@ -23,8 +23,8 @@ from deas_vla.report.writer import write_report
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.rollouts.evaluate import scenes_of
 from deas_vla.rollouts.oracle import TRUTH
-from deas_vla.stage import stage_report
-from deas_vla.training import read_metrics
+from deas_vla.training.loop import read_metrics
+from deas_vla.training.stages import stage_report
 
 # Scenes of one task are told from those of another by this distance in the report.
 TASK_STRIDE = 10_000_000

@@ -5,7 +5,7 @@ import numpy as np
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.observation import Observation
 from deas_vla.data.options import returns_to_go
-from deas_vla.envs.workers import EnvWorkers, frame_after
+from deas_vla.envs.vector import EnvWorkers, frame_after
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 
 # Continuations draw their noise from streams of their own (draws -1, -2, …): a truth that saw the noise of the

@@ -11,10 +11,10 @@ from tqdm import tqdm
 
 from deas_vla.data.contract import Contract, Statistics
 from deas_vla.data.episodes import Episode, load_block, save_block
-from deas_vla.data.lerobot_io import read_dataset, write_dataset
-from deas_vla.envs.workers import EnvWorkers
+from deas_vla.data.lerobot.io import read_dataset, write_dataset
+from deas_vla.envs.vector import EnvWorkers
 from deas_vla.rollouts.play import episode_of
-from deas_vla.stage import claim, stage_mark
+from deas_vla.training.stages import claim, stage_mark
 
 DATASET = "dataset"
 # What this process has read, the latest last: a stage's folder and fingerprint to its data set. Three stages of a

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from deas_vla.data.observation import Observation, first_sights
-from deas_vla.envs.env import ChunkEnv
-from deas_vla.envs.workers import frame_after
+from deas_vla.envs.protocol import ChunkEnv
+from deas_vla.envs.vector import frame_after
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.report.video import Decision, Panel, write_video

@@ -12,7 +12,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deas_vla.data.observation import Observation, first_sights
-from deas_vla.envs.workers import EnvWorkers, frame_after
+from deas_vla.envs.vector import EnvWorkers, frame_after
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.rollouts.branches import CONTINUATION_DRAW, play_branches, return_of

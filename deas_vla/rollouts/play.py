@@ -7,8 +7,8 @@ import numpy as np
 
 from deas_vla.data.episodes import Episode
 from deas_vla.data.observation import Observation, first_sights
-from deas_vla.envs.env import Played
-from deas_vla.envs.workers import EnvWorkers, frame_after
+from deas_vla.envs.protocol import Played
+from deas_vla.envs.vector import EnvWorkers, frame_after
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 
 

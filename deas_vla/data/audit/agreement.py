@@ -10,10 +10,10 @@ import numpy as np
 from deas_vla.data.audit.columns import ColumnFacts, against_columns, unlike
 from deas_vla.data.audit.findings import ERROR, Finding
 from deas_vla.data.contract import ACTION_SPREAD_FLOOR, STATE_SPREAD_FLOOR, Contract
-from deas_vla.data.lerobot_folder import LerobotFolder
-from deas_vla.data.lerobot_format import EMPTY_CAMERA
-from deas_vla.data.lerobot_info import PICTURES
-from deas_vla.data.lerobot_layout import UNKNOWN, Layout, picture_size
+from deas_vla.data.lerobot.folder import LerobotFolder
+from deas_vla.data.lerobot.format import EMPTY_CAMERA
+from deas_vla.data.lerobot.info import PICTURES
+from deas_vla.data.lerobot.layout import UNKNOWN, Layout, picture_size
 from deas_vla.errors import UserError
 
 FLOORS = {"state": STATE_SPREAD_FLOOR, "action": ACTION_SPREAD_FLOOR}
@@ -49,7 +49,7 @@ def reference_at(folder: Path) -> Reference:
         if (path := place / "manifest.json").is_file():
             return Reference(f"reranker {folder}", Contract.from_json(_json(path).get("contract", {}), path))
         if (place / "inputs.safetensors").is_file():
-            from deas_vla.data.features import CriticInputs  # torch, which nothing else here needs
+            from deas_vla.features.pooling import CriticInputs  # torch, which nothing else here needs
 
             return Reference(f"critic {folder}", CriticInputs.load(place).contract)
         if (path := place / "config.json").is_file() and "input_features" in (config := _json(path)):

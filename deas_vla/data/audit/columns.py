@@ -7,7 +7,7 @@ import numpy as np
 
 from deas_vla.data.audit.findings import ERROR, NOTE, WARNING, Finding
 from deas_vla.data.contract import Column
-from deas_vla.data.lerobot_layout import Place
+from deas_vla.data.lerobot.layout import Place
 
 # Statistics that were computed from these very numbers agree better than this, in standard deviations.
 STATISTICS_TOLERANCE = 0.1

@@ -13,10 +13,10 @@ from deas_vla.data.audit.agreement import Reference, differences, own_contract, 
 from deas_vla.data.audit.columns import ColumnFacts
 from deas_vla.data.audit.findings import ERROR, NOTE, WARNING, Finding, Findings, of_error
 from deas_vla.data.audit.rows import Rows
-from deas_vla.data.lerobot_folder import LerobotFolder
-from deas_vla.data.lerobot_format import SIDECAR
-from deas_vla.data.lerobot_layout import Layout, gather
-from deas_vla.data.lerobot_reader import declared_outcome
+from deas_vla.data.lerobot.folder import LerobotFolder
+from deas_vla.data.lerobot.format import SIDECAR
+from deas_vla.data.lerobot.layout import Layout, gather
+from deas_vla.data.lerobot.reader import declared_outcome
 from deas_vla.data.outcome import Outcome
 from deas_vla.errors import UserError
 

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from deas_vla.data.audit.findings import ERROR, WARNING, Finding, of_error
-from deas_vla.data.lerobot_folder import LerobotFolder
-from deas_vla.data.lerobot_layout import Layout, picture_size
+from deas_vla.data.lerobot.folder import LerobotFolder
+from deas_vla.data.lerobot.layout import Layout, picture_size
 from deas_vla.data.video import VideoFacts, video_facts
 from deas_vla.errors import UserError
 

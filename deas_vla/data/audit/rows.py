@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deas_vla.data.audit.findings import ERROR, NOTE, WARNING, Finding
-from deas_vla.data.lerobot_layout import Layout
+from deas_vla.data.lerobot.layout import Layout
 from deas_vla.data.outcome import Outcome
 
 # A step that is off by less than this share of its length is jitter of a clock.

@@ -3,7 +3,7 @@
 from deas_vla.data.audit.columns import ColumnFacts, against_statistics
 from deas_vla.data.audit.findings import ERROR, WARNING, Finding, Findings, of_error
 from deas_vla.data.audit.rows import Rows
-from deas_vla.data.lerobot_folder import LerobotFolder, read_json, read_lines
+from deas_vla.data.lerobot.folder import LerobotFolder, read_json, read_lines
 from deas_vla.errors import UserError
 
 ALL, EACH = "meta/stats.json", "meta/episodes_stats.jsonl"

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 
 from deas_vla.data.audit.findings import ERROR, NOTE, WARNING, Finding, Findings, of_error
 from deas_vla.data.audit.rows import Rows
-from deas_vla.data.lerobot_folder import LerobotFolder, is_list, plain, read_table, to_numpy
-from deas_vla.data.lerobot_info import PICTURES
+from deas_vla.data.lerobot.folder import LerobotFolder, is_list, plain, read_table, to_numpy
+from deas_vla.data.lerobot.info import PICTURES
 from deas_vla.errors import UserError
 
 # Lists of what was said at a row, of any number: nothing here reads them.

@@ -1,6 +1,6 @@
 """Any LeRobot policy as a chunk policy.
 
-What the critic reads, by kind of policy; padding is masked, and pooled by `deas_vla.data.features.pool_tokens`:
+What the critic reads, by kind of policy; padding is masked, and pooled by `deas_vla.features.pooling.pool_tokens`:
 
 ==================  =========================================================================================
 diffusion           the last feature map of the ResNet, a grid of tokens a camera

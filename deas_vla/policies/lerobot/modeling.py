@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError, require
+from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.flow import hold_last
-from deas_vla.policies.groot.backbone import hash_tensors
-from deas_vla.policies.policy import ChunkPolicy
+from deas_vla.policies.small_vla.backbone import hash_tensors
 
 # How what is in a context's extras is called; the sampler's own memory has this before its names.
 RAW_STATE, MEMORY = "raw_state", "memory."

@@ -1,5 +1,5 @@
-"""LeRobot imports this because of the name of its distribution; the environment is deas_vla.envs.metaworld."""
+"""LeRobot imports this because of the name of its distribution; the environment is deas_vla.envs.metaworld.env."""
 
-from deas_vla.envs.metaworld_lerobot import MetaworldSmallConfig
+from deas_vla.envs.metaworld.lerobot import MetaworldSmallConfig
 
 __all__ = ["MetaworldSmallConfig"]

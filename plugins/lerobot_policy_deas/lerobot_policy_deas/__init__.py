@@ -1,5 +1,5 @@
-"""LeRobot imports this because of the name of its distribution; the policy itself is in deas_vla.lerobot_plugin."""
+"""LeRobot imports this because of the name of its distribution; the policy is in deas_vla.export.lerobot_plugin."""
 
-from deas_vla.lerobot_plugin.configuration_deas import DeasConfig
+from deas_vla.export.lerobot_plugin.configuration_deas import DeasConfig
 
 __all__ = ["DeasConfig"]

@@ -1,0 +1,275 @@
+"""Which number of a LeRobot data set is which: names out of ``modality.json`` and ``info.json``.
+
+GR00T cuts a vector into named groups: ``"left_arm": {"start": 0, "end": 7}``. A group is a name for its columns in
+order, so ``left_arm.0`` to ``left_arm.6`` here; a contract may call the same seven ``left_arm.shoulder`` and so on.
+Columns are therefore picked by their names where the contract uses the data set's, and by group and place where it
+has names of its own, in whatever order the groups lie in the files.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from deas_vla.data.contract import Camera, Column, Contract
+from deas_vla.data.lerobot.folder import LerobotFolder
+from deas_vla.data.lerobot.format import IMAGES
+from deas_vla.data.lerobot.info import PICTURES
+from deas_vla.errors import UserError
+
+KEYS = {"state": "observation.state", "action": "action"}
+# No data set of LeRobot's says in which unit its columns are.
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where one number of a state or an action is.
+
+    Attributes:
+        name: group and axis, or the name that info.json has for it.
+        key: column of the parquet files.
+        index: which entry of that column.
+    """
+
+    name: str
+    key: str
+    index: int
+
+    @property
+    def group(self) -> str:
+        return _group_of(self.name)
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Names of everything in a data set.
+
+    Attributes:
+        state: the columns of the state, as they lie in the files.
+        action: the columns of the action.
+        cameras: camera name to the column of its pictures.
+        instruction: the column with the index of the sentence.
+    """
+
+    state: tuple[Place, ...]
+    action: tuple[Place, ...]
+    cameras: dict[str, str]
+    instruction: str = "task_index"
+
+    @classmethod
+    def of(cls, folder: LerobotFolder) -> "Layout":
+        """The layout that a data set describes.
+
+        Raises:
+            UserError: if modality.json and info.json disagree, or name nothing.
+        """
+        if folder.modality is not None:
+            return _by_modality(folder)
+        cameras = {
+            key.removeprefix(IMAGES).removeprefix("observation."): key
+            for key, feature in folder.features.items()
+            if feature["dtype"] in PICTURES
+        }
+        return cls(_by_info(folder, "state"), _by_info(folder, "action"), cameras)
+
+    @property
+    def keys(self) -> list[str]:
+        """The columns of the files that hold the state and the action."""
+        return list(dict.fromkeys(place.key for place in (*self.state, *self.action)))
+
+    def picked(self, contract: Contract) -> "Layout":
+        """The columns and cameras of a contract, in its order, found by name.
+
+        What the contract does not name is left out. `misfits` must be empty.
+        """
+        cameras = {camera.name: self.cameras[camera.name] for camera in contract.cameras}
+        return replace(self.with_columns_of(contract), cameras=cameras)
+
+    def with_columns_of(self, contract: Contract) -> "Layout":
+        """The columns of a contract, in its order; `column_misfits` must be empty. The cameras stay."""
+        return replace(
+            self,
+            state=tuple(_pick(self.state, contract.state)),
+            action=tuple(_pick(self.action, contract.action)),
+        )
+
+    def misfits(self, folder: LerobotFolder, contract: Contract) -> list[str]:
+        """Every way in which a data set does not have what a contract names, one line each."""
+        lines = []
+        if folder.rate_hz != contract.rate_hz:
+            lines.append(f"rate: {folder.rate_hz:g} Hz against {contract.rate_hz:g} Hz")
+        lines += self.column_misfits(folder, contract)
+        for camera in contract.cameras:
+            if camera.name not in self.cameras:
+                lines.append(f"camera {camera.name} is missing")
+                continue
+            size, wanted = picture_size(folder, self.cameras[camera.name]), (camera.height, camera.width)
+            if size != wanted:
+                lines.append(f"camera {camera.name}: {(*size, 3)} against {(*wanted, 3)}")
+        return lines
+
+    def column_misfits(self, folder: LerobotFolder, contract: Contract) -> list[str]:
+        """`misfits` of the state and the action alone."""
+        if folder.modality is not None:
+            return _other_groups("state", self.state, contract.state) + _other_groups(
+                "action", self.action, contract.action
+            )
+        return [
+            line
+            for what, places in (("state", self.state), ("action", self.action))
+            for line in _other_names(KEYS[what], [place.name for place in places], getattr(contract, what))
+        ]
+
+    def contract(self, folder: LerobotFolder) -> Contract:
+        """What a data set says of itself, as a contract: names and rate, no units and no limits."""
+
+        def columns(places: Iterable[Place]) -> tuple[Column, ...]:
+            return tuple(Column(place.name, UNKNOWN) for place in places)
+
+        return Contract(
+            embodiment=str(folder.info.get("robot_type") or UNKNOWN),
+            rate_hz=folder.rate_hz,
+            state=columns(self.state),
+            action=columns(self.action),
+            cameras=tuple(Camera(name, *picture_size(folder, key)) for name, key in self.cameras.items()),
+        )
+
+
+def gather(places: tuple[Place, ...], columns: dict[str, np.ndarray]) -> np.ndarray:
+    """(rows, len(places)) float32: the numbers at these places, in their order."""
+    parts = [columns[place.key].reshape(len(columns[place.key]), -1)[:, place.index] for place in places]
+    return np.stack(parts, 1).astype(np.float32)
+
+
+def picture_size(folder: LerobotFolder, key: str) -> tuple[int, int]:
+    """Height and width of a camera's pictures as info.json has them; some put the channels first."""
+    shape, names = list(folder.features[key]["shape"]), folder.features[key].get("names")
+    if isinstance(names, list) and "height" in names and "width" in names:
+        return shape[names.index("height")], shape[names.index("width")]
+    return (shape[1], shape[2]) if shape[0] == 3 and shape[-1] != 3 else (shape[0], shape[1])
+
+
+def feature_names(feature: dict) -> list[str] | None:
+    """The names of a column's entries in info.json, in order, or None if it has none.
+
+    LeRobot has lists, lists in a dictionary, and a dictionary from each name to its place.
+    """
+    names = feature.get("names")
+    if not isinstance(names, dict):
+        return None if names is None else [str(name) for name in names]
+    if all(isinstance(place, int) for place in names.values()):
+        return sorted(names, key=names.get)
+    return [str(name) for group in names.values() for name in group]
+
+
+def _by_info(folder: LerobotFolder, what: str) -> tuple[Place, ...]:
+    key = KEYS[what]
+    if key not in folder.features:
+        present = ", ".join(sorted(folder.features))
+        raise UserError(f"{folder.root}: column {key} is missing; its columns are {present}")
+    width = int(np.prod(folder.features[key]["shape"]))
+    names = feature_names(folder.features[key])
+    if names is None:
+        raise UserError(f"{folder.root}: {key}: its columns have no names; write them into info.json")
+    if len(names) != width:
+        raise UserError(f"{folder.root}: {key} has {width} columns and {len(names)} names in info.json")
+    return tuple(Place(name, key, index) for index, name in enumerate(names))
+
+
+def _by_modality(folder: LerobotFolder) -> Layout:
+    where = f"{folder.root}, modality.json"
+    vectors = {}
+    for what, key in KEYS.items():
+        groups = _objects(folder, where, what)
+        if not groups:
+            raise UserError(f"{where}: no {what} in it; write down its groups of columns")
+        found = [_group(folder, where, key, name, group) for name, group in groups.items()]
+        found.sort(key=lambda places: places[0].index)
+        vectors[what] = tuple(place for places in found for place in places)
+    cameras = {
+        name: video.get("original_key", IMAGES + name)
+        for name, video in _objects(folder, where, "video").items()
+    }
+    for name, key in cameras.items():
+        _require_column(folder, where, f"camera {name}", key)
+        if folder.features[key]["dtype"] not in PICTURES:
+            raise UserError(f"{where}: camera {name} is in column {key}, which holds no pictures; correct it")
+    notes = _objects(folder, where, "annotation")
+    sentences = [name for name in notes if name.endswith("task_description")]
+    instruction = "task_index"
+    if sentences:
+        instruction = notes[sentences[0]].get("original_key", f"annotation.{sentences[0]}")
+        _require_column(folder, where, f"annotation {sentences[0]}", instruction)
+    return Layout(vectors["state"], vectors["action"], cameras, instruction)
+
+
+def _objects(folder: LerobotFolder, where: str, what: str) -> dict[str, dict]:
+    """A part of modality.json: an object of objects; empty if it is not there."""
+    part = folder.modality.get(what, {})
+    if not isinstance(part, dict) or not all(isinstance(value, dict) for value in part.values()):
+        raise UserError(f"{where}: {what} is not an object of objects; correct it")
+    return part
+
+
+def _require_column(folder: LerobotFolder, where: str, what: str, key: object) -> None:
+    if not isinstance(key, str) or key not in folder.features:
+        raise UserError(f"{where}: {what} is in column {key}, which info.json does not have")
+
+
+def _group(folder: LerobotFolder, where: str, key: str, name: str, group: dict) -> list[Place]:
+    key = group.get("original_key", key)
+    _require_column(folder, where, f"group {name}", key)
+    start, end, width = group.get("start"), group.get("end"), int(np.prod(folder.features[key]["shape"]))
+    if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= width):
+        raise UserError(
+            f"{where}: group {name} goes from {start} to {end}, {key} has {width} columns; correct it"
+        )
+    return [Place(f"{name}.{index - start}", key, index) for index in range(start, end)]
+
+
+def _groups(names: Iterable[str]) -> dict[str, list[str]]:
+    found: dict[str, list[str]] = {}
+    for name in names:
+        found.setdefault(_group_of(name), []).append(name)
+    return found
+
+
+def _group_of(name: str) -> str:
+    return name.rpartition(".")[0] or name
+
+
+def _other_groups(what: str, places: tuple[Place, ...], columns: tuple[Column, ...]) -> list[str]:
+    lines, mine = [], _groups(place.name for place in places)
+    for group, wanted in _groups(column.name for column in columns).items():
+        own = mine.get(group, [])
+        foreign = [name for name in wanted if name not in own]
+        if len(own) != len(wanted):
+            lines.append(f"{what}: group {group} has {len(own)} columns against {len(wanted)}")
+        elif 0 < len(foreign) < len(wanted):
+            # Neither names nor places say which column the rest is.
+            lines.append(
+                f"{what}: group {group} mixes names of the data set ({', '.join(own)}) with others "
+                f"({', '.join(foreign)}): use its names for all columns of the group or for none"
+            )
+    return lines
+
+
+def _other_names(key: str, names: list[str], columns: tuple[Column, ...]) -> list[str]:
+    wanted = [column.name for column in columns]
+    if names == wanted:
+        return []
+    different = [f"{a} against {b}" for a, b in zip(names, wanted, strict=False) if a != b]
+    return [f"{key}: {'; '.join([f'{len(names)} columns against {len(wanted)}', *different])}"]
+
+
+def _pick(places: tuple[Place, ...], columns: tuple[Column, ...]) -> Iterable[Place]:
+    """A column whose name the data set has is that one; else the n-th column of a group is the group's n-th place."""
+    by_name, by_group = {place.name: place for place in places}, {}
+    for place in places:
+        by_group.setdefault(place.group, []).append(place)
+    taken = dict.fromkeys(by_group, 0)
+    for column in columns:
+        group = _group_of(column.name)
+        yield by_name.get(column.name) or by_group[group][taken[group]]
+        taken[group] += 1

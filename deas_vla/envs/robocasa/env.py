@@ -1,0 +1,193 @@
+"""RoboCasa's kitchens, through its own gymnasium wrapper, as a `ChunkEnv`.
+
+Written against RoboCasa 1.0.1 (`robocasa.wrappers.gym_wrapper.RoboCasaGymEnv`): observations are a flat dictionary
+of ``state.<group>``, ``video.<camera>`` and ``annotation.human.task_description``; actions a dictionary of
+``action.<group>``. The groups are those of `panda_omron.py`, so nothing here depends on an order of columns.
+"""
+
+import importlib
+from dataclasses import dataclass
+
+import numpy as np
+
+from deas_vla.data.contract import Contract
+from deas_vla.envs.config import EnvConfig
+from deas_vla.envs.panda_omron import (
+    ACTION_GROUPS,
+    ROBOCASA_CAMERAS,
+    STATE_GROUPS,
+    as_commands,
+    columns_of,
+    panda_omron_contract,
+)
+from deas_vla.envs.playing import check_cameras, play_steps, unknown
+from deas_vla.envs.protocol import Played
+from deas_vla.errors import UserError
+
+INSTALL_COMMANDS = (
+    "git clone https://github.com/ARISE-Initiative/robosuite && git clone https://github.com/robocasa/robocasa",
+    '.venv/bin/uv pip install --no-deps -e ./robosuite -e ./robocasa "mujoco==3.3.1" "numpy==2.2.5"',
+)
+ASSET_COMMANDS = (
+    "python -m robocasa.scripts.setup_macros",
+    "python -m robocasa.scripts.download_kitchen_assets  # about 10 GB",
+)
+PICTURE_CAMERA = "robot0_agentview_center"
+
+
+def robocasa_contract(config: EnvConfig) -> Contract:
+    """RoboCasa's contract with the configured cameras; imports no simulator.
+
+    Raises:
+        UserError: if a camera is unknown, or the size is not positive.
+    """
+    check_cameras(config)
+    return panda_omron_contract(tuple(config.cameras), config.camera_size)
+
+
+@dataclass(frozen=True)
+class EnvState:
+    """A moment of an episode: its scene, and every command so far.
+
+    RoboCasa's tasks keep part of their state in Python objects; replaying is the one complete way back.
+    """
+
+    scene: int
+    commands: tuple[np.ndarray, ...]
+
+
+class RoboCasaEnv:
+    """One of RoboCasa's tasks; a `ChunkEnv`.
+
+    Args:
+        config: which task, seen and played how.
+
+    Raises:
+        UserError: if RoboCasa, its versions or its assets are missing, or the task is unknown.
+    """
+
+    restores_any_scene = False
+
+    def __init__(self, config: EnvConfig):
+        self.config = config
+        self.task = config.task
+        self.contract = robocasa_contract(config)
+        wrapper = _import_wrapper()
+        tasks = list(importlib.import_module("robocasa").ALL_KITCHEN_ENVIRONMENTS)
+        if config.task not in tasks:
+            raise UserError(unknown("RoboCasa task", config.task, tasks))
+        registry = importlib.import_module("robocasa.utils.dataset_registry_utils")
+        self.horizon = config.horizon or registry.get_task_horizon(config.task)
+        try:
+            self._gym = wrapper.RoboCasaGymEnv(
+                env_name=config.task,
+                camera_widths=config.camera_size,
+                camera_heights=config.camera_size,
+                split=config.split,
+            )
+        except FileNotFoundError as error:
+            raise UserError(
+                f"RoboCasa's kitchen assets are missing ({error.filename or error}): "
+                + "; ".join(ASSET_COMMANDS)
+            ) from error
+        self._kitchen = self._gym.env
+        self._groups = {group: columns_of(self.contract.action, group) for group in ACTION_GROUPS}
+        self.scene = -1
+        self._commands: list[np.ndarray] = []
+
+    @property
+    def steps(self) -> int:
+        """Control steps played in this episode."""
+        return len(self._commands)
+
+    def reset(self, scene: int) -> dict:
+        """Starts a scene: its number seeds the kitchen, the objects and their places."""
+        self.scene, self._commands = int(scene), []
+        self._look(True)
+        self._observation, _ = self._gym.reset(seed=self.scene)
+        frame = {
+            "images": self.images(),
+            "state": self.state(),
+            "instruction": self._observation["annotation.human.task_description"],
+        }
+        self._look(False)
+        return frame
+
+    def play(self, actions: np.ndarray, frame_every: int = 0) -> Played:
+        """Plays (n, 12) commands; see `ChunkEnv`."""
+        commands = iter(as_commands(actions, self.contract))
+        return play_steps(self, lambda: next(commands), len(actions), frame_every)
+
+    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> Played:
+        """RoboCasa has none.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(
+            f"RoboCasa has no scripted expert for {self.task}; give demonstrations with --dataset instead: "
+            "python -m robocasa.scripts.download_datasets"
+        )
+
+    def step(self, command: np.ndarray) -> bool:
+        """Plays one command; returns whether the task has succeeded."""
+        action = {
+            f"action.{group}": command[columns].astype(np.float64) for group, columns in self._groups.items()
+        }
+        self._observation, _, _, _, info = self._gym.step(action)
+        self._commands.append(command)
+        return bool(info["success"])
+
+    def state(self) -> np.ndarray:
+        """(16,) float32 proprioceptive state in the contract's order, as RoboCasa gives it."""
+        return np.concatenate([self._observation[f"state.{group}"] for group in STATE_GROUPS]).astype(
+            np.float32
+        )
+
+    def images(self) -> dict[str, np.ndarray]:
+        """Camera name to (h, w, 3) uint8, upright."""
+        if not self._gym.enable_render:
+            self._look(True)
+            self._observation = self._gym.get_observation(self._kitchen._get_observations(force_update=True))
+            self._look(False)
+        return {camera.name: self._observation[f"video.{camera.name}"] for camera in self.contract.cameras}
+
+    def picture(self, height: int, width: int) -> np.ndarray:
+        """(height, width, 3) uint8 from behind the robot, for people."""
+        picture = self._kitchen.sim.render(height=height, width=width, camera_name=PICTURE_CAMERA)
+        return np.ascontiguousarray(picture[::-1])
+
+    def save(self) -> EnvState:
+        return EnvState(self.scene, tuple(self._commands))
+
+    def restore(self, state: EnvState) -> None:
+        """Starts the scene again and replays its commands: seconds, where robosuite takes microseconds."""
+        self.reset(state.scene)
+        for command in state.commands:
+            self.step(command)
+
+    def close(self) -> None:
+        self._gym.close()
+
+    def _look(self, on: bool) -> None:
+        """The wrapper draws every camera at every step unless told otherwise; we draw where asked."""
+        self._gym.enable_render = on
+        for camera in ROBOCASA_CAMERAS:
+            for attribute in ("enabled", "active"):
+                self._kitchen.modify_observable(f"{camera}_image", attribute, on)
+
+
+def _import_wrapper():
+    try:
+        return importlib.import_module("robocasa.wrappers.gym_wrapper")
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] != "robocasa":
+            raise UserError(
+                f"RoboCasa needs {error.name}, which is not installed: pip install {error.name}"
+            ) from error
+        raise UserError(
+            "RoboCasa is not installed (it is in no package registry); in an environment of its own: "
+            + "; ".join(INSTALL_COMMANDS + ASSET_COMMANDS)
+        ) from error
+    except AssertionError as error:  # it checks versions when it is imported
+        raise UserError(f"RoboCasa does not run with what is installed: {error}") from error

@@ -1,0 +1,291 @@
+"""Scripted experts: they read the simulator's true state, and can be made imperfect on purpose.
+
+An expert is a small state machine. Its memory is plain data, so that it is saved and restored with the simulator. The
+imperfections are those of people: the hand trembles (`expert_noise`), and each attempt at a grasp is a little beside
+the object (`expert_grasp_bias`), is noticed when the hand comes up empty, and is tried again.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from deas_vla.envs.robosuite.control import POSITION_STEP, ROTATION_STEP
+
+POSITION_GAIN, ROTATION_GAIN = 1.0, 1.0  # share of the remaining way that a command asks for
+UP = np.array([0.0, 0.0, 1.0])
+HOVER = 0.09  # metres above the grasp before going down
+CLOSE_STEPS, OPEN_STEPS = 6, 5
+PLACE_TOLERANCE = 0.008  # metres, horizontally
+LATCH_FREE = 1.1  # radians
+DOOR_TILT = 0.6  # radians
+
+
+@dataclass
+class Memory:
+    """What an expert remembers between steps.
+
+    Attributes:
+        phase: name of the present phase.
+        steps: control steps spent in it.
+        bias: (2,) metres by which this attempt misses the object, in x and y of the world.
+    """
+
+    phase: str = "start"
+    steps: int = 0
+    bias: np.ndarray = field(default_factory=lambda: np.zeros(2))
+
+
+class Expert:
+    """What all experts share: sensing, and commands from wanted poses.
+
+    Args:
+        env: the environment that it reads and plays in.
+    """
+
+    def __init__(self, env):
+        self.env = env
+        self.model, self.data, self.control = env.model, env.data, env.control
+        self.noise, self.grasp_bias = env.config.expert_noise, env.config.expert_grasp_bias
+        self._fingers = [self.model.body(f"gripper0_right_{side}finger").id for side in ("left", "right")]
+        self.memory = Memory()
+
+    def reset(self) -> None:
+        self.memory = Memory()
+
+    def command(self, noise: np.random.Generator) -> np.ndarray:
+        """(12,) the next command, imperfections included, in the contract's columns."""
+        if self.memory.phase == "start":
+            self._attempt(noise)
+        target, turn, close = self.decide(noise)
+        self.memory.steps += 1
+        to_base = self.data.site_xmat[self.control.base_site].reshape(3, 3).T
+        command = np.zeros(12)
+        command[5:8] = POSITION_GAIN / POSITION_STEP * (to_base @ (target - self.hand))
+        command[8:11] = ROTATION_GAIN / ROTATION_STEP * (to_base @ self.rotation(turn))
+        command[5:11] += self.noise * noise.standard_normal(6)
+        command[11] = float(close)
+        return command
+
+    def decide(self, noise: np.random.Generator) -> tuple[np.ndarray, float, bool]:
+        """Where the hand should go (world, metres), its turn about its approach (rad), and whether to close."""
+        raise NotImplementedError
+
+    def approach(self) -> np.ndarray:
+        """(3,) the direction in which the hand should point, in the world."""
+        return -UP
+
+    # ---- sensing -------------------------------------------------------------------------------------------
+
+    @property
+    def hand(self) -> np.ndarray:
+        return self.data.site_xpos[self.control.hand_site]
+
+    def rotation(self, turn: float) -> np.ndarray:
+        """(3,) small rotation in the world that makes the hand point along `approach`, turned by `turn` about it."""
+        pointing = self.hand - self.data.xpos[self.control.hand_body]
+        wanted = self.approach()
+        return np.cross(pointing / np.linalg.norm(pointing), wanted) + turn * wanted
+
+    def turn_to(self, axis: np.ndarray, symmetry: float) -> float:
+        """The smallest turn about `approach` (rad) of the fingers to an axis that repeats every `symmetry`."""
+        left, right = (self.data.xpos[finger] for finger in self._fingers)
+        about, fingers = self.approach(), left - right
+        turn = math.atan2(about @ np.cross(fingers, axis), fingers @ axis) % symmetry
+        return turn - symmetry if turn > symmetry / 2 else turn
+
+    # ---- phases --------------------------------------------------------------------------------------------
+
+    def enter(self, phase: str) -> None:
+        self.memory.phase, self.memory.steps = phase, 0
+
+    def _attempt(self, noise: np.random.Generator) -> None:
+        self.memory.bias = self.grasp_bias * noise.standard_normal(2)
+        self.enter("hover")
+
+
+class PickExpert(Expert):
+    """Hovers over an object, goes down, closes, comes up; tries again if the hand is empty.
+
+    Args:
+        env: the environment.
+        body: name of the object's body.
+        symmetry: the object looks the same after this turn about z (rad); None for a round one.
+        grasp_height: metres of the grasp above the object's centre.
+    """
+
+    def __init__(self, env, body: str, symmetry: float | None, grasp_height: float = 0.0):
+        super().__init__(env)
+        self.body = self.model.body(body).id
+        self.symmetry, self.grasp_height = symmetry, grasp_height
+
+    @property
+    def grasp(self) -> np.ndarray:
+        """Where the hand should close, as this attempt believes."""
+        point = self.data.xpos[self.body] + self.grasp_height * UP
+        point[:2] += self.memory.bias
+        return point
+
+    def holds(self) -> bool:
+        away = self.data.xpos[self.body] + self.grasp_height * UP - self.hand
+        return abs(away[2]) < 0.03 and math.hypot(away[0], away[1]) < 0.05
+
+    def turn(self) -> float:
+        if self.symmetry is None:
+            return 0.0
+        return self.turn_to(self.data.xmat[self.body].reshape(3, 3)[:, 0], self.symmetry)
+
+    def decide(self, noise: np.random.Generator) -> tuple[np.ndarray, float, bool]:
+        memory, hand, grasp = self.memory, self.hand, self.grasp
+        aside = math.hypot(*(grasp - hand)[:2])
+        if memory.phase == "hover":
+            if aside < 0.012 and abs(self.turn()) < 0.12 and hand[2] < grasp[2] + HOVER + 0.03:
+                self.enter("lower")
+            else:
+                height = grasp[2] + HOVER
+                # Up first if low and not yet over the object, so as not to push it.
+                if aside > 0.03 and hand[2] < grasp[2] + 0.06:
+                    return np.array([hand[0], hand[1], height]), 0.0, False
+                return np.array([grasp[0], grasp[1], height]), self.turn(), False
+        if memory.phase == "lower":
+            if abs(hand[2] - grasp[2]) < 0.01 or memory.steps > 25:
+                self.enter("close")
+            else:
+                return grasp, self.turn(), False
+        if memory.phase == "close":
+            if memory.steps >= CLOSE_STEPS:
+                self.enter("raise")
+            else:
+                return grasp, 0.0, True
+        raised = memory.phase == "carry" or (memory.phase == "raise" and memory.steps > 8)
+        if raised and not self.holds():
+            self._attempt(noise)
+            return hand + 0.05 * UP, 0.0, False
+        return self.after_grasp()
+
+    def after_grasp(self) -> tuple[np.ndarray, float, bool]:
+        """What to do with the object in hand: here, raise it."""
+        return self.hand + 0.05 * UP, 0.0, True
+
+
+class PlaceExpert(PickExpert):
+    """Picks an object, carries it over a place, lowers it, lets go and backs off.
+
+    Args:
+        env: the environment.
+        body: name of the object's body.
+        place: gives the (3,) point in the world where the object's centre should be let go.
+        travel_height: metres above the place at which the object is carried.
+        **grasp: as for `PickExpert`.
+    """
+
+    def __init__(self, env, body: str, place: Callable[[], np.ndarray], travel_height: float, **grasp):
+        super().__init__(env, body, **grasp)
+        self.place, self.travel_height = place, travel_height
+
+    def after_grasp(self) -> tuple[np.ndarray, float, bool]:
+        memory, hand, place = self.memory, self.hand, self.place()
+        # The object, not the hand, must arrive: it may sit beside the middle of the fingers.
+        way = place - self.data.xpos[self.body]
+        if memory.phase == "raise":
+            if -way[2] < self.travel_height - 0.02:
+                return hand + (way[2] + self.travel_height) * UP, 0.0, True
+            self.enter("carry")
+        if memory.phase == "carry":
+            if math.hypot(way[0], way[1]) > PLACE_TOLERANCE and memory.steps < 60:
+                return hand + way + self.travel_height * UP, 0.0, True
+            self.enter("place")
+        if memory.phase == "place":
+            if -way[2] > 0.006 and memory.steps < 25:
+                return hand + way, 0.0, True
+            self.enter("open")
+        if memory.phase == "open":
+            if memory.steps < OPEN_STEPS:
+                return hand.copy(), 0.0, False
+            self.enter("leave")
+        if memory.steps > 12:
+            self.enter("start")  # still no success: look again
+        return hand + 0.05 * UP, 0.0, False
+
+
+class DoorExpert(Expert):
+    """Takes the handle from above, presses it down until the latch is free, and pulls the door open.
+
+    Args:
+        env: the environment.
+    """
+
+    def __init__(self, env):
+        super().__init__(env)
+        self.handle = self.model.site("Door_handle").id
+        self.hinge, self.latch = self.model.joint("Door_hinge"), self.model.joint("Door_latch_joint")
+
+    def approach(self) -> np.ndarray:
+        """Down and towards the door: straight down, the wide hand meets the door before the fingers meet the bar."""
+        return -math.sin(DOOR_TILT) * self._motion(self.hinge) - math.cos(DOOR_TILT) * UP
+
+    def decide(self, noise: np.random.Generator) -> tuple[np.ndarray, float, bool]:
+        memory, hand = self.memory, self.hand
+        handle = self.data.site_xpos[self.handle] + (*memory.bias, 0.0)
+        outward = self._motion(self.hinge)
+        across = math.cos(DOOR_TILT) * outward - math.sin(DOOR_TILT) * UP  # one finger behind the bar
+        turn = self.turn_to(across, math.pi)
+        away = np.linalg.norm(handle - hand)
+        if memory.phase == "hover":
+            before = handle - HOVER * self.approach()
+            if np.linalg.norm(before - hand) > 0.015 or np.linalg.norm(self.rotation(turn)) > 0.15:
+                return before, turn, False
+            self.enter("lower")
+        if memory.phase == "lower":
+            if away > 0.012 and memory.steps < 25:
+                return handle, turn, False
+            self.enter("close")
+        if memory.phase == "close":
+            if memory.steps < CLOSE_STEPS:
+                return handle, turn, True
+            self.enter("press")
+        if away > 0.07 or memory.steps > 80:
+            self.enter("start")  # slipped off: open, and try again
+            return hand - 0.05 * self.approach(), turn, False
+        down = self._motion(self.latch)
+        down *= -math.copysign(1.0, down[2])
+        if memory.phase == "press":
+            if abs(self.data.qpos[self.latch.qposadr[0]]) < LATCH_FREE:
+                return handle + 0.05 * down, turn, True
+            self.enter("pull")
+        return handle + 0.06 * outward + 0.01 * down, turn, True
+
+    def _motion(self, joint) -> np.ndarray:
+        """(3,) direction in which the handle moves when a joint turns forward."""
+        arm = self.data.site_xpos[self.handle] - self.data.xanchor[joint.id]
+        way = np.cross(self.data.xaxis[joint.id], arm)
+        return way / np.linalg.norm(way)
+
+
+def make_expert(env) -> Expert:
+    """The expert of the environment's task."""
+    data, model = env.data, env.model
+    if env.task == "lift":
+        return PickExpert(env, "cube_main", symmetry=math.pi / 2)
+    if env.task == "stack":
+        below = model.body("cubeB_main").id
+        return PlaceExpert(
+            env,
+            "cubeA_main",
+            place=lambda: data.xpos[below] + 0.046 * UP,
+            travel_height=0.07,
+            symmetry=math.pi / 2,
+        )
+    if env.task == "pick_place_can":
+        target = model.body("VisualCan_main").id
+        return PlaceExpert(
+            env,
+            "Can_main",
+            # The middle of the bin is at the end of the arm's reach.
+            place=lambda: data.xpos[target] + (-0.055, -0.06, 0.03),
+            travel_height=0.12,
+            symmetry=None,
+            grasp_height=0.01,
+        )
+    return DoorExpert(env)

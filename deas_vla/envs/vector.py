@@ -1,0 +1,351 @@
+"""Environments in worker processes: batched calls, any number of slots, branches that go back.
+
+A slot is one running episode. robosuite's environment is the same for all scenes of a task, so a worker builds it
+once and a slot is a saved state of 2 kB: switching is cheap, and a thousand slots need no more memory
+than one. Every state can be saved to the caller and restored in any slot, which is how candidates are compared:
+save, restore the state into one slot a candidate, play a different chunk in each, go on with the policy.
+
+Workers are plain ``python -m`` processes on a socket: the script that starts them is not imported again, needs no
+``__main__`` guard, and works under ``accelerate launch`` and pytest. A worker whose parent is gone reads the end of
+its socket and leaves.
+"""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+
+import numpy as np
+
+from deas_vla.envs.config import EnvConfig
+from deas_vla.envs.protocol import ChunkEnv, Played
+from deas_vla.envs.registry import contract_of, make_env
+from deas_vla.errors import UserError
+
+EXPERT_SLOT = -1
+
+
+def frame_after(played: Played, instruction: str) -> dict:
+    """What the policy sees after a chunk: ``images``, ``state``, ``instruction``."""
+    return {
+        "images": {name: image[-1] for name, image in played.images.items()},
+        "state": played.states[-1],
+        "instruction": instruction,
+    }
+
+
+class EnvWorkers:
+    """Several environments of one task, called in batches; use as a context manager.
+
+    Args:
+        config: the environment.
+        workers: processes; 0 runs everything in the calling process.
+
+    Raises:
+        UserError: if the configuration does not fit; whatever only the simulator can tell is raised by the first call.
+    """
+
+    def __init__(self, config: EnvConfig, workers: int):
+        if workers < 0:
+            raise UserError(f"the number of simulator workers cannot be {workers}")
+        self.config = config
+        self.contract = contract_of(config)
+        self._local = _Host(config) if workers == 0 else None
+        self._workers = [_Worker(config, number) for number in range(workers)]
+        self._horizon: int | None = None
+        self._closed = self._streaming = False
+
+    @property
+    def horizon(self) -> int:
+        """Time limit of an episode in control steps."""
+        if self._horizon is None:
+            self._horizon = self._run([(0, "horizon", ())])[0]
+        return self._horizon
+
+    def reset(self, slots: Sequence[int], scenes: Sequence[int]) -> list[dict]:
+        """Starts a scene in each slot; returns the first frames (``images``, ``state``, ``instruction``)."""
+        return self._run([(slot, "reset", (int(scene),)) for slot, scene in zip(slots, scenes, strict=True)])
+
+    def play(self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0) -> list[Played]:
+        """Plays one chunk of (n, A) commands in each slot; see `ChunkEnv.play`."""
+        return self._run(
+            [
+                (slot, "play", (np.asarray(chunk, np.float32), frame_every))
+                for slot, chunk in zip(slots, chunks, strict=True)
+            ]
+        )
+
+    def branch(
+        self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0
+    ) -> list[list[Played]]:
+        """Plays each of N candidates from each slot's state and goes back to it.
+
+        Args:
+            slots: the slots.
+            chunks: for each slot (N, n, A) commands.
+            frame_every: as in `play`.
+
+        Returns:
+            For each slot, what happened with each candidate.
+        """
+        return self._run(
+            [
+                (slot, "branch", (np.asarray(candidates, np.float32), frame_every))
+                for slot, candidates in zip(slots, chunks, strict=True)
+            ]
+        )
+
+    def save(self, slots: Sequence[int]) -> list[object]:
+        """The complete states of these slots."""
+        return self._run([(slot, "save", ()) for slot in slots])
+
+    def restore(self, slots: Sequence[int], states: Sequence[object]) -> None:
+        """Puts saved states into slots, whichever slots and workers they came from."""
+        self._run([(slot, "restore", (state,)) for slot, state in zip(slots, states, strict=True)])
+
+    def pictures(self, slots: Sequence[int], height: int, width: int) -> list[np.ndarray]:
+        """One (height, width, 3) uint8 picture of each slot, for people."""
+        return self._run([(slot, "picture", (height, width)) for slot in slots])
+
+    def expert_episodes(
+        self, scenes: Sequence[int], seeds: Sequence[int], frame_every: int = 0
+    ) -> Iterator[tuple[dict, Played]]:
+        """Whole episodes of the scripted expert, in order, each with its first frame; slots are left alone.
+
+        Args:
+            scenes: scene of each episode.
+            seeds: seed of the expert's imperfections in each episode.
+            frame_every: as in `play`.
+        """
+        jobs = [("expert", (int(s), int(n), frame_every)) for s, n in zip(scenes, seeds, strict=True)]
+        return self._stream(jobs)
+
+    def close(self) -> None:
+        """Ends the workers; nothing can be called after it."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._local is not None:
+            self._local.close()
+        for worker in self._workers:
+            worker.close()
+
+    def __enter__(self) -> "EnvWorkers":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    # ---- talking to the workers ----------------------------------------------------------------------------
+
+    def _run(self, calls: list[tuple[int, str, tuple]]) -> list:
+        """Runs (slot, method, arguments) calls, those of one worker in one message; results in the calls' order."""
+        if self._closed:
+            raise RuntimeError("these environments are closed")
+        if self._local is not None:
+            return self._local.run(calls)
+        if self._streaming:
+            raise RuntimeError("expert episodes are under way: take them all, or close their iterator, first")
+        parts: dict[int, list[int]] = {}
+        for i, (slot, _, _) in enumerate(calls):
+            parts.setdefault(slot % len(self._workers), []).append(i)
+        results: list = [None] * len(calls)
+        try:
+            for number, part in parts.items():
+                self._workers[number].send([calls[i] for i in part])
+            for number, part in parts.items():
+                for i, result in zip(part, self._workers[number].receive(), strict=True):
+                    results[i] = result
+        except BaseException:
+            self.close()  # a worker may hold an answer that nobody will fetch
+            raise
+        return results
+
+    def _stream(self, jobs: list[tuple[str, tuple]]) -> Iterator:
+        if self._local is not None:
+            for method, arguments in jobs:
+                yield self._run([(EXPERT_SLOT, method, arguments)])[0]
+            return
+        done: dict[int, object] = {}
+        running: dict[_Worker, int] = {}
+        waiting = iter(enumerate(jobs))
+        following = 0
+        self._streaming = True
+        try:
+            while following < len(jobs):
+                for worker in self._workers:
+                    # Keep a bounded lead, so that a slow consumer does not pile up episodes in memory.
+                    if worker not in running and len(done) < 4 * len(self._workers):
+                        job = next(waiting, None)
+                        if job is not None:
+                            worker.send([(EXPERT_SLOT, *job[1])])
+                            running[worker] = job[0]
+                if following not in done:
+                    ready = wait([worker.connection for worker in running])
+                    for worker in [worker for worker in running if worker.connection in ready]:
+                        done[running.pop(worker)] = worker.receive()[0]
+                while following in done:
+                    yield done.pop(following)
+                    following += 1
+        except GeneratorExit:
+            for worker in running:  # the caller has seen enough: fetch what is under way
+                worker.receive()
+            raise
+        except BaseException:
+            self.close()
+            raise
+        finally:
+            self._streaming = False
+
+
+class _Host:
+    """Environments and slots of one process."""
+
+    def __init__(self, config: EnvConfig):
+        self.config = config
+        self._envs: dict[int, ChunkEnv] = {}
+        self._states: dict[int, object] = {}
+        self._begun: set[int] = set()
+        self._active: int | None = None
+
+    def run(self, calls: list[tuple[int, str, tuple]]) -> list:
+        return [getattr(self, method)(slot, *arguments) for slot, method, arguments in calls]
+
+    def horizon(self, slot: int) -> int:
+        return self._env(slot).horizon
+
+    def reset(self, slot: int, scene: int) -> dict:
+        return self._at(slot, fresh=True).reset(scene)
+
+    def play(self, slot: int, actions: np.ndarray, frame_every: int) -> Played:
+        return self._at(slot).play(actions, frame_every)
+
+    def branch(self, slot: int, candidates: np.ndarray, frame_every: int) -> list[Played]:
+        env = self._at(slot)
+        state = env.save()
+        results = []
+        for actions in candidates:
+            results.append(env.play(actions, frame_every))
+            env.restore(state)
+        return results
+
+    def save(self, slot: int) -> object:
+        return self._at(slot).save()
+
+    def restore(self, slot: int, state: object) -> None:
+        self._at(slot, fresh=True).restore(state)
+
+    def picture(self, slot: int, height: int, width: int) -> np.ndarray:
+        return self._at(slot).picture(height, width)
+
+    def expert(self, slot: int, scene: int, seed: int, frame_every: int) -> tuple[dict, Played]:
+        env = self._at(slot, fresh=True)
+        first = env.reset(scene)
+        return first, env.play_expert(env.horizon, np.random.default_rng(seed), frame_every)
+
+    def close(self) -> None:
+        for env in self._envs.values():
+            env.close()
+        self._envs.clear()
+
+    def _env(self, slot: int) -> ChunkEnv:
+        if not self._envs:
+            self._envs[slot] = make_env(self.config)
+        first = next(iter(self._envs.values()))
+        if not first.restores_any_scene and slot not in self._envs:
+            self._envs[slot] = make_env(self.config)
+        return first if first.restores_any_scene else self._envs[slot]
+
+    def _at(self, slot: int, fresh: bool = False) -> ChunkEnv:
+        """The environment, standing where the slot stands; `fresh`: about to be reset or restored."""
+        env = self._env(slot)
+        if not fresh and slot not in self._begun:
+            raise ValueError(f"slot {slot} has no scene: reset it first")
+        self._begun.add(slot)
+        if env.restores_any_scene and slot != self._active:
+            if self._active is not None:
+                self._states[self._active] = env.save()
+            state = self._states.pop(slot, None)
+            if not fresh:
+                env.restore(state)
+            self._active = slot
+        return env
+
+
+class _Worker:
+    """The parent's end of one worker process."""
+
+    def __init__(self, config: EnvConfig, number: int):
+        ours, theirs = socket.socketpair()
+        package_root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        # One thread each, and no accelerator: the simulator uses neither.
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
+        self._number = number
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "deas_vla.envs.vector", str(theirs.fileno())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            env=environment,
+        )
+        theirs.close()
+        self.connection = Connection(ours.detach())
+        self.send(config)
+
+    def send(self, message) -> None:
+        try:
+            self.connection.send(message)
+        except (BrokenPipeError, ConnectionResetError):
+            raise self._died() from None
+
+    def receive(self) -> list:
+        try:
+            kind, value = self.connection.recv()
+        except (EOFError, ConnectionResetError):
+            raise self._died() from None
+        if kind == "user error":
+            raise UserError(value)
+        if kind == "error":
+            raise RuntimeError(f"simulator worker {self._number} failed:\n{value}")
+        return value
+
+    def close(self) -> None:
+        self.connection.close()
+        try:
+            self._process.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def _died(self) -> RuntimeError:
+        code = self._process.wait()
+        return RuntimeError(f"simulator worker {self._number} died (exit status {code}); was memory short?")
+
+
+def serve(connection: Connection) -> None:
+    """Answers calls until the other end is closed."""
+    host = _Host(connection.recv())
+    try:
+        while True:
+            calls = connection.recv()
+            try:
+                answer = ("result", host.run(calls))
+            except UserError as error:
+                answer = ("user error", str(error))
+            except Exception:
+                answer = ("error", traceback.format_exc())
+            connection.send(answer)
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        host.close()
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
+    from deas_vla.envs import vector  # the classes that messages name live there, not in __main__
+
+    vector.serve(Connection(int(sys.argv[1])))

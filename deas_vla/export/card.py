@@ -1,0 +1,156 @@
+"""The model card of a reranker, and its manifest told to people. Everything in them is in the manifest."""
+
+from deas_vla.data.contract import Column, Contract
+from deas_vla.errors import UserError
+from deas_vla.export.manifest import MANIFEST
+
+CARD = """---
+library_name: deas_vla
+pipeline_tag: robotics
+tags: [robotics, vision-language-action, best-of-n, deas, lerobot]
+---
+
+# A reranked policy for {embodiment}
+
+A chunk policy and a critic, exported by deas_vla ([the method](https://arxiv.org/abs/2510.07730)). At every decision
+the policy proposes {count} chunks of {horizon} actions, the critic scores them, and the rule `{rule}`{numbers} chooses
+one, of which the first {steps} actions are played at {rate:g} Hz.
+
+## Use
+
+```bash
+deas-vla verify FOLDER     # files unchanged, parts belong together, golden inputs give the same scores and choices
+deas-vla inspect FOLDER    # what is in it
+```
+
+LeRobot takes the folder for one of its own policies (type `deas`; the plug-in is in deas_vla's `plugins/`):
+
+```bash
+lerobot-eval --policy.path=FOLDER --policy.rate_hz={rate:g} --env.type=…
+```
+
+```python
+from deas_vla.improvement.best_of_n import NoiseKey
+from deas_vla.export.reranker import Reranker
+
+reranker = Reranker.load("FOLDER")
+choice = reranker.choose(observation, [NoiseKey(seed=0, scene=0, draw=0, decision=0)])
+choice.commands  # (1, {horizon}, {action_dim}), in the units below
+```
+
+## What goes in and comes out
+
+Images are upright RGB, uint8: {cameras}. An instruction in words.
+
+| state | unit |
+|---|---|
+{state}
+
+| action | unit | kind | limits |
+|---|---|---|---|
+{action}
+
+A robot or data set with other names, another order, units, rate or statistics (`{statistics}`) is refused.
+
+## What it is made of
+
+{made_of}
+
+## Results
+
+{results}
+"""
+
+
+def card(manifest: dict, results: dict) -> str:
+    """README.md of a reranker.
+
+    Args:
+        manifest: its manifest.
+        results: arm to outcome, as in ``report.json``; empty if it was not evaluated.
+    """
+    contract, selection = Contract.from_json(manifest["contract"], MANIFEST), manifest["selection"]
+    numbers = ", ".join(f"{name} {value:g}" for name, value in selection["numbers"].items())
+    return CARD.format(
+        embodiment=contract.embodiment,
+        count=selection["num_candidates"],
+        horizon=manifest["policy"]["horizon"],
+        rule=selection["rule"],
+        numbers=f" ({numbers})" if numbers else "",
+        steps=selection["execute_steps"],
+        rate=contract.rate_hz,
+        action_dim=contract.action_dim,
+        cameras=", ".join(f"`{c.name}` {c.height} × {c.width}" for c in contract.cameras),
+        state="\n".join(f"| `{column.name}` | {column.unit} |" for column in contract.state),
+        action="\n".join(f"| `{c.name}` | {c.unit} | {c.kind} | {_limits(c)} |" for c in contract.action),
+        statistics=manifest["contract"]["statistics_sha256"][:12],
+        made_of="\n".join(f"- {name}: {text}" for name, text in facts(manifest).items()),
+        results=_results(results),
+    )
+
+
+def facts(manifest: dict) -> dict[str, str]:
+    """What a reranker is made of, a line a part."""
+    policy, critic, features = manifest["policy"], manifest["critic"], manifest["features"]
+    origin, merged = manifest["origin"], manifest["merged"]
+    low, high = critic["support"]
+    adapters = f"LoRA of {merged['layers']} layers, merged ({merged['changed']} changed weights)"
+    versions = [f"{name} {version}" for name, version in manifest["versions"].items() if name != "platform"]
+    return {
+        "policy": f"{policy['kind']}, chunks of {policy['horizon']} steps, "
+        f"encoder {policy['encoder_fingerprint'][:12]}",
+        "policy from": _origin(origin["policy"]),
+        "adapters": adapters if merged["layers"] else "none",
+        "critic": f"{critic['num_q']} Q networks and V, {critic['head']}, H = {critic['horizon']}, "
+        f"γ₁ = {critic['reward_discount']:g}, γ₂ = {critic['bootstrap_discount']:g}, "
+        f"returns from {low:.4g} to {high:.4g}",
+        "critic from": _origin(origin["critic"]),
+        "features": f"{features['dim']} numbers, {features['pooling']} pooling of {features['source']}",
+        "exported with": ", ".join(versions),
+    }
+
+
+def inspect_text(manifest: dict) -> str:
+    """What ``deas-vla inspect`` prints.
+
+    Raises:
+        UserError: if something is missing in the manifest.
+    """
+    contract = Contract.from_json(manifest["contract"], MANIFEST)
+    try:
+        selection = manifest["selection"]
+        numbers = "".join(f", {name} {value:g}" for name, value in selection["numbers"].items())
+        lines = facts(manifest) | {
+            "selection": f"{selection['rule']} of {selection['num_candidates']}{numbers}; "
+            f"{selection['execute_steps']} actions of a chunk are played",
+            "embodiment": f"{contract.embodiment}, {contract.rate_hz:g} Hz",
+            "cameras": ", ".join(f"{c.name} {c.height}x{c.width}" for c in contract.cameras),
+            "state": ", ".join(f"{c.name} [{c.unit}]" for c in contract.state),
+            "action": ", ".join(f"{c.name} [{c.unit}]" for c in contract.action),
+            "statistics": manifest["contract"]["statistics_sha256"],
+            "golden inputs": str(manifest["golden"]["inputs"]),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{MANIFEST} is not whole ({error!r}); export the reranker again") from error
+    return "\n".join(f"{name:14s} {text}" for name, text in lines.items())
+
+
+def _limits(column: Column) -> str:
+    low, high = ("" if limit is None else f"{limit:g}" for limit in (column.low, column.high))
+    return f"{low} … {high}"
+
+
+def _origin(origin: dict) -> str:
+    return ", ".join(f"{key} {value}" for key, value in origin.items() if value is not None) or "not told"
+
+
+def _results(results: dict) -> str:
+    if not results:
+        return "Not evaluated. Compare it with its own policy on unseen scenes: `recipes/evaluate.py`."
+    rows = [
+        f"| {name} | {100 * arm['success_rate']:.0f} % [{100 * arm['ci95'][0]:.0f}, {100 * arm['ci95'][1]:.0f}] "
+        f"| {arm['episodes']} |"
+        for name, arm in results.items()
+    ]
+    told = "Of the run it was exported from; in brackets 95 % intervals. Every arm played the same unseen scenes."
+    return "\n".join([told, "", "| arm | success | episodes |", "|---|---|---|", *rows])

@@ -1,0 +1,200 @@
+"""Golden inputs: stored observations and what the reranker made of them, to be replayed anywhere.
+
+Images, states and instructions are kept as they were, so that the whole path can be replayed: backbone, action head,
+critic, choice. The features and candidates on the way are kept too: they tell which part differs, and a computer that
+has only the critic can check its scores.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deas_vla.critic.critic import DeasCritic
+from deas_vla.data.contract import Contract
+from deas_vla.data.observation import Observation
+from deas_vla.errors import UserError
+from deas_vla.features.pooling import CriticInputs
+from deas_vla.files import atomic_path
+from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+from deas_vla.policies.chunk_policy import ChunkPolicy
+
+GOLDEN = "golden.safetensors"
+IMAGE = "image."
+RESULTS = ("features", "candidates", "scores", "value", "index")
+
+
+# Which part of a reranker makes what.
+MADE_BY = {
+    "features": "the backbone and the projection of its tokens",
+    "candidates": "the policy",
+    "scores": "the critic's Q networks",
+    "value": "the critic's V network",
+}
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """How far a replay may be from what is stored: rounding on another processor, and nothing else.
+
+    Attributes:
+        features: largest difference of a feature; features have variance 1.
+        candidates: largest difference of a normalised action.
+        scores: largest difference of a score, as a share of the width of the critic's support.
+        value: the same of V.
+    """
+
+    features: float
+    candidates: float
+    scores: float
+    value: float
+
+    @classmethod
+    def of(cls, policy: ChunkPolicy) -> "Tolerance":
+        """What is allowed for the type of numbers that a policy computes with, which may be less than its weights.
+
+        Some 50 times what tokens that are off by one part in a million do to the demo's reranker, and 10 times what
+        tokens rounded to bfloat16 do.
+        """
+        whole = all(p.dtype == torch.float32 for p in policy.parameters())
+        whole = whole and not getattr(policy, "autocasts", False)
+        return cls(1e-3, 1e-3, 1e-4, 1e-4) if whole else cls(0.2, 0.1, 1e-2, 1e-2)
+
+
+@dataclass
+class Golden:
+    """G observations and the decisions on them.
+
+    Attributes:
+        observation: G observations, in raw units.
+        keys: G names of the decisions.
+        features: (G, F) the critic's features.
+        candidates: (G, N, H, A) the chunks as they would be played.
+        scores: (G, N) the critic's scores.
+        value: (G,) the critic's V.
+        index: (G,) which candidate is chosen.
+        contract: fingerprint of the contract that gives the columns their meaning.
+    """
+
+    observation: Observation
+    keys: list[NoiseKey]
+    features: Tensor
+    candidates: Tensor
+    scores: Tensor
+    value: Tensor
+    index: Tensor
+    contract: str
+
+    @classmethod
+    @torch.inference_mode()
+    def record(cls, decider: BestOfN, observation: Observation, keys: list[NoiseKey]) -> "Golden":
+        """Decides on every observation, with the same calls as at any other time (design rule 1)."""
+        choice = decider.choose(observation, keys)
+        context = decider.policy.encode(observation)
+        features, _ = decider.inputs.observation(context, observation)
+        results = (features, choice.candidates, choice.scores, choice.value, choice.index)
+        return cls(
+            observation, keys, *(tensor.cpu() for tensor in results), decider.policy.contract.fingerprint
+        )
+
+    @torch.inference_mode()
+    def rescored(self, critic: DeasCritic, inputs: CriticInputs) -> Tensor:
+        """(G, N) scores by the critic alone, from the stored features: needs no policy."""
+        return critic.score(
+            self.features, inputs.state(self.observation.state), inputs.chunks(self.candidates)
+        )
+
+    def distances(
+        self, other: "Golden", contract: Contract, support: tuple[float, float]
+    ) -> dict[str, Tensor]:
+        """How far another recording of the same observations is from this one.
+
+        Args:
+            other: the replay, of as many candidates.
+            contract: whose normalisation gives the actions one unit.
+            support: lowest and highest return of the critic.
+
+        Returns:
+            Part to (G,) largest difference on each observation, in the units of `Tolerance`; NaN is infinite.
+        """
+        width = support[1] - support[0]
+        pairs = {
+            "features": (self.features, other.features),
+            "candidates": tuple(contract.normalize_action(g.candidates) for g in (self, other)),
+            "scores": (self.scores / width, other.scores / width),
+            "value": (self.value / width, other.value / width),
+        }
+        apart = {name: (b - a).abs().reshape(len(a), -1).amax(1) for name, (a, b) in pairs.items()}
+        return {name: tensor.nan_to_num(torch.inf) for name, tensor in apart.items()}
+
+    def differences(
+        self, other: "Golden", contract: Contract, support: tuple[float, float], tolerance: Tolerance
+    ) -> list[str]:
+        """What a replay made differently beyond rounding, one line a part; the arguments are those of `distances`."""
+        shapes = {name: (getattr(self, name).shape, getattr(other, name).shape) for name in RESULTS}
+        lines = [f"{name}: {tuple(b)} instead of {tuple(a)}" for name, (a, b) in shapes.items() if a != b]
+        if lines:
+            return lines
+        for name, apart in self.distances(other, contract, support).items():
+            allowed = getattr(tolerance, name)
+            if apart.amax() > allowed:
+                lines.append(
+                    f"{name} ({MADE_BY[name]}): input {int(apart.argmax())} is {float(apart.amax()):.3g} away, "
+                    f"{allowed:.3g} is allowed"
+                )
+        return lines
+
+    def other_choices(self, other: "Golden", support: tuple[float, float], tolerance: Tolerance) -> list[str]:
+        """The inputs on which a replay chose another candidate, one line each.
+
+        Two candidates whose scores are closer than a score may be off change places by rounding: either will do.
+        """
+        if self.scores.shape != other.scores.shape:
+            return []  # of other candidates, which `differences` tells
+        chosen = zip(self.scores, self.index.tolist(), other.index.tolist(), strict=True)
+        close = tolerance.scores * (support[1] - support[0])
+        return [
+            f"choice on input {i}: candidate {found} instead of {expected}"
+            for i, (scores, expected, found) in enumerate(chosen)
+            if expected != found and not (scores[expected] - scores[found]).abs() <= close
+        ]
+
+    def save(self, path: Path) -> None:
+        """Writes one safetensors file, whole or not at all."""
+        tensors = {IMAGE + name: images for name, images in self.observation.images.items()}
+        tensors["state"] = self.observation.state
+        tensors["keys"] = torch.tensor([[k.seed, k.scene, k.draw, k.decision] for k in self.keys])
+        tensors |= {name: getattr(self, name) for name in RESULTS}
+        header = {"instruction": self.observation.instruction, "contract": self.contract}
+        with atomic_path(path) as temporary:
+            tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+            # One entry: safetensors writes several in random order.
+            save_file(tensors, temporary, metadata={"golden": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: Path) -> "Golden":
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: if the file is missing, cut off or something else.
+        """
+        try:
+            with safe_open(path, "pt") as file:
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                header = json.loads(file.metadata()["golden"])
+            images = {k.removeprefix(IMAGE): v for k, v in tensors.items() if k.startswith(IMAGE)}
+            observation = Observation(images, tensors["state"], header["instruction"])
+            keys = [NoiseKey(*numbers) for numbers in tensors["keys"].tolist()]
+            golden = cls(observation, keys, *(tensors[name] for name in RESULTS), header["contract"])
+            counts = {len(observation), *(len(tensor) for tensor in tensors.values())}
+            if len(counts) != 1:
+                raise ValueError(f"its parts are of {sorted(counts)} observations")
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}: not the golden inputs of a reranker ({error}); export it again"
+            ) from error
+        return golden

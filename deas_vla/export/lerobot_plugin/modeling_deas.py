@@ -1,0 +1,224 @@
+"""DeasPolicy: an exported reranker wherever LeRobot takes a policy.
+
+    lerobot-eval --policy.path=outputs/reranker --env.type=… --eval.n_episodes=50
+
+    policy = DeasPolicy.from_pretrained("outputs/reranker")
+
+Commands come out in the units of the contract. At every decision the wrapped policy proposes, the critic scores and
+the rule chooses, by the same call as everywhere else in deas_vla.
+"""
+
+from collections import deque
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from lerobot.configs import PreTrainedConfig
+from lerobot.policies.pretrained import PreTrainedPolicy
+from torch import Tensor
+
+from deas_vla.critic.critic import DeasCritic
+from deas_vla.data.observation import Observation, first_sights
+from deas_vla.errors import UserError
+from deas_vla.export.golden import GOLDEN, Golden
+from deas_vla.export.lerobot_files import check_lerobot_files
+from deas_vla.export.lerobot_plugin.checks import require_fits
+from deas_vla.export.lerobot_plugin.configuration_deas import NO_TRAINING, DeasConfig
+from deas_vla.export.lerobot_plugin.observation import observation_of
+from deas_vla.export.reranker import Reranker
+from deas_vla.export.sums import check_sums
+from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+from deas_vla.improvement.prefix import Prefix
+from deas_vla.improvement.selection import SelectionConfig
+from deas_vla.policies.chunk_policy import ChunkPolicy
+
+
+class DeasPolicy(PreTrainedPolicy):
+    """A reranker that plays the first `n_action_steps` of every chunk it chooses.
+
+    The noise of an episode depends on the configured seed, on what the episode sees first and on the number of the
+    decision: `reset` begins anew, and an episode that begins alike is played alike, whatever else is in its batch.
+
+    Args:
+        config: its choices (candidates, rule, steps, seed) count, not those of the export.
+        reranker: what was exported.
+        golden: its golden inputs, which `save_pretrained` writes again.
+    """
+
+    config_class = DeasConfig
+    name = "deas"
+
+    def __init__(
+        self,
+        config: DeasConfig,
+        reranker: Reranker | None = None,
+        golden: Observation | None = None,
+        dataset_meta=None,
+        **_,
+    ) -> None:
+        super().__init__(config)
+        if reranker is None:
+            raise UserError(
+                "a deas policy is made by deas-vla export and read from its folder: --policy.path=FOLDER"
+            )
+        require_fits(config, reranker.manifest, dataset_meta)
+        made = reranker.decider
+        numbers = {name: getattr(config, name) for name in SelectionConfig.__dataclass_fields__}
+        decider = BestOfN(
+            made.policy,
+            config.num_candidates,
+            config.rule,
+            made.critic,
+            made.inputs,
+            SelectionConfig(**numbers),
+        )
+        self.reranker, self.golden = Reranker(decider, reranker.manifest), golden
+        # The critic belongs to the encoder as it is: neither is ever trained here.
+        made.policy.freeze_encoder()
+        self.policy: ChunkPolicy = made.policy
+        self.critic: DeasCritic = made.critic.requires_grad_(False)
+        self.reset()
+
+    # ---- decisions -----------------------------------------------------------------------------------------
+
+    def reset(self) -> None:
+        """Forgets the chunk that is being played, and begins the noise of new episodes."""
+        self._queue: deque[Tensor] = deque()
+        self._episodes: list[int] | None = None
+        self._decisions = 0
+
+    @torch.no_grad()
+    def select_action(self, batch: dict[str, Tensor]) -> Tensor:
+        """(B, A) the next command; every `n_action_steps` calls the policy decides anew."""
+        if not self._queue:
+            chunk = self.predict_action_chunk(batch)
+            self._queue.extend(chunk[:, : self.config.n_action_steps].unbind(1))
+        return self._queue.popleft()
+
+    @torch.no_grad()
+    def predict_action_chunk(
+        self,
+        batch: dict[str, Tensor],
+        inference_delay: int | None = None,
+        prev_chunk_left_over: Tensor | None = None,
+        execution_horizon: int | None = None,
+    ) -> Tensor:
+        """Decides once.
+
+        Args:
+            batch: see `observation_of`.
+            inference_delay: how many commands are played before the chunk is there (real-time chunking).
+            prev_chunk_left_over: (B, P, A) or (P, A) the rest of the last chunk, from the command that is played
+                next on.
+            execution_horizon: how many of these count; None: all.
+
+        Returns:
+            (B, H, A) commands.
+        """
+        observation = self._observation(batch)
+        if self._episodes is None:
+            self._episodes = first_sights(observation)
+        if len(observation) != len(self._episodes):
+            raise UserError(
+                f"{len(observation)} observations after {len(self._episodes)}: call reset() before other episodes"
+            )
+        keys = [NoiseKey(self.config.seed, scene, 0, self._decisions) for scene in self._episodes]
+        self._decisions += 1
+        prefix = _prefix(prev_chunk_left_over, inference_delay or 0, execution_horizon)
+        return self.reranker.choose(observation, keys, prefix).commands
+
+    def supports_rtc(self) -> bool:
+        return True
+
+    # ---- training ------------------------------------------------------------------------------------------
+
+    def forward(self, batch: dict[str, Tensor]) -> NoReturn:
+        """Refused, with a UserError: what is exported is final."""
+        raise UserError(NO_TRAINING)
+
+    def get_optim_params(self) -> NoReturn:
+        """Refused, as `forward` is."""
+        raise UserError(NO_TRAINING)
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **settings
+    ) -> "DeasPolicy":
+        """Reads an exported reranker, and that its files are unchanged.
+
+        Args:
+            pretrained_name_or_path: folder, or name of a repository on the hub.
+            config: with other choices than the export's; None: the export's.
+            settings: of LeRobot's readers: what a hub needs; ``dataset_meta`` of a data set that the policy must fit.
+
+        Raises:
+            UserError: naming what is missing, was changed or does not fit.
+        """
+        folder = _local(pretrained_name_or_path, settings)
+        check_sums(folder)
+        reranker = Reranker.load(folder)
+        check_lerobot_files(reranker.manifest, folder)
+        config = config or PreTrainedConfig.from_pretrained(folder)
+        golden = Golden.load(folder / GOLDEN).observation
+        policy = cls(config, reranker, golden, settings.get("dataset_meta"))
+        return policy.to(config.device).eval()
+
+    def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
+        """Exports what this is now, its choices included.
+
+        Raises:
+            UserError: if there is something in the folder already; nothing of it is touched.
+        """
+        if state_dict is not None:
+            raise UserError("a deas policy is exported from whole weights; shards cannot be saved")
+        if any(save_directory.iterdir()):
+            raise UserError(
+                f"{save_directory} holds files already; save into a new folder, or delete it first"
+            )
+        # LeRobot has just made it, empty: an export makes its folder, whole or not at all.
+        save_directory.rmdir()
+        decider = self.reranker.decider
+        Reranker.export(
+            decider.policy,
+            decider.critic,
+            decider.inputs,
+            save_directory,
+            self.golden,
+            num_candidates=decider.num_candidates,
+            selection=decider.selection,
+            execute_steps=self.config.n_action_steps,
+        )
+
+    # ---- details -------------------------------------------------------------------------------------------
+
+    def _observation(self, batch: dict[str, Tensor]) -> Observation:
+        contract = self.reranker.contract
+        return observation_of(batch, self.reranker.manifest["policy"]["image_keys"], contract)
+
+
+def _prefix(left_over: Tensor | None, held: int, horizon: int | None) -> Prefix | None:
+    """What LeRobot says is left of the last chunk; None if nothing is."""
+    if left_over is None:
+        return None
+    rest = left_over if left_over.dim() == 3 else left_over[None]
+    rest = rest[:, :horizon]
+    # LeRobot fills it up with zeros to one length, which are no commands that anybody chose.
+    real = int(rest.ne(0).any(2).any(0).nonzero().amax()) + 1 if rest.any() else 0
+    return Prefix(rest[:, :real], held) if real else None
+
+
+def _local(name: str | Path, settings: dict) -> Path:
+    """The folder of that name, or what a hub has under it."""
+    if Path(name).is_dir():
+        return Path(name)
+    from huggingface_hub import snapshot_download
+
+    known = ("revision", "cache_dir", "force_download", "token", "local_files_only")
+    asked = {key: settings[key] for key in known if settings.get(key) is not None}
+    try:
+        return Path(snapshot_download(str(name), **asked))
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{name} is no folder, and no repository that can be read ({reason})") from error

@@ -1,0 +1,45 @@
+"""What LeRobot does to observations and actions around the policy: nothing but names, batches and devices.
+
+Normalisation, tokens and padding are the policy's own, inside it, so that no statistics of another data set can take
+the place of those that it was trained with.
+"""
+
+from typing import Any
+
+from lerobot.processor import (
+    AddBatchDimensionProcessorStep,
+    DeviceProcessorStep,
+    PolicyProcessorPipeline,
+    RenameObservationsProcessorStep,
+)
+from lerobot.processor.converters import policy_action_to_transition, transition_to_policy_action
+
+from deas_vla.export.lerobot_plugin.configuration_deas import DeasConfig
+
+
+def make_deas_pre_post_processors(
+    config: DeasConfig, dataset_stats: dict[str, dict[str, Any]] | None = None
+) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
+    """The processors of a reranker, as an export holds them too.
+
+    Args:
+        config: of the policy; its device is where observations go.
+        dataset_stats: not read, whatever they are: see above.
+
+    Returns:
+        What goes before the policy, and what goes after it.
+    """
+    before = [
+        RenameObservationsProcessorStep(rename_map={}),
+        AddBatchDimensionProcessorStep(),
+        DeviceProcessorStep(device=config.device or "cpu"),
+    ]
+    return (
+        PolicyProcessorPipeline(steps=before, name="policy_preprocessor"),
+        PolicyProcessorPipeline(
+            steps=[DeviceProcessorStep(device="cpu")],
+            name="policy_postprocessor",
+            to_transition=policy_action_to_transition,
+            to_output=transition_to_policy_action,
+        ),
+    )

@@ -1,0 +1,163 @@
+"""manifest.json: what a reranker is made of. Most of it is told by the parts themselves, and compared with them."""
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+from deas_vla.critic.critic import DeasCritic
+from deas_vla.data.contract import Contract
+from deas_vla.errors import UserError
+from deas_vla.features.pooling import CriticInputs
+from deas_vla.improvement.selection import NUMBERS, SelectionConfig
+from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.policies.registry import KINDS
+
+FORMAT = "deas_vla reranker 2"
+MANIFEST = "manifest.json"
+SECTIONS = ("policy", "critic", "features", "contract", "selection", "golden", "origin", "merged", "versions")
+# What a difference in these means, in words.
+MEANING = {
+    "policy.encoder_fingerprint": "the policy's backbone is of another revision",
+    "policy.horizon": "the policy makes chunks of another length",
+    "critic.horizon": "the critic scores chunks of another length",
+    "features.encoder_fingerprint": "the critic's features are of another backbone revision",
+}
+
+
+# ---- writing ---------------------------------------------------------------------------------------------------
+
+
+def told_by_parts(
+    kind: str, policy: ChunkPolicy, critic: DeasCritic, inputs: CriticInputs, inputs_fingerprint: str | None
+) -> dict:
+    """The sections of a manifest that follow from the parts.
+
+    Args:
+        kind: name of the policy's kind.
+        policy: proposes chunks.
+        critic: scores them.
+        inputs: makes what the critic reads.
+        inputs_fingerprint: of the inputs that the critic says it was trained on.
+    """
+    head = critic.head
+    return {
+        "policy": {
+            "kind": kind,
+            "horizon": policy.horizon,
+            "encoder_fingerprint": policy.encoder_fingerprint,
+            "image_keys": KINDS[kind].image_keys(policy),
+        },
+        "critic": {
+            **asdict(critic.config),
+            "backup_horizon": critic.config.backup,
+            "support": [head.low, head.high],
+            "feature_dim": critic.feature_dim,
+            "state_dim": critic.state_dim,
+            "action_dim": critic.action_dim,
+            "inputs_fingerprint": inputs_fingerprint,
+        },
+        "features": {
+            "source": KINDS[kind].feature_source,
+            **asdict(inputs.config),
+            "encoder_fingerprint": inputs.encoder_fingerprint,
+            "inputs_fingerprint": inputs.fingerprint,
+        },
+        "contract": policy.contract.to_json() | {"statistics_sha256": statistics_sha256(policy.contract)},
+    }
+
+
+def statistics_sha256(contract: Contract) -> str:
+    """SHA-256 over the normalisation statistics alone."""
+    return hashlib.sha256(json.dumps(contract.to_json()["statistics"], sort_keys=True).encode()).hexdigest()
+
+
+def selection_section(num_candidates: int, selection: SelectionConfig, execute_steps: int) -> dict:
+    """How candidates are made and one is chosen: N, the rule and the numbers it heeds, and how much is played."""
+    heeded = ("noise_scale", *NUMBERS.get(selection.rule, ()))
+    numbers = {name: getattr(selection, name) for name in heeded}
+    return {
+        "num_candidates": num_candidates,
+        "rule": selection.rule,
+        "numbers": numbers,
+        "execute_steps": execute_steps,
+    }
+
+
+# ---- reading ---------------------------------------------------------------------------------------------------
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file of a reranker.
+
+    Raises:
+        UserError: if there is none.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"{path}: missing, cut off or damaged ({error}); export the reranker again"
+        ) from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not an object; export the reranker again")
+    return value
+
+
+def read_manifest(folder: Path) -> dict:
+    """The manifest of a reranker.
+
+    Raises:
+        UserError: if it is missing, damaged, or of a format that this version does not read.
+    """
+    path = Path(folder) / MANIFEST
+    manifest = read_json(path)
+    if manifest.get("format") != FORMAT:
+        raise UserError(f"{path}: format {manifest.get('format')!r}, this version reads {FORMAT!r}")
+    missing = [name for name in SECTIONS if not isinstance(manifest.get(name), dict)]
+    if missing:
+        raise UserError(f"{path}: the section {missing[0]} is missing; export the reranker again")
+    Contract.from_json(manifest["contract"], path)
+    return manifest
+
+
+def selection_of(manifest: dict, where: Path) -> tuple[int, SelectionConfig]:
+    """N, and the rule with its numbers.
+
+    Raises:
+        UserError: if something is missing or makes no sense.
+    """
+    section, steps = manifest["selection"], manifest["policy"].get("horizon", 0)
+    try:
+        count, execute = section["num_candidates"], section["execute_steps"]
+        selection = SelectionConfig(rule=section["rule"], **section["numbers"])
+        if type(count) is not int or count < 1 or type(execute) is not int or not 1 <= execute <= steps:
+            raise ValueError(f"{count} candidates, {execute} of {steps} steps played")
+    except (KeyError, TypeError, ValueError, UserError) as error:
+        raise UserError(f"{where}: its selection makes no sense ({error}); export it again") from error
+    return count, selection
+
+
+def differences(manifest: dict, parts: dict) -> list[str]:
+    """Every way in which the parts are not what the manifest says, one line each."""
+    parts = json.loads(json.dumps(parts))
+    told, found = (Contract.from_json(side["contract"], MANIFEST) for side in (manifest, parts))
+    lines = told.differences(found)
+    if told.statistics is None:
+        lines.append(f"contract.statistics are missing in {MANIFEST}")
+    for section in parts:
+        before, after = manifest[section], parts[section]
+        for key in sorted(before.keys() | after.keys()):
+            if before.get(key) == after.get(key) or (section == "contract" and key != "statistics_sha256"):
+                continue
+            name = f"{section}.{key}"
+            meaning = f"{MEANING[name]}: " if name in MEANING else ""
+            lines.append(
+                f"{meaning}{name} is {_short(after.get(key))}, {MANIFEST} says {_short(before.get(key))}"
+            )
+    return lines
+
+
+def _short(value: object) -> str:
+    """A value as it is told; of a hash, its beginning."""
+    return value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)

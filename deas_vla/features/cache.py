@@ -1,0 +1,129 @@
+"""What a network makes of every stored frame, computed once and kept on disk.
+
+Policy and image encoder are frozen while a critic learns, so they run once per frame, never in the critic's training
+loop. A cache is keyed by everything its content depends on: another encoder or pooling gets another folder, and a block
+of other frames another file. Frames that were there before others were collected are not computed again.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deas_vla.data.frames import FrameTable
+from deas_vla.errors import UserError
+from deas_vla.features.pooling import FeatureConfig, pool_in_groups
+from deas_vla.files import atomic_path
+
+BLOCK = 256
+
+
+class FrameCache:
+    """One tensor for every frame, in blocks that are files.
+
+    Args:
+        folder: where caches are kept; this one gets a subfolder named after its fingerprint.
+        frames: the stored observations.
+        depends: everything else that the content depends on: the network's fingerprint, how it is asked.
+        block: frames a file; a run that was killed loses at most one block.
+    """
+
+    def __init__(self, folder: Path, frames: FrameTable, depends: str, block: int = BLOCK):
+        self.frames, self.block = frames, block
+        self.folder = Path(folder) / _hash(depends)[:16]
+        starts = range(0, len(frames), block)
+        parts = (frames.subset(slice(start, start + block)) for start in starts)
+        self._keys = [
+            _hash(f"{depends} {start} {part.fingerprint}") for start, part in zip(starts, parts, strict=True)
+        ]
+        self.fingerprint = _hash(" ".join(self._keys))
+
+    def compute(self, rows: Tensor) -> Tensor:
+        """What is kept of the frames at these rows, (B,) int64, first dimension B."""
+        raise NotImplementedError
+
+    def fill(
+        self, *, process: int = 0, processes: int = 1, progress: Callable[[int], object] | None = None
+    ) -> None:
+        """Computes the blocks that are missing.
+
+        Args:
+            process: number of this process; each takes every `processes`-th block.
+            processes: how many share the work; wait for all of them before `read`.
+            progress: called with the number of frames after each block, those already there included.
+        """
+        for number in range(process, len(self._keys), processes):
+            rows = self._rows(number)
+            if not self._path(number).is_file():
+                self._write(number, rows)
+            if progress is not None:
+                progress(len(rows))
+
+    def read(self) -> Tensor:
+        """The tensors of all frames, in order, first dimension F.
+
+        Raises:
+            UserError: if a block is missing or broken.
+        """
+        content = torch.empty(0)
+        for number in range(len(self._keys)):
+            path, rows = self._path(number), self._rows(number)
+            try:
+                with safe_open(path, "pt") as file:
+                    if file.metadata()["fingerprint"] != self._keys[number]:
+                        raise ValueError("it belongs to another cache")
+                    part = file.get_tensor("content")
+                if len(part) != len(rows):
+                    raise ValueError(f"{len(part)} rows for {len(rows)} frames")
+            except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+                raise UserError(
+                    f"{path}: not a block of this cache ({error}); delete it and run again"
+                ) from error
+            # Joined as it is read: all blocks beside their union would be twice the memory.
+            if number == 0:
+                content = part.new_empty((len(self.frames), *part.shape[1:]))
+            content[rows] = part
+        return content
+
+    @torch.no_grad()
+    def _write(self, number: int, rows: Tensor) -> None:
+        content = self.compute(rows)
+        with atomic_path(self._path(number)) as temporary:
+            save_file(
+                {"content": content.cpu().contiguous()},
+                temporary,
+                metadata={"fingerprint": self._keys[number]},
+            )
+
+    def _rows(self, number: int) -> Tensor:
+        return torch.arange(number * self.block, min((number + 1) * self.block, len(self.frames)))
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"block-{number:05d}-{self._keys[number][:16]}.safetensors"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+class FeatureCache(FrameCache):
+    """(F, P) float32 pooled backbone tokens.
+
+    Args:
+        folder, frames, block: see `FrameCache`.
+        policy: gives ``encode``, ``encoder_fingerprint`` and ``contract``.
+        config: how to pool.
+    """
+
+    def __init__(self, folder: Path, policy, frames: FrameTable, config: FeatureConfig, block: int = BLOCK):
+        depends = f"{policy.encoder_fingerprint} {config.side} {config.words_weight}"
+        super().__init__(folder, frames, depends, block)
+        self.policy, self.config = policy.eval(), config
+
+    def compute(self, rows: Tensor) -> Tensor:
+        context = self.policy.encode(self.frames.observation(rows))
+        return pool_in_groups(context, self.config, len(self.policy.contract.cameras))

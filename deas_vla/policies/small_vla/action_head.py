@@ -1,0 +1,264 @@
+"""The action head: a diffusion transformer from noise to action chunks, conditioned on the backbone's tokens."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from deas_vla.policies.small_vla.configuration import SmallVLAConfig
+
+# Sines and cosines that represent the flow time, and the longest period in units of 1/1000 of the unit interval.
+TIME_FEATURES = 64
+TIME_MAX_PERIOD = 10_000.0
+# The direct readout sees each camera as a grid of this side, with this many numbers a cell.
+READOUT_GRID = 4
+READOUT_WIDTH = 32
+
+
+class EmbodimentLinear(nn.Module):
+    """A linear layer with separate weights for every robot."""
+
+    def __init__(self, embodiments: int, inputs: int, outputs: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(inputs)
+        self.weight = nn.Parameter(torch.empty(embodiments, outputs, inputs).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(embodiments, outputs))
+
+    def forward(self, x: Tensor, embodiment: int) -> Tensor:
+        return F.linear(x, self.weight[embodiment], self.bias[embodiment])
+
+
+class EmbodimentMLP(nn.Module):
+    """Two linear layers with separate weights for every robot."""
+
+    def __init__(self, embodiments: int, inputs: int, hidden: int, outputs: int) -> None:
+        super().__init__()
+        self.first = EmbodimentLinear(embodiments, inputs, hidden)
+        self.second = EmbodimentLinear(embodiments, hidden, outputs)
+
+    def forward(self, x: Tensor, embodiment: int) -> Tensor:
+        return self.second(F.silu(self.first(x, embodiment)), embodiment)
+
+
+class Block(nn.Module):
+    """Attention, to the context or among the tokens themselves, and a feed-forward layer, modulated by flow time.
+
+    Adaptive layer norm with gates that start at zero: at initialisation the block is the identity (DiT, 2023).
+    """
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int, context_width: int | None) -> None:
+        super().__init__()
+        self.heads, self.cross = heads, context_width is not None
+        self.query = nn.Linear(width, width if self.cross else 3 * width)
+        if self.cross:
+            self.key_value = nn.Linear(context_width, 2 * width)
+        self.out = nn.Linear(width, width)
+        self.up = nn.Linear(width, mlp_ratio * width)
+        self.down = nn.Linear(mlp_ratio * width, width)
+
+    def project_context(self, tokens: Tensor) -> Tensor:
+        """(B, L, C) context tokens to (2, B, heads, L, d) keys and values."""
+        batch, length, _ = tokens.shape
+        return self.key_value(tokens).view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+
+    def forward(
+        self, x: Tensor, modulation: tuple[Tensor, ...], key_value: Tensor | None, mask: Tensor | None
+    ) -> Tensor:
+        """One layer.
+
+        Args:
+            x: (B, N, T, D) tokens of N candidates.
+            modulation: six tensors that broadcast against x: shift, scale and gate of attention, then of feed-forward.
+            key_value: (2, B, heads, L, d) keys and values of the context for cross-attention.
+            mask: (B, 1, 1, L) True for context tokens that may be attended to.
+        """
+        batch, candidates, length, width = x.shape
+        shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation
+        query = self.query(torch.addcmul(shift, F.layer_norm(x, (width,)), scale))
+        if self.cross:
+            # All candidates' tokens are one long list of queries: keys and values exist once per context.
+            query = query.view(batch, candidates * length, self.heads, -1).transpose(1, 2)
+            attended = F.scaled_dot_product_attention(query, key_value[0], key_value[1], attn_mask=mask)
+        else:
+            packed = query.view(batch * candidates, length, 3, self.heads, -1).transpose(1, 3)
+            attended = F.scaled_dot_product_attention(*packed.unbind(2))
+        attended = self.out(attended.transpose(1, 2).reshape(batch, candidates, length, width))
+        x = torch.addcmul(x, gate, attended)
+        hidden = self.up(torch.addcmul(shift_mlp, F.layer_norm(x, (width,)), scale_mlp))
+        return torch.addcmul(x, gate_mlp, self.down(F.silu(hidden)))
+
+
+@dataclass
+class Conditioning:
+    """Everything in the head that depends on the flow time alone; all broadcast against (B, N, T, D).
+
+    Attributes:
+        action: added to the action encoder's hidden layer.
+        blocks: six tensors for each block.
+        final: shift and scale before the decoder.
+    """
+
+    action: Tensor
+    blocks: list[tuple[Tensor, ...]]
+    final: tuple[Tensor, Tensor]
+
+    def at(self, index: int) -> "Conditioning":
+        """The conditioning of one of several times, the second dimension of every tensor."""
+        pick = slice(index, index + 1)
+        return Conditioning(
+            self.action[:, pick],
+            [tuple(tensor[:, pick] for tensor in block) for block in self.blocks],
+            (self.final[0][:, pick], self.final[1][:, pick]),
+        )
+
+
+class DirectReadout(nn.Module):
+    """One vector from all context tokens: each place in each camera read by its own weights, the words by their mean.
+
+    Attention learns where to look only after it has seen many images; a linear map of tokens in fixed places knows
+    where they are from the first step. It is what lets a small policy learn to find an object in minutes.
+
+    Args:
+        cameras: number of cameras.
+        context_width: width of a context token.
+        width: width of the vector.
+    """
+
+    def __init__(self, cameras: int, context_width: int, width: int) -> None:
+        super().__init__()
+        self.cameras = cameras
+        self.narrow = nn.Linear(context_width, READOUT_WIDTH)
+        self.places = nn.Linear(cameras * READOUT_GRID**2 * READOUT_WIDTH, width)
+        self.words = nn.Linear(context_width, width)
+        nn.init.zeros_(self.words.weight)
+
+    def forward(self, tokens: Tensor, mask: Tensor, camera: Tensor) -> Tensor:
+        """Reads a context.
+
+        Args:
+            tokens: (B, L, C) context tokens; those of a camera in row-major order of a square grid.
+            mask: (B, L) True for real tokens.
+            camera: (L,) which camera a token comes from, -1 for words.
+
+        Returns:
+            (B, D).
+        """
+        seen = tokens[:, camera >= 0]
+        batch, side = len(tokens), math.isqrt(seen.shape[1] // self.cameras)
+        grids = self.narrow(seen).view(batch * self.cameras, side, side, -1)
+        if side != READOUT_GRID:
+            grids = F.adaptive_avg_pool2d(grids.permute(0, 3, 1, 2), READOUT_GRID).permute(0, 2, 3, 1)
+        said = (mask & (camera < 0))[..., None].float()
+        words = (tokens * said).sum(1) / said.sum(1).clamp_min(1)
+        return self.places(grids.reshape(batch, -1)) + self.words(words)
+
+
+class ActionHead(nn.Module):
+    """The clean chunk behind noisy ones, given a context.
+
+    A sequence of one state token and H action tokens passes through blocks that attend to
+    the context and to each other in turn. State encoder, action encoder and decoder have separate weights for every
+    robot. Columns beyond the robot's own are zeros on the way in and are cut off on the way out.
+    """
+
+    def __init__(
+        self, config: SmallVLAConfig, context_width: int, cameras: int, state_dim: int, action_dim: int
+    ) -> None:
+        super().__init__()
+        width, robots = config.width, config.num_embodiments
+        self.embodiment, self.horizon = config.embodiment, config.horizon
+        self.state_dim, self.action_dim = state_dim, action_dim
+        self.max_state_dim, self.max_action_dim = config.max_state_dim, config.max_action_dim
+        self.state_encoder = EmbodimentMLP(robots, config.max_state_dim, width, width)
+        self.action_encoder = EmbodimentMLP(robots, config.max_action_dim, width, width)
+        self.action_time = EmbodimentLinear(robots, TIME_FEATURES, width)
+        self.decoder = EmbodimentMLP(robots, width, width, config.max_action_dim)
+        self.readout = DirectReadout(cameras, context_width, width)
+        self.positions = nn.Parameter(0.02 * torch.randn(config.horizon, width))
+        self.time_mlp = nn.Sequential(
+            nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
+        )
+        self.modulation = nn.Linear(width, (6 * config.layers + 2) * width)
+        nn.init.zeros_(self.modulation.weight)
+        nn.init.zeros_(self.modulation.bias)
+        nn.init.zeros_(self.decoder.second.weight)
+        self.blocks = nn.ModuleList(
+            Block(width, width // config.head_width, config.mlp_ratio, context_width if i % 2 == 0 else None)
+            for i in range(config.layers)
+        )
+        half = TIME_FEATURES // 2
+        frequency = 1000.0 * torch.exp(-math.log(TIME_MAX_PERIOD) * torch.arange(half) / half)
+        self.register_buffer("frequency", frequency, persistent=False)
+
+    def read_context(self, tokens: Tensor, mask: Tensor, camera: Tensor) -> dict[str, Tensor]:
+        """What all candidates and all flow steps share, computed once a context.
+
+        Args:
+            tokens: (B, L, C) context tokens.
+            mask: (B, L) True for real tokens.
+            camera: (L,) which camera a token comes from, -1 for words.
+
+        Returns:
+            ``key_values`` (B, layers, 2, heads, L, d) of all cross-attention layers, and ``readout`` (B, D).
+        """
+        projected = [block.project_context(tokens) for block in self.blocks if block.cross]
+        return {
+            "key_values": torch.stack(projected, 1).transpose(0, 2),
+            "readout": self.readout(tokens, mask, camera),
+        }
+
+    def condition(self, time: Tensor) -> Conditioning:
+        """What depends on the flow time alone.
+
+        Args:
+            time: (B, N) flow times.
+        """
+        angle = time[..., None] * self.frequency
+        features = torch.cat([angle.sin(), angle.cos()], -1)[:, :, None]
+        parts = list(self.modulation(self.time_mlp(features)).split(self.positions.shape[1], -1))
+        # A layer's output is multiplied by 1 + scale, so that zero weights mean a plain layer norm.
+        blocks = [
+            (p[0], 1 + p[1], p[2], p[3], 1 + p[4], p[5])
+            for p in (parts[6 * i : 6 * i + 6] for i in range(len(self.blocks)))
+        ]
+        return Conditioning(self.action_time(features, self.embodiment), blocks, (parts[-2], 1 + parts[-1]))
+
+    def embed_state(self, state: Tensor) -> Tensor:
+        """(B, S) normalised states to (B, 1, 1, D), one token each."""
+        padded = F.pad(state, (0, self.max_state_dim - self.state_dim))
+        return self.state_encoder(padded, self.embodiment)[:, None, None]
+
+    def forward(
+        self,
+        noisy: Tensor,
+        conditioning: Conditioning,
+        state: Tensor,
+        memory: dict[str, Tensor],
+        mask: Tensor,
+    ) -> Tensor:
+        """Predicts clean chunks from noisy ones.
+
+        Args:
+            noisy: (B, N, H, A) points between noise and chunk.
+            conditioning: of their flow times.
+            state: (B, 1, 1, D) from `embed_state`.
+            memory: from `read_context`.
+            mask: (B, L) True for real context tokens.
+
+        Returns:
+            (B, N, H, A).
+        """
+        padded = F.pad(noisy, (0, self.max_action_dim - self.action_dim))
+        hidden = self.action_encoder.first(padded, self.embodiment) + conditioning.action
+        actions = self.action_encoder.second(F.silu(hidden), self.embodiment) + self.positions
+        actions = actions + memory["readout"][:, None, None]
+        x = torch.cat([state.expand(-1, noisy.shape[1], -1, -1), actions], 2)
+        mask = mask[:, None, None]
+        for i, block in enumerate(self.blocks):
+            key_value = memory["key_values"][:, i // 2].transpose(0, 1) if block.cross else None
+            x = block(x, conditioning.blocks[i], key_value, mask)
+        x = x[:, :, -self.horizon :]
+        x = torch.addcmul(conditioning.final[0], F.layer_norm(x, x.shape[-1:]), conditioning.final[1])
+        return self.decoder(x, self.embodiment)[..., : self.action_dim]

@@ -1,0 +1,186 @@
+"""The vision-language backbone: any image-text-to-text model of `transformers`, cut at a layer."""
+
+import hashlib
+import inspect
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from deas_vla.data.contract import Camera
+from deas_vla.errors import UserError, require
+from deas_vla.policies.small_vla.configuration import SmallVLAConfig
+from deas_vla.policies.small_vla.embedded import EMBEDDING_SPREAD, build_embedded
+
+
+def hash_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Backbone(nn.Module):
+    """A vision-language model without its language-modelling head.
+
+    Args:
+        model: the `transformers` model that returns hidden states.
+        tune: frozen, lora or full.
+    """
+
+    def __init__(self, model: nn.Module, config: SmallVLAConfig) -> None:
+        super().__init__()
+        self.model, self.tune = model, config.tune
+        cut_language_model(model, config.select_layer)
+        # Adapters change neither the base weights nor, from here on, this hash.
+        self.base_hash = (
+            hash_tensors(model.state_dict()) if config.backbone and config.tune != "full" else None
+        )
+        model.requires_grad_(config.tune == "full")
+        if config.tune == "lora":
+            add_lora(model, config.lora_rank, config.lora_alpha)
+
+    @property
+    def width(self) -> int:
+        text = self.model.config.get_text_config()
+        return text.hidden_size
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.model.dtype
+
+    @property
+    def image_token_id(self) -> int:
+        config = self.model.config
+        return getattr(config, "image_token_id", None) or config.image_token_index
+
+    @property
+    def accepted(self) -> set[str]:
+        """Names of the model's inputs."""
+        return set(inspect.signature(type(self.model).forward).parameters)
+
+    def train(self, mode: bool = True) -> "Backbone":
+        """A frozen backbone stays in evaluation mode."""
+        return super().train(mode and self.tune != "frozen")
+
+    def forward(self, inputs: dict[str, Tensor]) -> Tensor:
+        """(B, L, C) float32 hidden states after the last layer that was kept."""
+        inputs = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        extra = {"use_cache": False} if "use_cache" in self.accepted else {}
+        return self.model(**inputs, **extra).last_hidden_state.float()
+
+
+def cut_language_model(model: nn.Module, layers: int) -> None:
+    """Keeps the first layers of the language model; 0 keeps all.
+
+    Raises:
+        UserError: if there are fewer layers.
+    """
+    if layers == 0:
+        return
+    decoder = model.get_decoder()
+    if layers > len(decoder.layers):
+        raise UserError(
+            f"select_layer={layers}, but the backbone's language model has {len(decoder.layers)} layers"
+        )
+    decoder.layers = decoder.layers[:layers]
+    decoder.config.num_hidden_layers = layers
+    if getattr(decoder.config, "layer_types", None):
+        decoder.config.layer_types = decoder.config.layer_types[:layers]
+
+
+def add_lora(model: nn.Module, rank: int, alpha: int) -> None:
+    """Adds trainable low-rank adapters to every linear layer of every attention, in vision and language."""
+    peft = require("peft", "groot")
+    targets = [
+        f"{name}.{child}"
+        for name, module in model.named_modules()
+        if "Attention" in type(module).__name__
+        for child, layer in module.named_children()
+        if isinstance(layer, nn.Linear)
+    ]
+    if not targets:
+        raise UserError(
+            f"{type(model).__name__} has no attention layers that LoRA could adapt; use tune=full"
+        )
+    peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), model)
+
+
+def new_backbone(config: SmallVLAConfig, cameras: tuple[Camera, ...], sentences: list[str]):
+    """A backbone from its checkpoint, or a freshly initialised embedded one, and its processor.
+
+    Raises:
+        UserError: if the checkpoint cannot be read.
+    """
+    require("transformers", "groot")
+    from transformers import AutoModelForImageTextToText
+
+    if not config.backbone:
+        model_config, processor = build_embedded(config.embedded, cameras, sentences)
+        model = _headless(AutoModelForImageTextToText.from_config(model_config))
+        # A narrow model's usual 0.02 makes words so short that normalising them makes training unstable.
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_SPREAD)
+        return Backbone(model, config), processor
+    return load_checkpoint(config), _read_processor(config.backbone, config.backbone)
+
+
+def load_checkpoint(config: SmallVLAConfig) -> Backbone:
+    """The backbone that `config.backbone` names.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    from transformers import AutoModelForImageTextToText
+
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            config.backbone, dtype=getattr(torch, config.backbone_dtype)
+        )
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise UserError(
+            f"backbone={config.backbone}: not a readable image-text-to-text checkpoint of transformers "
+            f"({_first_line(error)})"
+        ) from error
+    return Backbone(_headless(model), config)
+
+
+def saved_backbone(config: SmallVLAConfig, folder: Path):
+    """The backbone of a saved policy, with weights still to be filled in if the policy stores them.
+
+    Args:
+        config: of the policy.
+        folder: where the backbone's configuration and processor were saved.
+
+    Raises:
+        UserError: if a file is missing or broken.
+    """
+    from transformers import AutoConfig, AutoModelForImageTextToText
+
+    processor = _read_processor(str(folder), str(folder))
+    if config.backbone and config.tune != "full":
+        return load_checkpoint(config), processor
+    try:
+        model_config = AutoConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{folder / 'config.json'}: not readable ({_first_line(error)})") from error
+    model = AutoModelForImageTextToText.from_config(model_config, dtype=getattr(torch, config.backbone_dtype))
+    return Backbone(_headless(model), config), processor
+
+
+def _headless(model: nn.Module) -> nn.Module:
+    return getattr(model, "model", model)
+
+
+def _read_processor(path: str, where: str):
+    from transformers import AutoProcessor
+
+    try:
+        return AutoProcessor.from_pretrained(path)
+    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
+        raise UserError(f"{where}: its processor cannot be read ({_first_line(error)})") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,101 @@
+"""Settings of the GR00T-style policy."""
+
+from dataclasses import dataclass, field
+
+from deas_vla.errors import UserError
+
+TUNE_MODES = ("frozen", "lora", "full")
+
+
+@dataclass
+class EmbeddedBackboneConfig:
+    """A vision-language model small enough for a CPU, built from these numbers instead of a checkpoint.
+
+    It is a real `transformers` model (Idefics3: a SigLIP vision tower, pixel shuffle and a Llama), randomly
+    initialised, with a tokenizer and an image processor of its own.
+    """
+
+    # Side of a vision patch in pixels.
+    patch_size: int = 16
+    # Side of the square of patches that pixel shuffle merges into one token.
+    merge: int = 1
+    # Width of the vision transformer.
+    vision_width: int = 96
+    # Layers of the vision transformer.
+    vision_layers: int = 1
+    # Width of the language model, and of the tokens that the action head sees.
+    text_width: int = 96
+    # Layers of the language model.
+    text_layers: int = 1
+    # Width of one attention head, in both transformers.
+    head_width: int = 32
+    # Width of the feed-forward layers, in multiples of the model width.
+    mlp_ratio: int = 2
+
+
+@dataclass
+class SmallVLAConfig:
+    """A vision-language backbone and a flow-matching transformer over action chunks.
+
+    After GR00T N1.5 (NVIDIA 2025): backbone tokens, cut at a layer, through a layer norm and a few self-attention
+    layers, are what a diffusion transformer attends to while it turns noise into an action chunk.
+    """
+
+    # Folder or hub name of a transformers image-text-to-text checkpoint; empty for the embedded backbone.
+    backbone: str = ""
+    # Sizes of the embedded backbone.
+    embedded: EmbeddedBackboneConfig = field(default_factory=EmbeddedBackboneConfig)
+    # How the backbone is tuned: frozen, lora or full.
+    tune: str = "full"
+    # Rank of the LoRA adapters.
+    lora_rank: int = 16
+    # Scale of the LoRA adapters: their output is multiplied by alpha / rank.
+    lora_alpha: int = 32
+    # Language-model layers to keep, counted from the first; 0 keeps all.
+    select_layer: int = 0
+    # Number type of the backbone's weights: float32 or bfloat16.
+    backbone_dtype: str = "float32"
+    # Room for the instruction, in tokens; every prompt is padded to the same length.
+    max_instruction_tokens: int = 16
+    # Frames encoded together outside training, so that none depends on its batch; 0: 8 if embedded, else 1.
+    encode_group: int = 0
+    # Self-attention layers over the backbone's tokens, before the action head (4 in GR00T N1.5).
+    context_layers: int = 0
+    # Steps in an action chunk (H).
+    horizon: int = 16
+    # Width of the action head.
+    width: int = 64
+    # Layers of the action head: cross-attention and self-attention in turn, cross-attention first (16 in GR00T N1.5).
+    layers: int = 2
+    # Width of one attention head of the action head.
+    head_width: int = 32
+    # Width of the feed-forward layers, in multiples of the width.
+    mlp_ratio: int = 2
+    # Columns that the action encoder and decoder have room for.
+    max_action_dim: int = 32
+    # Columns that the state encoder has room for.
+    max_state_dim: int = 64
+    # Robots that the encoders and decoders have room for.
+    num_embodiments: int = 1
+    # Which of them this policy drives.
+    embodiment: int = 0
+    # Euler steps from noise to a chunk.
+    denoising_steps: int = 4
+
+    def __post_init__(self) -> None:
+        if self.tune not in TUNE_MODES:
+            raise UserError(f"tune={self.tune!r} is unknown; choose one of {', '.join(TUNE_MODES)}")
+        if self.backbone_dtype not in ("float32", "bfloat16"):
+            raise UserError(f"backbone_dtype={self.backbone_dtype!r} is unknown; choose float32 or bfloat16")
+        if self.width % self.head_width:
+            raise UserError(f"width={self.width} is not a multiple of head_width={self.head_width}")
+        if not 0 <= self.embodiment < self.num_embodiments:
+            raise UserError(f"embodiment={self.embodiment} is outside num_embodiments={self.num_embodiments}")
+        for name in ("horizon", "layers", "denoising_steps", "max_instruction_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+
+    @property
+    def group(self) -> int:
+        """Frames that `encode` runs together outside training."""
+        return self.encode_group or (1 if self.backbone else 8)

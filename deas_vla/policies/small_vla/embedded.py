@@ -1,0 +1,119 @@
+"""The embedded backbone: a vision-language model and its processor, made here, with nothing to download."""
+
+from deas_vla.data.contract import Camera
+from deas_vla.errors import UserError
+from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig
+
+IMAGE_TOKEN, FAKE_TOKEN, GLOBAL_TOKEN, END_TOKEN = (
+    "<image>",
+    "<fake_token_around_image>",
+    "<global-img>",
+    "<end_of_utterance>",
+)
+PAD_TOKEN, BEGIN_TOKEN, STOP_TOKEN = "<pad>", "<s>", "</s>"
+VOCABULARY_SIZE = 1024
+# Spread of new word embeddings, about that of the image tokens beside them.
+EMBEDDING_SPREAD = 0.2
+
+# Words that robots are told: they become one token each. Any other word is spelled in bytes.
+WORDS = (
+    "a all and at away back banana bar basket behind below beside big block blue bottle bottom bowl bowls box bread",
+    "brown burner button cabinet can cans cart center cereal clear close coffee corner counter cube cup cutting desk",
+    "dish door drawer drop egg faucet first fish flip food fridge from front fruit gently grasp green gripper grey",
+    "hand handle heat in inside into it item kettle knife knob lamp left lever lid lift lower machine meat microwave",
+    "middle milk mug near new next object of off on onto open orange out oven over pan peach peg pick pin pink place",
+    "plate pot potato pour press pull purple push put reach red release right robot rotate round second serve set",
+    "shelf shut sink slide small spatula spoon spout square stack start stop stove sugar switch table take that the",
+    "then thermal third to tomato top toward towel turn twist under up upright vegetable water wheel white wine wipe",
+    "with wooden yellow",
+)
+
+
+def build_tokenizer(sentences: list[str]):
+    """A byte-level tokenizer that knows the words above and those of the given sentences.
+
+    Args:
+        sentences: instructions whose words become one token each.
+    """
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    words = sorted({word for s in (*WORDS, *sentences) for word in s.lower().replace(".", " ").split()})
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = [PAD_TOKEN, BEGIN_TOKEN, STOP_TOKEN, IMAGE_TOKEN, FAKE_TOKEN, GLOBAL_TOKEN, END_TOKEN]
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCABULARY_SIZE,
+        special_tokens=special,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(words, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token=PAD_TOKEN, bos_token=BEGIN_TOKEN, eos_token=STOP_TOKEN
+    )
+
+
+def build_embedded(config: EmbeddedBackboneConfig, cameras: tuple[Camera, ...], sentences: list[str]):
+    """Model configuration and processor of the embedded backbone.
+
+    Args:
+        config: sizes.
+        cameras: must be square, of one size, a multiple of a token's side.
+        sentences: instructions whose words the tokenizer should know.
+
+    Returns:
+        A `transformers` model configuration and a processor.
+
+    Raises:
+        UserError: if the cameras do not fit.
+    """
+    from transformers import Idefics3Config, Idefics3ImageProcessor, Idefics3Processor
+    from transformers.image_utils import PILImageResampling
+
+    sizes = {(camera.height, camera.width) for camera in cameras}
+    side, token = max(max(size) for size in sizes), config.patch_size * config.merge
+    if sizes != {(side, side)} or side % token:
+        raise UserError(
+            f"the embedded backbone needs square cameras of one size, a multiple of {token} pixels; "
+            f"got {', '.join(f'{c.name} {c.height}x{c.width}' for c in cameras)}"
+        )
+    tokenizer = build_tokenizer(sentences)
+    image_processor = Idefics3ImageProcessor(
+        do_image_splitting=False,
+        resample=PILImageResampling.BICUBIC,
+        size={"longest_edge": side},
+        max_image_size={"longest_edge": side},
+    )
+    processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=(side // token) ** 2)
+    text = {
+        "model_type": "llama",
+        "hidden_size": config.text_width,
+        "intermediate_size": config.mlp_ratio * config.text_width,
+        "num_hidden_layers": config.text_layers,
+        "num_attention_heads": config.text_width // config.head_width,
+        "num_key_value_heads": config.text_width // config.head_width,
+        "vocab_size": VOCABULARY_SIZE,
+        "max_position_embeddings": 1024,
+        "pad_token_id": tokenizer.pad_token_id,
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+    }
+    vision = {
+        "hidden_size": config.vision_width,
+        "intermediate_size": config.mlp_ratio * config.vision_width,
+        "num_hidden_layers": config.vision_layers,
+        "num_attention_heads": config.vision_width // config.head_width,
+        "image_size": side,
+        "patch_size": config.patch_size,
+    }
+    model_config = Idefics3Config(
+        vision_config=vision,
+        text_config=text,
+        scale_factor=config.merge,
+        image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    return model_config, processor

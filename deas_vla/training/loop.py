@@ -1,0 +1,316 @@
+"""One training loop for everything that trains: through Accelerate, counter-based, resumable to the same weights.
+
+Every random choice of step k is drawn from a generator that is seeded with (seed, k), never from a stream: a run
+that was killed and resumed sees the same batches, noise and dropout as one that was not. A step's global batch is
+drawn whole and each process takes its share, so two processes compute what one would; only dropout, where there is any,
+draws the masks of each process apart.
+"""
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from deas_vla.data.frames import FrameTable
+from deas_vla.errors import UserError
+from deas_vla.features.cache import FeatureCache, FrameCache
+from deas_vla.features.pooling import FeatureConfig
+from deas_vla.files import atomic_path
+from deas_vla.policies.chunk_policy import ChunkPolicy
+
+
+@dataclass
+class TrainingConfig:
+    """How long, how fast and how often: the same fields for the policy, its fine-tuning and the critic."""
+
+    # Optimiser steps.
+    steps: int = 1000
+    # Samples a step, over all processes together; a multiple of the number of processes.
+    batch_size: int = 64
+    # Peak learning rate of AdamW.
+    learning_rate: float = 1e-3
+    # Share of the steps over which the learning rate rises linearly from zero.
+    warmup: float = 0.05
+    # True: the learning rate falls to zero along a cosine; False: it stays at its peak.
+    cosine: bool = True
+    # AdamW's decoupled weight decay.
+    weight_decay: float = 1e-5
+    # Largest norm of the gradient; longer ones are scaled down.
+    gradient_clip: float = 1.0
+    # Steps between two lines of metrics.
+    log_every: int = 50
+    # Steps between two checkpoints; a killed run goes on from the last one.
+    checkpoint_every: int = 250
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch_size < 1:
+            raise UserError(f"steps ({self.steps}) and batch_size ({self.batch_size}) must be at least 1")
+
+    def learning_rate_at(self, step: int) -> float:
+        """Linear warm-up, then a cosine to zero or a constant."""
+        warmup = max(1, round(self.warmup * self.steps))
+        if step < warmup:
+            return self.learning_rate * (step + 1) / warmup
+        if not self.cosine:
+            return self.learning_rate
+        progress = (step - warmup) / max(1, self.steps - warmup)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def make_accelerator() -> Accelerator:
+    """Accelerate's handle on devices and processes.
+
+    Without a GPU Accelerate heeds the launcher's processes only if it is told to use the CPU, and DeepSpeed, which
+    must not be told so, needs the name of a backend that runs there. A process that waits while the main one
+    collects or evaluates must not run into the default time limit.
+    """
+    on_cpu = not torch.cuda.is_available()
+    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    group = InitProcessGroupKwargs(
+        backend="gloo" if on_cpu and deepspeed else None, timeout=timedelta(days=7)
+    )
+    return Accelerator(cpu=on_cpu and not deepspeed, kwargs_handlers=[group])
+
+
+def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
+    """A CPU generator for one step; different streams of one step are independent."""
+    state = np.random.SeedSequence((seed, step, stream)).generate_state(1, np.uint64)[0]
+    return torch.Generator().manual_seed(int(state) & 0x7FFF_FFFF_FFFF_FFFF)
+
+
+def my_share(accelerator: Accelerator, batch_size: int) -> slice:
+    """The rows of a global batch that this process works on.
+
+    Raises:
+        UserError: if the batch cannot be divided evenly among the processes.
+    """
+    if batch_size % accelerator.num_processes:
+        raise UserError(
+            f"batch_size {batch_size} is not a multiple of the {accelerator.num_processes} processes; "
+            f"take {batch_size - batch_size % accelerator.num_processes or accelerator.num_processes}"
+        )
+    share = batch_size // accelerator.num_processes
+    return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
+
+
+def train(
+    accelerator: Accelerator,
+    module: nn.Module,
+    batch_at: Callable[[int], tuple],
+    config: TrainingConfig,
+    folder: Path,
+    *,
+    name: str,
+    seed: int,
+    after_step: Callable[[], None] | None = None,
+    milestone: Callable[[int], None] | None = None,
+) -> None:
+    """Trains a module in place.
+
+    Args:
+        accelerator: Accelerate's handle on devices and processes.
+        module: its forward takes what `batch_at` returns and gives (scalar loss, dict of 0-d tensors).
+        batch_at: step number to the arguments of this process's share of the batch, already on the device.
+        config: steps, batch size, learning rate.
+        folder: where ``checkpoint.safetensors`` and ``metrics.jsonl`` are kept while training runs.
+        name: what the progress bar and TensorBoard call it.
+        seed: seeds dropout, anew at every step and on every process.
+        after_step: called after every optimiser step (target networks).
+        milestone: called after that with the number of steps done; must not draw random numbers. A resumed run calls
+            it again for the steps that it does again.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    # Fused: one pass over the weights and their moments, where the default takes a dozen.
+    optimizer = torch.optim.AdamW(
+        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
+    )
+    if accelerator.distributed_type == DistributedType.DEEPSPEED:
+        # DeepSpeed asks for the micro-batch where it would otherwise read it off a data loader.
+        share = config.batch_size // accelerator.num_processes
+        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = share
+    wrapped, optimizer = accelerator.prepare(module, optimizer)
+    checkpoint = Checkpoint(folder / "checkpoint.safetensors", accelerator, module, optimizer)
+    start = checkpoint.load()
+    log = MetricLog(accelerator, folder, name, start)
+
+    # To seed the generators of all kinds of devices takes 0.1 ms, as much as drawing a small batch.
+    on_cpu = accelerator.device.type == "cpu"
+    seed_dropout = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
+    wrapped.train()
+    bar = tqdm(
+        total=config.steps, initial=start, desc=name, unit="step", mininterval=1, dynamic_ncols=True,
+        disable=not accelerator.is_local_main_process,
+    )  # fmt: skip
+    for step in range(start, config.steps):
+        seed_dropout(step_generator(seed, step, 1 + accelerator.process_index).initial_seed())
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(step)
+        loss, metrics = wrapped(*batch_at(step))
+        accelerator.backward(loss)
+        norm = accelerator.clip_grad_norm_(parameters, config.gradient_clip)
+        optimizer.step()
+        optimizer.zero_grad()
+        if after_step is not None:
+            after_step()
+        if milestone is not None:
+            milestone(step + 1)
+
+        last = step + 1 == config.steps
+        # A number under DeepSpeed, which also clips by itself (gradient_clipping in its configuration).
+        norm = torch.as_tensor(norm, device=loss.device).detach()
+        log.add({"loss": loss.detach(), **metrics, "gradient_norm": norm})
+        if (step + 1) % config.log_every == 0 or last:
+            bar.set_postfix(loss=f"{log.flush(step + 1, config.learning_rate_at(step)):.4g}", refresh=False)
+        if (step + 1) % config.checkpoint_every == 0 and not last:
+            checkpoint.save(step + 1)
+        bar.update()
+    bar.close()
+    log.close()
+    module.eval()
+    # Another module may be trained by the same accelerator next.
+    accelerator.free_memory()
+
+
+def cached_features(
+    accelerator: Accelerator, policy: ChunkPolicy, frames: FrameTable, config: FeatureConfig, folder: Path
+) -> Tensor:
+    """(F, P) pooled tokens of all frames, from the cache; what is missing is computed by all processes."""
+    return filled(accelerator, FeatureCache(folder, policy, frames, config), "features")
+
+
+def filled(accelerator: Accelerator, cache: FrameCache, name: str) -> Tensor:
+    """The content of a cache; what is missing is computed by all processes.
+
+    Args:
+        accelerator: Accelerate's handle on the processes; all of them call this.
+        cache: what to fill.
+        name: what the progress bar calls it.
+    """
+    with tqdm(
+        total=len(cache.frames), desc=name, unit="frame", dynamic_ncols=True,
+        disable=not accelerator.is_local_main_process,
+    ) as bar:  # fmt: skip
+        cache.fill(
+            process=accelerator.process_index,
+            processes=accelerator.num_processes,
+            progress=lambda count: bar.update(count * accelerator.num_processes),
+        )
+    accelerator.wait_for_everyone()
+    return cache.read()
+
+
+class Checkpoint:
+    """Weights, optimiser state and step in one safetensors file, replaced in one move."""
+
+    def __init__(self, path: Path, accelerator: Accelerator, module: nn.Module, optimizer):
+        self.path, self.accelerator, self.module, self.optimizer = path, accelerator, module, optimizer
+        # ZeRO keeps only a part of the optimiser's state on each process: an interrupted DeepSpeed stage starts
+        # over, and, being counter-based, ends with the same weights.
+        self.possible = accelerator.distributed_type != DistributedType.DEEPSPEED
+
+    def save(self, step: int) -> None:
+        if not (self.possible and self.accelerator.is_main_process):
+            return
+        tensors = {f"module.{key}": value for key, value in self.module.state_dict().items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
+        # Tied or sliced weights share memory, which safetensors refuses: write plain copies.
+        tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+        with atomic_path(self.path) as temporary:
+            save_file(tensors, temporary, metadata={"step": str(step)})
+
+    def load(self) -> int:
+        """Restores the last checkpoint, on every process; returns the number of steps already done."""
+        if not (self.possible and self.path.is_file()):
+            return 0
+        try:
+            with safe_open(self.path, "pt") as file:
+                step = int(file.metadata()["step"])
+                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            weights = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
+            self.module.load_state_dict(weights)
+            state: dict[int, dict[str, Tensor]] = {}
+            for key, value in tensors.items():
+                if key.startswith("optimizer."):
+                    _, index, field = key.split(".")
+                    state.setdefault(int(index), {})[field] = value
+            groups = self.optimizer.state_dict()["param_groups"]
+            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
+        except Exception as error:
+            raise UserError(
+                f"{self.path} cannot be read ({error}); delete it and run again: this stage starts over"
+            ) from error
+        return step
+
+
+class MetricLog:
+    """Means of metrics to ``metrics.jsonl`` and TensorBoard, gathered only when a line is due."""
+
+    def __init__(self, accelerator: Accelerator, folder: Path, name: str, start: int):
+        self.accelerator, self.path = accelerator, folder / "metrics.jsonl"
+        self.sums: dict[str, Tensor] = {}
+        self.count, self.began = 0, time.perf_counter()
+        self.board = None
+        if accelerator.is_main_process:
+            # Lines that were written after the checkpoint from which this run goes on will be written again.
+            lines = [line for line in read_metrics(self.path) if line["step"] <= start]
+            folder.mkdir(parents=True, exist_ok=True)
+            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+            with suppress(ImportError):
+                from torch.utils.tensorboard import SummaryWriter
+
+                self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def add(self, metrics: dict[str, Tensor]) -> None:
+        for key, value in metrics.items():
+            self.sums[key] = self.sums[key] + value if key in self.sums else value.clone()
+        self.count += 1
+
+    def flush(self, step: int, learning_rate: float) -> float:
+        """Writes one line; returns the mean loss since the last one."""
+        keys = sorted(self.sums)
+        means = torch.stack([self.sums[key].float() for key in keys]) / self.count
+        means = self.accelerator.reduce(means, "mean")
+        line = dict(zip(keys, means.tolist(), strict=True))
+        line |= {"learning_rate": learning_rate}
+        rate = self.count / (time.perf_counter() - self.began)
+        self.sums, self.count, self.began = {}, 0, time.perf_counter()
+        if self.accelerator.is_main_process:
+            with self.path.open("a") as file:
+                file.write(json.dumps({"step": step, **line, "steps_per_second": rate}) + "\n")
+            if self.board is not None:
+                for key, value in line.items():
+                    self.board.add_scalar(key, value, step)
+        if not math.isfinite(line["loss"]):
+            raise UserError(
+                f"the loss is not finite at step {step}; lower the learning rate or look for NaN in the data"
+            )
+        return line["loss"]
+
+    def close(self) -> None:
+        if self.board is not None:
+            self.board.close()
+
+
+def read_metrics(path: Path) -> list[dict]:
+    """The lines of a ``metrics.jsonl``; a last line that was cut off by a kill is left out."""
+    lines = []
+    if path.is_file():
+        for text in path.read_text().splitlines():
+            with suppress(json.JSONDecodeError):
+                lines.append(json.loads(text))
+    return lines

@@ -1,0 +1,198 @@
+"""After two rounds of improvement: which policy should propose, and which critic choose?
+
+    accelerate launch --config_file accelerate_configs/cpu.yaml -m studies.ablations.second_round \\
+        --runs=outputs/robosuite/lift-11,outputs/robosuite/stack-11 --output=outputs/second_round_bench/robosuite
+
+Needs the extras `sim`, `groot` and `lerobot`, and runs of recipes/finetune_robocasa.py with `--second_round=true`;
+those of studies/robosuite/suite.py are. Every pairing of a policy with a critic plays the same scenes, which no
+evaluation uses; tables compare all of them scene by scene, over tasks and training seeds. About a minute a pairing
+and run on one core, which processes share; what is done is skipped.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from tqdm import tqdm
+
+from deas_vla.config import from_json
+from deas_vla.critic.critic import DeasCritic
+from deas_vla.data.observation import Context, Observation
+from deas_vla.envs.simulator import SimulatorConfig
+from deas_vla.errors import UserError
+from deas_vla.features.pooling import CriticInputs
+from deas_vla.files import write_json
+from deas_vla.improvement.best_of_n import BestOfN
+from deas_vla.improvement.selection import SelectionConfig
+from deas_vla.launch import run_recipe
+from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.policies.registry import load_policy
+from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
+from deas_vla.training.loop import make_accelerator
+from deas_vla.training.stages import claim, run_stage, stage_report
+from studies.ablations.second_round_table import judge, second_round_tables
+
+
+class Pairing(NamedTuple):
+    """A policy that proposes, and who chooses."""
+
+    # Stages of a run.
+    policy: str
+    critics: tuple[str, ...]
+    num_candidates: int = 8
+    # The noise that candidates are made of is multiplied by this.
+    noise_scale: float = 0.5
+
+
+POLICIES, CRITICS = ("advantage_weighted", "advantage_weighted_2"), ("critic", "critic_2")
+FIRST, SECOND = Pairing(POLICIES[0], CRITICS[:1]), Pairing(POLICIES[1], CRITICS[1:])
+PAIRINGS = {
+    "first round": FIRST,
+    "second round": SECOND,
+    "second policy, first critic": Pairing(POLICIES[1], CRITICS[:1]),
+    "first policy, second critic": Pairing(POLICIES[0], CRITICS[1:]),
+    "second policy, mean of both critics": Pairing(POLICIES[1], CRITICS),
+    "first round, noise ×1": FIRST._replace(noise_scale=1.0),
+    "second round, noise ×1": SECOND._replace(noise_scale=1.0),
+    "first round, 32 candidates": FIRST._replace(num_candidates=32),
+    "second round, 32 candidates": SECOND._replace(num_candidates=32),
+}
+# What each is compared with, where it is not the first: what is alike but for the round.
+AGAINST = {
+    "second round, noise ×1": "first round, noise ×1",
+    "second round, 32 candidates": "first round, 32 candidates",
+}
+
+
+@dataclass
+class SecondRoundBenchConfig:
+    """Settings of studies/ablations/second_round.py."""
+
+    # Folders of runs of finetune_robocasa with a second round: tasks and training seeds are theirs.
+    runs: list[str] = field(default_factory=lambda: ["outputs/lift"])
+    # Folder of the bench.
+    output: str = "outputs/second_round_bench/lift"
+    # Scenes that every pairing plays once, for each run and task.
+    scenes: int = 200
+    # Simulator processes; 0 plays in the recipe's own.
+    workers: int = 2
+    # Episodes under way at once.
+    parallel_episodes: int = 16
+
+    def __post_init__(self):
+        if self.scenes < 1 or not self.runs:
+            raise UserError("the bench needs a run and a scene")
+
+
+def main(config: SecondRoundBenchConfig) -> None:
+    accelerator = make_accelerator()
+    for run in map(Path, config.runs):
+        play_run(accelerator, config, run)
+    if accelerator.is_main_process:
+        results = {"scenes": config.scenes, "runs": [Path(run).name for run in config.runs]}
+        results |= judge(
+            [Path(config.output) / Path(run).name for run in config.runs], against_of(list(PAIRINGS))
+        )
+        path = Path(config.output) / "bench.json"
+        write_json(path, results)
+        print(f"\n{second_round_tables(results)}\n\nIn {path}.")
+
+
+def against_of(names: list[str]) -> dict[str, str | None]:
+    """Every pairing to the one that it is compared with; the first has none."""
+    return {name: AGAINST.get(name, names[0]) if name != names[0] else None for name in names}
+
+
+def play_run(accelerator: Accelerator, config: SecondRoundBenchConfig, run: Path) -> None:
+    """Plays every pairing of one run."""
+    inputs = {name: run / name for name in (*POLICIES, *CRITICS)}
+    collected = stage_report(run / "rollouts_2")["settings"]
+    simulator = from_json(
+        SimulatorConfig,
+        {name: collected[name] for name in ("env", "tasks", "simulator")}
+        | {"workers": config.workers, "parallel_episodes": config.parallel_episodes},
+        run / "rollouts_2",
+    )
+    seed, execute_steps = collected["seed"], collected["rollouts"]["execute_steps"]
+    jobs = paired_jobs(scenes_of("bench", config.scenes, seed), 1)
+
+    def work(folder: Path) -> None:
+        policies = {name: load_policy(inputs[name] / "policy").to(accelerator.device) for name in POLICIES}
+        for task in simulator.tasks:
+            place = folder / "arms" / task
+            with simulator.open_workers(task, accelerator.num_processes) as workers:
+                # The longest first: processes share the pairings, and should end together.
+                ordered = sorted(PAIRINGS.items(), key=lambda named: -named[1].num_candidates)
+                for name, pairing in tqdm(ordered, desc=folder.name, unit="pairing", dynamic_ncols=True):
+                    policy = policies[pairing.policy]
+                    workers.contract.require_same(policy.contract, f"task {task}", f"policy {pairing.policy}")
+                    with claim(place / f"{name}.json") as mine:
+                        if mine:
+                            evaluate_arm(
+                                name,
+                                workers,
+                                decider(policy, pairing, [inputs[critic] for critic in pairing.critics]),
+                                jobs,
+                                place,
+                                seed=seed,
+                                parallel=config.parallel_episodes,
+                                execute_steps=execute_steps,
+                                line=accelerator.local_process_index + 1,
+                            )
+        accelerator.wait_for_everyone()
+
+    settings = {name: collected[name] for name in ("env", "tasks", "simulator", "seed")}
+    settings |= {"scenes": config.scenes, "execute_steps": execute_steps}
+    settings |= {"pairings": {name: pairing._asdict() for name, pairing in PAIRINGS.items()}}
+    run_stage(accelerator, Path(config.output) / run.name, settings, inputs, work, everyone=True)
+
+
+def decider(policy: ChunkPolicy, pairing: Pairing, folders: list[Path]) -> BestOfN:
+    """Best of N by the smallest value of a critic's networks; of several critics, by the mean of these."""
+    committee = Committee(policy, folders)
+    # Without pessimism it is the mean, and of one critic that critic.
+    selection = SelectionConfig(noise_scale=pairing.noise_scale, pessimism=0.0)
+    return BestOfN(policy, pairing.num_candidates, "lower_bound", committee, committee, selection)
+
+
+class Committee:
+    """Critics of one policy's chunks as one: each a network of it, that sees with its own eyes.
+
+    Args:
+        policy: whose tokens all of them were trained on.
+        folders: stages of recipes/train_critic.py, at least one.
+    """
+
+    def __init__(self, policy: ChunkPolicy, folders: list[Path]):
+        device = next(policy.parameters()).device
+        self.critics = [DeasCritic.load(folder / "critic", device)[0] for folder in folders]
+        self.inputs = [CriticInputs.load(folder / "critic", policy.contract) for folder in folders]
+        first, *others = self.inputs
+        self.contract, self.encoder_fingerprint = first.contract, first.encoder_fingerprint
+        self.config, self.chunks = self.critics[0].config, first.chunks
+        for folder, other in zip(folders[1:], others, strict=True):
+            if (other.contract, other.encoder_fingerprint) != (self.contract, self.encoder_fingerprint):
+                raise UserError(f"{folder} reads other columns, statistics or tokens than {folders[0]}")
+
+    def observation(self, context: Context, observation: Observation) -> tuple[list[Tensor], Tensor]:
+        """What each critic sees, and the state, which is the same for all."""
+        seen = [inputs.observation(context, observation) for inputs in self.inputs]
+        return [features for features, _ in seen], seen[0][1]
+
+    def q_values(self, features: list[Tensor], state: Tensor, chunks: Tensor) -> Tensor:
+        """(critics, B, N) the smallest value of each critic's networks."""
+        return torch.stack(
+            [critic.score(seen, state, chunks) for critic, seen in zip(self.critics, features, strict=True)]
+        )
+
+    def value(self, features: list[Tensor], state: Tensor) -> Tensor:
+        """(B,) the mean of their values."""
+        values = [critic.value(seen, state) for critic, seen in zip(self.critics, features, strict=True)]
+        return torch.stack(values).mean(0)
+
+
+if __name__ == "__main__":
+    run_recipe(main, SecondRoundBenchConfig)

@@ -1,0 +1,208 @@
+"""The truth about candidates: decisions of a policy's episodes, each candidate played out several times from there.
+
+It is collected once for a policy and judges any critic of its chunks in a second, without playing an episode. One
+continuation of a chunk is a coin toss; several tell how good it was.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+from tqdm import tqdm
+
+from deas_vla.critic.critic import CriticConfig
+from deas_vla.data.observation import Observation, first_sights
+from deas_vla.envs.vector import EnvWorkers, frame_after
+from deas_vla.errors import UserError
+from deas_vla.files import atomic_path
+from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+from deas_vla.improvement.selection import keyed
+from deas_vla.rollouts.branches import CONTINUATION_DRAW, play_branches, return_of
+
+PROBE_STREAM = 3  # of the random numbers that choose which decisions are probed
+
+
+@dataclass
+class Truth:
+    """D probed decisions with N candidates, each played out K times.
+
+    Attributes:
+        images: camera name to (D, height, width, 3) uint8: what the policy saw.
+        state: (D, S) float32, raw units.
+        instruction: D sentences.
+        candidates: (D, N, H, A) float32 commands.
+        steps: (D, N, K) int32, steps from the decision to the end of the branch.
+        success: (D, N, K) bool.
+        scene: (D,) int64.
+        step: (D,) int64, steps played before the decision.
+    """
+
+    images: dict[str, np.ndarray]
+    state: np.ndarray
+    instruction: list[str]
+    candidates: np.ndarray
+    steps: np.ndarray
+    success: np.ndarray
+    scene: np.ndarray
+    step: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    def observation(self, rows: slice) -> Observation:
+        """What the policy saw at these decisions."""
+        return Observation(
+            images={name: torch.from_numpy(image[rows]) for name, image in self.images.items()},
+            state=torch.from_numpy(self.state[rows]),
+            instruction=self.instruction[rows],
+        )
+
+    def returns(self, config: CriticConfig) -> np.ndarray:
+        """(D, N, K) a critic's return of each branch: -1 a step, and failing goes on for ever."""
+        lengths = range(1, int(self.steps.max()) + 1)
+        won = np.array([0.0] + [return_of(np.arange(n) == n - 1, config) for n in lengths])
+        lost = np.array([0.0] + [return_of(np.zeros(n, bool), config) for n in lengths])
+        return np.where(self.success, won[self.steps], lost[self.steps])
+
+    def save(self, path: Path) -> None:
+        """Writes one safetensors file, whole or not at all."""
+        arrays = {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {f"images.{name}": image for name, image in self.images.items()}
+        facts = {"instruction": self.instruction, "cameras": list(self.images)}
+        with atomic_path(path) as temporary:
+            arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+            save_file(arrays, temporary, metadata={"truth": json.dumps(facts)})
+
+    @classmethod
+    def load(cls, path: Path) -> "Truth":
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: if the file is missing, cut off or something else.
+        """
+        try:
+            with safe_open(path, "numpy") as file:
+                facts = json.loads(file.metadata()["truth"])
+                return cls(
+                    images={name: file.get_tensor(f"images.{name}") for name in facts["cameras"]},
+                    instruction=facts["instruction"],
+                    **{name: file.get_tensor(name) for name in _ARRAYS},
+                )
+        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{path}: not the truth about candidates ({error}); collect it again") from error
+
+    @classmethod
+    def concatenate(cls, parts: list["Truth"]) -> "Truth":
+        """Several as one; at least one."""
+        return cls(
+            images={name: np.concatenate([part.images[name] for part in parts]) for name in parts[0].images},
+            instruction=[sentence for part in parts for sentence in part.instruction],
+            **{name: np.concatenate([getattr(part, name) for part in parts]) for name in _ARRAYS},
+        )
+
+
+_ARRAYS = ("state", "candidates", "steps", "success", "scene", "step")
+
+
+def collect_truth(
+    workers: EnvWorkers,
+    proposer: BestOfN,
+    scenes: list[int],
+    folder: Path,
+    *,
+    seed: int,
+    continuations: int,
+    share: float,
+    execute_steps: int,
+    block: int = 10,
+) -> Truth:
+    """Plays the policy in each scene and probes some of its decisions; kept in blocks of scenes.
+
+    Args:
+        workers: simulators that can be branched.
+        proposer: the policy with its number of candidates; the first candidate is played.
+        scenes: one episode in each.
+        folder: of the blocks.
+        seed: of the policy's noise.
+        continuations: K.
+        share: chance of a decision to be probed; a scene without any gives nothing.
+        execute_steps: actions played of each chunk.
+        block: scenes between two saves.
+
+    Raises:
+        UserError: if no decision was probed.
+    """
+    files = []
+    policy = BestOfN(proposer.policy)
+    with tqdm(total=len(scenes), desc="truth", unit="scene", dynamic_ncols=True) as bar:
+        for start in range(0, len(scenes), block):
+            part = scenes[start : start + block]
+            path = Path(folder) / f"truth-{start:05d}.safetensors"
+            if path.is_file():
+                bar.update(len(part))
+            else:
+                probes = []
+                for scene in part:
+                    probes += _probe_scene(
+                        workers, proposer, policy, scene, seed, continuations, share, execute_steps
+                    )
+                    bar.update()
+                if not probes:
+                    continue
+                Truth.concatenate(probes).save(path)
+            files.append(path)
+    if not files:
+        raise UserError(f"no decision of {len(scenes)} scenes was probed; raise --truth.share")
+    return Truth.concatenate([Truth.load(path) for path in files])
+
+
+def _probe_scene(
+    workers: EnvWorkers,
+    proposer: BestOfN,
+    policy: BestOfN,
+    scene: int,
+    seed: int,
+    continuations: int,
+    share: float,
+    execute_steps: int,
+) -> list[Truth]:
+    frame, step, decision, played, probes = workers.reset([0], [scene])[0], 0, 0, None, []
+    sight = first_sights(Observation.stack([frame]))[0]
+    while played is None or not played.done:
+        key = NoiseKey(seed, sight, 0, decision)
+        candidates = proposer.choose(Observation.stack([frame]), [key]).candidates[0].cpu().numpy()
+        if keyed(key, PROBE_STREAM).random() < share:
+            state = workers.save([0])[0]
+            branches = play_branches(
+                workers,
+                policy,
+                state,
+                candidates[:, :execute_steps].repeat(continuations, 0),
+                frame["instruction"],
+                [CONTINUATION_DRAW - k for k in range(continuations)] * len(candidates),
+                seed=seed,
+                sight=sight,
+                execute_steps=execute_steps,
+            )
+            workers.restore([0], [state])
+            shape = (1, len(candidates), continuations)
+            probes.append(
+                Truth(
+                    images={name: image[None] for name, image in frame["images"].items()},
+                    state=frame["state"][None].astype(np.float32),
+                    instruction=[frame["instruction"]],
+                    candidates=candidates[None],
+                    steps=np.array([len(branch) for branch in branches], np.int32).reshape(shape),
+                    success=np.array([branch[-1] for branch in branches]).reshape(shape),
+                    scene=np.array([scene]),
+                    step=np.array([step]),
+                )
+            )
+        played = workers.play([0], candidates[:1, :execute_steps])[0]
+        step, decision = step + len(played.actions), decision + 1
+        frame = frame_after(played, frame["instruction"])
+    return probes

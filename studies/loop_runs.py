@@ -1,0 +1,140 @@
+"""Finished runs of the whole loop, as numbers: who succeeded where, and by how much more than another."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from deas_vla.errors import UserError
+from deas_vla.files import atomic_path
+from deas_vla.training.stages import DONE, stage_report
+from studies.grid import Cell, Grid, grid_difference, grid_mean, success_interval
+from studies.ogbench.report.findings import gap, rate, rate_range
+
+# The stage in which every policy of a run plays without its noise, and what it did.
+WITHOUT_NOISE = "without_noise"
+
+
+def is_finished(run: Path) -> bool:
+    """Whether a run was evaluated to its end."""
+    return (run / "evaluation" / DONE).is_file()
+
+
+def read_run(run: Path) -> dict:
+    """``settings`` and ``seconds`` of every stage, and ``arms``: arm to task to its records.
+
+    A run whose policies were also played without their noise has ``without_noise``, likewise.
+
+    Raises:
+        UserError: if the run's evaluation is not finished.
+    """
+    if not is_finished(run):
+        raise UserError(f"{run} has no evaluation; run its recipe to its end first")
+    stages = stages_of(run)
+    read = {
+        "settings": {name: stage["settings"] for name, stage in stages.items()},
+        "seconds": {name: stage["seconds"] for name, stage in stages.items()},
+        "arms": _arms_of(run / "evaluation", stages["evaluation"]["settings"]["tasks"]),
+    }
+    if WITHOUT_NOISE in stages:
+        read[WITHOUT_NOISE] = _arms_of(run / WITHOUT_NOISE, stages[WITHOUT_NOISE]["settings"]["tasks"])
+    return read
+
+
+def stages_of(run: Path) -> dict[str, dict]:
+    """Name of a run's every finished stage to what it left about itself."""
+    return {path.parent.name: stage_report(path.parent) for path in sorted(run.glob(f"*/{DONE}"))}
+
+
+def draws_of(records: list[dict]) -> int:
+    """Draws of the noise in each scene."""
+    return 1 + max(record["draw"] for record in records)
+
+
+def arm_grids(runs: list[dict], tasks: list[str], played: str = "arms") -> dict[str, Grid]:
+    """Arm to its grid over training seeds and tasks; a value is the mean over the draws of one scene.
+
+    Args:
+        runs: as `read_run` gives them.
+        tasks: in the order of the grid.
+        played: which of a run's outcomes, ``arms`` or ``without_noise``.
+    """
+    grids: dict[str, Grid] = {}
+    for run in runs:
+        seed = run["settings"]["evaluation"]["seed"]
+        for arm, by_task in run[played].items():
+            for task, records in by_task.items():
+                grids.setdefault(arm, {})[seed, tasks.index(task)] = cell_of(records)
+    return grids
+
+
+def cell_of(records: list[dict]) -> Cell:
+    """What one run did in its scenes: the mean over the draws of each."""
+    draws = draws_of(records)
+    success = np.array([record["success"] for record in records], float).reshape(-1, draws)
+    return Cell(tuple(record["scene"] for record in records[::draws]), success.mean(1))
+
+
+def by_task(grid: Grid, tasks: list[str], value) -> dict:
+    """``mean``: the value of the whole grid, and ``per_task``: of each task's part that is there."""
+    alone = {task: {key: cell for key, cell in grid.items() if key[1] == i} for i, task in enumerate(tasks)}
+    return {"mean": value(grid), "per_task": {task: value(part) for task, part in alone.items() if part}}
+
+
+def level_of(grid: Grid) -> dict:
+    """A success rate with its interval."""
+    return {"success": grid_mean(grid), "ci95": list(success_interval(grid))}
+
+
+def gain_over(grid: Grid, base: Grid) -> dict:
+    """The difference in the scenes that both played: an oracle plays fewer."""
+    both = {key: _common(grid[key], base[key]) for key in grid}
+    difference = grid_difference(
+        {key: pair[0] for key, pair in both.items()}, {key: pair[1] for key, pair in both.items()}
+    )
+    return asdict(difference) | {"ci95": list(difference.ci95)}
+
+
+def write_page(
+    output: Path, name: str, results: dict, page: str, figures: dict[str, str] | None = None
+) -> None:
+    """Writes ``name.json``, ``name.md`` and each figure as ``name-FIGURE.svg`` to a folder, whole or not at all."""
+    files = {f"{name}-{figure}.svg": svg for figure, svg in (figures or {}).items()}
+    files[f"{name}.json"] = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+    files[f"{name}.md"] = page
+    for file, text in files.items():
+        with atomic_path(output / file) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def without_seed(settings: dict) -> dict:
+    """Settings of stages as they are for every seed."""
+    return {name: stage | {"seed": None} for name, stage in settings.items()}
+
+
+def rate_in(level: dict, name: str) -> str:
+    """A task's success rate with its interval, or that of all for another name."""
+    value = level["per_task"].get(name, level["mean"])
+    return f"{rate(value['success'], 0)} ({rate_range(value['ci95'])})"
+
+
+def gap_in(gain: dict, name: str) -> str:
+    """A task's difference with its interval, or that of all for another name."""
+    return gap(gain["per_task"].get(name, gain["mean"]))
+
+
+def _arms_of(stage: Path, tasks: list[str]) -> dict[str, dict[str, list[dict]]]:
+    arms: dict[str, dict[str, list[dict]]] = {}
+    for task in tasks:
+        for path in sorted((stage / "arms" / task).glob("*.json")):
+            arms.setdefault(path.stem, {})[task] = json.loads(path.read_text())
+    return arms
+
+
+def _common(one: Cell, other: Cell) -> tuple[Cell, Cell]:
+    scenes = tuple(sorted(set(one.scenes) & set(other.scenes)))
+    return tuple(
+        Cell(scenes, np.array([cell.values[cell.scenes.index(scene)] for scene in scenes]))
+        for cell in (one, other)
+    )
