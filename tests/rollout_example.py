@@ -13,7 +13,7 @@ from data_example import SIZE, ExampleEncoder, example_contract
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Statistics
 from deas_vla.data.observation import Context
-from deas_vla.envs.protocol import Played
+from deas_vla.envs.protocol import ChunkResult
 from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection
 from deas_vla.policies.chunk_policy import ChunkPolicy
 
@@ -60,7 +60,7 @@ class LineWorkers:
                 images.append(self._frame(slot)["images"])
             if over:
                 break
-        return Played(
+        return ChunkResult(
             states=np.stack(states),
             actions=np.stack(actions),
             rewards=np.array(success, np.float32),

@@ -7,7 +7,7 @@ import pytest
 import torch
 from rollout_example import CONTRACT, HORIZON, LinePolicy, LineWorkers, MovesRight, line_inputs
 
-from deas_vla.data.observation import Observation, first_sights
+from deas_vla.data.observation import Observation, episode_ids
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
@@ -40,7 +40,7 @@ def test_rule_08_the_first_n_actions_are_played():
     workers, policy = LineWorkers(), decider()
     rollout = play_episodes(workers, policy, [Job(3)], seed=0, parallel=1, execute_steps=3)[0]
     observed = Observation.stack(LineWorkers().reset([0], [3]))
-    chunk = policy.choose(observed, [NoiseKey(0, first_sights(observed)[0], 0, 0)]).commands[0]
+    chunk = policy.choose(observed, [NoiseKey(0, episode_ids(observed)[0], 0, 0)]).commands[0]
     assert np.array_equal(rollout.episode.actions[:3], chunk[:3].numpy())
     assert not np.array_equal(rollout.episode.actions[3], chunk[3].numpy())
 

@@ -19,7 +19,7 @@ from policy_example import observations, small_policy
 from reranker_example import reseal, rewrite_json, small_critic
 
 from deas_vla.data.lerobot.format import features
-from deas_vla.data.observation import first_sights
+from deas_vla.data.observation import episode_ids
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.export.lerobot_plugin.configuration_deas import DeasConfig
 from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy
@@ -90,9 +90,9 @@ def test_lerobot_finds_it(exported):
 
 
 def test_rule_01_it_plays_what_the_reranker_chooses_action_for_action(policy, exported):
-    reranker, sights = Reranker.load(exported), [observations(2, seed=seed) for seed in range(3)]
-    names = first_sights(sights[0])
-    for decision, observation in enumerate(sights):
+    reranker, observed = Reranker.load(exported), [observations(2, seed=seed) for seed in range(3)]
+    names = episode_ids(observed[0])
+    for decision, observation in enumerate(observed):
         keys = [NoiseKey(0, name, 0, decision) for name in names]
         chosen = reranker.choose(observation, keys).commands
         batch = batch_of(observation)
@@ -184,7 +184,7 @@ def test_a_prefix_is_kept_and_the_rest_goes_on_from_it(policy, held):
     real = min(held, len(last))
     assert torch.equal(chunk[0, :real], last[:real])
     # It is what the reranker chooses among the candidates that go on from it.
-    key = NoiseKey(0, first_sights(observation)[0], 0, 1)
+    key = NoiseKey(0, episode_ids(observation)[0], 0, 1)
     chosen = policy.reranker.choose(observation, [key], Prefix(last[None], held))
     assert torch.equal(chunk, chosen.commands) and chosen.candidates.shape[1] == 3
     assert free.shape == chunk.shape

@@ -7,7 +7,7 @@ import pytest
 
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.metaworld.env import MetaworldEnv
-from deas_vla.envs.metaworld.experts import ATTEMPT_STEPS, ClumsyExpert
+from deas_vla.envs.metaworld.experts import ATTEMPT_STEPS, NoisyExpert
 from deas_vla.envs.metaworld.tasks import MT10, TASKS, metaworld_contract
 from deas_vla.envs.registry import contract_of
 from deas_vla.envs.vector import EnvWorkers
@@ -91,9 +91,9 @@ class Sees:
 
 
 @pytest.mark.unit
-def test_a_clumsy_expert_errs_by_its_settings_and_draws_its_error_anew():
+def test_a_noisy_expert_errs_by_its_settings_and_draws_its_error_anew():
     rng, observation = np.random.default_rng(0), np.arange(39.0)
-    expert = ClumsyExpert(Sees(), noise=0.1, bias=0.02)
+    expert = NoisyExpert(Sees(), noise=0.1, bias=0.02)
     errors = []
     for _ in range(2 * ATTEMPT_STEPS):
         command = expert.command(observation, rng)
@@ -102,7 +102,7 @@ def test_a_clumsy_expert_errs_by_its_settings_and_draws_its_error_anew():
     errors = np.array(errors)
     assert not errors[:, np.r_[0:4, 6:39]].any()
     assert len(np.unique(errors[:, 4])) == 2 and 0 < np.abs(errors[:, 4:6]).max() < 0.1
-    exact = ClumsyExpert(Sees(), noise=0.0, bias=0.0)
+    exact = NoisyExpert(Sees(), noise=0.0, bias=0.0)
     assert exact.command(observation, rng).tolist() == pytest.approx([1.0, 0.0, 0.0, -0.4])
     assert np.array_equal(exact.policy.seen, observation)
 

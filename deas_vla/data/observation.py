@@ -60,8 +60,8 @@ class Observation:
         )
 
 
-def first_sights(observation: Observation) -> list[int]:
-    """A number for each observation, from every bit of it: a name for the episode that begins with it.
+def episode_ids(observation: Observation) -> list[int]:
+    """(B,) hash of each initial observation: the id of the episode that begins with it.
 
     It names the noise of that episode, which is then the same wherever the episode is played: in any batch, in our
     recipes or by LeRobot's tools, which tell a policy nothing of scenes.

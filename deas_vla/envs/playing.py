@@ -8,7 +8,7 @@ import numpy as np
 
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.panda_omron import ROBOCASA_CAMERAS
-from deas_vla.envs.protocol import Played
+from deas_vla.envs.protocol import ChunkResult
 from deas_vla.errors import UserError
 
 
@@ -27,7 +27,9 @@ class Stepped(Protocol):
     def images(self) -> dict[str, np.ndarray]: ...
 
 
-def play_steps(env: Stepped, next_command: Callable[[], np.ndarray], count: int, frame_every: int) -> Played:
+def play_steps(
+    env: Stepped, next_command: Callable[[], np.ndarray], count: int, frame_every: int
+) -> ChunkResult:
     """Plays up to `count` commands, stopping at success and at the time limit.
 
     Args:
@@ -53,7 +55,7 @@ def play_steps(env: Stepped, next_command: Callable[[], np.ndarray], count: int,
             images.append(env.images())
         if success[-1]:
             break
-    return Played(
+    return ChunkResult(
         states=np.stack(states),
         actions=np.stack(actions),
         rewards=np.array(success, dtype=np.float32),

@@ -9,7 +9,7 @@ from deas_vla.data.contract import Contract
 
 
 @dataclass
-class Played:
+class ChunkResult:
     """What happened while a chunk was played. n ≤ H steps: it stops at success and at the time limit.
 
     Attributes:
@@ -47,7 +47,7 @@ class ChunkEnv(Protocol):
         """Starts a scene; returns the first frame: ``images``, ``state``, ``instruction``."""
         ...
 
-    def play(self, actions: np.ndarray, frame_every: int = 0) -> Played:
+    def play(self, actions: np.ndarray, frame_every: int = 0) -> ChunkResult:
         """Plays (n, A) commands, stopping at success or the time limit.
 
         Args:
@@ -57,7 +57,7 @@ class ChunkEnv(Protocol):
         """
         ...
 
-    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> Played:
+    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> ChunkResult:
         """Like `play`, with the scripted expert's commands, computed in closed loop; its imperfections come from
         `noise` (see the environment's configuration)."""
         ...

@@ -6,7 +6,7 @@ from deas_vla.envs.config import EnvConfig, EnvSettings
 from deas_vla.envs.vector import EnvWorkers
 
 
-def clumsy_expert() -> EnvSettings:
+def noisy_expert() -> EnvSettings:
     """Demonstrations like a person's: the noise leaves states to recover from, the bias makes one try in five fail."""
     return EnvSettings(expert_noise=0.2, expert_grasp_bias=0.012)
 
@@ -20,7 +20,7 @@ class SimulatorConfig:
     # Tasks, separated by commas: lift, stack, pick_place_can, door; for the others the names of their environments.
     tasks: list[str] = field(default_factory=lambda: ["lift"])
     # How tasks are seen and played.
-    simulator: EnvSettings = field(default_factory=clumsy_expert)
+    simulator: EnvSettings = field(default_factory=noisy_expert)
     # Simulator processes of the whole run; 0 plays in the recipe's own.
     workers: int = 2
     # Episodes under way at once; the policy decides for all of them in one batch.

@@ -23,14 +23,14 @@ from pathlib import Path
 import numpy as np
 
 from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.protocol import ChunkEnv, Played
+from deas_vla.envs.protocol import ChunkEnv, ChunkResult
 from deas_vla.envs.registry import contract_of, make_env
 from deas_vla.errors import UserError
 
 EXPERT_SLOT = -1
 
 
-def frame_after(played: Played, instruction: str) -> dict:
+def frame_after(played: ChunkResult, instruction: str) -> dict:
     """What the policy sees after a chunk: ``images``, ``state``, ``instruction``."""
     return {
         "images": {name: image[-1] for name, image in played.images.items()},
@@ -71,7 +71,9 @@ class EnvWorkers:
         """Starts a scene in each slot; returns the first frames (``images``, ``state``, ``instruction``)."""
         return self._run([(slot, "reset", (int(scene),)) for slot, scene in zip(slots, scenes, strict=True)])
 
-    def play(self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0) -> list[Played]:
+    def play(
+        self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0
+    ) -> list[ChunkResult]:
         """Plays one chunk of (n, A) commands in each slot; see `ChunkEnv.play`."""
         return self._run(
             [
@@ -82,7 +84,7 @@ class EnvWorkers:
 
     def branch(
         self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0
-    ) -> list[list[Played]]:
+    ) -> list[list[ChunkResult]]:
         """Plays each of N candidates from each slot's state and goes back to it.
 
         Args:
@@ -114,7 +116,7 @@ class EnvWorkers:
 
     def expert_episodes(
         self, scenes: Sequence[int], seeds: Sequence[int], frame_every: int = 0
-    ) -> Iterator[tuple[dict, Played]]:
+    ) -> Iterator[tuple[dict, ChunkResult]]:
         """Whole episodes of the scripted expert, in order, each with its first frame; slots are left alone.
 
         Args:
@@ -222,10 +224,10 @@ class _Host:
     def reset(self, slot: int, scene: int) -> dict:
         return self._at(slot, fresh=True).reset(scene)
 
-    def play(self, slot: int, actions: np.ndarray, frame_every: int) -> Played:
+    def play(self, slot: int, actions: np.ndarray, frame_every: int) -> ChunkResult:
         return self._at(slot).play(actions, frame_every)
 
-    def branch(self, slot: int, candidates: np.ndarray, frame_every: int) -> list[Played]:
+    def branch(self, slot: int, candidates: np.ndarray, frame_every: int) -> list[ChunkResult]:
         env = self._at(slot)
         state = env.save()
         results = []
@@ -243,7 +245,7 @@ class _Host:
     def picture(self, slot: int, height: int, width: int) -> np.ndarray:
         return self._at(slot).picture(height, width)
 
-    def expert(self, slot: int, scene: int, seed: int, frame_every: int) -> tuple[dict, Played]:
+    def expert(self, slot: int, scene: int, seed: int, frame_every: int) -> tuple[dict, ChunkResult]:
         env = self._at(slot, fresh=True)
         first = env.reset(scene)
         return first, env.play_expert(env.horizon, np.random.default_rng(seed), frame_every)

@@ -20,7 +20,7 @@ class NoiseKey:
 
     Attributes:
         seed: of the run.
-        scene: names the episode: what it sees first (`first_sights`), or the number of a scene.
+        scene: names the episode: a hash of its first observation (`episode_ids`), or the number of a scene.
         draw: of the same episode once more with other noise.
         decision: its number in the episode.
     """

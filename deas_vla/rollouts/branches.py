@@ -22,7 +22,7 @@ def play_branches(
     draws: list[int],
     *,
     seed: int,
-    sight: int,
+    episode_id: int,
     execute_steps: int,
 ) -> list[np.ndarray]:
     """Plays each candidate from the same state, and then the policy until the end.
@@ -35,7 +35,7 @@ def play_branches(
         instruction: of the scene.
         draws: n draws of the continuation's noise; equal draws have equal noise.
         seed: of the policy's noise.
-        sight: names the noise of the episode, see `first_sights`.
+        episode_id: names the noise of the episode, see `episode_ids`.
         execute_steps: actions played of each later chunk.
 
     Returns:
@@ -54,7 +54,7 @@ def play_branches(
                 frames.append(frame_after(played, instruction))
         slots = playing
         if slots:
-            keys = [NoiseKey(seed, sight, draws[slot], decision) for slot in slots]
+            keys = [NoiseKey(seed, episode_id, draws[slot], decision) for slot in slots]
             chunks = policy.choose(Observation.stack(frames), keys).commands[:, :execute_steps].cpu().numpy()
             decision += 1
     return [np.concatenate(parts) for parts in success]

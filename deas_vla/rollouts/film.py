@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deas_vla.data.observation import Observation, first_sights
+from deas_vla.data.observation import Observation, episode_ids
 from deas_vla.envs.protocol import ChunkEnv
 from deas_vla.envs.vector import frame_after
 from deas_vla.files import write_json
@@ -59,10 +59,10 @@ def film(
 def _play(env: ChunkEnv, label: str, decider: BestOfN, scene: int, seed: int, execute_steps: int) -> Panel:
     frame = env.reset(scene)
     pictures, steps, values, decisions = [env.picture(PICTURE, PICTURE)], [], [], []
-    success_step, done, sight = None, False, first_sights(Observation.stack([frame]))[0]
+    success_step, done, episode_id = None, False, episode_ids(Observation.stack([frame]))[0]
     while not done:
         step = len(pictures) - 1
-        choice = decider.choose(Observation.stack([frame]), [NoiseKey(seed, sight, 0, len(decisions))])
+        choice = decider.choose(Observation.stack([frame]), [NoiseKey(seed, episode_id, 0, len(decisions))])
         steps.append(step)
         values.append(float(choice.value[0]))
         decisions.append(Decision(step, choice.scores[0].cpu().numpy(), int(choice.index[0])))

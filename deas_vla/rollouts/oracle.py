@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-from deas_vla.data.observation import Observation, first_sights
+from deas_vla.data.observation import Observation, episode_ids
 from deas_vla.envs.vector import EnvWorkers, frame_after
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
@@ -71,9 +71,9 @@ def _episode(
     workers: EnvWorkers, decider: BestOfN, policy: BestOfN, scene: int, seed: int, execute_steps: int
 ) -> dict:
     frame, steps, decisions, played = workers.reset([0], [scene])[0], 0, [], None
-    sight = first_sights(Observation.stack([frame]))[0]
+    episode_id = episode_ids(Observation.stack([frame]))[0]
     while played is None or not played.done:
-        choice = decider.choose(Observation.stack([frame]), [NoiseKey(seed, sight, 0, len(decisions))])
+        choice = decider.choose(Observation.stack([frame]), [NoiseKey(seed, episode_id, 0, len(decisions))])
         candidates = choice.candidates[0, :, :execute_steps].cpu().numpy()
         state = workers.save([0])[0]
         branches = play_branches(
@@ -84,7 +84,7 @@ def _episode(
             frame["instruction"],
             [CONTINUATION_DRAW] * len(candidates),
             seed=seed,
-            sight=sight,
+            episode_id=episode_id,
             execute_steps=execute_steps,
         )
         truth = [return_of(branch, decider.critic.config) for branch in branches]

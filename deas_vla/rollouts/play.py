@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deas_vla.data.episodes import Episode
-from deas_vla.data.observation import Observation, first_sights
-from deas_vla.envs.protocol import Played
+from deas_vla.data.observation import Observation, episode_ids
+from deas_vla.envs.protocol import ChunkResult
 from deas_vla.envs.vector import EnvWorkers, frame_after
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 
@@ -59,7 +59,7 @@ def play_episodes(
         workers: the simulators.
         decider: chooses a chunk for each observation.
         jobs: episodes to play.
-        seed: seed of the policy's noise; with first sight, draw and decision it names each candidate.
+        seed: seed of the policy's noise; with episode id, draw and decision it names each candidate.
         parallel: episodes under way at once.
         execute_steps: the first n actions of a chunk are played, then the policy decides again.
         frame_every: also store images every so many steps of an episode; 0: only where the policy decides.
@@ -79,7 +79,9 @@ def play_episodes(
             for slot, number, frame in zip(free, taken, frames, strict=True):
                 playing[slot] = _Playing(number, jobs[number], frame)
         slots = sorted(playing)
-        keys = [NoiseKey(seed, p.sight, p.job.draw, len(p.decisions)) for p in (playing[s] for s in slots)]
+        keys = [
+            NoiseKey(seed, p.episode_id, p.job.draw, len(p.decisions)) for p in (playing[s] for s in slots)
+        ]
         choice = decider.choose(Observation.stack([playing[slot].frame for slot in slots]), keys)
         commands = choice.commands[:, :execute_steps].cpu().numpy()
         values = [float("nan")] * len(slots) if choice.value is None else choice.value.tolist()
@@ -104,12 +106,12 @@ class _Playing:
 
     def __init__(self, number: int, job: Job, frame: dict):
         self.number, self.job, self.first, self.frame = number, job, frame, frame
-        self.sight = first_sights(Observation.stack([frame]))[0]
-        self.parts: list[Played] = []
+        self.episode_id = episode_ids(Observation.stack([frame]))[0]
+        self.parts: list[ChunkResult] = []
         self.decisions: list[Decision] = []
         self.steps = 0
 
-    def add(self, played: Played) -> None:
+    def add(self, played: ChunkResult) -> None:
         self.parts.append(played)
         self.steps += len(played.actions)
         self.frame = frame_after(played, self.first["instruction"])
@@ -118,7 +120,7 @@ class _Playing:
         return episode_of(self.first, self.parts, self.job.scene, source)
 
 
-def episode_of(first: dict, parts: list[Played], scene: int, source: str) -> Episode:
+def episode_of(first: dict, parts: list[ChunkResult], scene: int, source: str) -> Episode:
     """Joins the first frame and what was played into one episode."""
     starts = np.cumsum([0, *(len(part.actions) for part in parts[:-1])])
     steps = [np.zeros(1, np.int64), *(start + part.frames for start, part in zip(starts, parts, strict=True))]

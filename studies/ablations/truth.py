@@ -15,7 +15,7 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from deas_vla.critic.critic import CriticConfig
-from deas_vla.data.observation import Observation, first_sights
+from deas_vla.data.observation import Observation, episode_ids
 from deas_vla.envs.vector import EnvWorkers, frame_after
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
@@ -171,9 +171,9 @@ def _probe_scene(
     execute_steps: int,
 ) -> list[Truth]:
     frame, step, decision, played, probes = workers.reset([0], [scene])[0], 0, 0, None, []
-    sight = first_sights(Observation.stack([frame]))[0]
+    episode_id = episode_ids(Observation.stack([frame]))[0]
     while played is None or not played.done:
-        key = NoiseKey(seed, sight, 0, decision)
+        key = NoiseKey(seed, episode_id, 0, decision)
         candidates = proposer.choose(Observation.stack([frame]), [key]).candidates[0].cpu().numpy()
         if keyed(key, PROBE_STREAM).random() < share:
             state = workers.save([0])[0]
@@ -185,7 +185,7 @@ def _probe_scene(
                 frame["instruction"],
                 [CONTINUATION_DRAW - k for k in range(continuations)] * len(candidates),
                 seed=seed,
-                sight=sight,
+                episode_id=episode_id,
                 execute_steps=execute_steps,
             )
             workers.restore([0], [state])

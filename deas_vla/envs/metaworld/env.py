@@ -11,11 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.metaworld.experts import ClumsyExpert, Memory
+from deas_vla.envs.metaworld.experts import Memory, NoisyExpert
 from deas_vla.envs.metaworld.tasks import VIEWS, View, metaworld_contract, task_of
 from deas_vla.envs.panda_omron import as_commands
 from deas_vla.envs.playing import play_steps
-from deas_vla.envs.protocol import Played
+from deas_vla.envs.protocol import ChunkResult
 from deas_vla.envs.rendering import SceneRenderer, choose_gl
 from deas_vla.errors import UserError, require
 
@@ -91,7 +91,7 @@ class MetaworldEnv:
         for view in VIEWS.values():
             _place(self.model, view)
         _group_arm(self.model)
-        self.expert = ClumsyExpert(experts[config.task](), config.expert_noise, config.expert_grasp_bias)
+        self.expert = NoisyExpert(experts[config.task](), config.expert_noise, config.expert_grasp_bias)
         self._fixture_start, self._attribute_start = self._fixtures(), self._attributes()
         self._eyes: SceneRenderer | None = None
         self._picture: SceneRenderer | None = None
@@ -125,12 +125,12 @@ class MetaworldEnv:
         """What the policy sees now: ``images``, ``state``, ``instruction``."""
         return {"images": self.images(), "state": self.state(), "instruction": self.instruction}
 
-    def play(self, actions: np.ndarray, frame_every: int = 0) -> Played:
+    def play(self, actions: np.ndarray, frame_every: int = 0) -> ChunkResult:
         """Plays (n, 4) commands; see `ChunkEnv`."""
         commands = iter(as_commands(actions, self.contract))
         return play_steps(self, lambda: next(commands), len(actions), frame_every)
 
-    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> Played:
+    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> ChunkResult:
         """Plays up to `steps` commands of the scripted expert; see `ChunkEnv`."""
         return play_steps(self, lambda: self.expert.command(self.observation, noise), steps, frame_every)
 

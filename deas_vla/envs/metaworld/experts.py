@@ -1,4 +1,4 @@
-"""Meta-World's scripted experts, made clumsy on purpose.
+"""Meta-World's scripted experts, made noisy on purpose.
 
 They are functions of what they see: where the hand, the object and the goal are. The hand trembles (`expert_noise`),
 and the object is believed to be a little beside where it is (`expert_grasp_bias`), in another place after each half
@@ -16,7 +16,7 @@ OBJECT_XY = slice(4, 6)  # of Meta-World's observation
 
 @dataclass
 class Memory:
-    """What the clumsy expert remembers between steps.
+    """What the noisy expert remembers between steps.
 
     Attributes:
         steps: commands given since the scene began.
@@ -27,7 +27,7 @@ class Memory:
     bias: np.ndarray = field(default_factory=lambda: np.zeros(2))
 
 
-class ClumsyExpert:
+class NoisyExpert:
     """One of Meta-World's experts with hands that tremble and eyes that err.
 
     Args:

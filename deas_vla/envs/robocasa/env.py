@@ -21,7 +21,7 @@ from deas_vla.envs.panda_omron import (
     panda_omron_contract,
 )
 from deas_vla.envs.playing import check_cameras, play_steps, unknown
-from deas_vla.envs.protocol import Played
+from deas_vla.envs.protocol import ChunkResult
 from deas_vla.errors import UserError
 
 INSTALL_COMMANDS = (
@@ -113,12 +113,12 @@ class RoboCasaEnv:
         self._look(False)
         return frame
 
-    def play(self, actions: np.ndarray, frame_every: int = 0) -> Played:
+    def play(self, actions: np.ndarray, frame_every: int = 0) -> ChunkResult:
         """Plays (n, 12) commands; see `ChunkEnv`."""
         commands = iter(as_commands(actions, self.contract))
         return play_steps(self, lambda: next(commands), len(actions), frame_every)
 
-    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> Played:
+    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> ChunkResult:
         """RoboCasa has none.
 
         Raises:

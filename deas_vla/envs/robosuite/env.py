@@ -14,7 +14,7 @@ import numpy as np
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.panda_omron import RATE_HZ, as_commands, columns_of
 from deas_vla.envs.playing import play_steps
-from deas_vla.envs.protocol import Played
+from deas_vla.envs.protocol import ChunkResult
 from deas_vla.envs.rendering import SceneRenderer
 from deas_vla.envs.robosuite.tasks import build_simulator, robosuite_contract, task_of
 from deas_vla.errors import UserError
@@ -120,12 +120,12 @@ class RobosuiteEnv:
         """What the policy sees now: ``images``, ``state``, ``instruction``."""
         return {"images": self.images(), "state": self.state(), "instruction": self.instruction}
 
-    def play(self, actions: np.ndarray, frame_every: int = 0) -> Played:
+    def play(self, actions: np.ndarray, frame_every: int = 0) -> ChunkResult:
         """Plays (n, 12) commands; see `ChunkEnv`."""
         commands = iter(as_commands(actions, self.contract))
         return play_steps(self, lambda: next(commands), len(actions), frame_every)
 
-    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> Played:
+    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> ChunkResult:
         """Plays up to `steps` commands of the scripted expert; see `ChunkEnv`."""
         return play_steps(
             self, lambda: as_commands(self.expert.command(noise), self.contract)[0], steps, frame_every

@@ -31,7 +31,7 @@ class DeasConfig(SelectionConfig, PreTrainedConfig):
     rate_hz: float = 0.0
     # Chunks that the policy proposes at a decision.
     num_candidates: int = 8
-    # Chooses the policy's noise, together with what an episode sees first.
+    # Chooses the policy's noise, together with the episode's first observation.
     seed: int = 0
 
     def __post_init__(self) -> None:

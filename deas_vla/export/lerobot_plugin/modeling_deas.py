@@ -18,7 +18,7 @@ from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
 from deas_vla.critic.critic import DeasCritic
-from deas_vla.data.observation import Observation, first_sights
+from deas_vla.data.observation import Observation, episode_ids
 from deas_vla.errors import UserError
 from deas_vla.export.golden import GOLDEN, Golden
 from deas_vla.export.lerobot_files import check_lerobot_files
@@ -36,7 +36,7 @@ from deas_vla.policies.chunk_policy import ChunkPolicy
 class DeasPolicy(PreTrainedPolicy):
     """A reranker that plays the first `n_action_steps` of every chunk it chooses.
 
-    The noise of an episode depends on the configured seed, on what the episode sees first and on the number of the
+    The noise of an episode depends on the configured seed, on the episode's first observation and on the number of the
     decision: `reset` begins anew, and an episode that begins alike is played alike, whatever else is in its batch.
 
     Args:
@@ -117,7 +117,7 @@ class DeasPolicy(PreTrainedPolicy):
         """
         observation = self._observation(batch)
         if self._episodes is None:
-            self._episodes = first_sights(observation)
+            self._episodes = episode_ids(observation)
         if len(observation) != len(self._episodes):
             raise UserError(
                 f"{len(observation)} observations after {len(self._episodes)}: call reset() before other episodes"
