@@ -18,6 +18,7 @@ FLOORS = {
     "deas_vla.files": 0,
     "deas_vla.config": 0,
     "deas_vla.launch": 0,
+    "deas_vla.registry": 0,
     "deas_vla.critic": 0,
     "deas_vla.data": 1,
     "deas_vla.policies": 2,
