@@ -1,5 +1,8 @@
 """Errors a user can mend: one line that names the thing and the mend, and no traceback at the command line."""
 
+import difflib
+from collections.abc import Collection
+
 
 class UserError(Exception):
     """Something outside the program is wrong: a file, a flag, a data set, a missing package.
@@ -11,6 +14,15 @@ class UserError(Exception):
 
 class ContractMismatch(UserError):
     """Two parts disagree on columns, units, rate, cameras or normalisation statistics."""
+
+
+def unknown(what: str, name: str, known: Collection[str]) -> str:
+    """One line for a name that does not exist: the nearest one, and the known ones (the first 20)."""
+    by_lower = {item.lower(): item for item in known}
+    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
+    hint = f"; did you mean '{by_lower[near[0]]}'?" if near else ""
+    more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+    return f"unknown {what} '{name}'{hint} (known: {', '.join(list(known)[:20])}{more})"
 
 
 def require(module: str, extra: str):

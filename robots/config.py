@@ -13,8 +13,7 @@ from lerobot.robots import RobotConfig
 from lerobot.utils.import_utils import register_third_party_plugins
 
 from deas_vla.config import read_file
-from deas_vla.envs.playing import unknown
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, unknown
 from robots.outcome import OutcomeSource
 from robots.safety import HOME_SPEED, MAX_LAG
 from robots.sim import SimConfig

@@ -1,6 +1,5 @@
 """What every simulator shares: playing a chunk step by step, and telling names apart."""
 
-import difflib
 from collections.abc import Callable, Collection
 from typing import Protocol
 
@@ -9,7 +8,7 @@ import numpy as np
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.panda_omron import ROBOCASA_CAMERAS
 from deas_vla.envs.protocol import ChunkResult
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, unknown
 
 
 class Stepped(Protocol):
@@ -81,12 +80,3 @@ def check_cameras(config: EnvConfig, known: Collection[str] = ROBOCASA_CAMERAS) 
             raise UserError(unknown("camera", camera, known))
     if not config.cameras or len(set(config.cameras)) < len(config.cameras) or config.camera_size < 8:
         raise UserError("a policy needs one to three different cameras of at least 8 pixels")
-
-
-def unknown(what: str, name: str, known: Collection[str]) -> str:
-    """One line for a name that does not exist: the nearest one, and the known ones (the first 20)."""
-    by_lower = {item.lower(): item for item in known}
-    near = difflib.get_close_matches(name.lower(), by_lower, n=1)
-    hint = f"; did you mean '{by_lower[near[0]]}'?" if near else ""
-    more = f" and {len(known) - 20} more" if len(known) > 20 else ""
-    return f"unknown {what} '{name}'{hint} (known: {', '.join(list(known)[:20])}{more})"

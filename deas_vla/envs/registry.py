@@ -2,9 +2,8 @@
 
 from deas_vla.data.contract import Contract
 from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.playing import unknown
 from deas_vla.envs.protocol import ChunkEnv
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, unknown
 
 SIMULATORS = ("robosuite", "robocasa", "metaworld")
 

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deas_vla.envs.playing import unknown
-from deas_vla.errors import UserError, require
+from deas_vla.errors import UserError, require, unknown
 from studies.ogbench.data import OGBenchData
 
 # Environment to its number of goals (cubes, buttons, sliding parts) and the task that is meant where none is named.

@@ -20,9 +20,9 @@ from deas_vla.envs.panda_omron import (
     columns_of,
     panda_omron_contract,
 )
-from deas_vla.envs.playing import check_cameras, play_steps, unknown
+from deas_vla.envs.playing import check_cameras, play_steps
 from deas_vla.envs.protocol import ChunkResult
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, unknown
 
 INSTALL_COMMANDS = (
     "git clone https://github.com/ARISE-Initiative/robosuite && git clone https://github.com/robocasa/robocasa",

@@ -13,9 +13,9 @@ import numpy as np
 from deas_vla.data.contract import Contract
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.panda_omron import panda_omron_contract
-from deas_vla.envs.playing import check_cameras, unknown
+from deas_vla.envs.playing import check_cameras
 from deas_vla.envs.rendering import COLLISION_GROUP, choose_gl
-from deas_vla.errors import UserError, require
+from deas_vla.errors import UserError, require, unknown
 
 CAMERA_BODY = "mobilebase0_support"
 
