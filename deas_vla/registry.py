@@ -1,104 +1,105 @@
-"""Registries: what a user can add (a policy, a scorer, a simulator, a robot), by name.
+"""Policies, scorers, simulators and robots by name: a decorator adds one, wherever its file is.
 
-    POLICIES = Registry("policy", group="deas_vla.policies", builtin={"small_vla": "deas_vla.policies.small_vla"})
-    register_policy = POLICIES.register
-
-    @register_policy("linear")          # in any module, of this package or of another
-    class LinearPolicy(ChunkPolicy): ...
-
-A name is looked up among what was registered, then in the package, then among the entry points of installed packages
-(``linear = my_package.linear`` in the group). A user may also type ``my_package.linear:linear``: that module is
-imported first. Names that are read from files never import anything but the package and entry points.
+A name is looked up among what is registered, then among the modules that this project brings (imported when they are
+asked for), then among the entry points of installed distributions. ``my_arm.py:toy`` and ``my_package.arm:toy`` name a
+file or a module outside the package, whose import registers ``toy``.
 """
 
-import difflib
 import importlib
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, unknown
 
 
 class Registry[T]:
-    """Names of one sort of things.
+    """Name to class (or function) of one kind.
 
     Args:
-        what: the sort, for messages: ``policy``.
-        group: of the entry points: ``deas_vla.policies``.
-        builtin: name to the module of this package that registers it; imported when it is asked for.
+        kind: what the names are of, for messages: ``robot``.
+        group: of the entry points whose names and modules are added: ``deas_vla.robots``.
+        brought: name to the module of this project that registers it.
     """
 
-    def __init__(self, what: str, *, group: str, builtin: Mapping[str, str]) -> None:
-        self.what, self.group, self.builtin = what, group, dict(builtin)
-        self._entries: dict[str, T] = {}
+    def __init__(self, kind: str, group: str, brought: dict[str, str] | None = None):
+        self.kind, self.group, self.brought = kind, group, dict(brought or {})
+        self._registered: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that registers a class or function; the last one of a name counts."""
-
-        def keep(entry: T) -> T:
-            self._entries[name] = entry
-            return entry
-
-        return keep
-
-    def find(self, name: object, where: str | Path | None = None) -> T:
-        """What is registered under a name.
-
-        Args:
-            name: as registered.
-            where: the file or flag that asks for it, for the message.
+        """The decorator: ``@register_robot("name")``.
 
         Raises:
-            UserError: if there is none, with the names there are.
+            ValueError: if something else has the name already.
         """
-        if isinstance(name, str) and name not in self._entries:
-            module = self.builtin.get(name) or self._entry_points().get(name)
-            if module is not None:
-                importlib.import_module(module)
-        if not isinstance(name, str) or name not in self._entries:
-            names = self.names()
-            close = difflib.get_close_matches(str(name), names, 1)
-            hint = f"did you mean {close[0]}? " if close else ""
-            place = f"{where}: " if where is not None else ""
-            raise UserError(f"{place}unknown {self.what} {name!r}; {hint}there are {', '.join(names)}")
-        return self._entries[name]
 
-    def resolve(self, typed: str, where: str | Path | None = None) -> tuple[str, T]:
-        """A name that a user typed, ``NAME`` or ``MODULE:NAME``, and what is registered under it.
+        def add(registered: T) -> T:
+            before = self._registered.get(name)
+            # A class that is made again (a reload in a notebook) replaces itself.
+            if before is not None and before.__qualname__ != registered.__qualname__:
+                raise ValueError(f"there is a {self.kind} named {name!r} already: {before}")
+            self._registered[name] = registered
+            return registered
 
-        Raises:
-            UserError: if the module cannot be found, or the name is unknown.
-        """
-        module, _, name = typed.rpartition(":")
-        if module:
-            try:
-                importlib.import_module(module)
-            except ModuleNotFoundError as error:
-                place = f"{where}: " if where is not None else ""
-                raise UserError(
-                    f"{place}cannot import {module} ({error}); install it, or add its folder to PYTHONPATH"
-                ) from error
-        return name, self.find(name, where)
-
-    def name_of(self, entry: T) -> str:
-        """The name under which a class is registered, or the nearest of its base classes.
-
-        Raises:
-            UserError: if it is not registered.
-        """
-        for base in getattr(entry, "__mro__", (entry,)):
-            for name, registered in self._entries.items():
-                if registered is base:
-                    return name
-        raise UserError(
-            f"{getattr(entry, '__name__', entry)} is not registered as a {self.what}; "
-            f"decorate it with @register_{self.what}(NAME)"
-        )
+        return add
 
     def names(self) -> list[str]:
-        """All names that can be found, sorted; nothing is imported."""
-        return sorted({*self._entries, *self.builtin, *self._entry_points()})
+        """All names that `get` knows, sorted."""
+        return sorted({*self._registered, *self.brought, *(point.name for point in self._points())})
 
-    def _entry_points(self) -> dict[str, str]:
-        return {point.name: point.module for point in entry_points(group=self.group)}
+    def get(self, name: str) -> T:
+        """What has the name; ``FILE.py:NAME`` and ``MODULE:NAME`` are imported first.
+
+        Raises:
+            UserError: if there is no such name, file or module, with what there is.
+        """
+        module, _, name = name.rpartition(":")
+        if module:
+            import_plugin(module)
+        elif name not in self._registered:
+            if name in self.brought:
+                importlib.import_module(self.brought[name])
+            for point in self._points(name):
+                importlib.import_module(point.module)
+        if name not in self._registered:
+            where = f"{module} registers no {self.kind} {name!r}; " if module else ""
+            raise UserError(where + unknown(self.kind, name, self.names()))
+        return self._registered[name]
+
+    def name_of(self, registered: type) -> str | None:
+        """The name under which a class or one of its bases is registered; None if it is not."""
+        for candidate in registered.__mro__:
+            for name, known in self._registered.items():
+                if known is candidate:
+                    return name
+        return None
+
+    def _points(self, name: str | None = None):
+        return entry_points(group=self.group) if name is None else entry_points(group=self.group, name=name)
+
+
+def import_plugin(module: str) -> None:
+    """Imports a file (``path/to/file.py``) or a module by its dotted name, so that it registers what it has.
+
+    A file's own folder is put on the search path, so that a process that this one starts finds it too.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    if not module.endswith(".py"):
+        try:
+            importlib.import_module(module)
+        except ModuleNotFoundError as error:
+            raise UserError(f"{module} cannot be imported: {error}") from error
+        return
+    path = Path(module).resolve()
+    if not path.is_file():
+        raise UserError(f"{module} is not a file")
+    if str(path.parent) not in sys.path:
+        sys.path.append(str(path.parent))
+    found = importlib.import_module(path.stem)
+    if Path(getattr(found, "__file__", None) or "").resolve() != path:
+        raise UserError(
+            f"{module}: there is a module {path.stem} elsewhere already; give the file another name"
+        )

@@ -5,7 +5,6 @@ import sys
 import pytest
 
 from deas_vla.errors import UserError
-from deas_vla.registry import Registry
 
 pytestmark = pytest.mark.unit
 
@@ -15,7 +14,7 @@ def registry(tmp_path, monkeypatch):
     """A registry in a package of its own, with one builtin entry."""
     (tmp_path / "toy_package.py").write_text(
         "from deas_vla.registry import Registry\n"
-        "TOYS = Registry('toy', group='toy_package.toys', builtin={'ball': 'toy_ball'})\n"
+        "TOYS = Registry('toy', 'toy_package.toys', {'ball': 'toy_ball'})\n"
     )
     (tmp_path / "toy_ball.py").write_text(
         "from toy_package import TOYS\n@TOYS.register('ball')\nclass Ball: pass\n"
@@ -33,19 +32,30 @@ def registry(tmp_path, monkeypatch):
 
 def test_what_the_package_has_is_imported_when_it_is_asked_for(registry):
     assert registry.names() == ["ball"] and "toy_ball" not in sys.modules
-    ball = registry.find("ball")
+    ball = registry.get("ball")
     assert ball.__name__ == "Ball" and registry.name_of(ball) == "ball"
     assert registry.name_of(type("Football", (ball,), {})) == "ball"
+    assert registry.name_of(int) is None
 
 
-def test_a_module_that_a_user_names_is_imported_and_a_name_in_a_file_imports_nothing(registry):
-    with pytest.raises(UserError, match=r"saved\.json: unknown toy 'toy_outside:kite'; .*there are ball"):
-        registry.find("toy_outside:kite", "saved.json")
-    assert "toy_outside" not in sys.modules
-    name, kite = registry.resolve("toy_outside:kite")
-    assert name == "kite" and kite.__name__ == "Kite" and registry.find("kite") is kite
-    with pytest.raises(UserError, match="cannot import no_such_module"):
-        registry.resolve("no_such_module:kite")
+@pytest.mark.parametrize("typed", ["toy_outside:kite", "{folder}/toy_outside.py:kite"])
+def test_a_module_or_file_that_a_user_names_is_imported(registry, tmp_path, typed):
+    kite = registry.get(typed.format(folder=tmp_path))
+    assert kite.__name__ == "Kite" and registry.get("kite") is kite
+
+
+@pytest.mark.parametrize(
+    ("typed", "message"),
+    [
+        ("no_such_module:kite", "no_such_module cannot be imported"),
+        ("no/such/file.py:kite", "no/such/file.py is not a file"),
+        ("toy_outside:ball_of_wool", "toy_outside registers no toy 'ball_of_wool'"),
+        ("bal", "unknown toy 'bal'; did you mean 'ball'"),
+    ],
+)
+def test_what_is_not_there_is_refused(registry, typed, message):
+    with pytest.raises(UserError, match=message):
+        registry.get(typed)
 
 
 def test_an_entry_point_of_an_installed_package_is_found(registry, tmp_path):
@@ -54,14 +64,10 @@ def test_an_entry_point_of_an_installed_package_is_found(registry, tmp_path):
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: toys\nVersion: 1.0\n")
     (installed / "entry_points.txt").write_text("[toy_package.toys]\nkite = toy_outside\n")
     assert registry.names() == ["ball", "kite"]
-    assert registry.find("kite").__name__ == "Kite"
+    assert registry.get("kite").__name__ == "Kite"
 
 
-def test_unknown_names_are_refused_with_the_nearest_one():
-    registry: Registry[type] = Registry("toy", group="nothing.here", builtin={"ball": "nowhere"})
-    with pytest.raises(UserError, match=r"--toy: unknown toy 'bal'; did you mean ball\? there are ball"):
-        registry.find("bal", "--toy")
-    with pytest.raises(UserError, match="unknown toy 3"):
-        registry.find(3)
-    with pytest.raises(UserError, match=r"int is not registered as a toy; decorate it with @register_toy"):
-        registry.name_of(int)
+def test_two_things_of_one_name_are_refused(registry):
+    registry.get("ball")
+    with pytest.raises(ValueError, match="there is a toy named 'ball' already"):
+        registry.register("ball")(int)
