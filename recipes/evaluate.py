@@ -3,8 +3,8 @@
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/evaluate.py \\
         --policy=outputs/lift/policy --critic=outputs/lift/critic --output=outputs/lift/evaluation
 
-Needs the extras `sim`, `groot` and `report`. Every arm plays the same scenes with the same noise, and processes share
-the arms; the scenes are never those of collection. About 0.05 s an episode on two cores for Lift, the oracle about
+Needs the extras `sim`, `groot` and `report`. All methods play the same scenes with the same noise, and processes share
+the methods; the scenes are never those of collection. About 0.05 s an episode on two cores for Lift, the oracle about
 1 s a scene.
 """
 
@@ -25,7 +25,7 @@ from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
 from deas_vla.report.run import write_run_report
-from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
+from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs, scenes_of
 from deas_vla.rollouts.film import film
 from deas_vla.rollouts.oracle import play_oracle
 from deas_vla.training.loop import make_accelerator
@@ -36,15 +36,15 @@ from deas_vla.training.stages import claim, run_stage, sole_process
 class EvaluationConfig:
     """What is played."""
 
-    # Scenes that every arm plays, for each task.
+    # Scenes that every method plays, for each task.
     scenes: int = 100
     # Draws of the policy's noise in each scene.
     draws: int = 2
-    # Candidates of the arms best_of_n, worst_of_n, random_candidate and oracle.
+    # Candidates of the methods best_of_n, worst_of_n, random_candidate and oracle.
     num_candidates: int = 8
     # Numbers of candidates in the table of success against N; more can hurt.
     candidate_counts: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
-    # The noise of candidates is multiplied by this; arms of a policy alone play with its own.
+    # The noise of candidates is multiplied by this; methods of a policy alone play with its own.
     noise_scale: float = 0.5
     # Actions played of each chunk before the policy decides again.
     execute_steps: int = 16
@@ -70,17 +70,17 @@ class EvaluateConfig(SimulatorConfig):
     policy: str = "outputs/lift/policy"
     # Stage folder of the critic.
     critic: str = "outputs/lift/critic"
-    # Stage folder of the policy after filtered behaviour cloning; empty to leave this arm out.
+    # Stage folder of the policy after filtered behaviour cloning; empty to leave this method out.
     filtered_bc: str = ""
-    # Stage folder of the policy after advantage-weighted fine-tuning; empty to leave these arms out.
+    # Stage folder of the policy after advantage-weighted fine-tuning; empty to leave these methods out.
     advantage_weighted: str = ""
-    # Stage folder of the critic of a second round; empty to leave its arms out.
+    # Stage folder of the critic of a second round; empty to leave its methods out.
     second_critic: str = ""
-    # Stage folder of the policy of a second round; empty to leave its arms out.
+    # Stage folder of the policy of a second round; empty to leave its methods out.
     second_round: str = ""
-    # Stage folder of a one-step critic (IQL), for an arm that chooses by it; empty to leave it out.
+    # Stage folder of a one-step critic (IQL), for a method that chooses by it; empty to leave it out.
     iql_critic: str = ""
-    # Stage folder of a critic whose target asks the policy (Q-chunking), for an arm that chooses by it; empty likewise.
+    # Stage folder of a critic whose target asks the policy (Q-chunking), for a method that chooses by it; empty too.
     qc_critic: str = ""
     # Chooses the scenes and the policy's noise, 0 to 99.
     seed: int = 1
@@ -113,7 +113,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
         scorer = scorers["critic"]
 
         n, noise = plan.num_candidates, SelectionConfig(noise_scale=plan.noise_scale)
-        arms = {
+        methods = {
             "policy": BestOfN(policy, 1, "first", *scorer),
             "random_candidate": BestOfN(policy, n, "random", selection=noise),
             "zero_noise": BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
@@ -121,25 +121,27 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
             "best_of_n": BestOfN(policy, n, "best", *scorer, noise),
         }
         if "filtered_bc" in policies:
-            arms["filtered_bc"] = BestOfN(policies["filtered_bc"])
+            methods["filtered_bc"] = BestOfN(policies["filtered_bc"])
         if "advantage_weighted" in policies:
-            arms["advantage_weighted"] = BestOfN(policies["advantage_weighted"])
-            arms["advantage_weighted + best_of_n"] = BestOfN(
+            methods["advantage_weighted"] = BestOfN(policies["advantage_weighted"])
+            methods["advantage_weighted + best_of_n"] = BestOfN(
                 policies["advantage_weighted"], n, "best", *scorer, noise
             )
         if "second_round" in policies:
-            arms["second_round"] = BestOfN(policies["second_round"])
-            arms["second_round + best_of_n"] = BestOfN(
+            methods["second_round"] = BestOfN(policies["second_round"])
+            methods["second_round + best_of_n"] = BestOfN(
                 policies["second_round"], n, "best", *scorers["second_critic"], noise
             )
         if "iql_critic" in scorers:
-            arms["iql"] = BestOfN(policy, n, "best", *scorers["iql_critic"], noise)
+            methods["iql"] = BestOfN(policy, n, "best", *scorers["iql_critic"], noise)
         if "qc_critic" in scorers:
             # The mean of the networks, as it was trained.
-            arms["qc"] = BestOfN(policy, n, "lower_bound", *scorers["qc_critic"], replace(noise, pessimism=0))
-        # What is an arm above is not played twice: n candidates, and one that has the policy's own noise.
+            methods["qc"] = BestOfN(
+                policy, n, "lower_bound", *scorers["qc_critic"], replace(noise, pessimism=0)
+            )
+        # What is a method above is not played twice: n candidates, and one that has the policy's own noise.
         for count in {1, *plan.candidate_counts} - ({1, n} if plan.noise_scale == 1 else {n}):
-            arms[f"best_of_{count}"] = BestOfN(policy, count, "best", *scorer, noise)
+            methods[f"best_of_{count}"] = BestOfN(policy, count, "best", *scorer, noise)
 
         scenes = scenes_of("evaluation", plan.scenes, config.seed)
         playing = {
@@ -148,28 +150,31 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
             "line": accelerator.local_process_index,
         }
         for task in config.tasks:
-            place = folder / "arms" / task
+            place = folder / "methods" / task
             with config.open_workers(task, accelerator.num_processes) as workers:
                 workers.contract.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
-                # The longest first: processes share the arms, and should end together.
+                # The longest first: processes share the methods, and should end together.
                 if plan.oracle_scenes:
                     with claim(place / "oracle.json") as mine:
                         if mine:
                             decider = BestOfN(policy, n, "best", *scorer, noise)
                             play_oracle(workers, decider, scenes[: plan.oracle_scenes], place, **playing)
-                for name, decider in sorted(arms.items(), key=lambda arm: -arm[1].num_candidates):
+                for name, decider in sorted(methods.items(), key=lambda method: -method[1].num_candidates):
                     # Without noise every draw is the same episode.
                     jobs = paired_jobs(scenes, plan.draws if decider.selection.noise_scale else 1)
                     with claim(place / f"{name}.json") as mine:
                         if mine:
                             parallel = config.parallel_episodes
-                            evaluate_arm(name, workers, decider, jobs, place, parallel=parallel, **playing)
+                            evaluate_method(name, workers, decider, jobs, place, parallel=parallel, **playing)
         accelerator.wait_for_everyone()
         if plan.video and accelerator.is_main_process:
             film(
                 make_env(config.env_config(config.tasks[0])),
-                {"policy": arms["policy"], f"best of {n}": arms["best_of_n"]},
-                [folder / "arms" / config.tasks[0] / f"{arm}.json" for arm in ("policy", "best_of_n")],
+                {"policy": methods["policy"], f"best of {n}": methods["best_of_n"]},
+                [
+                    folder / "methods" / config.tasks[0] / f"{method}.json"
+                    for method in ("policy", "best_of_n")
+                ],
                 folder / "rollout.mp4",
                 seed=config.seed,
                 execute_steps=plan.execute_steps,

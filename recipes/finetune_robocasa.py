@@ -88,7 +88,7 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     weighting: AdvantageWeighting = field(default_factory=AdvantageWeighting)
     # Fine-tuning after the critic: the same for filtered and for advantage-weighted behaviour cloning.
     improvement: ImitationConfig = field(default_factory=improvement_defaults)
-    # Roll the improved policy out, train a critic on all rollouts and improve again; all arms are evaluated together.
+    # Roll the improved policy out, train a critic on all rollouts and improve again; all are evaluated together.
     second_round: bool = False
     # The paired evaluation.
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
@@ -190,7 +190,7 @@ def improvement_round(
             training=config.critic_training,
         ),
     )
-    # Filtered behaviour cloning is the yardstick of the first round only.
+    # Filtered behaviour cloning is the baseline of the first round only.
     for method in ("filtered_bc", "advantage_weighted")[number > 1 :]:
         finetune_policy(
             accelerator,

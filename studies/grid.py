@@ -33,7 +33,7 @@ Grid = Mapping[tuple[int, int], Cell]  # (seed, task) to its cell; runs that are
 
 @dataclass(frozen=True)
 class GridDifference:
-    """Arm a minus arm b over the runs that both have, scene by scene.
+    """Method a minus method b over the runs that both have, scene by scene.
 
     Attributes:
         difference: mean of a − b, in [-1, 1].
@@ -41,7 +41,7 @@ class GridDifference:
         wins: pairs in which only a succeeded.
         losses: pairs in which only b succeeded.
         pairs: number of pairs.
-        runs: runs (seed and task) that both arms have.
+        runs: runs (seed and task) that both methods have.
         seeds: training seeds among them.
     """
 
@@ -109,7 +109,7 @@ def success_interval(grid: Grid, **options) -> Interval:
 
 
 def grid_difference(a: Grid, b: Grid, **options) -> GridDifference | None:
-    """Compares two arms over the runs that both have; None if they share none.
+    """Compares two methods over the runs that both have; None if they share none.
 
     Raises:
         ValueError: if a run of both was played in different scenes: then there are no pairs.
@@ -119,7 +119,7 @@ def grid_difference(a: Grid, b: Grid, **options) -> GridDifference | None:
         return None
     for key in common:
         if a[key].scenes != b[key].scenes:
-            raise ValueError(f"seed {key[0]}, task {key[1]}: the two arms were played in different scenes")
+            raise ValueError(f"seed {key[0]}, task {key[1]}: the two methods were played in different scenes")
     grid = {
         key: Cell(a[key].scenes, a[key].values.astype(np.float64) - b[key].values.astype(np.float64))
         for key in common

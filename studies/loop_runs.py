@@ -22,7 +22,7 @@ def is_finished(run: Path) -> bool:
 
 
 def read_run(run: Path) -> dict:
-    """``settings`` and ``seconds`` of every stage, and ``arms``: arm to task to its records.
+    """``settings`` and ``seconds`` of every stage, and ``methods``: method to task to its records.
 
     A run whose policies were also played without their noise has ``without_noise``, likewise.
 
@@ -35,10 +35,10 @@ def read_run(run: Path) -> dict:
     read = {
         "settings": {name: stage["settings"] for name, stage in stages.items()},
         "seconds": {name: stage["seconds"] for name, stage in stages.items()},
-        "arms": _arms_of(run / "evaluation", stages["evaluation"]["settings"]["tasks"]),
+        "methods": _methods_of(run / "evaluation", stages["evaluation"]["settings"]["tasks"]),
     }
     if WITHOUT_NOISE in stages:
-        read[WITHOUT_NOISE] = _arms_of(run / WITHOUT_NOISE, stages[WITHOUT_NOISE]["settings"]["tasks"])
+        read[WITHOUT_NOISE] = _methods_of(run / WITHOUT_NOISE, stages[WITHOUT_NOISE]["settings"]["tasks"])
     return read
 
 
@@ -52,20 +52,20 @@ def draws_of(records: list[dict]) -> int:
     return 1 + max(record["draw"] for record in records)
 
 
-def arm_grids(runs: list[dict], tasks: list[str], played: str = "arms") -> dict[str, Grid]:
-    """Arm to its grid over training seeds and tasks; a value is the mean over the draws of one scene.
+def method_grids(runs: list[dict], tasks: list[str], played: str = "methods") -> dict[str, Grid]:
+    """Method to its grid over training seeds and tasks; a value is the mean over the draws of one scene.
 
     Args:
         runs: as `read_run` gives them.
         tasks: in the order of the grid.
-        played: which of a run's outcomes, ``arms`` or ``without_noise``.
+        played: which of a run's outcomes, ``methods`` or ``without_noise``.
     """
     grids: dict[str, Grid] = {}
     for run in runs:
         seed = run["settings"]["evaluation"]["seed"]
-        for arm, by_task in run[played].items():
+        for method, by_task in run[played].items():
             for task, records in by_task.items():
-                grids.setdefault(arm, {})[seed, tasks.index(task)] = cell_of(records)
+                grids.setdefault(method, {})[seed, tasks.index(task)] = cell_of(records)
     return grids
 
 
@@ -124,12 +124,12 @@ def gap_in(gain: dict, name: str) -> str:
     return gap(gain["per_task"].get(name, gain["mean"]))
 
 
-def _arms_of(stage: Path, tasks: list[str]) -> dict[str, dict[str, list[dict]]]:
-    arms: dict[str, dict[str, list[dict]]] = {}
+def _methods_of(stage: Path, tasks: list[str]) -> dict[str, dict[str, list[dict]]]:
+    methods: dict[str, dict[str, list[dict]]] = {}
     for task in tasks:
-        for path in sorted((stage / "arms" / task).glob("*.json")):
-            arms.setdefault(path.stem, {})[task] = json.loads(path.read_text())
-    return arms
+        for path in sorted((stage / "methods" / task).glob("*.json")):
+            methods.setdefault(path.stem, {})[task] = json.loads(path.read_text())
+    return methods
 
 
 def _common(one: Cell, other: Cell) -> tuple[Cell, Cell]:

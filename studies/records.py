@@ -8,7 +8,7 @@ from deas_vla.errors import UserError
 from studies.loop_runs import WITHOUT_NOISE, draws_of, read_run, stages_of
 
 # Outcomes of episodes in a record.
-PLAYED = ("arms", WITHOUT_NOISE)
+PLAYED = ("methods", WITHOUT_NOISE)
 
 
 def read_records(folder: Path) -> dict[str, dict]:
@@ -51,7 +51,7 @@ def run_record(run: Path, commit: str) -> dict:
 
     Returns:
         JSON values: ``commit``, ``peak_memory_bytes`` of the stage that took most, the fewest ``processes`` and
-        the most ``attempts`` of a stage, ``settings``, ``seconds``, ``arms`` and perhaps ``without_noise`` as of
+        the most ``attempts`` of a stage, ``settings``, ``seconds``, ``methods`` and perhaps ``without_noise`` as of
         `read_run`, with 0 and 1 for each episode, scene by scene; ``critic`` of report.json, if there is one, without
         long lists. `run_of` reads it.
 
@@ -78,9 +78,12 @@ def run_of(record: dict) -> dict:
     return record | {part: _of_each(_unpacked, record[part]) for part in PLAYED if part in record}
 
 
-def _of_each(change: Callable, arms: dict[str, dict]) -> dict[str, dict]:
-    """Arm to task to what was changed."""
-    return {arm: {task: change(played) for task, played in by_task.items()} for arm, by_task in arms.items()}
+def _of_each(change: Callable, methods: dict[str, dict]) -> dict[str, dict]:
+    """Method to task to what was changed."""
+    return {
+        method: {task: change(played) for task, played in by_task.items()}
+        for method, by_task in methods.items()
+    }
 
 
 def _brief(value):

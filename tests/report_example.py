@@ -45,14 +45,14 @@ def example(scenes: int = 100, draws: int = 3, gain: float = 0.35, seed: int = 0
         "advantage_weighted": -0.1 + gain / 2,
         "advantage_weighted + best_of_n": -0.1 + 1.2 * gain,
     }
-    arms = {name: outcomes(rng, ease, value, draws) for name, value in shift.items()}
-    arms["zero_noise"] = outcomes(rng, ease, shift["zero_noise"], 1)
-    arms["oracle"] = outcomes(rng, ease[:24], 1.3, 1)
+    methods = {name: outcomes(rng, ease, value, draws) for name, value in shift.items()}
+    methods["zero_noise"] = outcomes(rng, ease, shift["zero_noise"], 1)
+    methods["oracle"] = outcomes(rng, ease[:24], 1.3, 1)
     by_n = {
         n: outcomes(rng, ease, -0.1 + gain * (np.log2(n) / 3 - max(0, np.log2(n) - 3) / 2), draws)
         for n in (2, 4, 16, 32)
     }
-    by_n |= {1: arms["policy"], 8: arms["best_of_n"]}
+    by_n |= {1: methods["policy"], 8: methods["best_of_n"]}
     traces = []
     for _ in range(60):
         success = bool(rng.random() < 0.45)
@@ -73,7 +73,7 @@ def example(scenes: int = 100, draws: int = 3, gain: float = 0.35, seed: int = 0
         title="deas_vla · Lift with PandaOmron",
         task="The robot is told “lift the red cube” and has 112 steps (5.6 s); the cube lies anywhere on 24 × 24 cm.",
         command="accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune_robocasa.py --seed=0",
-        arms=arms,
+        methods=methods,
         candidates=8,
         success_by_n=by_n,
         value_traces=traces,

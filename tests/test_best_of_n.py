@@ -1,4 +1,4 @@
-"""Choosing among candidates: N = 1 is the policy, candidates are nested, arms are paired."""
+"""Choosing among candidates: N = 1 is the policy, candidates are nested, methods are paired."""
 
 from dataclasses import replace
 

@@ -48,12 +48,17 @@ TINY = [
     "--evaluation.candidate_counts=1,2,3",
     "--evaluation.oracle_scenes=1",
 ]
-ARMS = {
+METHODS = {
     "policy", "random_candidate", "zero_noise", "worst_of_n", "best_of_1", "best_of_n", "filtered_bc",
     "advantage_weighted", "advantage_weighted + best_of_n", "oracle",
 }  # fmt: skip
 # Files whose appearance is the moment to kill, from early to late.
-KILL_AT = ("policy/checkpoint.safetensors", "rollouts/blocks", "features", "evaluation/arms/lift/policy.json")
+KILL_AT = (
+    "policy/checkpoint.safetensors",
+    "rollouts/blocks",
+    "features",
+    "evaluation/methods/lift/policy.json",
+)
 
 pytestmark = [pytest.mark.slow, pytest.mark.sim, pytest.mark.timeout(900)]
 
@@ -77,15 +82,15 @@ def numbers(output: Path) -> dict:
 
 def test_the_recipe_leaves_a_whole_report(run):
     report = json.loads((run / "report.json").read_text())
-    assert set(report["arms"]) == ARMS
-    for name, arm in report["arms"].items():
+    assert set(report["methods"]) == METHODS
+    for name, method in report["methods"].items():
         # Without noise the two draws of a scene would be one episode twice.
-        assert arm["episodes"] == {"oracle": 1, "zero_noise": 2}.get(name, 4)
-        assert arm["success_rate"] == arm["successes"] / arm["episodes"]
-        assert arm["ci95"][0] <= arm["success_rate"] <= arm["ci95"][1]
+        assert method["episodes"] == {"oracle": 1, "zero_noise": 2}.get(name, 4)
+        assert method["success_rate"] == method["successes"] / method["episodes"]
+        assert method["ci95"][0] <= method["success_rate"] <= method["ci95"][1]
     assert set(report["success_by_n"]) == {"1", "2", "3"}
     # Candidates are made of half the policy's noise: one of them is not the policy.
-    assert report["success_by_n"]["1"] == report["arms"]["best_of_1"]
+    assert report["success_by_n"]["1"] == report["methods"]["best_of_1"]
     assert "best_of_n - random_candidate" in report["paired"]
     assert {"difference", "ci95", "p_value"} <= set(report["paired"]["best_of_n - policy"])
     stages = {

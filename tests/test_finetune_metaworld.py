@@ -56,8 +56,8 @@ def run(tmp_path_factory) -> Path:
 
 def test_the_recipe_of_many_tasks_leaves_a_report_and_one_data_set_of_all_tasks(run):
     report = json.loads((run / "report.json").read_text())
-    assert report["arms"]["best_of_n"]["episodes"] == 4  # two scenes of each task
-    assert {"random_candidate", "worst_of_n", "oracle"} <= set(report["arms"])
+    assert report["methods"]["best_of_n"]["episodes"] == 4  # two scenes of each task
+    assert {"random_candidate", "worst_of_n", "oracle"} <= set(report["methods"])
     sidecars = list((run / "demonstrations" / "dataset").rglob("*.json"))
     told = [json.loads(path.read_text()).get("metadata", {}).get("instructions") for path in sidecars]
     assert ["close the drawer", "move the hand to the red ball"] in told

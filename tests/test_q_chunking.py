@@ -1,4 +1,4 @@
-"""The yardstick whose target asks the policy: its equations, and the candidates that it asks about."""
+"""The baseline whose target asks the policy: its equations, and the candidates that it asks about."""
 
 import dataclasses
 

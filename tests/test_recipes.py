@@ -12,9 +12,9 @@ from recipes import (
     finetune_robocasa,
     train_critic,
 )
-from studies.ablations import critic as critic_bench
-from studies.ablations import policy as policy_bench
-from studies.ablations import second_round as second_round_bench
+from studies.ablations import critic as critic_ablation
+from studies.ablations import policy as policy_ablation
+from studies.ablations import second_round as second_round_ablation
 
 pytestmark = pytest.mark.unit
 CONFIGS = {
@@ -25,9 +25,9 @@ CONFIGS = {
     finetune_policy: finetune_policy.FinetunePolicyConfig,
     finetune_robocasa: finetune_robocasa.FinetuneRobocasaConfig,
     train_critic: train_critic.TrainCriticConfig,
-    critic_bench: critic_bench.CriticBenchConfig,
-    policy_bench: policy_bench.PolicyBenchConfig,
-    second_round_bench: second_round_bench.SecondRoundBenchConfig,
+    critic_ablation: critic_ablation.CriticAblationConfig,
+    policy_ablation: policy_ablation.PolicyAblationConfig,
+    second_round_ablation: second_round_ablation.SecondRoundAblationConfig,
 }
 
 
@@ -61,12 +61,12 @@ CONFIGS = {
         (finetune_robocasa, ["--critic.backup_horizon=32"], "options of recorded episodes"),
         (finetune_robocasa, ["--policy.tune=half"], "choose one of frozen, lora, full"),
         (finetune_metaworld, ["--tasks=reach-v3,psh-v3"], "did you mean 'push-v3'"),
-        (critic_bench, ["--variants=deafult"], "there is no variant deafult; choose from default"),
-        (policy_bench, ["--variants=deafult"], "there is no variant deafult; choose from default"),
-        (policy_bench, ["--name=own"], "--name and --flags go together"),
-        (policy_bench, ["--num_candidates=1"], "2 candidates"),
-        (second_round_bench, ["--runs="], "needs a run and a scene"),
-        (second_round_bench, ["--runs={folder}/none"], "rollouts_2 is not a finished stage"),
+        (critic_ablation, ["--variants=deafult"], "there is no variant deafult; choose from default"),
+        (policy_ablation, ["--variants=deafult"], "there is no variant deafult; choose from default"),
+        (policy_ablation, ["--name=own"], "--name and --flags go together"),
+        (policy_ablation, ["--num_candidates=1"], "2 candidates"),
+        (second_round_ablation, ["--runs="], "needs a run and a scene"),
+        (second_round_ablation, ["--runs={folder}/none"], "rollouts_2 is not a finished stage"),
         (finetune_robocasa, ["--env=robocasa", "--tasks=CloseDrawer"], "robocasa"),
     ],
 )

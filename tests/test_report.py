@@ -69,8 +69,8 @@ def read(folder) -> tuple[dict, Page, str]:
     return json.loads((folder / "report.json").read_text(), parse_constant=refuse), Page(text), text
 
 
-def arms(a: np.ndarray, b: np.ndarray, **more) -> ReportData:
-    """A report of two arms, `a` best-of-N and `b` the policy."""
+def methods(a: np.ndarray, b: np.ndarray, **more) -> ReportData:
+    """A report of two methods, `a` best-of-N and `b` the policy."""
     scenes = np.arange(len(a))
     return ReportData(
         "title", "task", "command", {"best_of_n": Outcomes(scenes, a), "policy": Outcomes(scenes, b)}, **more
@@ -82,12 +82,12 @@ def test_report_json_has_the_promised_fields(tmp_path):
     written = write_report(tmp_path, data)
     report, _, _ = read(tmp_path)
     assert report == json.loads(json.dumps(written))
-    for name, arm in data.arms.items():
-        got = report["arms"][name]
-        assert got["successes"] == arm.success.sum() and got["episodes"] == arm.success.size
-        assert got["success_rate"] == arm.success.mean()
-        assert got["ci95"] == list(wilson_interval(arm.successes, arm.episodes))
-    expected = paired_difference(data.arms["best_of_n"].success, data.arms["policy"].success)
+    for name, method in data.methods.items():
+        got = report["methods"][name]
+        assert got["successes"] == method.success.sum() and got["episodes"] == method.success.size
+        assert got["success_rate"] == method.success.mean()
+        assert got["ci95"] == list(wilson_interval(method.successes, method.episodes))
+    expected = paired_difference(data.methods["best_of_n"].success, data.methods["policy"].success)
     got = report["paired"]["best_of_n - policy"]
     assert (got["difference"], got["ci95"], got["p_value"]) == (
         expected.difference,
@@ -95,7 +95,7 @@ def test_report_json_has_the_promised_fields(tmp_path):
         expected.p_value,
     )
     assert set(report["success_by_n"]) == {"1", "2", "4", "8", "16", "32"}
-    assert report["success_by_n"]["8"]["ci95"] == report["arms"]["best_of_n"]["ci95"]
+    assert report["success_by_n"]["8"]["ci95"] == report["methods"]["best_of_n"]["ci95"]
     for field in ("versions", "seeds", "hashes", "seconds", "config", "command", "peak_memory_bytes"):
         assert report[field] == getattr(data, field)
 
@@ -115,7 +115,7 @@ def test_page_is_whole_and_refers_to_nothing_outside(tmp_path):
     for name in ("Best of 8", "Worst of 8", "Oracle of 8", "Filtered BC", "3f1c3f1c", data.command):
         assert name in shown
     # A number that is shown is a number of report.json.
-    assert f"{100 * summary['arms']['best_of_n']['success_rate']:.0f}\u00a0%" in shown
+    assert f"{100 * summary['methods']['best_of_n']['success_rate']:.0f}\u00a0%" in shown
 
 
 def test_same_data_gives_the_same_bytes(tmp_path):
@@ -138,7 +138,7 @@ def test_same_data_gives_the_same_bytes(tmp_path):
 def test_rule_10_headline_says_what_the_interval_says(tmp_path, wins, losses, verdict, words):
     a, b = np.zeros((100, 1), bool), np.zeros((100, 1), bool)
     a[:wins], b[wins : wins + losses] = True, True
-    report = write_report(tmp_path, arms(a, b))
+    report = write_report(tmp_path, methods(a, b))
     assert report["headline"]["verdict"] == verdict and report["headline"]["text"].startswith(words)
     low, high = report["paired"]["best_of_n - policy"]["ci95"]
     assert (low > 0, high < 0) == (verdict == "gain", verdict == "worse")
@@ -150,25 +150,25 @@ def test_rule_10_headline_says_what_the_interval_says(tmp_path, wins, losses, ve
 def test_rule_10_a_handful_of_episodes_proves_nothing():
     won, lost = np.ones((5, 2), bool), np.zeros((5, 2), bool)
     for scenes in (1, 2, 4):
-        headline = summarize(arms(won[:scenes], lost[:scenes]))["headline"]
+        headline = summarize(methods(won[:scenes], lost[:scenes]))["headline"]
         assert headline["verdict"] == "no_gain" and "holds zero" in headline["detail"]
     won[0, 0] = False
-    headline = summarize(arms(won, lost))["headline"]
+    headline = summarize(methods(won, lost))["headline"]
     assert headline["verdict"] == "no_gain" and "too few scenes" in headline["detail"]
 
 
 def test_rule_10_evaluation_scenes_must_not_be_training_scenes():
     won = np.ones((4, 1), bool)
     with pytest.raises(UserError, match=r"scenes \[3\] were also used"):
-        summarize(arms(won, won, collection_scenes=np.array([3, 77])))
-    assert "unseen" in summarize(arms(won, won, collection_scenes=np.array([77])))["headline"]["detail"]
-    unknown = summarize(arms(won, won))
+        summarize(methods(won, won, collection_scenes=np.array([3, 77])))
+    assert "unseen" in summarize(methods(won, won, collection_scenes=np.array([77])))["headline"]["detail"]
+    unknown = summarize(methods(won, won))
     assert "unseen" not in unknown["headline"]["detail"] and any(
         "not checked" in c for c in unknown["caveats"]
     )
 
 
-def test_rule_10_arms_on_fewer_scenes_are_compared_on_those_they_share():
+def test_rule_10_methods_on_fewer_scenes_are_compared_on_those_they_share():
     rng = np.random.default_rng(0)
     policy, oracle = (
         Outcomes(np.arange(50), rng.random((50, 3)) < 0.4),
@@ -181,37 +181,37 @@ def test_rule_10_arms_on_fewer_scenes_are_compared_on_those_they_share():
 
 
 def test_rule_10_no_common_scene_is_said_not_hidden(tmp_path):
-    data = arms(np.ones((3, 1), bool), np.ones((3, 1), bool))
-    data.arms["policy"] = Outcomes([10, 11, 12], np.zeros((3, 1), bool))
+    data = methods(np.ones((3, 1), bool), np.ones((3, 1), bool))
+    data.methods["policy"] = Outcomes([10, 11, 12], np.zeros((3, 1), bool))
     report = write_report(tmp_path, data)
     assert report["headline"]["verdict"] == "not_measured" and report["paired"] == {}
 
 
-def test_rule_10_arms_that_should_be_equal_and_are_not_are_pointed_out():
+def test_rule_10_methods_that_should_be_equal_and_are_not_are_pointed_out():
     a, b = np.zeros((60, 1), bool), np.zeros((60, 1), bool)
     a[:20] = True
-    data = arms(a, b)
-    data.arms["random_candidate"] = data.arms["best_of_n"]
+    data = methods(a, b)
+    data.methods["random_candidate"] = data.methods["best_of_n"]
     assert any("same distribution" in caveat for caveat in summarize(data)["caveats"])
     # With less noise, a random candidate is not the policy: it is one candidate.
-    data.arms["best_of_1"] = data.arms["best_of_n"]
+    data.methods["best_of_1"] = data.methods["best_of_n"]
     assert not any("same distribution" in caveat for caveat in summarize(data)["caveats"])
-    data.arms["best_of_1"] = data.arms["policy"]
+    data.methods["best_of_1"] = data.methods["policy"]
     assert any("policy with less noise have the same" in caveat for caveat in summarize(data)["caveats"])
 
 
 def test_a_gain_that_playing_without_noise_explains_is_pointed_out():
     policy, better = np.zeros((60, 2), bool), np.zeros((60, 2), bool)
     better[:20] = True
-    data = arms(better, policy)
-    data.arms["zero_noise"] = Outcomes(data.arms["policy"].scenes, better[:, :1])
+    data = methods(better, policy)
+    data.methods["zero_noise"] = Outcomes(data.methods["policy"].scenes, better[:, :1])
     assert any("steadier chunks" in caveat for caveat in summarize(data)["caveats"])
-    data.arms["zero_noise"] = Outcomes(data.arms["policy"].scenes, policy[:, :1])
+    data.methods["zero_noise"] = Outcomes(data.methods["policy"].scenes, policy[:, :1])
     assert not any("steadier chunks" in caveat for caveat in summarize(data)["caveats"])
 
 
-def test_missing_arm_is_named():
-    with pytest.raises(UserError, match="needs arm best_of_n"):
+def test_missing_method_is_named():
+    with pytest.raises(UserError, match="needs method best_of_n"):
         summarize(ReportData("t", "t", "c", {"policy": Outcomes([0], np.ones((1, 1), bool))}))
 
 
@@ -221,7 +221,7 @@ def test_more_candidates_that_hurt_are_reported():
         success[:successes] = True
         return Outcomes(np.arange(100), success)
 
-    data = arms(np.ones((4, 1), bool), np.ones((4, 1), bool))
+    data = methods(np.ones((4, 1), bool), np.ones((4, 1), bool))
     for rates, words in (
         ({1: 40, 8: 60, 32: 30}, "More candidates hurt: N = 32 is −30.0 points against N = 8"),
         ({1: 40, 8: 60, 32: 59}, "the fall may be chance"),
@@ -233,42 +233,44 @@ def test_more_candidates_that_hurt_are_reported():
 
 ONE = np.ones((1, 1), bool)
 DEGENERATE = {
-    "one episode": lambda: arms(ONE, ~ONE),
-    "all succeed": lambda: arms(np.ones((5, 2), bool), np.ones((5, 2), bool)),
-    "none succeeds": lambda: arms(np.zeros((5, 2), bool), np.zeros((5, 2), bool)),
-    "one N": lambda: arms(ONE, ONE, success_by_n={1: Outcomes([0], ~ONE)}),
-    "one point traces": lambda: arms(
+    "one episode": lambda: methods(ONE, ~ONE),
+    "all succeed": lambda: methods(np.ones((5, 2), bool), np.ones((5, 2), bool)),
+    "none succeeds": lambda: methods(np.zeros((5, 2), bool), np.zeros((5, 2), bool)),
+    "one N": lambda: methods(ONE, ONE, success_by_n={1: Outcomes([0], ~ONE)}),
+    "one point traces": lambda: methods(
         ONE, ONE, value_traces=[ValueTrace(np.array([0]), np.array([-3.0]), True)]
     ),
-    "failures only": lambda: arms(ONE, ONE, value_traces=[ValueTrace(np.arange(3), np.ones(3), False)] * 4),
-    "one calibration point": lambda: arms(
+    "failures only": lambda: methods(
+        ONE, ONE, value_traces=[ValueTrace(np.arange(3), np.ones(3), False)] * 4
+    ),
+    "one calibration point": lambda: methods(
         ONE, ONE, calibration=Calibration(np.array([-3.0]), np.array([-2.0]), np.array(["success"]))
     ),
-    "no calibration point": lambda: arms(
+    "no calibration point": lambda: methods(
         ONE, ONE, calibration=Calibration(np.zeros(0), np.zeros(0), np.zeros(0))
     ),
-    "constant Q": lambda: arms(
+    "constant Q": lambda: methods(
         ONE, ONE, calibration=Calibration(np.full(5, -3.0), np.full(5, -3.0), np.full(5, "<b>&odd"))
     ),
-    "oracle sees no difference": lambda: arms(
+    "oracle sees no difference": lambda: methods(
         ONE, ONE, oracle_decisions=OracleDecisions(np.zeros((2, 4)), np.ones((2, 4)), np.arange(2), "x")
     ),
-    "no decision": lambda: arms(
+    "no decision": lambda: methods(
         ONE, ONE, oracle_decisions=OracleDecisions(np.zeros((0, 4)), np.zeros((0, 4)), np.zeros(0), "x")
     ),
-    "diverged curve": lambda: arms(
+    "diverged curve": lambda: methods(
         ONE,
         ONE,
         curves={"critic/loss": Curve(np.arange(3), np.array([1.0, np.inf, np.nan])), "x": Curve([], [])},
     ),
-    "single update": lambda: arms(ONE, ONE, curves={"policy/loss": Curve(np.array([0]), np.array([2.0]))}),
-    "instant stage": lambda: arms(ONE, ONE, seconds={"report": 0.0}),
+    "single update": lambda: methods(ONE, ONE, curves={"policy/loss": Curve(np.array([0]), np.array([2.0]))}),
+    "instant stage": lambda: methods(ONE, ONE, seconds={"report": 0.0}),
     "markup in texts": lambda: ReportData(
         "<i>",
         "a & b",
         "x > y",
-        {"my<arm": Outcomes([0], ONE), "policy": Outcomes([0], ONE)},
-        ("my<arm", "policy"),
+        {"my<method": Outcomes([0], ONE), "policy": Outcomes([0], ONE)},
+        ("my<method", "policy"),
     ),
 }
 

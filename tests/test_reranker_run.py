@@ -17,7 +17,7 @@ from deas_vla.export.reranker import Reranker
 from deas_vla.export.run import spread
 from deas_vla.files import write_json
 
-ARMS = {"policy": {"success_rate": 0.4, "ci95": [0.36, 0.46], "episodes": 400}}
+METHODS = {"policy": {"success_rate": 0.4, "ci95": [0.36, 0.46], "episodes": 400}}
 
 
 def finished(stage: Path, settings: dict | None = None) -> Path:
@@ -49,7 +49,7 @@ def run(tmp_path_factory) -> Path:
     inputs.save(finished(run / "critic") / "critic")
     critic.save(run / "critic" / "critic", {"inputs_fingerprint": inputs.fingerprint})
     finished(run / "evaluation", {"evaluation": {"execute_steps": 3}})
-    write_json(run / "report.json", {"arms": ARMS})
+    write_json(run / "report.json", {"methods": METHODS})
     return run
 
 

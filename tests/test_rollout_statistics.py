@@ -121,7 +121,7 @@ def test_rule_10_agreement_of_all_scenes_is_not_certainty(difference, scenes):
 
 
 def clustered(rng, scenes: int, draws: int):
-    """Two arms of equal quality; which is better depends on the scene, alike in all its draws."""
+    """Two methods of equal quality; which is better depends on the scene, alike in all its draws."""
     favour = rng.random((scenes, 1)) < 0.5
     luck = rng.random((scenes, draws)) < 0.9
     return favour & luck, ~favour & luck
@@ -163,7 +163,7 @@ def test_rule_10_no_verdict_without_evidence():
     assert paired_difference(many, many).verdict == "no_gain"
 
 
-def test_rule_10_unpaired_arms_are_refused():
+def test_rule_10_unpaired_methods_are_refused():
     for a, b in (
         (np.ones((3, 2), bool), np.ones((3, 1), bool)),
         (np.ones((0, 1), bool), np.ones((0, 1), bool)),

@@ -10,7 +10,7 @@ from rollout_example import CONTRACT, HORIZON, LIMIT, LinePolicy, LineWorkers, M
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.rollouts.collect import collect_in_blocks
-from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
+from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs, scenes_of
 from deas_vla.rollouts.oracle import play_oracle
 from deas_vla.rollouts.play import Job, play_episodes
 from deas_vla.training.stages import claim
@@ -60,7 +60,7 @@ def test_rule_10_scenes_of_evaluation_are_disjoint_from_those_of_collection():
             scenes_of("evaluation", count, seed)
 
 
-def test_rule_10_every_arm_plays_the_same_first_candidate():
+def test_rule_10_every_method_plays_the_same_first_candidate():
     jobs = paired_jobs([1, 2, 3], draws=2)
     first, best = (
         play_episodes(LineWorkers(), decider(r, n), jobs, **SETTINGS) for r, n in (("first", 1), ("best", 5))
@@ -77,7 +77,7 @@ def test_draws_of_one_scene_differ():
 
 def test_rule_12_a_killed_evaluation_goes_on_where_it_was(tmp_path):
     jobs = paired_jobs(list(range(6)), draws=2)
-    whole = evaluate_arm(
+    whole = evaluate_method(
         "best", LineWorkers(), decider("best", 3), jobs, tmp_path / "whole", **SETTINGS, block=4
     )
 
@@ -88,11 +88,11 @@ def test_rule_12_a_killed_evaluation_goes_on_where_it_was(tmp_path):
             return super().play(slots, chunks, frame_every)
 
     with pytest.raises(KeyboardInterrupt):
-        evaluate_arm("best", Killed(), decider("best", 3), jobs, tmp_path / "killed", **SETTINGS, block=4)
+        evaluate_method("best", Killed(), decider("best", 3), jobs, tmp_path / "killed", **SETTINGS, block=4)
     kept = json.loads((tmp_path / "killed" / "best.json").read_text())
     assert 0 < len(kept) < len(jobs)
     workers = LineWorkers()
-    resumed = evaluate_arm(
+    resumed = evaluate_method(
         "best", workers, decider("best", 3), jobs, tmp_path / "killed", **SETTINGS, block=4
     )
     assert resumed.episodes == whole.episodes and np.array_equal(resumed.success, whole.success)

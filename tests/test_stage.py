@@ -114,7 +114,7 @@ def test_a_second_run_waits_for_the_first_and_finds_its_output(stage, tmp_path, 
 
 def test_a_claim_is_one_process_and_ends_with_it(tmp_path):
     """Killed while it is at something, a process leaves it to the others."""
-    path = tmp_path / "arms" / "best.json"
+    path = tmp_path / "methods" / "best.json"
     program = textwrap.dedent(f"""
         import time
         from pathlib import Path

@@ -67,7 +67,7 @@ def card(manifest: dict, results: dict) -> str:
 
     Args:
         manifest: its manifest.
-        results: arm to outcome, as in ``report.json``; empty if it was not evaluated.
+        results: method to outcome, as in ``report.json``; empty if it was not evaluated.
     """
     contract, selection = Contract.from_json(manifest["contract"], MANIFEST), manifest["selection"]
     numbers = ", ".join(f"{name} {value:g}" for name, value in selection["numbers"].items())
@@ -147,10 +147,10 @@ def _origin(origin: dict) -> str:
 def _results(results: dict) -> str:
     if not results:
         return "Not evaluated. Compare it with its own policy on unseen scenes: `recipes/evaluate.py`."
-    rows = [
-        f"| {name} | {100 * arm['success_rate']:.0f} % [{100 * arm['ci95'][0]:.0f}, {100 * arm['ci95'][1]:.0f}] "
-        f"| {arm['episodes']} |"
-        for name, arm in results.items()
-    ]
-    told = "Of the run it was exported from; in brackets 95 % intervals. Every arm played the same unseen scenes."
-    return "\n".join([told, "", "| arm | success | episodes |", "|---|---|---|", *rows])
+    rows = []
+    for name, played in results.items():
+        low, high = played["ci95"]
+        success = f"{100 * played['success_rate']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
+        rows.append(f"| {name} | {success} | {played['episodes']} |")
+    told = "Of the run it was exported from; in brackets 95 % intervals. Every method played the same unseen scenes."
+    return "\n".join([told, "", "| method | success | episodes |", "|---|---|---|", *rows])

@@ -113,7 +113,7 @@ class Reranker:
             selection: the rule and its numbers; None: the defaults.
             execute_steps: actions of a chunk that are played; None: all.
             origins: ``policy`` and ``critic`` to the folders they were read from, for the manifest.
-            results: arm to outcome, as in ``report.json``, for the model card.
+            results: method to outcome, as in ``report.json``, for the model card.
 
         Returns:
             What was written, as `load` reads it.

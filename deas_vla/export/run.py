@@ -73,7 +73,7 @@ def export_run(config: ExportConfig) -> Reranker:
         selection=config,
         execute_steps=config.execute_steps or _executed(run),
         origins=origins,
-        results=json.loads(report.read_text())["arms"] if report.is_file() else {},
+        results=json.loads(report.read_text())["methods"] if report.is_file() else {},
     )
 
 

@@ -29,11 +29,11 @@ PACKAGES = (
 
 @dataclass(frozen=True)
 class Outcomes:
-    """How an arm ended in every scene.
+    """How a method ended in every scene.
 
     Attributes:
         scenes: (S,) int, the scenes' numbers, no two alike.
-        success: (S, D) bool, with noise draw d; draw d of a scene has the same noise seeds in every arm.
+        success: (S, D) bool, with noise draw d; draw d of a scene has the same noise seeds in every method.
     """
 
     scenes: np.ndarray
@@ -64,17 +64,17 @@ class Outcomes:
         return self.success[[row[int(scene)] for scene in scenes], :draws]
 
 
-def paired_outcomes(*arms: Outcomes) -> list[np.ndarray] | None:
-    """The arms' (S, D) outcomes on the scenes and draws that all of them played; None if there are none.
+def paired_outcomes(*methods: Outcomes) -> list[np.ndarray] | None:
+    """The methods' (S, D) outcomes on the scenes and draws that all of them played; None if there are none.
 
-    An oracle, which is dear, may have played fewer scenes and draws than the other arms.
+    An oracle, which is dear, may have played fewer scenes and draws than the other methods.
     """
-    common = arms[0].scenes
-    for arm in arms[1:]:
-        common = common[np.isin(common, arm.scenes)]
+    common = methods[0].scenes
+    for method in methods[1:]:
+        common = common[np.isin(common, method.scenes)]
     if not len(common):
         return None
-    return [arm.on(common, min(a.success.shape[1] for a in arms)) for arm in arms]
+    return [method.on(common, min(a.success.shape[1] for a in methods)) for method in methods]
 
 
 @dataclass(frozen=True)
@@ -140,10 +140,10 @@ class ReportData:
         title: headline of the page's header, for example "Lift with PandaOmron".
         task: what was evaluated, in words.
         command: the exact command that makes this result again.
-        arms: name to outcomes; see `ARMS` in summary.py for the names that are explained to the reader.
-        primary: (arm, baseline) of the one comparison that the headline is about, chosen before evaluating.
-        comparisons: further pairs (arm, baseline) to compare.
-        candidates: N of the arm best_of_n.
+        methods: name to outcomes; see `METHODS` in summary.py for the names that are explained to the reader.
+        primary: (method, baseline) of the one comparison that the headline is about, chosen before evaluating.
+        comparisons: further pairs (method, baseline) to compare.
+        candidates: N of the method best_of_n.
         success_by_n: N to outcomes of best-of-N.
         value_traces: values along episodes.
         calibration: Q against Monte-Carlo returns.
@@ -164,7 +164,7 @@ class ReportData:
     title: str
     task: str
     command: str
-    arms: dict[str, Outcomes]
+    methods: dict[str, Outcomes]
     primary: tuple[str, str] = ("best_of_n", "policy")
     comparisons: list[tuple[str, str]] = field(default_factory=list)
     candidates: int | None = None
@@ -188,18 +188,20 @@ class ReportData:
         """Refuses a report that would not mean what it says.
 
         Raises:
-            UserError: if a scene of the evaluation was also used for collection (design rule 10), or an arm that is
+            UserError: if a scene of the evaluation was also used for collection (design rule 10), or a method that is
                 to be compared was not played.
         """
         for pair in [self.primary, *self.comparisons]:
-            for arm in pair:
-                if arm not in self.arms:
+            for method in pair:
+                if method not in self.methods:
                     raise UserError(
-                        f"the comparison '{pair[0]} - {pair[1]}' needs arm {arm}; evaluate it too"
+                        f"the comparison '{pair[0]} - {pair[1]}' needs method {method}; evaluate it too"
                     )
         if self.collection_scenes is not None:
-            played = [*self.arms.values(), *self.success_by_n.values()]
-            shared = np.intersect1d(self.collection_scenes, np.concatenate([arm.scenes for arm in played]))
+            played = [*self.methods.values(), *self.success_by_n.values()]
+            shared = np.intersect1d(
+                self.collection_scenes, np.concatenate([method.scenes for method in played])
+            )
             if len(shared):
                 more = " and more" if len(shared) > 5 else ""
                 raise UserError(

@@ -9,7 +9,7 @@ import numpy as np
 from deas_vla.report import plots
 from deas_vla.report.data import ReportData
 from deas_vla.report.style import STYLE
-from deas_vla.report.summary import arm_title, counted, percent, point_range, points, signed
+from deas_vla.report.summary import counted, method_title, percent, point_range, points, signed
 
 VERDICT_COLORS = {"gain": "good", "worse": "bad", "no_gain": "soft", "not_measured": "soft"}
 
@@ -24,7 +24,7 @@ def render_page(data: ReportData, summary: dict) -> str:
     Returns:
         A whole document without a reference to anything outside it.
     """
-    parts = [_header(data, summary), _video(data), _arms(data, summary), _candidates(data, summary)]
+    parts = [_header(data, summary), _video(data), _methods(data, summary), _candidates(data, summary)]
     parts += [_critic(data, summary), _training(data, summary), _measured(data, summary)]
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
@@ -42,11 +42,11 @@ def _header(data: ReportData, summary: dict) -> str:
     verdict, _, rest = headline["text"].partition(":")
     facts = []
     for name in data.primary[::-1]:
-        arm = summary["arms"][name]
-        low, high = arm["ci95"]
-        title, episodes = arm_title(name, data.candidates), counted(arm["episodes"], "episode")
+        method = summary["methods"][name]
+        low, high = method["ci95"]
+        title, episodes = method_title(name, data.candidates), counted(method["episodes"], "episode")
         note = f"{title}: {percent(low)} to {percent(high)}, {episodes}"
-        facts.append(_fact(percent(arm["success_rate"]), note, plots.ARM_COLORS.get(name, "main")))
+        facts.append(_fact(percent(method["success_rate"]), note, plots.METHOD_COLORS.get(name, "main")))
     paired = summary["paired"].get(headline["comparison"])
     if paired:
         p = plots.p_value(paired["p_value_scenes"])
@@ -76,15 +76,15 @@ def _video(data: ReportData) -> str:
     )
 
 
-def _arms(data: ReportData, summary: dict) -> str:
-    dashed = " The dashed line is the policy." if "policy" in data.arms else ""
+def _methods(data: ReportData, summary: dict) -> str:
+    dashed = " The dashed line is the policy." if "policy" in data.methods else ""
     return _section(
-        "Every arm on the same scenes",
-        "All arms start from the same scenes with the same noise seeds, so that they can be compared pair by pair.",
+        "Every method on the same scenes",
+        "All methods start from the same scenes with the same noise seeds, so that they can be compared pair by pair.",
         _card(
             "Success rate",
             f"Dots are rates, bars their 95 % Wilson intervals.{dashed}",
-            plots.arms_chart(data, summary),
+            plots.methods_chart(data, summary),
         ),
         _card(
             "Difference, in percentage points",
@@ -181,7 +181,10 @@ def _training(data: ReportData, summary: dict) -> str:
 
 def _measured(data: ReportData, summary: dict) -> str:
     scenes = [
-        (arm_title(name, data.candidates), f"{_runs(played['scenes'])} × {counted(played['draws'], 'draw')}")
+        (
+            method_title(name, data.candidates),
+            f"{_runs(played['scenes'])} × {counted(played['draws'], 'draw')}",
+        )
         for name, played in summary["evaluation"].items()
     ]
     if data.collection_scenes is not None:

@@ -3,11 +3,11 @@
 import numpy as np
 
 from deas_vla.report.data import Calibration, Curve, ReportData, ValueTrace
-from deas_vla.report.summary import arm_meaning, arm_title, lowered, percent, point_range, points
+from deas_vla.report.summary import lowered, method_meaning, method_title, percent, point_range, points
 from deas_vla.report.svg import Chart, limits, number, ticks
 from deas_vla.rollouts.statistics import wilson_interval
 
-ARM_COLORS = {
+METHOD_COLORS = {
     "policy": "base",
     "random_candidate": "control",
     "zero_noise": "control",
@@ -21,20 +21,20 @@ DOTS = 500
 MIN_TRACES = 3
 
 
-def arms_chart(data: ReportData, summary: dict) -> str:
-    """Success rate of every arm with its Wilson interval, the policy's as a line through all of them."""
-    mark = summary["arms"].get("policy", {}).get("success_rate")
+def methods_chart(data: ReportData, summary: dict) -> str:
+    """Success rate of every method with its Wilson interval, the policy's as a line through all of them."""
+    mark = summary["methods"].get("policy", {}).get("success_rate")
     rows = []
-    for name, arm in summary["arms"].items():
-        low, high = arm["ci95"]
+    for name, method in summary["methods"].items():
+        low, high = method["ci95"]
         rows.append(
             _row(
-                title=arm_title(name, data.candidates),
-                note=arm_meaning(name),
-                value=percent(arm["success_rate"]),
-                detail=f"{arm['successes']} of {arm['episodes']} · {percent(low)} to {percent(high)}",
-                color=ARM_COLORS.get(name, "main"),
-                position=arm["success_rate"],
+                title=method_title(name, data.candidates),
+                note=method_meaning(name),
+                value=percent(method["success_rate"]),
+                detail=f"{method['successes']} of {method['episodes']} · {percent(low)} to {percent(high)}",
+                color=METHOD_COLORS.get(name, "main"),
+                position=method["success_rate"],
                 span=(low, high),
                 mark=mark,
             )
@@ -51,7 +51,7 @@ def differences_chart(data: ReportData, summary: dict) -> str:
     for name, result in paired.items():
         low, high = result["ci95"]
         a, b = name.split(" - ")
-        title = f"{arm_title(a, data.candidates)} − {lowered(arm_title(b, data.candidates))}"
+        title = f"{method_title(a, data.candidates)} − {lowered(method_title(b, data.candidates))}"
         rows.append(
             _row(
                 title=title,
@@ -87,11 +87,11 @@ def success_by_n_chart(data: ReportData) -> str:
     rates = [data.success_by_n[n].success.mean() for n in numbers]
     bounds = [wilson_interval(data.success_by_n[n].successes, data.success_by_n[n].episodes) for n in numbers]
     lines = [
-        (arm, color)
-        for arm, color in (("policy", "base"), ("random_candidate", "control"))
-        if arm in data.arms
+        (method, color)
+        for method, color in (("policy", "base"), ("random_candidate", "control"))
+        if method in data.methods
     ]
-    levels = [data.arms[arm].success.mean() for arm, _ in lines]
+    levels = [data.methods[method].success.mean() for method, _ in lines]
     low, high = limits(np.array(bounds), np.array(levels), margin=0.1)
     low, high = max(0.0, low), min(1.0, high)
     widest = max(numbers[-1], 2 * numbers[0])
@@ -104,15 +104,15 @@ def success_by_n_chart(data: ReportData) -> str:
         log2=True,
         y_format=percent,
     )
-    for (arm, color), level in zip(lines, levels, strict=True):
-        tip = f"{arm_title(arm, data.candidates)}: {percent(level)}"
+    for (method, color), level in zip(lines, levels, strict=True):
+        tip = f"{method_title(method, data.candidates)}: {percent(level)}"
         chart.line(chart.x_limits, [level, level], color, "dashed", tip)
     chart.line(numbers, rates, "main")
     for n, rate, (below, above) in zip(numbers, rates, bounds, strict=True):
         chart.whisker(n, below, above, "main")
         chart.dot(n, rate, "main", 4.5, tip=f"N = {n}: {percent(rate)}, {percent(below)} to {percent(above)}")
     names = [("main", "best of N")] + [
-        (color, lowered(arm_title(arm, data.candidates))) for arm, color in lines
+        (color, lowered(method_title(method, data.candidates))) for method, color in lines
     ]
     return chart.svg("success rate against the number of candidates") + _legend(names)
 

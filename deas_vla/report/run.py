@@ -45,8 +45,8 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
     stages = _stages(evaluation)
     settings = stages["evaluation"]["settings"]
     plan, tasks, seed = settings["evaluation"], settings["tasks"], settings["seed"]
-    arms = _merged({task: _read_arms(evaluation / "arms" / task) for task in tasks})
-    outcomes = {name: _outcomes(episodes) for name, episodes in arms.items()}
+    methods = _merged({task: _read_methods(evaluation / "methods" / task) for task in tasks})
+    outcomes = {name: _outcomes(episodes) for name, episodes in methods.items()}
 
     by_count = {n: f"best_of_{n}" for n in plan["candidate_counts"]}
     by_count |= {plan["num_candidates"]: "best_of_n"}
@@ -66,16 +66,16 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
         title=f"deas_vla · {', '.join(tasks)} in {settings['env']}",
         task=_task_in_words(stages, tasks),
         command=shlex.join(command),
-        arms={
+        methods={
             name: outcome
             for name, outcome in outcomes.items()
             if name not in by_count.values() or name in ("policy", "best_of_1", "best_of_n")
         },
         candidates=plan["num_candidates"],
         success_by_n={n: outcomes[by_count[n]] for n in sorted(plan["candidate_counts"])},
-        value_traces=_value_traces(arms["policy"]),
-        calibration=_calibration(arms["policy"], critic),
-        oracle_decisions=_oracle_decisions(arms.get("oracle", [])),
+        value_traces=_value_traces(methods["policy"]),
+        calibration=_calibration(methods["policy"], critic),
+        oracle_decisions=_oracle_decisions(methods.get("oracle", [])),
         curves=_curves(stages),
         seconds={name: stage["seconds"] for name, stage in stages.items()},
         peak_memory_bytes=max(stage["peak_memory_bytes"] for stage in stages.values()),
@@ -106,15 +106,15 @@ def _stages(evaluation: Path) -> dict[str, dict]:
     return found
 
 
-def _read_arms(folder: Path) -> dict[str, list[dict]]:
+def _read_methods(folder: Path) -> dict[str, list[dict]]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
 def _merged(by_task: dict[str, dict[str, list[dict]]]) -> dict[str, list[dict]]:
-    """Arms over all tasks; the scenes of different tasks get different numbers."""
+    """Methods over all tasks; the scenes of different tasks get different numbers."""
     merged: dict[str, list[dict]] = {}
-    for number, arms in enumerate(by_task.values()):
-        for name, episodes in arms.items():
+    for number, methods in enumerate(by_task.values()):
+        for name, episodes in methods.items():
             merged.setdefault(name, []).extend(
                 episode | {"scene": episode["scene"] + number * TASK_STRIDE} for episode in episodes
             )

@@ -16,8 +16,8 @@ from deas_vla.rollouts.statistics import (
     wilson_interval,
 )
 
-# Names of arms and what they do, in the order in which they are shown; N is filled in.
-ARMS = {
+# Names of methods and what they do, in the order in which they are shown; N is filled in.
+METHODS = {
     "policy": ("Policy", "one sample, played as it is (N = 1)"),
     "best_of_n": ("Best of {n}", "the candidate that the critic scores highest"),
     "advantage_weighted": ("Advantage-weighted", "policy fine-tuned with the critic's advantages as weights"),
@@ -58,7 +58,7 @@ def summarize(data: ReportData) -> dict:
     """Computes everything that is reported.
 
     Returns:
-        JSON-like: ``arms``, ``paired``, ``success_by_n``, ``headline``, ``critic``, ``evaluation``, ``seconds``,
+        JSON-like: ``methods``, ``paired``, ``success_by_n``, ``headline``, ``critic``, ``evaluation``, ``seconds``,
         ``peak_memory_bytes``, ``seeds``, ``hashes``, ``versions``, ``config``, ``command``, ``caveats``. Rates and
         differences are fractions, not per cent; what could not be computed is None.
 
@@ -66,13 +66,13 @@ def summarize(data: ReportData) -> dict:
         UserError: as `ReportData.validate`.
     """
     data.validate()
-    paired = {f"{a} - {b}": _compare(data.arms[a], data.arms[b]) for a, b in _pairs_to_compare(data)}
+    paired = {f"{a} - {b}": _compare(data.methods[a], data.methods[b]) for a, b in _pairs_to_compare(data)}
     paired = {name: result for name, result in paired.items() if result is not None}
     return {
         "title": data.title,
         "task": data.task,
         "headline": _headline(data, paired),
-        "arms": {name: _rate(data.arms[name]) for name in _in_order(data.arms)},
+        "methods": {name: _rate(data.methods[name]) for name in _in_order(data.methods)},
         "paired": {name: _paired_json(result) for name, result in paired.items()},
         "success_by_n": {str(n): _rate(data.success_by_n[n]) for n in sorted(data.success_by_n)},
         "more_candidates": _more_candidates(data),
@@ -92,8 +92,8 @@ def summarize(data: ReportData) -> dict:
             if len(curve.values)
         },
         "evaluation": {
-            name: {"scenes": [int(s) for s in arm.scenes], "draws": arm.success.shape[1]}
-            for name, arm in data.arms.items()
+            name: {"scenes": [int(s) for s in method.scenes], "draws": method.success.shape[1]}
+            for name, method in data.methods.items()
         },
         "seconds": {name: float(value) for name, value in data.seconds.items()},
         "peak_memory_bytes": data.peak_memory_bytes,
@@ -106,14 +106,16 @@ def summarize(data: ReportData) -> dict:
     }
 
 
-def arm_title(name: str, candidates: int | None) -> str:
-    """Name of an arm for people."""
-    return ARMS.get(name, (name.replace("_", " "), ""))[0].format(n="N" if candidates is None else candidates)
+def method_title(name: str, candidates: int | None) -> str:
+    """Name of a method for people."""
+    return METHODS.get(name, (name.replace("_", " "), ""))[0].format(
+        n="N" if candidates is None else candidates
+    )
 
 
-def arm_meaning(name: str) -> str:
-    """What an arm does, in a few words; empty for one that this project does not know."""
-    return ARMS.get(name, ("", ""))[1]
+def method_meaning(name: str) -> str:
+    """What a method does, in a few words; empty for one that this project does not know."""
+    return METHODS.get(name, ("", ""))[1]
 
 
 def lowered(title: str) -> str:
@@ -148,12 +150,12 @@ def point_range(interval) -> str:
     return f"{points(interval[0], 1)} to {points(interval[1], 1)}"
 
 
-def _in_order(arms: dict) -> list[str]:
-    return [name for name in ARMS if name in arms] + [name for name in arms if name not in ARMS]
+def _in_order(methods: dict) -> list[str]:
+    return [name for name in METHODS if name in methods] + [name for name in methods if name not in METHODS]
 
 
 def _pairs_to_compare(data: ReportData) -> list[tuple[str, str]]:
-    known = [pair for pair in DEFAULT_COMPARISONS if pair[0] in data.arms and pair[1] in data.arms]
+    known = [pair for pair in DEFAULT_COMPARISONS if pair[0] in data.methods and pair[1] in data.methods]
     return list(dict.fromkeys([tuple(data.primary), *known, *map(tuple, data.comparisons)]))
 
 
@@ -186,15 +188,15 @@ def _paired_json(result: PairedDifference) -> dict:
 
 
 def _headline(data: ReportData, paired: dict[str, PairedDifference]) -> dict:
-    arm, baseline = data.primary
-    name = f"{arm} - {baseline}"
+    method, baseline = data.primary
+    name = f"{method} - {baseline}"
     if name not in paired:
-        text = f"Not measured: {arm} and {baseline} share no scene."
+        text = f"Not measured: {method} and {baseline} share no scene."
         return {"verdict": "not_measured", "comparison": name, "text": text, "detail": ""}
     result = paired[name]
     low, high = result.ci95
-    a, b = paired_outcomes(data.arms[arm], data.arms[baseline])
-    who, than = arm_title(arm, data.candidates), lowered(arm_title(baseline, data.candidates))
+    a, b = paired_outcomes(data.methods[method], data.methods[baseline])
+    who, than = method_title(method, data.candidates), lowered(method_title(baseline, data.candidates))
     rates = f"{who} succeeds in {percent(a.mean())}, the {than} in {percent(b.mean())}."
     unseen = "" if data.collection_scenes is None else "unseen "
     size = f"{counted(result.pairs, 'paired episode')} in {counted(result.scenes, f'{unseen}scene')}"
@@ -292,9 +294,9 @@ def _ranking(data: ReportData) -> dict | None:
 
 def _headroom(data: ReportData) -> dict | None:
     """The oracle's gain over the policy, and how much of it best-of-N gets."""
-    if not {"policy", "best_of_n", "oracle"} <= set(data.arms):
+    if not {"policy", "best_of_n", "oracle"} <= set(data.methods):
         return None
-    played = paired_outcomes(*(data.arms[name] for name in ("policy", "best_of_n", "oracle")))
+    played = paired_outcomes(*(data.methods[name] for name in ("policy", "best_of_n", "oracle")))
     if played is None:
         return None
     policy, chosen, oracle = played
@@ -315,11 +317,11 @@ def _listed(interval: tuple[float, float] | None) -> list[float] | None:
 
 def _caveats(data: ReportData, paired: dict[str, PairedDifference]) -> list[str]:
     caveats = list(data.caveats)
-    draws = max(arm.success.shape[1] for arm in data.arms.values())
+    draws = max(method.success.shape[1] for method in data.methods.values())
     if draws > 1:
         caveats.append(
             f"Every scene was played with up to {draws} noise draws, which resemble each other. Differences are "
-            "resampled by scene; the Wilson intervals of single arms and McNemar's p take episodes for independent "
+            "resampled by scene; the Wilson intervals of single methods and McNemar's p take episodes for independent "
             "and are a little too sure."
         )
     if len(paired) > 1:
@@ -331,13 +333,13 @@ def _caveats(data: ReportData, paired: dict[str, PairedDifference]) -> list[str]
         caveats.append(
             "The scenes of the training data were not given: that these scenes are unseen was not checked."
         )
-    one = "best_of_1" if "best_of_1" in data.arms else "policy"
+    one = "best_of_1" if "best_of_1" in data.methods else "policy"
     placebo = paired.get(f"random_candidate - {one}")
     if placebo is not None and placebo.verdict != "no_gain":
         caveats.append(
-            f"A random candidate and {lowered(arm_title(one, 1))} have the same distribution, yet they differ by "
+            f"A random candidate and {lowered(method_title(one, 1))} have the same distribution, yet they differ by "
             f"{points(placebo.difference, 1)} points ({point_range(placebo.ci95)}): differences of this size can be "
-            "chance here, or the arms are not paired as they should be."
+            "chance here, or the methods are not paired as they should be."
         )
     quiet = paired.get("best_of_n - zero_noise")
     if quiet is not None and quiet.verdict != "gain":

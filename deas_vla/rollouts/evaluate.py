@@ -1,4 +1,4 @@
-"""Paired evaluation: every arm plays the same scenes with the same noise, and each outcome is kept (design rule 10)."""
+"""Paired evaluation: every method plays the same scenes with the same noise; each outcome is kept (design rule 10)."""
 
 import json
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from deas_vla.rollouts.play import Job, Rollout, play_episodes
 
 # First scene number of each use. Scenes are unlimited, uses are a million apart: nothing that is evaluated on was
 # ever collected from.
-FIRST_SCENE = {"demonstrations": 0, "rollouts": 1_000_000, "evaluation": 2_000_000, "bench": 3_000_000}
+FIRST_SCENE = {"demonstrations": 0, "rollouts": 1_000_000, "evaluation": 2_000_000, "ablation": 3_000_000}
 
 
 def scenes_of(use: str, count: int, seed: int) -> list[int]:
     """The scene numbers of one use, for one seed.
 
     Args:
-        use: ``demonstrations``, ``rollouts``, ``evaluation`` or ``bench`` (on which settings may be chosen).
+        use: ``demonstrations``, ``rollouts``, ``evaluation`` or ``ablation`` (on which settings may be chosen).
         count: how many, at most 10,000.
         seed: seed of the run, 0 to 99; other seeds give other scenes.
 
@@ -43,11 +43,11 @@ def paired_jobs(scenes: list[int], draws: int) -> list[Job]:
 
 
 @dataclass
-class ArmResult:
-    """What one arm did on every job.
+class MethodResult:
+    """What one method did on every job.
 
     Attributes:
-        name: the arm.
+        name: the method.
         success: (scenes, draws) bool.
         episodes: one record a job: scene, draw, success, steps, decisions (step, index, value, scores).
     """
@@ -57,7 +57,7 @@ class ArmResult:
     episodes: list[dict]
 
 
-def evaluate_arm(
+def evaluate_method(
     name: str,
     workers: EnvWorkers,
     decider: BestOfN,
@@ -69,20 +69,20 @@ def evaluate_arm(
     execute_steps: int,
     block: int = 64,
     line: int = 0,
-) -> ArmResult:
-    """Plays an arm on every job, in blocks that are kept: an interrupted evaluation goes on with the next block.
+) -> MethodResult:
+    """Plays a method on every job, in blocks that are kept: an interrupted evaluation goes on with the next block.
 
     Args:
-        name: the arm's name; its outcomes are kept in ``folder/<name>.json``.
+        name: the method's name; its outcomes are kept in ``folder/<name>.json``.
         workers: simulators of the task.
         decider: the policy with its selection rule.
         jobs: from `paired_jobs`.
         folder: where outcomes are kept.
-        seed: seed of the policy's noise, the same for all arms.
+        seed: seed of the policy's noise, the same for all methods.
         parallel: episodes under way at once.
         execute_steps: actions played of each chunk.
         block: episodes between two saves.
-        line: of the progress bar, for processes that play different arms at once.
+        line: of the progress bar, for processes that play different methods at once.
     """
     path = folder / f"{name}.json"
     done: list[dict] = json.loads(path.read_text()) if path.is_file() else []
@@ -120,7 +120,7 @@ def evaluate_arm(
         tqdm.write(f"{name}: {wins / len(jobs):.0%} of {len(jobs)} episodes")
     draws = len({job.draw for job in jobs})
     success = np.array([episode["success"] for episode in done]).reshape(-1, draws)
-    return ArmResult(name, success, done)
+    return MethodResult(name, success, done)
 
 
 def record_of(rollout: Rollout) -> dict:

@@ -18,7 +18,7 @@ PICTURE = 288  # side of a picture in pixels
 def film(
     env: ChunkEnv,
     deciders: dict[str, BestOfN],
-    arms: list[Path],
+    methods: list[Path],
     path: Path,
     *,
     seed: int,
@@ -26,18 +26,18 @@ def film(
 ) -> None:
     """Plays the same scene once with each decider and writes a video of them side by side.
 
-    The scene is the first in which the arms ended differently, so that there is something to see; if there is
+    The scene is the first in which the methods ended differently, so that there is something to see; if there is
     none, the first. A caption beside the video says so.
 
     Args:
         env: the simulator; it is closed.
         deciders: label to decision maker, with a critic.
-        arms: outcomes of the same arms, as `evaluate_arm` wrote them, in the same order.
+        methods: outcomes of the same methods, as `evaluate_method` wrote them, in the same order.
         path: the mp4 file; ``path`` with suffix ``.json`` gets the caption.
         seed: seed of the policy's noise.
         execute_steps: actions played of each chunk.
     """
-    outcomes = [[e for e in json.loads(arm.read_text()) if e["draw"] == 0] for arm in arms]
+    outcomes = [[e for e in json.loads(method.read_text()) if e["draw"] == 0] for method in methods]
     differing = [
         row[0]["scene"] for row in zip(*outcomes, strict=True) if len({e["success"] for e in row}) > 1
     ]

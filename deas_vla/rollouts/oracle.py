@@ -35,14 +35,14 @@ def play_oracle(
     Args:
         workers: simulators that can be branched.
         decider: policy, critic and number of candidates; its critic scores every candidate for the record.
-        scenes: evaluation scenes; the noise is that of draw 0 in the other arms.
+        scenes: evaluation scenes; the noise is that of draw 0 in the other methods.
         folder: outcomes are kept in ``folder/oracle.json``.
         seed: seed of the policy's noise.
         execute_steps: actions played of each chunk.
         line: of the progress bar.
 
     Returns:
-        One record a scene, as of `evaluate_arm`; each decision also has ``truth``, the returns of its candidates.
+        One record a scene, as of `evaluate_method`; each decision also has ``truth``, the returns of its candidates.
     """
     path = folder / "oracle.json"
     done: list[dict] = json.loads(path.read_text()) if path.is_file() else []

@@ -1,6 +1,6 @@
-"""Statistics of a paired evaluation: how sure may one be, from these episodes, that one arm beats another?
+"""Statistics of a paired evaluation: how sure may one be, from these episodes, that one method beats another?
 
-Every arm plays the same scenes with the same noise seeds, several draws a scene (design rule 10). Two draws of one
+Every method plays the same scenes with the same noise seeds, several draws a scene (design rule 10). Two draws of one
 scene resemble each other, so what is resampled, and what is flipped, is always the whole scene.
 """
 
@@ -18,7 +18,7 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Success rate of arm a minus that of arm b, over the same scenes and noise.
+    """Success rate of method a minus that of method b, over the same scenes and noise.
 
     Attributes:
         difference: mean of a − b, in [-1, 1].
@@ -114,11 +114,11 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> PairedDifference:
-    """Compares two arms over the same scenes and noise draws.
+    """Compares two methods over the same scenes and noise draws.
 
     Args:
-        a: (S, D) bool, success of arm a in scene s with noise draw d; (S,) is taken for one draw.
-        b: the same for arm b.
+        a: (S, D) bool, success of method a in scene s with noise draw d; (S,) is taken for one draw.
+        b: the same for method b.
         confidence: of the interval.
         resamples: bootstrap resamples.
         seed: of the resampling; the same seed gives the same interval.
@@ -149,8 +149,8 @@ def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
     """Two-sided exact p-value over the discordant pairs (McNemar 1947, binomial form).
 
     Args:
-        a: bool, any shape, success of arm a.
-        b: bool, same shape, success of arm b in the same scene with the same noise.
+        a: bool, any shape, success of method a.
+        b: bool, same shape, success of method b in the same scene with the same noise.
 
     Returns:
         min(1, 2 · P[X ≤ min(wins, losses)]) with X ~ Binomial(wins + losses, ½); 1 without a discordant pair.
@@ -163,15 +163,15 @@ def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def scene_sign_flip_exact(a: np.ndarray, b: np.ndarray) -> float:
-    """Two-sided exact p-value of the null hypothesis that the arms may be swapped within any scene.
+    """Two-sided exact p-value of the null hypothesis that the methods may be swapped within any scene.
 
-    All 2^S ways of swapping the arms scene by scene are counted (the scenes' differences are whole numbers, so by
+    All 2^S ways of swapping the methods scene by scene are counted (the scenes' differences are whole numbers, so by
     adding one scene at a time). With one draw a scene it is `mcnemar_exact`; with several it does not take
     the draws of a scene for independent.
 
     Args:
-        a: (S, D) bool, success of arm a.
-        b: (S, D) bool, success of arm b.
+        a: (S, D) bool, success of method a.
+        b: (S, D) bool, success of method b.
     """
     a, b = _pairs(a, b)
     per_scene = a.sum(1).astype(np.int64) - b.sum(1).astype(np.int64)
@@ -192,11 +192,11 @@ def scene_sign_flip_exact(a: np.ndarray, b: np.ndarray) -> float:
 def share_of_headroom(
     policy: np.ndarray, chosen: np.ndarray, oracle: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float | None, Interval | None]:
-    """How much of what an oracle gains over the policy another arm gains: (chosen − policy) / (oracle − policy).
+    """How much of what an oracle gains over the policy another method gains: (chosen − policy) / (oracle − policy).
 
     Args:
         policy: (S, D) bool success of the policy.
-        chosen: (S, D) bool success of the arm in question, for example best-of-N.
+        chosen: (S, D) bool success of the method in question, for example best-of-N.
         oracle: (S, D) bool success of the oracle.
         resamples: bootstrap resamples.
         seed: of the resampling.
@@ -356,8 +356,10 @@ def _quantile(confidence: float) -> float:
 
 
 def _pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both arms as (S, D) bool; refuses arms that were not played on the same scenes and draws."""
+    """Both methods as (S, D) bool; refuses methods that were not played on the same scenes and draws."""
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     if a.shape != b.shape or a.ndim not in (1, 2) or a.size == 0:
-        raise ValueError(f"arms must be played on the same scenes and draws: shapes {a.shape} and {b.shape}")
+        raise ValueError(
+            f"methods must be played on the same scenes and draws: shapes {a.shape} and {b.shape}"
+        )
     return (a[:, None], b[:, None]) if a.ndim == 1 else (a, b)

@@ -1,9 +1,9 @@
 """Many critics of one run, judged against the truth about candidates: which ingredient matters?
 
     accelerate launch --config_file accelerate_configs/cpu.yaml -m studies.ablations.critic \\
-        --run=outputs/lift --output=outputs/bench/lift --seeds=0,1
+        --run=outputs/lift --output=outputs/ablation/lift --seeds=0,1
 
-    python -m studies.ablations.critic --run=outputs/lift --output=outputs/bench/lift \\
+    python -m studies.ablations.critic --run=outputs/lift --output=outputs/ablation/lift \\
         --name=wide --flags=--features.dim=256
 
 Needs the extras `sim`, `groot` and `lerobot`, and a run of recipes/finetune_robocasa.py up to its rollouts. First, once
@@ -37,7 +37,7 @@ from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage, stage_report
 from recipes.finetune_robocasa import small_critic
 from recipes.train_critic import TrainCriticConfig, train_critic
-from studies.ablations.critic_table import bench_table, gain_over, possible_gain, score
+from studies.ablations.critic_table import ablation_table, gain_over, possible_gain, score
 from studies.ablations.truth import Truth, collect_truth
 
 # What is changed of the critic of finetune_robocasa. One line, one change.
@@ -104,13 +104,13 @@ class TruthConfig:
 
 
 @dataclass
-class CriticBenchConfig(SimulatorConfig):
+class CriticAblationConfig(SimulatorConfig):
     """Settings of studies/ablations/critic.py."""
 
     # A run of finetune_robocasa: its policy, demonstrations and rollouts are used.
     run: str = "outputs/lift"
-    # Folder of the bench.
-    output: str = "outputs/bench/lift"
+    # Folder of the ablation.
+    output: str = "outputs/ablation/lift"
     # Names of the variants; empty: all.
     variants: list[str] = field(default_factory=list)
     # Adds one variant of this name, made of --flags.
@@ -125,7 +125,7 @@ class CriticBenchConfig(SimulatorConfig):
     truth: TruthConfig = field(default_factory=TruthConfig)
 
 
-def main(config: CriticBenchConfig) -> None:
+def main(config: CriticAblationConfig) -> None:
     chosen = choose_variants(VARIANTS, config.variants, config.name, config.flags)
     # Always there, because all are compared with it.
     variants = {DEFAULT: VARIANTS[DEFAULT]} | chosen
@@ -135,7 +135,7 @@ def main(config: CriticBenchConfig) -> None:
     truth, first = _truth(accelerator, config, policy), accelerator.is_main_process
     scores_of = {}
     watched = {"dynamic_ncols": True, "disable": not first}
-    for name, flags in tqdm(variants.items(), desc="bench", unit="variant", **watched):
+    for name, flags in tqdm(variants.items(), desc="ablation", unit="variant", **watched):
         folders = [output / "critics" / f"{name}-seed{seed}" for seed in config.seeds]
         for seed, folder in zip(config.seeds, folders, strict=True):
             inputs = [f"--{part}={run / part}" for part in ("demonstrations", "rollouts", "policy")]
@@ -146,11 +146,11 @@ def main(config: CriticBenchConfig) -> None:
     if not first:
         return
     results = _judge(policy, truth, scores_of, variants)
-    path = output / "bench.json"
+    path = output / "ablation.json"
     before = json.loads(path.read_text())["variants"] if path.is_file() else {}
     results["variants"] = before | results["variants"]
     write_json(path, results)
-    print(f"\n{run}: {_about(results, config.truth)}\n\n{bench_table(results)}\n\nIn {path}.")
+    print(f"\n{run}: {_about(results, config.truth)}\n\n{ablation_table(results)}\n\nIn {path}.")
 
 
 def _about(results: dict, plan: TruthConfig) -> str:
@@ -165,10 +165,10 @@ def _about(results: dict, plan: TruthConfig) -> str:
 def choose_variants(
     known: dict[str, list[str]], names: list[str], name: str, flags: str
 ) -> dict[str, list[str]]:
-    """Name to flags: those of a bench that are asked for, all if none is, and one of the user's own.
+    """Name to flags: those of an ablation that are asked for, all if none is, and one of the user's own.
 
     Args:
-        known: the bench's own.
+        known: the ablation's own.
         names: those that are wanted; empty for all, or for none where there is a name.
         name: of the user's own; empty for none.
         flags: of that one, separated by spaces.
@@ -189,7 +189,7 @@ def choose_variants(
     return {each: known[each] for each in names or known}
 
 
-def _truth(accelerator: Accelerator, config: CriticBenchConfig, policy: SmallVLAPolicy) -> Truth:
+def _truth(accelerator: Accelerator, config: CriticAblationConfig, policy: SmallVLAPolicy) -> Truth:
     plan, folder, tasks = config.truth, Path(config.output) / "truth", config.tasks
     noise = SelectionConfig(noise_scale=plan.noise_scale)
 
@@ -202,7 +202,7 @@ def _truth(accelerator: Accelerator, config: CriticBenchConfig, policy: SmallVLA
                     collect_truth(
                         workers,
                         BestOfN(policy, plan.num_candidates, selection=noise),
-                        scenes_of("bench", plan.scenes, config.seed),
+                        scenes_of("ablation", plan.scenes, config.seed),
                         folder / task,
                         seed=config.seed,
                         continuations=plan.continuations,
@@ -257,4 +257,4 @@ def _judge(
 
 
 if __name__ == "__main__":
-    run_recipe(main, CriticBenchConfig)
+    run_recipe(main, CriticAblationConfig)

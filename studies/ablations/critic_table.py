@@ -87,8 +87,8 @@ def possible_gain(returns: np.ndarray, success: np.ndarray, scene: np.ndarray) -
     return {"gain": float(gain.mean()), "ci95": _interval(gain, scene), "success": float(success.mean())}
 
 
-def bench_table(results: dict) -> str:
-    """The Markdown table of a bench, best first.
+def ablation_table(results: dict) -> str:
+    """The Markdown table of an ablation, best first.
 
     Args:
         results: ``decisions``, ``scenes``, ``possible`` and ``variants``: name to flags, critics, seconds, score, and

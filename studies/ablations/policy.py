@@ -1,9 +1,9 @@
 """Many ways to fine-tune one policy, each played in scenes of their own: which ingredient matters?
 
     accelerate launch --config_file accelerate_configs/cpu.yaml -m studies.ablations.policy \\
-        --run=outputs/lift --output=outputs/policy_bench/lift --seeds=0,1
+        --run=outputs/lift --output=outputs/policy_ablation/lift --seeds=0,1
 
-    python -m studies.ablations.policy --run=outputs/lift --output=outputs/policy_bench/lift \\
+    python -m studies.ablations.policy --run=outputs/lift --output=outputs/policy_ablation/lift \\
         --name=soft --flags=--weighting.temperature=3
 
 Needs the extras `sim`, `groot` and `lerobot`, and a run of recipes/finetune_robocasa.py up to its critic. Each variant
@@ -31,13 +31,13 @@ from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
-from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
+from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs, scenes_of
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import claim, run_stage, stage_report
 from recipes.finetune_policy import FinetunePolicyConfig, ImitationConfig, Method, finetune_policy
 from recipes.finetune_robocasa import FEATURES, improvement_defaults
 from studies.ablations.critic import DEFAULT, choose_variants
-from studies.ablations.policy_table import ALONE, ARMS, CHOSEN, ZERO_NOISE, judge, policy_bench_table
+from studies.ablations.policy_table import ALONE, CHOSEN, METHODS, ZERO_NOISE, judge, policy_ablation_table
 
 # What is changed of the advantage-weighted fine-tuning of finetune_robocasa. One line, one change.
 VARIANTS: dict[str, list[str]] = {
@@ -74,13 +74,13 @@ class VariantConfig(FinetunePolicyConfig):
 
 
 @dataclass
-class PolicyBenchConfig(SimulatorConfig):
+class PolicyAblationConfig(SimulatorConfig):
     """Settings of studies/ablations/policy.py."""
 
     # A run of finetune_robocasa: its policy, demonstrations, rollouts and critic are used.
     run: str = "outputs/lift"
-    # Folder of the bench.
-    output: str = "outputs/policy_bench/lift"
+    # Folder of the ablation.
+    output: str = "outputs/policy_ablation/lift"
     # Names of the variants; empty: all.
     variants: list[str] = field(default_factory=list)
     # Adds one variant of this name, made of --flags.
@@ -102,10 +102,10 @@ class PolicyBenchConfig(SimulatorConfig):
 
     def __post_init__(self):
         if self.scenes < 1 or self.num_candidates < 2:
-            raise UserError("the bench needs a scene and 2 candidates")
+            raise UserError("the ablation needs a scene and 2 candidates")
 
 
-def main(config: PolicyBenchConfig) -> None:
+def main(config: PolicyAblationConfig) -> None:
     chosen = choose_variants(VARIANTS, config.variants, config.name, config.flags)
     # Always there, because all are compared with it.
     variants = {DEFAULT: VARIANTS[DEFAULT]} | chosen
@@ -133,14 +133,16 @@ def main(config: PolicyBenchConfig) -> None:
                 "flags": variants[name],
                 "seconds": min(stage_report(folder)["seconds"] for folder in folders),
             }
-        path = output / "bench.json"
+        path = output / "ablation.json"
         before = json.loads(path.read_text())["variants"] if path.is_file() else {}
         results["variants"] = before | results["variants"]
         write_json(path, results)
-        print(f"\n{run}\n\n{policy_bench_table(results)}\n\nIn {path}.")
+        print(f"\n{run}\n\n{policy_ablation_table(results)}\n\nIn {path}.")
 
 
-def settings_of(config: PolicyBenchConfig, flags: list[str], folder: Path, seed: int) -> FinetunePolicyConfig:
+def settings_of(
+    config: PolicyAblationConfig, flags: list[str], folder: Path, seed: int
+) -> FinetunePolicyConfig:
     run = Path(config.run)
     inputs = [f"--{part}={run / part}" for part in ("demonstrations", "rollouts", "critic")]
     places = [f"--start_from={run / 'policy'}", f"--cache={run / FEATURES}", f"--output={folder}"]
@@ -149,28 +151,28 @@ def settings_of(config: PolicyBenchConfig, flags: list[str], folder: Path, seed:
 
 
 def play(
-    accelerator: Accelerator, config: PolicyBenchConfig, workers: EnvWorkers, task: str, source: Path
+    accelerator: Accelerator, config: PolicyAblationConfig, workers: EnvWorkers, task: str, source: Path
 ) -> None:
     """Plays one policy in all scenes: alone, without noise and, where the critic knows its features, best of N."""
     inputs = {"policy": source, "critic": Path(config.run) / "critic"}
-    scenes = scenes_of("bench", config.scenes, config.seed)
+    scenes = scenes_of("ablation", config.scenes, config.seed)
 
     def work(folder: Path) -> None:
         policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)
         workers.contract.require_same(policy.contract, f"task {task}", f"policy {source}")
         critic = DeasCritic.load(inputs["critic"] / "critic", accelerator.device)[0]
         seen = CriticInputs.load(inputs["critic"] / "critic", policy.contract)
-        arms = {
+        methods = {
             ALONE: BestOfN(policy),
             ZERO_NOISE: BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
         }
         if seen.encoder_fingerprint == policy.encoder_fingerprint:
             noise = SelectionConfig(noise_scale=config.noise_scale)
-            arms[CHOSEN] = BestOfN(policy, config.num_candidates, "best", critic, seen, noise)
-        for name, decider in arms.items():
+            methods[CHOSEN] = BestOfN(policy, config.num_candidates, "best", critic, seen, noise)
+        for name, decider in methods.items():
             with claim(folder / f"{name}.json") as mine:
                 if mine:
-                    evaluate_arm(
+                    evaluate_method(
                         name,
                         workers,
                         decider,
@@ -185,21 +187,21 @@ def play(
 
     names = ("env", "simulator", "seed", "scenes", "num_candidates", "noise_scale", "execute_steps")
     settings = {name: value for name, value in to_json(config).items() if name in names}
-    settings |= {"task": task, "arms": list(ARMS)}
+    settings |= {"task": task, "methods": list(METHODS)}
     run_stage(accelerator, played(config, task, source), settings, inputs, work, everyone=True)
 
 
-def played(config: PolicyBenchConfig, task: str, source: Path) -> Path:
+def played(config: PolicyAblationConfig, task: str, source: Path) -> Path:
     """Folder of what a policy did on a task."""
     return Path(config.output) / "played" / task / source.name
 
 
-def outcomes_of(config: PolicyBenchConfig, task: str, source: Path) -> dict[str, list[dict]]:
-    """Arm to its episodes."""
+def outcomes_of(config: PolicyAblationConfig, task: str, source: Path) -> dict[str, list[dict]]:
+    """Method to its episodes."""
     folder = played(config, task, source)
-    paths = {arm: folder / f"{arm}.json" for arm in ARMS}
-    return {arm: json.loads(path.read_text()) for arm, path in paths.items() if path.is_file()}
+    paths = {method: folder / f"{method}.json" for method in METHODS}
+    return {method: json.loads(path.read_text()) for method, path in paths.items() if path.is_file()}
 
 
 if __name__ == "__main__":
-    run_recipe(main, PolicyBenchConfig)
+    run_recipe(main, PolicyAblationConfig)

@@ -1,7 +1,7 @@
 """After two rounds of improvement: which policy should propose, and which critic choose?
 
     accelerate launch --config_file accelerate_configs/cpu.yaml -m studies.ablations.second_round \\
-        --runs=outputs/robosuite/lift-11,outputs/robosuite/stack-11 --output=outputs/second_round_bench/robosuite
+        --runs=outputs/robosuite/lift-11,outputs/robosuite/stack-11 --output=outputs/second_round_ablation/robosuite
 
 Needs the extras `sim`, `groot` and `lerobot`, and runs of recipes/finetune_robocasa.py with `--second_round=true`;
 those of studies/robosuite/suite.py are. Every pairing of a policy with a critic plays the same scenes, which no
@@ -30,7 +30,7 @@ from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import load_policy
-from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
+from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs, scenes_of
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import claim, run_stage, stage_report
 from studies.ablations.second_round_table import judge, second_round_tables
@@ -68,13 +68,13 @@ AGAINST = {
 
 
 @dataclass
-class SecondRoundBenchConfig:
+class SecondRoundAblationConfig:
     """Settings of studies/ablations/second_round.py."""
 
     # Folders of runs of finetune_robocasa with a second round: tasks and training seeds are theirs.
     runs: list[str] = field(default_factory=lambda: ["outputs/lift"])
-    # Folder of the bench.
-    output: str = "outputs/second_round_bench/lift"
+    # Folder of the ablation.
+    output: str = "outputs/second_round_ablation/lift"
     # Scenes that every pairing plays once, for each run and task.
     scenes: int = 200
     # Simulator processes; 0 plays in the recipe's own.
@@ -84,10 +84,10 @@ class SecondRoundBenchConfig:
 
     def __post_init__(self):
         if self.scenes < 1 or not self.runs:
-            raise UserError("the bench needs a run and a scene")
+            raise UserError("the ablation needs a run and a scene")
 
 
-def main(config: SecondRoundBenchConfig) -> None:
+def main(config: SecondRoundAblationConfig) -> None:
     accelerator = make_accelerator()
     for run in map(Path, config.runs):
         play_run(accelerator, config, run)
@@ -96,7 +96,7 @@ def main(config: SecondRoundBenchConfig) -> None:
         results |= judge(
             [Path(config.output) / Path(run).name for run in config.runs], against_of(list(PAIRINGS))
         )
-        path = Path(config.output) / "bench.json"
+        path = Path(config.output) / "ablation.json"
         write_json(path, results)
         print(f"\n{second_round_tables(results)}\n\nIn {path}.")
 
@@ -106,7 +106,7 @@ def against_of(names: list[str]) -> dict[str, str | None]:
     return {name: AGAINST.get(name, names[0]) if name != names[0] else None for name in names}
 
 
-def play_run(accelerator: Accelerator, config: SecondRoundBenchConfig, run: Path) -> None:
+def play_run(accelerator: Accelerator, config: SecondRoundAblationConfig, run: Path) -> None:
     """Plays every pairing of one run."""
     inputs = {name: run / name for name in (*POLICIES, *CRITICS)}
     collected = stage_report(run / "rollouts_2")["settings"]
@@ -117,12 +117,12 @@ def play_run(accelerator: Accelerator, config: SecondRoundBenchConfig, run: Path
         run / "rollouts_2",
     )
     seed, execute_steps = collected["seed"], collected["rollouts"]["execute_steps"]
-    jobs = paired_jobs(scenes_of("bench", config.scenes, seed), 1)
+    jobs = paired_jobs(scenes_of("ablation", config.scenes, seed), 1)
 
     def work(folder: Path) -> None:
         policies = {name: load_policy(inputs[name] / "policy").to(accelerator.device) for name in POLICIES}
         for task in simulator.tasks:
-            place = folder / "arms" / task
+            place = folder / "methods" / task
             with simulator.open_workers(task, accelerator.num_processes) as workers:
                 # The longest first: processes share the pairings, and should end together.
                 ordered = sorted(PAIRINGS.items(), key=lambda named: -named[1].num_candidates)
@@ -131,7 +131,7 @@ def play_run(accelerator: Accelerator, config: SecondRoundBenchConfig, run: Path
                     workers.contract.require_same(policy.contract, f"task {task}", f"policy {pairing.policy}")
                     with claim(place / f"{name}.json") as mine:
                         if mine:
-                            evaluate_arm(
+                            evaluate_method(
                                 name,
                                 workers,
                                 decider(policy, pairing, [inputs[critic] for critic in pairing.critics]),
@@ -195,4 +195,4 @@ class Committee:
 
 
 if __name__ == "__main__":
-    run_recipe(main, SecondRoundBenchConfig)
+    run_recipe(main, SecondRoundAblationConfig)

@@ -26,7 +26,7 @@ def judge(stages: list[Path], against: dict[str, str | None]) -> dict:
     for stage, one in zip(stages, settings, strict=True):
         for task in one["tasks"]:
             for name, grid in grids.items():
-                path = stage / "arms" / task / f"{name}.json"
+                path = stage / "methods" / task / f"{name}.json"
                 grid[one["seed"], tasks.index(task)] = cell_of(json.loads(path.read_text()))
     judged = {name: {"success": by_task(grid, tasks, level_of)} for name, grid in grids.items()}
     for name, base in against.items():

@@ -241,7 +241,7 @@ def play_in_lerobot(accelerator: Accelerator, config: FinetuneLerobotConfig, run
             f"--policy.rate_hz={RATE_HZ:g}",
         ]
         if not exported.exists():
-            # The rule of the evaluation's arm best_of_n.
+            # The rule of the evaluation's method best_of_n.
             export_run(
                 ExportConfig(
                     run=str(run),
@@ -282,7 +282,7 @@ def play_in_lerobot(accelerator: Accelerator, config: FinetuneLerobotConfig, run
                     task: [
                         record["success"]
                         for record in json.loads(
-                            (run / "evaluation/arms" / task / "best_of_n.json").read_text()
+                            (run / "evaluation/methods" / task / "best_of_n.json").read_text()
                         )
                     ]
                     for task in config.tasks

@@ -52,7 +52,7 @@ def lerobot_table(runs: list[dict]) -> str:
         )
     head = [
         "policy, tasks",
-        "episodes an arm",
+        "episodes a method",
         "policy, `lerobot-eval`",
         f"best of {runs[0]['candidates']}, `lerobot-eval`",
         f"best of {runs[0]['candidates']}, `evaluate.py`",
@@ -65,7 +65,7 @@ def lerobot_table(runs: list[dict]) -> str:
 
 def _summary(results: dict) -> dict:
     stock, ours = results[STOCK]["best_of_n"], results[OURS]["best_of_n"]
-    policy, reranker = (_grid(results["seed"], results[STOCK][arm]) for arm in ("policy", "best_of_n"))
+    policy, reranker = (_grid(results["seed"], results[STOCK][method]) for method in ("policy", "best_of_n"))
     return {
         "policy": level(policy),
         STOCK: level(reranker),

@@ -4,13 +4,13 @@ from pathlib import Path
 
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
-from deas_vla.report.summary import ARMS, arm_title, counted, lowered
+from deas_vla.report.summary import METHODS, counted, lowered, method_title
 from studies.loop_runs import (
-    arm_grids,
     by_task,
     gain_over,
     gap_in,
     level_of,
+    method_grids,
     rate_in,
     without_seed,
     write_page,
@@ -25,7 +25,7 @@ BASE, CHOSEN = "policy", "best_of_n"
 CONTROLS = ("best_of_1", "zero_noise")
 # Records of the loop are called by their seed; the others are LeRobot's.
 LOOP = "seed-"
-EPISODES = 50  # an arm must have played on every task before anything is said
+EPISODES = 50  # a method must have played on every task before anything is said
 
 
 def write_metaworld_results(runs: list[Path], output: Path, lerobot_runs: list[Path], commit: str) -> dict:
@@ -87,15 +87,15 @@ def summarize(runs: list[dict]) -> dict:
     if any(settings != plain[0] for settings in plain):
         raise UserError(f"runs of one page differ in their seeds and in nothing else; these have {seeds}")
     tasks = plain[0]["evaluation"]["tasks"]
-    grids = arm_grids(runs, tasks)
-    known = [arm for arm in ARMS if arm in grids] + sorted(set(grids) - set(ARMS))
-    levels = {arm: by_task(grids[arm], tasks, level_of) for arm in known}
+    grids = method_grids(runs, tasks)
+    known = [method for method in METHODS if method in grids] + sorted(set(grids) - set(METHODS))
+    levels = {method: by_task(grids[method], tasks, level_of) for method in known}
     gains = {
-        arm: by_task(grids[arm], tasks, lambda grid: gain_over(grid, grids[BASE]))
-        for arm in known
-        if arm != BASE
+        method: by_task(grids[method], tasks, lambda grid: gain_over(grid, grids[BASE]))
+        for method in known
+        if method != BASE
     }
-    played = [records for run in runs for arm, records in run["arms"].items() if arm != "oracle"]
+    played = [records for run in runs for method, records in run["methods"].items() if method != "oracle"]
     fewest = min(len(records) for of_tasks in played for records in of_tasks.values())
     worse = [task for task in tasks if gains[CHOSEN]["per_task"][task]["ci95"][1] < 0]
     mean = gains[CHOSEN]["mean"]
@@ -107,9 +107,9 @@ def summarize(runs: list[dict]) -> dict:
         "success": levels,
         "gain_over_policy": gains,
         "gain_over_control": {
-            arm: by_task(grids[CHOSEN], tasks, lambda grid, base=grids[arm]: gain_over(grid, base))
-            for arm in CONTROLS
-            if arm in grids
+            method: by_task(grids[CHOSEN], tasks, lambda grid, base=grids[method]: gain_over(grid, base))
+            for method in CONTROLS
+            if method in grids
         },
         "worse_tasks": worse,
         "shown": {
@@ -133,7 +133,7 @@ def page(results: dict) -> str:
     verdict = {True: "shown", False: "**not shown**"}
     targets = [
         [
-            f"at least {EPISODES} episodes a task and arm",
+            f"at least {EPISODES} episodes a task and method",
             f"{results['episodes_per_task']} a seed",
             verdict[shown["episodes"]],
         ],
@@ -144,12 +144,15 @@ def page(results: dict) -> str:
         ],
         ["no task worse beyond its interval", ", ".join(worse) or "none is", verdict[shown["no_task_worse"]]],
     ]
-    arms = [arm for arm in results["success"] if arm != "oracle"]
+    methods = [method for method in results["success"] if method != "oracle"]
     rows = [
-        [name, *(rate_in(results["success"][arm], name) for arm in arms)] for name in [*tasks, "**average**"]
+        [name, *(rate_in(results["success"][method], name) for method in methods)]
+        for name in [*tasks, "**average**"]
     ]
-    others = [arm for arm in arms if arm != BASE]
-    gain_rows = [[name, *(gap_in(gains[arm], name) for arm in others)] for name in [*tasks, "**average**"]]
+    others = [method for method in methods if method != BASE]
+    gain_rows = [
+        [name, *(gap_in(gains[method], name) for method in others)] for name in [*tasks, "**average**"]
+    ]
     controls = results["gain_over_control"]
     control_rows = [
         [name, *(gap_in(gain, name) for gain in controls.values())] for name in [*tasks, "**average**"]
@@ -159,15 +162,15 @@ def page(results: dict) -> str:
         f"# One policy and one critic for {counted(len(tasks), 'task')} of Meta-World",
         _in_words(results),
         table(["what it should show", "measured", ""], targets, "lll"),
-        "## Success of every arm",
-        table(["task", *(arm_title(arm, n) for arm in arms)], rows),
+        "## Success of every method",
+        table(["task", *(method_title(method, n) for method in methods)], rows),
         "## Differences from the policy",
-        table(["task", *(arm_title(arm, n) for arm in others)], gain_rows),
+        table(["task", *(method_title(method, n) for method in others)], gain_rows),
         "## What the critic's choice adds",
         f"Best of {n} chooses among candidates that are made of less noise than the policy plays with. Its difference:",
-        table(["task", *(f"from {lowered(arm_title(arm, n))}" for arm in controls)], control_rows),
+        table(["task", *(f"from {lowered(method_title(method, n))}" for method in controls)], control_rows),
         "In per cent and percentage points; in brackets 95 % intervals: a bootstrap over scenes and, where there are "
-        "several, training seeds. Every arm plays the same scenes with the same noise. With so many tasks and arms "
+        "several, training seeds. All methods play the same scenes with the same noise. With so many tasks and methods "
         "some intervals miss the truth; nothing is corrected for that.",
         _oracle(results),
         *_lerobot(results["lerobot"]),
@@ -187,7 +190,7 @@ def page(results: dict) -> str:
 
 
 def _in_words(results: dict) -> str:
-    base, chosen = (results["success"][arm]["mean"]["success"] for arm in (BASE, CHOSEN))
+    base, chosen = (results["success"][method]["mean"]["success"] for method in (BASE, CHOSEN))
     gain = results["gain_over_policy"][CHOSEN]["mean"]
     found = "gains" if results["shown"]["average_gain"] else "is not shown to gain"
     return (
@@ -196,8 +199,8 @@ def _in_words(results: dict) -> str:
         f"{gain['wins']} scenes better and {gain['losses']} worse of {gain['pairs']}, "
         f"{counted(len(results['seeds']), 'training seed')}."
         + "".join(
-            f" Over the {lowered(arm_title(arm, results['candidates']))} it gains {gap(control['mean'])}."
-            for arm, control in results["gain_over_control"].items()
+            f" Over the {lowered(method_title(method, results['candidates']))} it gains {gap(control['mean'])}."
+            for method, control in results["gain_over_control"].items()
         )
     )
 

@@ -145,7 +145,7 @@ def monte_carlo(
     return [float(after[decision["step"]]) for decision in record["decisions"]]
 
 
-def evaluate_arm(
+def evaluate_method(
     envs: OGBenchEnvs,
     decide: Decide,
     path: Path,
@@ -157,17 +157,17 @@ def evaluate_arm(
     reward_discount: float,
     bootstrap_discount: float,
 ) -> dict:
-    """Plays an arm in its evaluation scenes, or finds it played; an interrupted one goes on with its next block.
+    """Plays a method in its evaluation scenes, or finds it played; an interrupted one goes on with its next block.
 
     Args:
         envs: of the task.
-        decide: the arm.
-        path: JSON file of the outcome: `arm`, `episodes` (records of `play_episodes`, each decision with `mc`, see
+        decide: the method.
+        path: JSON file of the outcome: `method`, `episodes` (records of `play_episodes`, each decision with `mc`, see
             `monte_carlo`) and `cpu_seconds`. What is played of an unfinished evaluation lies beside it as
             ``NAME.begun``.
         episodes: how many, at most 10,000.
         seed: of the run, 0 to 99: chooses the scenes and the noise, for all agents alike.
-        description: what the arm is, as JSON values.
+        description: what the method is, as JSON values.
         backup: steps of the agent's options, as in its training.
         reward_discount: the agent's γ₁.
         bootstrap_discount: the agent's γ₂.
@@ -176,7 +176,7 @@ def evaluate_arm(
         What is in the file.
 
     Raises:
-        UserError: if the file holds another arm or other scenes.
+        UserError: if the file holds another method or other scenes.
     """
     path, scenes = Path(path), scenes_of("evaluation", episodes, seed)
     begun = path.with_name(f"{path.name}.begun")
@@ -184,13 +184,13 @@ def evaluate_arm(
         if file.is_file():
             content = json.loads(file.read_text())
             played = [episode["scene"] for episode in content["episodes"]]
-            if content["arm"] != description or played != scenes[: None if file == path else len(played)]:
+            if content["method"] != description or played != scenes[: None if file == path else len(played)]:
                 raise UserError(
                     f"{file} was played with other settings or in other scenes; delete it to play anew"
                 )
             break
     else:
-        content = {"arm": description, "episodes": [], "cpu_seconds": 0.0}
+        content = {"method": description, "episodes": [], "cpu_seconds": 0.0}
     done = content["episodes"]
     if len(done) == episodes:
         return content

@@ -15,7 +15,7 @@ from studies.ogbench.evaluate import Decision
 
 
 @dataclass(frozen=True)
-class Arm:
+class Method:
     """One way to play an agent, as a name: ``best-8`` or ``best-8-execute-1``.
 
     Attributes:
@@ -29,10 +29,10 @@ class Arm:
     execute: int = 0
 
     @classmethod
-    def parse(cls, name: str) -> "Arm":
+    def parse(cls, name: str) -> "Method":
         match = re.fullmatch(r"([a-z_]+)-(\d+)(?:-execute-(\d+))?", name)
         if not match or int(match[2]) < 1:
-            raise UserError(f"arm {name!r} is not RULE-N or RULE-N-execute-STEPS, for example best-8")
+            raise UserError(f"method {name!r} is not RULE-N or RULE-N-execute-STEPS, for example best-8")
         return cls(match[1], int(match[2]), int(match[3] or 0))
 
 
@@ -41,7 +41,7 @@ class Player:
 
     Args:
         agent: proposes and, where N > 1, scores chunks.
-        arm: rule, N and executed length.
+        method: rule, N and executed length.
         selection: numbers of the rules.
         mean: (S,) subtracted from observations, as in training.
         scale: (S,) observations are divided by it.
@@ -49,34 +49,44 @@ class Player:
     """
 
     def __init__(
-        self, agent: Agent, arm: Arm, selection: SelectionConfig, mean: Tensor, scale: Tensor, action_dim: int
+        self,
+        agent: Agent,
+        method: Method,
+        selection: SelectionConfig,
+        mean: Tensor,
+        scale: Tensor,
+        action_dim: int,
     ):
-        if not 0 <= arm.execute <= agent.horizon:
+        if not 0 <= method.execute <= agent.horizon:
             raise UserError(
-                f"execute {arm.execute} is more than the agent's chunk of {agent.horizon} actions"
+                f"execute {method.execute} is more than the agent's chunk of {agent.horizon} actions"
             )
-        self.agent, self.arm, self.selection, self.mean, self.scale = agent, arm, selection, mean, scale
-        self.action_dim, self.execute = action_dim, arm.execute or agent.horizon
+        self.agent, self.method, self.selection, self.mean, self.scale = agent, method, selection, mean, scale
+        self.action_dim, self.execute = action_dim, method.execute or agent.horizon
 
     @property
     def description(self) -> dict:
-        """The arm as JSON values, with the numbers that its rule heeds."""
-        heeded = ("noise_scale", *NUMBERS.get(self.arm.rule, ()))
+        """The method as JSON values, with the numbers that its rule heeds."""
+        heeded = ("noise_scale", *NUMBERS.get(self.method.rule, ()))
         numbers = {name: getattr(self.selection, name) for name in heeded}
-        arm = {"rule": self.arm.rule, "num_candidates": self.arm.num_candidates, "execute": self.execute}
-        return arm | numbers
+        method = {
+            "rule": self.method.rule,
+            "num_candidates": self.method.num_candidates,
+            "execute": self.execute,
+        }
+        return method | numbers
 
     @torch.inference_mode()
     def __call__(self, observations: Tensor, keys: list[NoiseKey]) -> Decision:
         """(b, S) raw observations to (b, h, A) actions, with Q of what was chosen and V where there are any."""
         observations = (observations - self.mean) / self.scale
-        shape = (self.arm.num_candidates, self.agent.horizon, self.action_dim)
+        shape = (self.method.num_candidates, self.agent.horizon, self.action_dim)
         noise = torch.stack([candidate_noise(k.seed, k.scene, k.draw, k.decision, *shape) for k in keys])
         chunks = self.agent.propose(observations, self.selection.noise_scale * noise)
         scored = chunks[:, :, : self.execute] if self.agent.scores_parts else chunks
         opinions = self.agent.opinions(observations, scored)
         played = chunks[:, :, : self.execute]
-        index = select(self.selection, self.arm.rule, opinions, scored, keys)
+        index = select(self.selection, self.method.rule, opinions, scored, keys)
         rows = torch.arange(len(index))
         if opinions is None:
             return Decision(played[rows, index], None, None)

@@ -21,8 +21,8 @@ class OGBenchResultsConfig:
     runs: str = "outputs/ogbench"
     # folder of ogbench.md, ogbench.json and the figures
     output: str = "studies/results"
-    # names of arms; each agent is compared in the first of them that it has played
-    arms: list[str] = field(default_factory=lambda: ResultsOptions().arms)
+    # names of methods; each agent is compared in the first of them that it has played
+    methods: list[str] = field(default_factory=lambda: ResultsOptions().methods)
     # N from which success against N is judged
     few: int = 8
     # N up to which it is judged
@@ -32,7 +32,7 @@ class OGBenchResultsConfig:
 
 
 def main(config: OGBenchResultsConfig) -> None:
-    options = ResultsOptions(config.arms, config.few, config.many, config.seeds)
+    options = ResultsOptions(config.methods, config.few, config.many, config.seeds)
     results = write_ogbench_results(Path(config.runs), Path(config.output), options)
     for row in results["targets"]:
         print(f"{row['verdict']}: {row['target']} ({row['data_set']}): {row['measured']}")

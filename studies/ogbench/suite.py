@@ -29,17 +29,17 @@ from studies.ogbench import train
 # results: settings were fixed on seed 90.
 SUITES: dict[str, dict[str, list[str]]] = {
     "main": {
-        "deas": ["--agent=deas", "--play.arms=consensus-8,best-128,consensus-128", "--play.curve_points=3"],
+        "deas": ["--agent=deas", "--play.methods=consensus-8,best-128,consensus-128", "--play.curve_points=3"],
         "bc": ["--agent=bc"],
         "bc@H=1": ["--agent=bc", "--horizon=1"],
         # They decide at every step: 128 candidates would take longer to play than to train.
-        "iql": ["--agent=iql", "--play.arms=best-8,best-32"],
-        "nstep_iql": ["--agent=nstep_iql", "--play.arms=best-8,best-32"],
+        "iql": ["--agent=iql", "--play.methods=best-8,best-32"],
+        "nstep_iql": ["--agent=nstep_iql", "--play.methods=best-8,best-32"],
         "filtered_bc": ["--agent=filtered_bc"],
         # The published 32 samples a target would take several times as long again.
-        "qc": ["--agent=qc", "--qc.num_samples=8", "--play.arms=consensus-8,best-128,consensus-128"],
+        "qc": ["--agent=qc", "--qc.num_samples=8", "--play.methods=consensus-8,best-128,consensus-128"],
         "deas_onestep": ["--agent=deas_onestep"],
-        "dqc": ["--agent=dqc", "--play.arms=best-8,best-8-execute-2,best-8-execute-1"],
+        "dqc": ["--agent=dqc", "--play.methods=best-8,best-8-execute-2,best-8-execute-1"],
         "qc_fql": ["--agent=qc_fql"],
         "fql": ["--agent=fql"],
     },
@@ -47,13 +47,13 @@ SUITES: dict[str, dict[str, list[str]]] = {
     "selection": {
         "deas": [
             "--agent=deas", "--play.curve_points=3",
-            "--play.arms=best-8,best-32,best-128,consensus-8,consensus-32,consensus-128,quantile-128,lower_bound-128,"
+            "--play.methods=best-8,best-32,best-128,consensus-8,consensus-32,consensus-128,quantile-128,lower_bound-128,"
             "softmax-128,dense-128,smoothed-128",
         ],
     },
     "ablations": {
         # Twice the updates of every other run, at half of what those of Q-chunking cost.
-        "deas@updates=6000": ["--agent=deas", "--training.steps=6000", "--play.arms=consensus-8,consensus-128"],
+        "deas@updates=6000": ["--agent=deas", "--training.steps=6000", "--play.methods=consensus-8,consensus-128"],
         "deas@H=1": ["--agent=deas", "--deas.critic.horizon=1"],
         "deas@H=2": ["--agent=deas", "--deas.critic.horizon=2"],
         "deas@H=10": ["--agent=deas", "--deas.critic.horizon=10"],
@@ -62,7 +62,7 @@ SUITES: dict[str, dict[str, list[str]]] = {
         "deas@tau=0.5": ["--agent=deas", "--deas.critic.expectile=0.5"],
         "deas@tau=0.9": ["--agent=deas", "--deas.critic.expectile=0.9"],
         "deas@head=hl_gauss": [
-            "--agent=deas", "--deas.critic.head=hl_gauss", "--play.arms=consensus-8,best-128,consensus-128",
+            "--agent=deas", "--deas.critic.head=hl_gauss", "--play.methods=consensus-8,best-128,consensus-128",
         ],
         "deas@num_q=1": ["--agent=deas", "--deas.critic.num_q=1"],
         "deas@num_q=5": ["--agent=deas", "--deas.critic.num_q=5"],
@@ -74,20 +74,20 @@ SUITES: dict[str, dict[str, list[str]]] = {
         ],
         # Targets that move as slowly as published, for a million updates.
         "deas@polyak=0.005": [
-            "--agent=deas", "--deas.critic.polyak=0.005", "--play.arms=best-8,best-32,best-128",
+            "--agent=deas", "--deas.critic.polyak=0.005", "--play.methods=best-8,best-32,best-128",
             "--play.curve_points=3",
         ],
-        "iql@polyak=0.005": ["--agent=iql", "--iql.critic.polyak=0.005", "--play.arms=best-8"],
+        "iql@polyak=0.005": ["--agent=iql", "--iql.critic.polyak=0.005", "--play.methods=best-8"],
         "nstep_iql@polyak=0.005": [
-            "--agent=nstep_iql", "--nstep_iql.critic.polyak=0.005", "--play.arms=best-8",
+            "--agent=nstep_iql", "--nstep_iql.critic.polyak=0.005", "--play.methods=best-8",
         ],
         "qc@polyak=0.005": [
             "--agent=qc", "--qc.num_samples=8", "--qc.critic.polyak=0.005",
-            "--play.arms=consensus-8,best-128,consensus-128",
+            "--play.methods=consensus-8,best-128,consensus-128",
         ],
         "deas@head=hl_gauss+polyak=0.005": [
             "--agent=deas", "--deas.critic.head=hl_gauss", "--deas.critic.polyak=0.005", "--play.curve_points=3",
-            "--play.arms=best-8,best-32,best-128,consensus-8,consensus-32,consensus-128",
+            "--play.methods=best-8,best-32,best-128,consensus-8,consensus-32,consensus-128",
         ],
     },
 }  # fmt: skip

@@ -33,8 +33,8 @@ from studies.ogbench.agents.qc import QcConfig
 from studies.ogbench.agents.registry import AGENTS
 from studies.ogbench.data import read_npz
 from studies.ogbench.env import OGBenchEnvs, OGBenchTask, relabel
-from studies.ogbench.evaluate import evaluate_arm
-from studies.ogbench.player import Arm, Player
+from studies.ogbench.evaluate import evaluate_method
+from studies.ogbench.player import Method, Player
 from studies.ogbench.scripted_data import make_dataset
 from studies.ogbench.transitions import OptionTable, Transitions, returns_to_go
 
@@ -62,11 +62,11 @@ def agent_training() -> TrainingConfig:
 class PlayConfig:
     """The evaluation."""
 
-    # episodes of each arm; all agents of one seed play the same scenes with the same noise
+    # episodes of each method; all agents of one seed play the same scenes with the same noise
     episodes: int = 50
     # ways to play, as RULE-N or RULE-N-execute-STEPS; empty: the default rule with 8 candidates, or the policy alone
     # for agents without a critic
-    arms: list[str] = field(default_factory=list)
+    methods: list[str] = field(default_factory=list)
     # numbers of the selection rules
     selection: SelectionConfig = field(default_factory=SelectionConfig)
     # how many points of the learning curve are evaluated, besides the end; 0: none
@@ -125,10 +125,10 @@ class OGBenchConfig:
     play: PlayConfig = field(default_factory=PlayConfig)
 
     def __post_init__(self):
-        for name in self.play.arms if self.agent in NO_CRITIC else []:
-            if Arm.parse(name).rule not in WITHOUT_CRITIC:
+        for name in self.play.methods if self.agent in NO_CRITIC else []:
+            if Method.parse(name).rule not in WITHOUT_CRITIC:
                 raise UserError(
-                    f"--play.arms={name}: {self.agent} has no critic to choose by; leave it at first-1"
+                    f"--play.methods={name}: {self.agent} has no critic to choose by; leave it at first-1"
                 )
 
 
@@ -280,25 +280,25 @@ def evaluate(
     scale: Tensor,
     facts: TaskFacts,
 ) -> None:
-    """Plays every arm, and the points of the learning curve; what was played before is kept."""
+    """Plays every method, and the points of the learning curve; what was played before is kept."""
     default = "first-1" if config.agent in (*NO_CRITIC, *PLAY_ALONE) else f"{config.play.selection.rule}-8"
-    arms = config.play.arms or [default]
+    methods = config.play.methods or [default]
     envs = OGBenchEnvs(task)
 
     def play(path: Path, name: str, episodes: int) -> None:
-        arm = Arm.parse(name)
-        player = Player(agent, arm, config.play.selection, mean, scale, facts.action_dim)
-        evaluate_arm(
+        method = Method.parse(name)
+        player = Player(agent, method, config.play.selection, mean, scale, facts.action_dim)
+        evaluate_method(
             envs, player, path, episodes=episodes, seed=config.seed, description=player.description,
             backup=agent.backup, reward_discount=agent.reward_discount,
             bootstrap_discount=agent.bootstrap_discount,
         )  # fmt: skip
 
-    for name in arms:
+    for name in methods:
         play(folder / "evaluation" / f"{name}.json", name, config.play.episodes)
     for path in sorted((folder / "curve").glob("*/")) if (folder / "curve").is_dir() else []:
         agent.load(path)
-        play(folder / "evaluation" / "curve" / f"{path.name}.json", arms[0], config.play.curve_episodes)
+        play(folder / "evaluation" / "curve" / f"{path.name}.json", methods[0], config.play.curve_episodes)
 
 
 def main(config: OGBenchConfig) -> None:

@@ -2,11 +2,11 @@
 
 from html import escape
 
-from deas_vla.report.summary import arm_title
+from deas_vla.report.summary import method_title
 from studies.figure import MARGIN, WIDTH, Small, figure, sheet
 from studies.robosuite.summary import by_count
 
-# Arms by what they are: the policy alone, the controls, other people's methods, ours. Others are not drawn.
+# Methods by what they are: the policy alone, the controls, other people's methods, ours. Others are not drawn.
 COLORS = {
     "policy": "slate",
     "zero_noise": "control",
@@ -27,15 +27,15 @@ HALVES = (0, 0.5, 1)
 
 def figures(results: dict) -> dict[str, str]:
     """Name to SVG, of what `summarize` returns."""
-    return {"arms": _arms(results), "success-by-n": _success_by_n(results)}
+    return {"methods": _methods(results), "success-by-n": _success_by_n(results)}
 
 
-def _arms(results: dict) -> str:
-    """A row for every arm and a column for every task: success with its interval; the policy's goes through all."""
-    arms = [arm for arm in COLORS if arm in results["success"]]
+def _methods(results: dict) -> str:
+    """A row for every method and a column for every task: success with its interval; the policy's goes through all."""
+    methods = [method for method in COLORS if method in results["success"]]
     columns = ["mean", *results["tasks"]]
     width = (WIDTH - MARGIN - LEFT - GAP * len(columns)) / len(columns)
-    bottom = HEAD + ROW * len(arms)
+    bottom = HEAD + ROW * len(methods)
     body = []
     for number, task in enumerate(columns):
         start = LEFT + number * (width + GAP)
@@ -52,35 +52,35 @@ def _arms(results: dict) -> str:
         body.append(
             f'<path class="dashed" style="--c:var(--{COLORS["policy"]})" d="M{x},{HEAD}L{x},{bottom}"/>'
         )
-        for place, arm in enumerate(arms):
-            level = _level(results, arm, task)
+        for place, method in enumerate(methods):
+            level = _level(results, method, task)
             low, high, at = (start + value * width for value in (*level["ci95"], level["success"]))
-            y, color = HEAD + ROW * (place + 0.5), f'style="--c:var(--{COLORS[arm]})"'
+            y, color = HEAD + ROW * (place + 0.5), f'style="--c:var(--{COLORS[method]})"'
             body.append(
                 f'<line class="bar" {color} x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}"/>'
                 f'<circle class="dot" {color} cx="{at:.1f}" cy="{y}" r="5"/>'
             )
-    for place, arm in enumerate(arms):
+    for place, method in enumerate(methods):
         y = HEAD + ROW * (place + 0.5) + 4
-        name = escape(arm_title(arm, results["candidates"]))
-        color = f'style="--c:var(--{COLORS[arm]})"'
+        name = escape(method_title(method, results["candidates"]))
+        color = f'style="--c:var(--{COLORS[method]})"'
         body.append(f'<text class="end" {color} x="{LEFT - 18}" y="{y}" text-anchor="end">{name}</text>')
     body.append(f'<text x="{MARGIN + 6}" y="{bottom + 16}">success, %; bar: 95 % interval</text>')
-    return sheet("success of every arm on every task, with its 95 % interval", body, bottom + 30)
+    return sheet("success of every method on every task, with its 95 % interval", body, bottom + 30)
 
 
 def _success_by_n(results: dict) -> str:
     """Success against the number of candidates, a panel a task; the policy and no noise are level lines."""
-    arms = by_count(results)
-    reach = (min(arms) / 1.2, max(arms) * 1.2)
+    methods = by_count(results)
+    reach = (min(methods) / 1.2, max(methods) * 1.2)
     panels = []
     for task in ["mean", *results["tasks"]]:
-        chart = Small(reach, (0, 100), "candidates N", "success, %", x_ticks=list(arms), log2=True)
+        chart = Small(reach, (0, 100), "candidates N", "success, %", x_ticks=list(methods), log2=True)
         for alone in ("policy", "zero_noise"):
             if alone in results["success"]:
                 level = 100 * _level(results, alone, task)["success"]
                 chart.line(reach, (level, level), COLORS[alone], "dashed")
-        levels = {n: _level(results, arm, task) for n, arm in arms.items()}
+        levels = {n: _level(results, method, task) for n, method in methods.items()}
         chart.line(list(levels), [100 * level["success"] for level in levels.values()], "blue")
         for n, level in levels.items():
             chart.whisker(n, *(100 * end for end in level["ci95"]), "blue")
@@ -94,7 +94,7 @@ def _success_by_n(results: dict) -> str:
     return figure("success against the number of candidates, task by task", panels, legend)
 
 
-def _level(results: dict, arm: str, task: str) -> dict:
+def _level(results: dict, method: str, task: str) -> dict:
     """A task's success rate with its interval, or that of all."""
-    level = results["success"][arm]
+    level = results["success"][method]
     return level["mean"] if task == "mean" else level["per_task"][task]

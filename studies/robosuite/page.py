@@ -1,8 +1,8 @@
 """The Markdown page of robosuite's results."""
 
-from deas_vla.report.summary import arm_meaning, arm_title, counted
-from studies.ablations.critic_table import bench_table
-from studies.ablations.policy_table import policy_bench_table
+from deas_vla.report.summary import counted, method_meaning, method_title
+from studies.ablations.critic_table import ablation_table
+from studies.ablations.policy_table import policy_ablation_table
 from studies.ablations.second_round_table import second_round_tables
 from studies.loop_runs import WITHOUT_NOISE, gap_in, rate_in
 from studies.markdown import table
@@ -29,7 +29,11 @@ def page(results: dict) -> str:
     n, tasks = results["candidates"], [*results["tasks"], "**average**"]
     words = {True: "shown", False: "**not shown**", None: "not measured"}
     counts = by_count(results)
-    arms = [arm for arm in results["success"] if arm not in counts.values() or arm in (counts.get(1), CHOSEN)]
+    methods = [
+        method
+        for method in results["success"]
+        if method not in counts.values() or method in (counts.get(1), CHOSEN)
+    ]
     success, gains = results["success"], results["gain_over_policy"]
     parts = [
         f"# A critic that sees: {counted(len(results['tasks']), 'task')} of robosuite, "
@@ -42,22 +46,26 @@ def page(results: dict) -> str:
             "lll",
         ),
         "## Success",
-        "![Success of every arm on every task, with its interval](robosuite-arms.svg)",
+        "![Success of every method on every task, with its interval](robosuite-methods.svg)",
         table(
-            ["arm", *tasks, "what it is"],
+            ["method", *tasks, "what it is"],
             [
-                [arm_title(arm, n), *(rate_in(success[arm], task) for task in tasks), arm_meaning(arm)]
-                for arm in arms
+                [
+                    method_title(method, n),
+                    *(rate_in(success[method], task) for task in tasks),
+                    method_meaning(method),
+                ]
+                for method in methods
             ],
             "l" + "r" * len(tasks) + "l",
         ),
         "## Differences from the policy",
         table(
-            ["arm", *tasks],
+            ["method", *tasks],
             [
-                [arm_title(arm, n), *(gap_in(gains[arm], task) for task in tasks)]
-                for arm in arms
-                if arm != BASE
+                [method_title(method, n), *(gap_in(gains[method], task) for task in tasks)]
+                for method in methods
+                if method != BASE
             ],
         ),
         "## Other differences",
@@ -66,10 +74,13 @@ def page(results: dict) -> str:
         "![Success against the number of candidates, task by task](robosuite-success-by-n.svg)",
         table(
             ["candidates", *tasks],
-            [[count, *(rate_in(success[arm], task) for task in tasks)] for count, arm in counts.items()],
+            [
+                [count, *(rate_in(success[method], task) for task in tasks)]
+                for count, method in counts.items()
+            ],
         ),
         "In per cent and percentage points; in brackets 95 % intervals: a bootstrap over training seeds and scenes. "
-        "Every arm plays the same scenes with the same noise; the oracle plays fewer, and is compared in those.",
+        "Every method plays the same scenes with the same noise; the oracle plays fewer, and is compared in those.",
         "## The oracle's headroom",
         table(
             ["task", "share that best-of-N gets"],
@@ -77,27 +88,27 @@ def page(results: dict) -> str:
         ),
     ]
     parts += _without_noise(results, tasks)
-    for name, bench in results["second_round_benches"].items():
+    for name, ablation in results["second_round_ablations"].items():
         parts += [
             f"## Two rounds where a critic chooses: {name}",
-            f"Every pairing of the rounds' policies and critics plays {bench['scenes']} scenes a run that no run "
-            f"evaluates on, with best of 8 at half the noise unless it says otherwise. {len(bench['runs'])} runs: "
-            f"{_listed('seed', bench['seeds'])} of each task. No setting was chosen by it.",
-            second_round_tables(bench),
+            f"Every pairing of the rounds' policies and critics plays {ablation['scenes']} scenes a run that no run "
+            f"evaluates on, with best of 8 at half the noise unless it says otherwise. {len(ablation['runs'])} runs: "
+            f"{_listed('seed', ablation['seeds'])} of each task. No setting was chosen by it.",
+            second_round_tables(ablation),
         ]
-    for name, bench in results["critic_benches"].items():
+    for name, ablation in results["critic_ablations"].items():
         parts += [
             f"## Ingredients of the critic: {name}",
-            f"{bench['decisions']} decisions in {bench['scenes']} scenes that no run evaluates on, all candidates "
-            "played out; what choosing by a critic gains in one decision. " + LUCK,
-            bench_table(bench),
+            f"{ablation['decisions']} decisions in {ablation['scenes']} scenes that no run evaluates on, all "
+            "candidates played out; what choosing by a critic gains in one decision. " + LUCK,
+            ablation_table(ablation),
         ]
-    for name, bench in results["policy_benches"].items():
+    for name, ablation in results["policy_ablations"].items():
         parts += [
             f"## Ingredients of advantage weighting: {name}",
-            f"Each plays {bench['scenes']} scenes that no run evaluates on: alone, without its noise, and "
-            f"with best of {bench['candidates']} by the critic that weighted its chunks. " + LUCK,
-            policy_bench_table(bench),
+            f"Each plays {ablation['scenes']} scenes that no run evaluates on: alone, without its noise, and "
+            f"with best of {ablation['candidates']} by the critic that weighted its chunks. " + LUCK,
+            policy_ablation_table(ablation),
         ]
     commits = [f"`{commit}`" for commit in results["commits"]]
     parts += [
@@ -119,7 +130,7 @@ def page(results: dict) -> str:
         "## How it was made",
         f"Settings were chosen on training seed 0 and its scenes. {_listed('Commit', commits)} fixed them; the "
         f"evaluation scenes of {_listed('seed', results['seeds'])} were played once, after it. The minutes are those "
-        "of the first round and the evaluation of all arms; a run of one process had one core, another run beside it; "
+        "of the first round and the evaluation of all methods; a run of one process had one core, another beside it; "
         "where a stage took several attempts, they are those of the last. The one-step critic (IQL) has a fifth "
         "more rollouts, with an image of every step, without which its steps would not join.",
         "---\n\nThis page and [robosuite.json](robosuite.json) are written by `python -m studies.robosuite.results` "
@@ -132,8 +143,10 @@ def page(results: dict) -> str:
 
 def _in_words(results: dict) -> str:
     n, success = results["candidates"], results["success"]
-    arms = [arm for arm in (BASE, CHOSEN, CLONED, WEIGHTED, BOTH, SECOND, SECOND_BOTH) if arm in success]
-    told = [f"{arm_title(arm, n)} {rate(success[arm]['mean']['success'])}" for arm in arms]
+    methods = [
+        method for method in (BASE, CHOSEN, CLONED, WEIGHTED, BOTH, SECOND, SECOND_BOTH) if method in success
+    ]
+    told = [f"{method_title(method, n)} {rate(success[method]['mean']['success'])}" for method in methods]
     return f"Success in per cent, mean over tasks and seeds: {', '.join(told)}."
 
 
@@ -148,7 +161,10 @@ def _missing(results: dict) -> list[str]:
 
 def _differences(compared: dict, pairs: dict[str, tuple[str, str]], n: int, tasks: list[str]) -> str:
     rows = [
-        [f"{arm_title(one, n)} − {arm_title(other, n)}", *(gap_in(compared[name], task) for task in tasks)]
+        [
+            f"{method_title(one, n)} − {method_title(other, n)}",
+            *(gap_in(compared[name], task) for task in tasks),
+        ]
         for name, (one, other) in pairs.items()
         if name in compared
     ]
@@ -160,8 +176,8 @@ def _without_noise(results: dict, tasks: list[str]) -> list[str]:
         return []
     n, played = results["candidates"], results[WITHOUT_NOISE]
     rows = [
-        [arm_title(arm, n), *(rate_in(level, task) for task in tasks)]
-        for arm, level in played["success"].items()
+        [method_title(method, n), *(rate_in(level, task) for task in tasks)]
+        for method, level in played["success"].items()
     ]
     return [
         "## What is learnt besides less noise",

@@ -25,11 +25,11 @@ class RobosuiteResultsConfig:
     # its training seeds
     seeds: list[int] = field(default_factory=lambda: [11, 12, 13])
     # folders of studies.ablations.critic that are new
-    critic_benches: list[str] = field(default_factory=list)
+    critic_ablations: list[str] = field(default_factory=list)
     # folders of studies.ablations.policy that are new
-    policy_benches: list[str] = field(default_factory=list)
+    policy_ablations: list[str] = field(default_factory=list)
     # folders of studies.ablations.second_round that are new
-    second_round_benches: list[str] = field(default_factory=list)
+    second_round_ablations: list[str] = field(default_factory=list)
     # the commit that fixed the settings, before the first evaluation; needed where a run has no record yet
     commit: str = ""
     # folder of robosuite.md and robosuite.json, and of the records in robosuite/
@@ -45,9 +45,9 @@ def main(config: RobosuiteResultsConfig) -> None:
         runs,
         Path(config.output),
         config.seeds,
-        critic_benches=[Path(bench) for bench in config.critic_benches],
-        policy_benches=[Path(bench) for bench in config.policy_benches],
-        second_round_benches=[Path(bench) for bench in config.second_round_benches],
+        critic_ablations=[Path(ablation) for ablation in config.critic_ablations],
+        policy_ablations=[Path(ablation) for ablation in config.policy_ablations],
+        second_round_ablations=[Path(ablation) for ablation in config.second_round_ablations],
         commit=config.commit,
     )
     for row in results["targets"]:

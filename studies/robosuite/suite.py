@@ -1,4 +1,4 @@
-"""The whole loop on four tasks and three seeds, with two more critics as yardsticks: the runs behind a results page.
+"""The whole loop on four tasks and three seeds, with two more critics as baselines: the runs behind a results page.
 
     accelerate launch --config_file accelerate_configs/cpu.yaml -m studies.robosuite.suite
 
@@ -29,7 +29,7 @@ from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
-from deas_vla.rollouts.evaluate import evaluate_arm, paired_jobs, scenes_of
+from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs, scenes_of
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import claim, run_stage
 from recipes.collect_rollouts import CollectRolloutsConfig, collect_rollouts
@@ -50,7 +50,7 @@ ONE_DISCOUNT = {"reward_discount": 0.99, "bootstrap_discount": 0.99, "head": "sc
 POLICIES = ("policy", "filtered_bc", "advantage_weighted", "second_round")
 
 
-class Yardstick(NamedTuple):
+class Baseline(NamedTuple):
     """A critic to compare with."""
 
     # What is changed of the critic of the loop.
@@ -62,9 +62,9 @@ class Yardstick(NamedTuple):
     dense_share: float = 0.0
 
 
-YARDSTICKS = {
-    "iql_critic": Yardstick({"horizon": 1, **ONE_DISCOUNT}, dense_share=0.2),
-    "qc_critic": Yardstick(ONE_DISCOUNT, policy_chunks=8),
+BASELINES = {
+    "iql_critic": Baseline({"horizon": 1, **ONE_DISCOUNT}, dense_share=0.2),
+    "qc_critic": Baseline(ONE_DISCOUNT, policy_chunks=8),
 }
 
 
@@ -119,9 +119,9 @@ def play_run(accelerator: Accelerator, config: RobosuiteSuiteConfig, task: str, 
     ]
     loop = parse(FinetuneRobocasaConfig, flags, prog="finetune_robocasa")
     plan = improve(accelerator, loop)
-    yardsticks = {name: train_yardstick(accelerator, loop, plan, name) for name in YARDSTICKS}
+    baselines = {name: train_baseline(accelerator, loop, plan, name) for name in BASELINES}
     play_without_noise(accelerator, plan, run / WITHOUT_NOISE)
-    evaluate(accelerator, replace(plan, **yardsticks))
+    evaluate(accelerator, replace(plan, **baselines))
 
 
 def play_without_noise(accelerator: Accelerator, plan: EvaluateConfig, output: Path) -> None:
@@ -130,12 +130,12 @@ def play_without_noise(accelerator: Accelerator, plan: EvaluateConfig, output: P
     Fine-tuning on chosen chunks also makes a policy less noisy. What it teaches besides is seen here.
     """
     inputs = {name: Path(getattr(plan, name)) for name in POLICIES}
-    scenes = scenes_of("bench", plan.evaluation.scenes, plan.seed)
+    scenes = scenes_of("ablation", plan.evaluation.scenes, plan.seed)
 
     def play(workers: EnvWorkers, task: str, name: str, place: Path) -> None:
         policy = load_policy(inputs[name] / "policy").to(accelerator.device)
         workers.contract.require_same(policy.contract, f"task {task}", f"policy {inputs[name]}")
-        evaluate_arm(
+        evaluate_method(
             name,
             workers,
             BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
@@ -149,7 +149,7 @@ def play_without_noise(accelerator: Accelerator, plan: EvaluateConfig, output: P
 
     def work(folder: Path) -> None:
         for task in plan.tasks:
-            place = folder / "arms" / task
+            place = folder / "methods" / task
             with plan.open_workers(task, accelerator.num_processes) as workers:
                 for name in inputs:
                     with claim(place / f"{name}.json") as mine:
@@ -163,14 +163,14 @@ def play_without_noise(accelerator: Accelerator, plan: EvaluateConfig, output: P
     run_stage(accelerator, output, settings, inputs, work, everyone=True)
 
 
-def train_yardstick(
+def train_baseline(
     accelerator: Accelerator, loop: FinetuneRobocasaConfig, plan: EvaluateConfig, name: str
 ) -> str:
     """A critic of another kind from the data of the first round and its own; returns its folder."""
-    run, yardstick = Path(loop.output), YARDSTICKS[name]
+    run, baseline = Path(loop.output), BASELINES[name]
     rollouts = [run / "rollouts"]
-    if yardstick.dense_share:
-        episodes = round(yardstick.dense_share * loop.rollouts.episodes)
+    if baseline.dense_share:
+        episodes = round(baseline.dense_share * loop.rollouts.episodes)
         rollouts.append(collect_dense_rollouts(accelerator, loop, plan, episodes))
     train_critic(
         accelerator,
@@ -185,8 +185,8 @@ def train_yardstick(
             features=loop.features,
             vision=loop.vision,
             vision_training=loop.vision_training,
-            critic=replace(loop.critic, **yardstick.critic),
-            policy_chunks=yardstick.policy_chunks,
+            critic=replace(loop.critic, **baseline.critic),
+            policy_chunks=baseline.policy_chunks,
             mix=loop.mix,
             training=loop.critic_training,
         ),

@@ -3,10 +3,10 @@
 import numpy as np
 
 from deas_vla.errors import UserError
-from deas_vla.report.summary import ARMS, counted
+from deas_vla.report.summary import METHODS, counted
 from deas_vla.rollouts.statistics import RESAMPLES, ratio_interval
 from studies.grid import Grid
-from studies.loop_runs import WITHOUT_NOISE, arm_grids, by_task, gain_over, level_of, without_seed
+from studies.loop_runs import WITHOUT_NOISE, by_task, gain_over, level_of, method_grids, without_seed
 from studies.ogbench.report.findings import gap
 
 # In the order of the page; each is run with every training seed.
@@ -20,9 +20,9 @@ SECOND, SECOND_BOTH = "second_round", "second_round + best_of_n"
 # What is to be shown.
 SEEDS, SCENES, TASKS_WITH_GAIN = 3, 200, 3
 GAIN, HEADROOM, WEIGHTED_GAIN, AHEAD_OF_CLONED, MINUTES = 0.10, 0.40, 0.15, 0.05, 20
-# Stages of one loop; the yardsticks and the second round come on top.
+# Stages of one loop; the baselines and the second round come on top.
 LOOP = ("demonstrations", "policy", "rollouts", "critic", "filtered_bc", "advantage_weighted")
-# Differences that are looked at besides those from the policy: name, arm, and what it is compared with.
+# Differences that are looked at besides those from the policy: name, method, and what it is compared with.
 COMPARED = {
     "weighted_over_cloned": (WEIGHTED, CLONED),
     "weighted_over_one": (WEIGHTED, ONE),
@@ -64,8 +64,8 @@ def summarize(runs: dict[str, dict], seeds: list[int]) -> dict:
     of_task = _of_task(runs)
     tasks, in_order = list(of_task), [run for same in of_task.values() for run in same]
     plan = in_order[0]["settings"]["evaluation"]["evaluation"]
-    grids = arm_grids(in_order, tasks)
-    known = [arm for arm in ARMS if arm in grids] + sorted(set(grids) - set(ARMS))
+    grids = method_grids(in_order, tasks)
+    known = [method for method in METHODS if method in grids] + sorted(set(grids) - set(METHODS))
 
     results = {
         "tasks": tasks,
@@ -76,16 +76,20 @@ def summarize(runs: dict[str, dict], seeds: list[int]) -> dict:
         "candidates": plan["num_candidates"],
         "scenes": min(len(cell.scenes) for cell in grids[BASE].values()),
         "draws": plan["draws"],
-        "success": {arm: by_task(grids[arm], tasks, level_of) for arm in known},
-        "gain_over_policy": {arm: _against(grids, tasks, arm, BASE) for arm in known if arm != BASE},
+        "success": {method: by_task(grids[method], tasks, level_of) for method in known},
+        "gain_over_policy": {
+            method: _against(grids, tasks, method, BASE) for method in known if method != BASE
+        },
         "compared": _compared(grids, tasks, COMPARED),
         "headroom": _headroom(grids, tasks),
         "settings": {task: without_seed(same[0]["settings"]) for task, same in of_task.items()},
     }
     if all(WITHOUT_NOISE in run for run in in_order):
-        quiet = arm_grids(in_order, tasks, WITHOUT_NOISE)
+        quiet = method_grids(in_order, tasks, WITHOUT_NOISE)
         results[WITHOUT_NOISE] = {
-            "success": {arm: by_task(quiet[arm], tasks, level_of) for arm in ARMS if arm in quiet},
+            "success": {
+                method: by_task(quiet[method], tasks, level_of) for method in METHODS if method in quiet
+            },
             "compared": _compared(quiet, tasks, COMPARED_WITHOUT_NOISE),
         }
     results["targets"] = targets(results)
@@ -93,25 +97,25 @@ def summarize(runs: dict[str, dict], seeds: list[int]) -> dict:
 
 
 def by_count(results: dict) -> dict[int, str]:
-    """Number of candidates, ascending, to the arm that plays the best of so many; 1 is the policy if nothing else."""
+    """Number of candidates, ascending, to the method that plays the best of so many; 1 may be the policy."""
     numbers = {
-        int(arm.removeprefix("best_of_")): arm
-        for arm in results["success"]
-        if arm.removeprefix("best_of_").isdigit()
+        int(method.removeprefix("best_of_")): method
+        for method in results["success"]
+        if method.removeprefix("best_of_").isdigit()
     }
     return dict(sorted(({1: BASE, results["candidates"]: CHOSEN} | numbers).items()))
 
 
-def _against(grids: dict[str, Grid], tasks: list[str], arm: str, base: str) -> dict:
-    return by_task(grids[arm], tasks, lambda part: gain_over(part, grids[base]))
+def _against(grids: dict[str, Grid], tasks: list[str], method: str, base: str) -> dict:
+    return by_task(grids[method], tasks, lambda part: gain_over(part, grids[base]))
 
 
 def _compared(grids: dict[str, Grid], tasks: list[str], pairs: dict[str, tuple[str, str]]) -> dict:
-    """The differences of pairs of arms that were both played."""
+    """The differences of pairs of methods that were both played."""
     return {
-        name: _against(grids, tasks, arm, base)
-        for name, (arm, base) in pairs.items()
-        if arm in grids and base in grids
+        name: _against(grids, tasks, method, base)
+        for name, (method, base) in pairs.items()
+        if method in grids and base in grids
     }
 
 
@@ -154,11 +158,11 @@ def _headroom(grids: dict[str, Grid], tasks: list[str]) -> dict:
         parts = {BASE: [], CHOSEN: [], "oracle": []}
         for key, oracle in grids.get("oracle", {}).items():
             if key[1] == number:
-                for arm, values in parts.items():
-                    cell = grids[arm][key]
+                for method, values in parts.items():
+                    cell = grids[method][key]
                     values += [cell.values[cell.scenes.index(scene)] for scene in oracle.scenes]
         if parts["oracle"]:
-            policy, chosen, oracle = (np.array(parts[arm]) for arm in (BASE, CHOSEN, "oracle"))
+            policy, chosen, oracle = (np.array(parts[method]) for method in (BASE, CHOSEN, "oracle"))
             gained, possible = chosen - policy, oracle - policy
             share = float(gained.sum() / possible.sum()) if possible.sum() > 0 else None
             interval = ratio_interval(gained, possible, 0.95, RESAMPLES, 0) if share is not None else None
@@ -180,7 +184,7 @@ def targets(results: dict) -> list[dict]:
     worse = [task for task, one in chosen["per_task"].items() if one["ci95"][1] < 0]
     rows = [
         (
-            f"{SEEDS} training seeds, at least {SCENES} paired scenes a seed and arm",
+            f"{SEEDS} training seeds, at least {SCENES} paired scenes a seed and method",
             f"{counted(len(results['seeds']), 'seed')}, {counted(results['scenes'], 'scene')}",
             len(results["seeds"]) >= SEEDS and results["scenes"] >= SCENES,
         ),

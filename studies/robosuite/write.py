@@ -18,9 +18,9 @@ def write_robosuite_results(
     output: Path,
     seeds: list[int],
     *,
-    critic_benches: Sequence[Path] = (),
-    policy_benches: Sequence[Path] = (),
-    second_round_benches: Sequence[Path] = (),
+    critic_ablations: Sequence[Path] = (),
+    policy_ablations: Sequence[Path] = (),
+    second_round_ablations: Sequence[Path] = (),
     commit: str = "",
 ) -> dict:
     """Keeps a record of every finished run and writes ``robosuite.md``, its figures and ``robosuite.json`` from all.
@@ -33,10 +33,10 @@ def write_robosuite_results(
             finished is left out.
         output: folder of the results.
         seeds: the training seeds of the page.
-        critic_benches: folders of studies/ablations/critic.py, for the table of the critic's ingredients; they are kept
-            likewise, and a bench replaces its older self.
-        policy_benches: folders of studies/ablations/policy.py, for that of advantage weighting.
-        second_round_benches: folders of studies/ablations/second_round.py, for that of the second round.
+        critic_ablations: folders of studies/ablations/critic.py, for the table of the critic's ingredients; they are
+            kept likewise, and an ablation replaces its older self.
+        policy_ablations: folders of studies/ablations/policy.py, for that of advantage weighting.
+        second_round_ablations: folders of studies/ablations/second_round.py, for that of the second round.
         commit: what fixed the settings before the evaluation scenes were used; only new records need it.
 
     Returns:
@@ -51,15 +51,15 @@ def write_robosuite_results(
     new = new_records(folder, kept, made, {name: runs / name for name in made})
     if new and not commit:
         raise UserError(f"say with --commit which commit fixed the settings of {', '.join(new)}")
-    benches = {
-        "critic_bench": critic_benches,
-        "policy_bench": policy_benches,
-        "second_round_bench": second_round_benches,
+    ablations = {
+        "critic_ablation": critic_ablations,
+        "policy_ablation": policy_ablations,
+        "second_round_ablation": second_round_ablations,
     }
     brought = {
-        f"{kind}-{bench.name}": _read_bench(bench, kind)
-        for kind, folders in benches.items()
-        for bench in folders
+        f"{kind}-{ablation.name}": _read_ablation(ablation, kind)
+        for kind, folders in ablations.items()
+        for ablation in folders
     }
     known = made | kept | brought
     if not known.keys() & set(names):
@@ -68,9 +68,9 @@ def write_robosuite_results(
             "run studies.robosuite.suite first"
         )
     results = summarize({name: run_of(known[name]) for name in names if name in known}, seeds)
-    for kind in benches:
+    for kind in ablations:
         start = f"{kind}-"
-        results[f"{kind}es"] = {
+        results[f"{kind}s"] = {
             name.removeprefix(start): known[name] for name in sorted(known) if name.startswith(start)
         }
     for name in [*new, *brought]:
@@ -79,8 +79,8 @@ def write_robosuite_results(
     return results
 
 
-def _read_bench(bench: Path, kind: str) -> dict:
-    path = bench / "bench.json"
+def _read_ablation(ablation: Path, kind: str) -> dict:
+    path = ablation / "ablation.json"
     if not path.is_file():
-        raise UserError(f"{bench} has no {path.name}; run the study that makes it first")
+        raise UserError(f"{ablation} has no {path.name}; run the study that makes it first")
     return json.loads(path.read_text())

@@ -38,7 +38,7 @@ RULES = {
 }
 
 
-def arm(
+def method(
     rng: np.random.Generator,
     ease: np.ndarray,
     rate: float,
@@ -64,12 +64,12 @@ def arm(
             {"scene": first_scene + i, "success": success, "steps": length, "decisions": decisions}
         )
     description = {"rule": rule, "num_candidates": candidates, "execute": execute}
-    return {"arm": description, "episodes": episodes, "seconds": 4.0, "cpu_seconds": 0.07 * len(ease)}
+    return {"method": description, "episodes": episodes, "seconds": 4.0, "cpu_seconds": 0.07 * len(ease)}
 
 
-def write_run(folder: Path, arms: dict[str, dict], *, stage: dict | None = None, metrics=()) -> None:
+def write_run(folder: Path, methods: dict[str, dict], *, stage: dict | None = None, metrics=()) -> None:
     """One agent's run folder."""
-    for name, content in arms.items():
+    for name, content in methods.items():
         path = folder / "evaluation" / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(content), encoding="utf-8")
@@ -114,26 +114,26 @@ def _write_variant(
         if "=10" in variant
         else 5
     )
-    arms = {}
+    methods = {}
     if agent in ALONE:
-        arms["first-1"] = arm(
+        methods["first-1"] = method(
             rng, ease, rate, rule="first", candidates=1, execute=horizon, has_q=agent not in ("bc",)
         )
     else:
-        arms["best-8"] = arm(rng, ease, rate, execute=horizon)
+        methods["best-8"] = method(rng, ease, rate, execute=horizon)
     if variant in ("deas", "qc", "iql", "dqc", "nstep_iql"):
-        arms["first-1"] = arm(rng, ease, rate - 0.35, rule="first", candidates=1, execute=horizon)
+        methods["first-1"] = method(rng, ease, rate - 0.35, rule="first", candidates=1, execute=horizon)
         for rule, loss in RULES.items() if variant == "deas" else [("best", 0.04)]:
             for n in (8, 32, 128):
                 level = rate - loss * np.log2(n / 8) - {"random": 0.35, "worst": 0.5}.get(rule, 0)
-                arms[f"{rule}-{n}"] = arm(rng, ease, level, rule=rule, candidates=n, execute=horizon)
+                methods[f"{rule}-{n}"] = method(rng, ease, level, rule=rule, candidates=n, execute=horizon)
     if variant in ("deas", "dqc"):
         for execute in (1, 2):
-            arms[f"best-8-execute-{execute}"] = arm(rng, ease, rate - 0.04 / execute, execute=execute)
+            methods[f"best-8-execute-{execute}"] = method(rng, ease, rate - 0.04 / execute, execute=execute)
     if variant in ("deas", "qc", "iql"):
         for step in range(1000, 6000, 1000):
             level = rate * (1 - np.exp(-step / 1500))
-            arms[f"curve/{step}"] = arm(rng, ease[:20], level, execute=horizon)
+            methods[f"curve/{step}"] = method(rng, ease[:20], level, execute=horizon)
     settings = {"seed": 0, "task": "x", "agent": agent, "training": {"steps": 6000, "batch_size": 256}}
     settings[agent] = {
         "critic": {
@@ -155,7 +155,7 @@ def _write_variant(
     ]  # fmt: skip
     cost = {"qc": 900.0, "qc_fql": 500.0, "fql": 300.0}.get(agent, 300.0 if "updates" in variant else 150.0)
     stage = None if agent == "bc" else {"settings": settings, "seconds": cost, "cpu_seconds": cost}
-    write_run(folder, arms, stage=stage, metrics=metrics)
+    write_run(folder, methods, stage=stage, metrics=metrics)
 
 
 if __name__ == "__main__":

@@ -64,8 +64,8 @@ def test_from_lerobot_train_to_lerobot_eval(tmp_path, capfd):
     config = parse(FinetuneLerobotConfig, [*SMALL, f"--output={tmp_path / 'run'}"], prog="finetune_lerobot")
     finetune_lerobot.main(config)
     results = json.loads((tmp_path / "run" / "lerobot" / "results.json").read_text())
-    for arm in ("policy", "best_of_n"):
-        assert len(results["lerobot-eval"][arm]["drawer-close-v3"]) == 3
+    for method in ("policy", "best_of_n"):
+        assert len(results["lerobot-eval"][method]["drawer-close-v3"]) == 3
     assert results["lerobot-eval"]["best_of_n"] == results["evaluate.py"]["best_of_n"]
     said = capfd.readouterr().out
     assert (

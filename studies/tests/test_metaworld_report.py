@@ -35,15 +35,15 @@ def write_run(folder, seed=1, scenes=60, gains=(0.3, 0.3, 0.3), steps=100):
     for task, gain in zip(TASKS, gains, strict=True):
         base = rng.random(scenes) < 0.5
         moved = rng.random(scenes) < abs(gain)
-        arms = {
+        methods = {
             "policy": base,
             "best_of_n": (base | moved) if gain > 0 else (base & ~moved),
             "oracle": base[:5],
         }
-        (folder / "evaluation" / "arms" / task).mkdir(parents=True)
-        for arm, success in arms.items():
+        (folder / "evaluation" / "methods" / task).mkdir(parents=True)
+        for method, success in methods.items():
             records = [{"scene": 100 + i, "draw": 0, "success": bool(s)} for i, s in enumerate(success)]
-            (folder / "evaluation" / "arms" / task / f"{arm}.json").write_text(json.dumps(records))
+            (folder / "evaluation" / "methods" / task / f"{method}.json").write_text(json.dumps(records))
     return folder
 
 
@@ -81,9 +81,9 @@ def test_too_few_episodes_show_nothing(tmp_path):
 def test_a_gain_that_less_noise_has_too_is_told_from_the_critics(tmp_path):
     run = write_run(tmp_path / "run")
     for task in TASKS:
-        arms = run / "evaluation" / "arms" / task
-        (arms / "zero_noise.json").write_text((arms / "best_of_n.json").read_text())
-        (arms / "best_of_1.json").write_text((arms / "policy.json").read_text())
+        methods = run / "evaluation" / "methods" / task
+        (methods / "zero_noise.json").write_text((methods / "best_of_n.json").read_text())
+        (methods / "best_of_1.json").write_text((methods / "policy.json").read_text())
     controls = results_of([run], tmp_path / "out")["gain_over_control"]
     assert controls["zero_noise"]["mean"]["difference"] == 0
     assert controls["best_of_1"]["mean"]["difference"] > 0.1
@@ -132,7 +132,7 @@ def test_runs_that_come_one_by_one_make_the_same_files_and_need_no_folder_any_mo
 def test_a_run_that_was_played_again_does_not_replace_its_record(tmp_path):
     run = write_run(tmp_path / "run")
     results_of([run], tmp_path / "out")
-    path = run / "evaluation" / "arms" / TASKS[0] / "policy.json"
+    path = run / "evaluation" / "methods" / TASKS[0] / "policy.json"
     path.write_text(path.read_text().replace("true", "false", 1))
     with pytest.raises(UserError, match=r"seed-1\.json says otherwise"):
         results_of([run], tmp_path / "out")

@@ -62,7 +62,7 @@ def official(name: str) -> Official:
 
 
 def actions_of(seed: int, steps: int, dtype: type = np.float32) -> np.ndarray:
-    """(steps, 5) moves with a drift, so that the arm gets somewhere."""
+    """(steps, 5) moves with a drift, so that the method gets somewhere."""
     rng = np.random.default_rng(seed)
     return np.clip(rng.normal(0, 0.7, (steps, 5)) + rng.normal(0, 0.4, 5), -1, 1).astype(dtype)
 

@@ -20,7 +20,7 @@ SMALL = [
     "--flow.hidden_dim=16", "--flow_training.steps=40", "--flow_training.batch_size=16",
     "--flow_training.checkpoint_every=10", "--training.steps=60", "--training.batch_size=16",
     "--training.checkpoint_every=10", "--training.log_every=10", "--deas.critic.hidden_dim=32",
-    "--play.episodes=2", "--play.arms=best-2",
+    "--play.episodes=2", "--play.methods=best-2",
 ]  # fmt: skip
 
 pytestmark = [pytest.mark.sim, pytest.mark.timeout(600)]
@@ -102,10 +102,10 @@ def test_bad_input_is_one_line(data, tmp_path):
         "no_such_task": (["--task=cube-singel-play-singletask-task1-v0"], "did you mean 'cube-single'"),
         "no_such_agent": (["--agent=daes"], "choose deas"),
         "no_file": ([f"--data={tmp_path}"], "cube-single-play-v0.npz"),
-        "too_long": (["--agent=bc", "--horizon=60", "--play.arms=first-1"], "the longest has 59"),
-        "no_such_arm": (["--play.arms=best"], "for example best-8"),
-        "no_critic": (["--agent=filtered_bc", "--play.arms=best-8"], "filtered_bc has no critic"),
-        "too_many_actions": (["--play.arms=best-2-execute-9"], "more than the agent's chunk of 5"),
+        "too_long": (["--agent=bc", "--horizon=60", "--play.methods=first-1"], "the longest has 59"),
+        "no_such_method": (["--play.methods=best"], "for example best-8"),
+        "no_critic": (["--agent=filtered_bc", "--play.methods=best-8"], "filtered_bc has no critic"),
+        "too_many_actions": (["--play.methods=best-2-execute-9"], "more than the agent's chunk of 5"),
     }
     folders = {name: tmp_path / name for name in ("truncated", "other", "nan")}
     for folder in folders.values():

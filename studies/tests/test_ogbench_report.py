@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from ogbench_example import arm, write_example, write_run
+from ogbench_example import method, write_example, write_run
 
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
@@ -112,7 +112,7 @@ def test_a_difference_turned_around_is_its_negative(pairs):
     assert there.ci95 == pytest.approx((-back.ci95[1], -back.ci95[0]), abs=1e-6)
 
 
-def test_only_runs_that_both_arms_have_are_paired_and_only_in_the_same_scenes():
+def test_only_runs_that_both_methods_have_are_paired_and_only_in_the_same_scenes():
     a = {(0, 1): Cell((1, 2), np.array([True, True])), (1, 1): Cell((1, 2), np.array([True, True]))}
     b = {(0, 1): Cell((1, 2), np.array([False, True]))}
     result = grid_difference(a, b)
@@ -280,9 +280,9 @@ def test_an_agent_that_was_never_run_is_nowhere_and_its_target_is_open(runs):
 
 def test_runs_without_settings_times_or_decisions_still_make_a_page(tmp_path):
     rng = np.random.default_rng(0)
-    content = arm(rng, rng.random(5), 0.5)
+    content = method(rng, rng.random(5), 0.5)
     bare = {
-        "arm": content["arm"],
+        "method": content["method"],
         "episodes": [{"scene": e["scene"], "success": True} for e in content["episodes"]],
     }
     write_run(tmp_path / "runs" / NAME / "seed-0" / "task1" / "deas", {"best-8": bare})
@@ -372,7 +372,7 @@ def without_one(content: dict) -> dict:
 
 @pytest.mark.parametrize("change", [in_other_scenes, without_one])
 @pytest.mark.parametrize("file", ["qc/evaluation/best-8.json", "deas/evaluation/softmax-128.json"])
-def test_rule_10_arms_in_different_scenes_are_refused(runs, change, file):
+def test_rule_10_methods_in_different_scenes_are_refused(runs, change, file):
     path = runs / NAME / "seed-1" / "task2" / file
     write_json(path, change(json.loads(path.read_text())))
     with pytest.raises(UserError, match="in other scenes") as caught:
@@ -387,22 +387,22 @@ def test_rule_10_arms_in_different_scenes_are_refused(runs, change, file):
     [
         ("{", "cannot be read as JSON"),
         ("[]", "not an object"),
-        ('{"episodes": []}', "no 'arm'"),
-        ('{"arm": {"rule": "best", "num_candidates": 8}, "episodes": []}', "no episodes"),
+        ('{"episodes": []}', "no 'method'"),
+        ('{"method": {"rule": "best", "num_candidates": 8}, "episodes": []}', "no episodes"),
         (
-            '{"arm": {"rule": "best", "num_candidates": 8}, "episodes": [{"scene": 1, "success": 2}]}',
+            '{"method": {"rule": "best", "num_candidates": 8}, "episodes": [{"scene": 1, "success": 2}]}',
             "neither true nor false",
         ),
         (
-            '{"arm": {"rule": "best", "num_candidates": 8}, "episodes": '
+            '{"method": {"rule": "best", "num_candidates": 8}, "episodes": '
             '[{"scene": 1, "success": true}, {"scene": 1, "success": true}]}',
             "listed twice",
         ),
         (
-            '{"arm": {"rule": "best", "num_candidates": "x"}, "episodes": [{"scene": 1, "success": true}]}',
+            '{"method": {"rule": "best", "num_candidates": "x"}, "episodes": [{"scene": 1, "success": true}]}',
             "invalid",
         ),
-        ('{"arm": null, "episodes": [{"scene": 1, "success": true}]}', "not an evaluation"),
+        ('{"method": null, "episodes": [{"scene": 1, "success": true}]}', "not an evaluation"),
     ],
 )
 def test_a_file_that_is_no_evaluation_is_named(runs, text, words):
@@ -425,5 +425,9 @@ def test_the_recipe_says_in_one_line_that_there_are_no_runs(tmp_path, capsys):
 def test_the_recipe_compares_agents_in_the_default_rule():
     from deas_vla.improvement.selection import SelectionConfig
 
-    # best-8 is what the default rule plays from 8 candidates, and what agents without the other arms have.
-    assert ogbench_results.OGBenchResultsConfig().arms == [f"{SelectionConfig().rule}-8", "best-8", "first-1"]
+    # best-8 is what the default rule plays from 8 candidates, and what agents without the other methods have.
+    assert ogbench_results.OGBenchResultsConfig().methods == [
+        f"{SelectionConfig().rule}-8",
+        "best-8",
+        "first-1",
+    ]

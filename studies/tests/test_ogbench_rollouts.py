@@ -13,7 +13,7 @@ from deas_vla.policies.chunk_policy import candidate_noise
 from deas_vla.rollouts.evaluate import scenes_of
 from studies.ogbench import evaluate as ogbench
 from studies.ogbench.env import OGBenchTask, Outcome
-from studies.ogbench.evaluate import Decision, evaluate_arm, monte_carlo, play_episodes
+from studies.ogbench.evaluate import Decision, evaluate_method, monte_carlo, play_episodes
 
 pytestmark = pytest.mark.unit
 
@@ -159,13 +159,13 @@ def evaluated(path, decide=None, **changed):
         "episodes": 12, "seed": 2, "description": {"rule": "best", "num_candidates": 8, "execute": 3},
         "backup": 3, "reward_discount": G1, "bootstrap_discount": G2,
     }  # fmt: skip
-    return evaluate_arm(CountingEnvs(), decide or Noisy(), path, **settings | changed)
+    return evaluate_method(CountingEnvs(), decide or Noisy(), path, **settings | changed)
 
 
 def test_an_evaluation_is_written_once_and_found_again(tmp_path):
     content = evaluated(tmp_path / "best-8.json")
     assert json.loads((tmp_path / "best-8.json").read_text()) == content
-    assert content["arm"] == {"rule": "best", "num_candidates": 8, "execute": 3}
+    assert content["method"] == {"rule": "best", "num_candidates": 8, "execute": 3}
     assert [episode["scene"] for episode in content["episodes"]] == scenes_of("evaluation", 12, 2)
     assert content["cpu_seconds"] > 0
     for episode in content["episodes"]:

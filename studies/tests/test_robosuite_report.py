@@ -12,7 +12,7 @@ import pytest
 
 from deas_vla.config import parse
 from deas_vla.errors import UserError
-from studies.loop_runs import arm_grids, read_run
+from studies.loop_runs import method_grids, read_run
 from studies.records import run_of, run_record
 
 # Last: a recipe may have the name of a library.
@@ -24,8 +24,8 @@ from studies.robosuite.write import write_robosuite_results
 pytestmark = pytest.mark.unit
 
 SEEDS = [1, 2, 3]
-# Share of the policy's failures that each arm turns into successes.
-ARMS = {
+# Share of the policy's failures that each method turns into successes.
+METHODS = {
     "best_of_n": 0.4,
     "filtered_bc": 0.3,
     "advantage_weighted": 0.5,
@@ -37,14 +37,16 @@ ARMS = {
     "best_of_2": 0.2,
     "oracle": 0.6,
 }
-FIGURES = ("robosuite-arms.svg", "robosuite-success-by-n.svg")
+FIGURES = ("robosuite-methods.svg", "robosuite-success-by-n.svg")
 SVG = "{http://www.w3.org/2000/svg}"
 # The same of what plays without noise, in other scenes, once.
 QUIET = {"policy": 0.2, "filtered_bc": 0.3, "advantage_weighted": 0.6, "second_round": 0.7}
 FEW = {"best_of_n": 0.4, "advantage_weighted": 0.5, "oracle": 0.6}
 
 
-def write_run(folder, task, seed, arms=ARMS, scenes=200, seconds=60.0, processes=2, attempts=1, quiet=None):
+def write_run(
+    folder, task, seed, methods=METHODS, scenes=200, seconds=60.0, processes=2, attempts=1, quiet=None
+):
     played = ["evaluation", *(["without_noise"] if quiet else [])]
     for name in ("demonstrations", "policy", "rollouts", "critic", *played):
         settings = {"seed": seed} | ({"tasks": [task]} if name in played else {})
@@ -62,27 +64,27 @@ def write_run(folder, task, seed, arms=ARMS, scenes=200, seconds=60.0, processes
         (folder / name / "stage.json").write_text(json.dumps(about))
     rng = np.random.default_rng((TASKS.index(task), seed))
     base, luck = rng.random((scenes, 2)) < 0.4, rng.random((scenes, 2))
-    place = folder / "evaluation" / "arms" / task
+    place = folder / "evaluation" / "methods" / task
     place.mkdir(parents=True)
-    for arm, share in ({"policy": 0.0} | arms).items():
+    for method, share in ({"policy": 0.0} | methods).items():
         success = base | (luck < share) if share >= 0 else base & (luck > -share)
         # The oracle plays a few scenes once.
-        success = success[:20, :1] if arm == "oracle" else success
+        success = success[:20, :1] if method == "oracle" else success
         records = [
             {"scene": 100 + scene, "draw": draw, "success": bool(success[scene, draw])}
             for scene in range(len(success))
             for draw in range(success.shape[1])
         ]
-        (place / f"{arm}.json").write_text(json.dumps(records))
+        (place / f"{method}.json").write_text(json.dumps(records))
     if quiet:
-        place = folder / "without_noise" / "arms" / task
+        place = folder / "without_noise" / "methods" / task
         place.mkdir(parents=True)
-        for arm, share in quiet.items():
+        for method, share in quiet.items():
             success = base[:, 0] | (luck[:, 0] < share)
             records = [
                 {"scene": 900 + scene, "draw": 0, "success": bool(won)} for scene, won in enumerate(success)
             ]
-            (place / f"{arm}.json").write_text(json.dumps(records))
+            (place / f"{method}.json").write_text(json.dumps(records))
     return folder
 
 
@@ -93,7 +95,7 @@ def write_runs(folder, *, seeds=SEEDS, tasks=TASKS, **options):
     return folder
 
 
-def write_bench(folder, gain=0.04):
+def write_ablation(folder, gain=0.04):
     """What studies/ablations/critic.py leaves."""
     score = {
         "gain": gain,
@@ -105,24 +107,24 @@ def write_bench(folder, gain=0.04):
     variant = {"flags": [], "critics": 2, "seconds": 180.0, "score": score | {"worst": -0.05}}
     variant["over_default"] = None
     folder.mkdir(parents=True, exist_ok=True)
-    bench = {"decisions": 956, "scenes": 520, "possible": {}, "variants": {"default": variant}}
-    (folder / "bench.json").write_text(json.dumps(bench))
+    ablation = {"decisions": 956, "scenes": 520, "possible": {}, "variants": {"default": variant}}
+    (folder / "ablation.json").write_text(json.dumps(ablation))
     return folder
 
 
-def write_policy_bench(folder):
+def write_policy_ablation(folder):
     """What studies/ablations/policy.py leaves."""
     alone = {"success": 0.65, "ci95": [0.6, 0.7], "over_default": None}
     quiet = {"success": 0.7, "ci95": [0.65, 0.75], "over_default": None}
     chosen = {"success": 0.8, "ci95": [0.75, 0.85], "over_default": None}
     variant = {"policies": 2, "seconds": 95.2, "alone": alone, "zero_noise": quiet, "best_of_n": chosen}
-    bench = {"scenes": 200, "candidates": 8, "base": {"alone": alone}, "variants": {"default": variant}}
+    ablation = {"scenes": 200, "candidates": 8, "base": {"alone": alone}, "variants": {"default": variant}}
     folder.mkdir(parents=True)
-    (folder / "bench.json").write_text(json.dumps(bench))
+    (folder / "ablation.json").write_text(json.dumps(ablation))
     return folder
 
 
-def write_second_round_bench(folder):
+def write_second_round_ablation(folder):
     """What studies/ablations/second_round.py leaves."""
     level = {"success": 0.82, "ci95": [0.78, 0.86]}
     over = {"difference": 0.03, "ci95": [-0.01, 0.07]}
@@ -134,7 +136,7 @@ def write_second_round_bench(folder):
             "difference": {"mean": over, "per_task": {"lift": over}},
         },
     }
-    bench = {
+    ablation = {
         "scenes": 200,
         "runs": ["lift-1", "lift-2"],
         "tasks": ["lift"],
@@ -142,7 +144,7 @@ def write_second_round_bench(folder):
         "pairings": pairings,
     }
     folder.mkdir(parents=True)
-    (folder / "bench.json").write_text(json.dumps(bench))
+    (folder / "ablation.json").write_text(json.dumps(ablation))
     return folder
 
 
@@ -159,11 +161,11 @@ def test_what_was_played_is_what_the_page_says(tmp_path):
     results = write_robosuite_results(runs, tmp_path / "out", SEEDS, commit="0123abc")
     assert all(verdicts(results)), results["targets"]
     success, gains = results["success"], results["gain_over_policy"]
-    for arm, share in ARMS.items():
-        if arm != "oracle":
-            assert success[arm]["mean"]["success"] == pytest.approx(0.4 + 0.6 * share, abs=0.03)
-            difference = success[arm]["mean"]["success"] - success["policy"]["mean"]["success"]
-            assert gains[arm]["mean"]["difference"] == pytest.approx(difference)
+    for method, share in METHODS.items():
+        if method != "oracle":
+            assert success[method]["mean"]["success"] == pytest.approx(0.4 + 0.6 * share, abs=0.03)
+            difference = success[method]["mean"]["success"] - success["policy"]["mean"]["success"]
+            assert gains[method]["mean"]["difference"] == pytest.approx(difference)
     # Luck is shared: best-of-N gets 0.4 / 0.6 of what the oracle gets in the same scenes.
     assert results["headroom"]["mean"] == pytest.approx(0.4 / 0.6, abs=0.12)
     ahead = results["compared"]["weighted_over_cloned"]["mean"]
@@ -178,10 +180,10 @@ def test_what_was_played_is_what_the_page_says(tmp_path):
 
 
 def test_what_is_learnt_besides_less_noise_has_a_table(tmp_path):
-    runs, out = write_runs(tmp_path / "runs", arms=FEW, quiet=QUIET), tmp_path / "out"
+    runs, out = write_runs(tmp_path / "runs", methods=FEW, quiet=QUIET), tmp_path / "out"
     played = write_robosuite_results(runs, out, SEEDS, commit="0123abc")["without_noise"]
-    for arm, share in QUIET.items():
-        assert played["success"][arm]["mean"]["success"] == pytest.approx(0.4 + 0.6 * share, abs=0.04)
+    for method, share in QUIET.items():
+        assert played["success"][method]["mean"]["success"] == pytest.approx(0.4 + 0.6 * share, abs=0.04)
     assert played["compared"].keys() == {
         "cloned_over_policy", "weighted_over_policy", "weighted_over_cloned", "second_over_first"
     }  # fmt: skip
@@ -197,7 +199,7 @@ def test_what_is_learnt_besides_less_noise_has_a_table(tmp_path):
 
 
 def test_runs_of_which_some_never_played_without_noise_are_not_one_result(tmp_path):
-    runs = write_runs(tmp_path / "runs", tasks=["lift"], seeds=[1, 2], arms=FEW, scenes=8, quiet=QUIET)
+    runs = write_runs(tmp_path / "runs", tasks=["lift"], seeds=[1, 2], methods=FEW, scenes=8, quiet=QUIET)
     write_run(runs / "lift-3", "lift", 3, FEW, scenes=8)
     with pytest.raises(UserError, match="lift differ in more than their seeds"):
         write_robosuite_results(runs, tmp_path / "out", SEEDS, commit="0")
@@ -207,33 +209,33 @@ def test_the_figures_show_the_numbers_of_the_page(tmp_path):
     results = write_robosuite_results(
         write_runs(tmp_path / "runs"), tmp_path / "out", SEEDS, commit="0123abc"
     )
-    arms, by_n = (ElementTree.parse(tmp_path / "out" / figure).getroot() for figure in FIGURES)
+    methods, by_n = (ElementTree.parse(tmp_path / "out" / figure).getroot() for figure in FIGURES)
 
     def places(figure, color):
         dots = [dot for dot in figure.iter(f"{SVG}circle") if dot.get("style") == f"--c:var(--{color})"]
         return np.array([[float(dot.get("cx")), float(dot.get("cy"))] for dot in dots])
 
-    # A column an average and a task, a row an arm: success is read off an axis from 0 to 1 under each column.
-    ends = [float(text.get("x")) for text in arms.iter(f"{SVG}text") if text.text in ("0", "100")]
+    # A column an average and a task, a row a method: success is read off an axis from 0 to 1 under each column.
+    ends = [float(text.get("x")) for text in methods.iter(f"{SVG}text") if text.text in ("0", "100")]
     low, high = np.array(ends[::2]), np.array(ends[1::2])
-    drawn = (places(arms, "slate")[:, 0] - low) / (high - low)
+    drawn = (places(methods, "slate")[:, 0] - low) / (high - low)
     assert drawn == pytest.approx(shown(results, "policy"), abs=2e-3)
-    read = (places(arms, "blue")[:, 0].reshape(5, 3).T - low) / (high - low)
-    for line, arm in zip(
+    read = (places(methods, "blue")[:, 0].reshape(5, 3).T - low) / (high - low)
+    for line, method in zip(
         read, ("best_of_n", "advantage_weighted", "advantage_weighted + best_of_n"), strict=True
     ):
-        assert line == pytest.approx(shown(results, arm), abs=2e-3)
+        assert line == pytest.approx(shown(results, method), abs=2e-3)
 
     # One, two and eight candidates in each of five panels: the higher the success, the higher the dot.
     heights = places(by_n, "blue")[:, 1].reshape(5, 3)
-    levels = np.array([shown(results, arm) for arm in ("policy", "best_of_2", "best_of_n")]).T
+    levels = np.array([shown(results, method) for method in ("policy", "best_of_2", "best_of_n")]).T
     bottom_to_top = 196 - 22 - 38
     assert (heights[:, :1] - heights) / bottom_to_top == pytest.approx(levels - levels[:, :1], abs=2e-3)
 
 
-def shown(results, arm) -> list[float]:
+def shown(results, method) -> list[float]:
     """Success on average and on every task."""
-    level = results["success"][arm]
+    level = results["success"][method]
     return [level["mean"]["success"], *(level["per_task"][task]["success"] for task in TASKS)]
 
 
@@ -250,7 +252,7 @@ def shown(results, arm) -> list[float]:
     ],
 )
 def test_what_is_missed_is_said(tmp_path, changed, missed):
-    runs = write_runs(tmp_path / "runs", arms=ARMS | changed)
+    runs = write_runs(tmp_path / "runs", methods=METHODS | changed)
     found = verdicts(write_robosuite_results(runs, tmp_path / "out", SEEDS, commit="0"))
     assert not any(found[number] for number in missed)
     assert "**not shown**" in (tmp_path / "out" / "robosuite.md").read_text()
@@ -262,13 +264,13 @@ def test_what_is_missed_is_said(tmp_path, changed, missed):
     ids=["seeds", "scenes", "minutes"],
 )
 def test_too_little_and_too_slow_shows_nothing(tmp_path, options, missed):
-    runs = write_runs(tmp_path / "runs", arms=FEW, **options)
+    runs = write_runs(tmp_path / "runs", methods=FEW, **options)
     results = write_robosuite_results(runs, tmp_path / "out", options.get("seeds", SEEDS), commit="0")
     assert verdicts(results)[missed] is False and verdicts(results)[2] is True
 
 
 def test_a_run_on_one_core_does_not_tell_how_long_two_take(tmp_path):
-    runs = write_runs(tmp_path / "runs", arms=FEW, processes=1, seconds=600)
+    runs = write_runs(tmp_path / "runs", methods=FEW, processes=1, seconds=600)
     assert verdicts(write_robosuite_results(runs, tmp_path / "out", SEEDS, commit="0"))[-1] is None
     assert (
         "| lift | 1, 2, 3 | 50, 50, 50 | 1, 1, 1 | 1, 1, 1 | 2.3 GB |"
@@ -277,19 +279,19 @@ def test_a_run_on_one_core_does_not_tell_how_long_two_take(tmp_path):
 
 
 def test_a_run_that_was_interrupted_does_not_tell_how_long_one_takes(tmp_path):
-    runs = write_runs(tmp_path / "runs", arms=FEW, attempts=2, seconds=60)
+    runs = write_runs(tmp_path / "runs", methods=FEW, attempts=2, seconds=60)
     assert verdicts(write_robosuite_results(runs, tmp_path / "out", SEEDS, commit="0"))[-1] is None
 
 
-def test_an_arm_that_was_not_played_is_not_measured(tmp_path):
-    runs = write_runs(tmp_path / "runs", seeds=[1], tasks=["lift"], arms={"best_of_n": 0.4})
+def test_an_method_that_was_not_played_is_not_measured(tmp_path):
+    runs = write_runs(tmp_path / "runs", seeds=[1], tasks=["lift"], methods={"best_of_n": 0.4})
     results = write_robosuite_results(runs, tmp_path / "out", [1], commit="0")
     assert verdicts(results)[3:10] == [None] * 7
     assert "not measured" in (tmp_path / "out" / "robosuite.md").read_text()
 
 
 def test_runs_that_are_not_one_result_are_refused_and_nothing_is_kept(tmp_path):
-    runs, out = write_runs(tmp_path / "runs", tasks=["lift"], arms=FEW, scenes=8), tmp_path / "out"
+    runs, out = write_runs(tmp_path / "runs", tasks=["lift"], methods=FEW, scenes=8), tmp_path / "out"
     shutil.copytree(runs / "lift-1", runs / "door-1")
     with pytest.raises(UserError, match="called door-1 is the run lift-1: the runs of one page"):
         write_robosuite_results(runs, out, SEEDS, commit="0")
@@ -307,56 +309,59 @@ def test_runs_that_are_not_one_result_are_refused_and_nothing_is_kept(tmp_path):
 
 
 def test_a_record_gives_the_same_grids_and_the_same_page_as_its_run(tmp_path):
-    runs, out = write_runs(tmp_path / "runs", arms=FEW, scenes=8), tmp_path / "out"
+    runs, out = write_runs(tmp_path / "runs", methods=FEW, scenes=8), tmp_path / "out"
     results = write_robosuite_results(runs, out, SEEDS, commit="0123abc")
     read = {name: read_run(runs / name) for name in run_names(SEEDS)}
     kept = [run_of(json.loads((out / "robosuite" / f"{name}.json").read_text())) for name in read]
 
-    expected, found = (arm_grids(some, list(TASKS)) for some in (read.values(), kept))
+    expected, found = (method_grids(some, list(TASKS)) for some in (read.values(), kept))
     assert expected.keys() == found.keys() and set(found) == {"policy", *FEW}
-    for arm, grid in expected.items():
-        assert grid.keys() == found[arm].keys()
+    for method, grid in expected.items():
+        assert grid.keys() == found[method].keys()
         for key, cell in grid.items():
-            assert cell.scenes == found[arm][key].scenes
-            np.testing.assert_array_equal(cell.values, found[arm][key].values)
+            assert cell.scenes == found[method][key].scenes
+            np.testing.assert_array_equal(cell.values, found[method][key].values)
 
     extra = {"commit": "0123abc", "peak_memory_bytes": 2_300_000_000, "processes": 2, "attempts": 1}
     from_folders = summarize({name: run | extra for name, run in read.items()}, SEEDS)
-    from_folders |= {"critic_benches": {}, "policy_benches": {}, "second_round_benches": {}}
+    from_folders |= {"critic_ablations": {}, "policy_ablations": {}, "second_round_ablations": {}}
     assert from_folders == results
     assert page(from_folders) == (out / "robosuite.md").read_text()
 
 
 def test_scenes_with_a_gap_are_kept_too(tmp_path):
     run = write_run(tmp_path / "lift-1", "lift", 1, FEW, scenes=8)
-    path = run / "evaluation" / "arms" / "lift" / "policy.json"
+    path = run / "evaluation" / "methods" / "lift" / "policy.json"
     gap = [record for record in json.loads(path.read_text()) if record["scene"] != 103]
     path.write_text(json.dumps(gap))
     record = json.loads(json.dumps(run_record(run, "0")))
-    assert run_of(record)["arms"]["policy"]["lift"] == gap
+    assert run_of(record)["methods"]["policy"]["lift"] == gap
 
 
 def test_a_record_keeps_what_the_critic_knew_and_no_long_list(tmp_path):
     run = write_run(tmp_path / "lift-1", "lift", 1, FEW, scenes=8)
     ranking = {"spearman": 0.2, "spearman_ci95": [0.1, 0.3]}
     critic = {"values": None, "ranking": ranking | {"spearman_per_decision": [0.1] * 400}}
-    (run / "report.json").write_text(json.dumps({"critic": critic, "arms": {}}))
+    (run / "report.json").write_text(json.dumps({"critic": critic, "methods": {}}))
     record = run_record(run, "0")
     assert record["critic"] == {"values": None, "ranking": ranking}
     assert record["peak_memory_bytes"] == 2_100_000_000
-    assert len(json.dumps(record["arms"]["policy"])) < 120
+    assert len(json.dumps(record["methods"]["policy"])) < 120
 
 
 def test_runs_that_come_one_by_one_make_the_same_files(tmp_path):
-    runs, bench = write_runs(tmp_path / "runs", arms=FEW, scenes=8), write_bench(tmp_path / "bench" / "lift")
+    runs, ablation = (
+        write_runs(tmp_path / "runs", methods=FEW, scenes=8),
+        write_ablation(tmp_path / "ablation" / "lift"),
+    )
     once, twice = tmp_path / "once", tmp_path / "twice"
-    write_robosuite_results(runs, once, SEEDS, critic_benches=[bench], commit="0123abc")
+    write_robosuite_results(runs, once, SEEDS, critic_ablations=[ablation], commit="0123abc")
     # On one machine, and then on another that has other runs.
     first = [f"door-{seed}" for seed in SEEDS] + ["lift-2"]
     for name in first:
         shutil.copytree(runs / name, tmp_path / "first" / name)
         shutil.rmtree(runs / name)
-    write_robosuite_results(tmp_path / "first", twice, SEEDS, critic_benches=[bench], commit="0123abc")
+    write_robosuite_results(tmp_path / "first", twice, SEEDS, critic_ablations=[ablation], commit="0123abc")
     write_robosuite_results(runs, twice, SEEDS, commit="0123abc")
     assert contents(twice) == contents(once) and len(contents(once)) == 12 + 1 + 2 + len(FIGURES)
     # And when no folder is left.
@@ -364,24 +369,24 @@ def test_runs_that_come_one_by_one_make_the_same_files(tmp_path):
     write_robosuite_results(runs, twice, SEEDS)
     assert contents(twice) == contents(once)
     assert "Ingredients of the critic: lift" in (twice / "robosuite.md").read_text()
-    # A bench that went on replaces what was kept of it.
-    write_robosuite_results(runs, twice, SEEDS, critic_benches=[write_bench(bench, gain=0.09)])
+    # An ablation that went on replaces what was kept of it.
+    write_robosuite_results(runs, twice, SEEDS, critic_ablations=[write_ablation(ablation, gain=0.09)])
     assert "**+9.0**" in (twice / "robosuite.md").read_text()
-    with pytest.raises(UserError, match="has no bench"):
-        write_robosuite_results(runs, twice, SEEDS, critic_benches=[tmp_path])
-    # The other kind of bench has a table of its own.
+    with pytest.raises(UserError, match="has no ablation"):
+        write_robosuite_results(runs, twice, SEEDS, critic_ablations=[tmp_path])
+    # The other kind of ablation has a table of its own.
     write_robosuite_results(
-        runs, twice, SEEDS, policy_benches=[write_policy_bench(tmp_path / "policies" / "lift")]
+        runs, twice, SEEDS, policy_ablations=[write_policy_ablation(tmp_path / "policies" / "lift")]
     )
     text = (twice / "robosuite.md").read_text()
     assert "Ingredients of advantage weighting: lift" in text and "**+9.0**" in text
     levels = "65.0 (60.0 to 70.0) | – | 70.0 (65.0 to 75.0) | – | 80.0 (75.0 to 85.0) | –"
     assert f"| `default` | {levels} | 2 | 95 |" in text
-    with pytest.raises(UserError, match="policy_bench"):
-        write_robosuite_results(runs, twice, SEEDS, policy_benches=[tmp_path])
+    with pytest.raises(UserError, match="policy_ablation"):
+        write_robosuite_results(runs, twice, SEEDS, policy_ablations=[tmp_path])
     # And so has that of two rounds, which is kept as well.
     write_robosuite_results(
-        runs, twice, SEEDS, second_round_benches=[write_second_round_bench(tmp_path / "rounds" / "all")]
+        runs, twice, SEEDS, second_round_ablations=[write_second_round_ablation(tmp_path / "rounds" / "all")]
     )
     write_robosuite_results(runs, twice, SEEDS)
     text = (twice / "robosuite.md").read_text()
@@ -405,17 +410,19 @@ def test_runs_that_are_missing_are_named_and_nothing_is_shown(tmp_path):
 
 
 def test_a_run_that_changed_is_refused_by_name(tmp_path):
-    runs, out = write_runs(tmp_path / "runs", seeds=[1], arms=FEW, scenes=8), tmp_path / "out"
+    runs, out = write_runs(tmp_path / "runs", seeds=[1], methods=FEW, scenes=8), tmp_path / "out"
     write_robosuite_results(runs, out, [1], commit="0123abc")
     before = contents(out)
     # The same run with a later commit: its record stays.
     write_robosuite_results(runs, out, [1], commit="4567def")
     assert contents(out) == before
-    path = runs / "lift-1" / "evaluation" / "arms" / "lift" / "policy.json"
+    path = runs / "lift-1" / "evaluation" / "methods" / "lift" / "policy.json"
     records = json.loads(path.read_text())
     records[3]["success"] = not records[3]["success"]
     path.write_text(json.dumps(records))
-    with pytest.raises(UserError, match=r"robosuite/lift-1\.json .*\(arms\): delete the file.*played once"):
+    with pytest.raises(
+        UserError, match=r"robosuite/lift-1\.json .*\(methods\): delete the file.*played once"
+    ):
         write_robosuite_results(runs, out, [1], commit="0123abc")
     assert contents(out) == before
     (out / "robosuite" / "lift-1.json").unlink()
@@ -430,7 +437,7 @@ def recipe(*flags):
 
 
 def test_the_recipe_skips_what_is_not_finished_and_asks_for_the_commit(tmp_path, capsys):
-    runs, out = write_runs(tmp_path / "runs", seeds=[1], arms=FEW, scenes=8), tmp_path / "out"
+    runs, out = write_runs(tmp_path / "runs", seeds=[1], methods=FEW, scenes=8), tmp_path / "out"
     (runs / "stack-1" / "evaluation" / "stage.json").unlink()
     flags = [f"--runs={runs}", f"--output={out}", "--seeds=1"]
     with pytest.raises(

@@ -14,7 +14,7 @@ from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.rollouts.branches import return_of
 from deas_vla.rollouts.play import Job, play_episodes
-from studies.ablations.critic_table import bench_table, gain_over, possible_gain, score
+from studies.ablations.critic_table import ablation_table, gain_over, possible_gain, score
 from studies.ablations.truth import Truth, collect_truth
 
 pytestmark = pytest.mark.unit
@@ -186,10 +186,10 @@ def test_the_table_has_the_best_first():
         return {"critics": 1, "seconds": 1.0, "score": mine, "over_default": over}
 
     worse = gain_over(-rate, rate, success, scene)
-    lines = bench_table({"variants": {"bad": entry(-rate, worse), "default": entry(rate)}}).splitlines()
+    lines = ablation_table({"variants": {"bad": entry(-rate, worse), "default": entry(rate)}}).splitlines()
     assert lines[2].startswith("| `default` | **+") and lines[3].startswith("| `bad` | **−")
     assert lines[2].split(" | ")[2] == "–" and lines[3].split(" | ")[2].startswith("−")
     # One scene has no interval, and a table all the same.
     alone = entry(rate, gain_over(rate, -rate, success, np.zeros(50)))
     assert alone["over_default"]["ci95"] is None
-    assert bench_table({"variants": {"good": alone}}).splitlines()[2].split(" | ")[2].startswith("+")
+    assert ablation_table({"variants": {"good": alone}}).splitlines()[2].split(" | ")[2].startswith("+")

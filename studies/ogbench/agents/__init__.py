@@ -1,1 +1,1 @@
-"""Agents for state-only offline reinforcement learning: DEAS and its rivals, one file each."""
+"""Agents for state-only offline reinforcement learning: DEAS and its baselines, one file each."""

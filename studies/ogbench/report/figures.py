@@ -58,7 +58,7 @@ def _agents(data: dict) -> str | None:
         )
         body.append(
             f'<text class="title" x="{left - 14}" y="{y + 4}" text-anchor="end">{escape(entry["title"])}'
-            f'<tspan style="font-weight:400;fill:var(--soft)"> {entry["arm"]}</tspan></text>'
+            f'<tspan style="font-weight:400;fill:var(--soft)"> {entry["method"]}</tspan></text>'
             f'<line class="bar" {color} x1="{low}" x2="{high}" y1="{y}" y2="{y}"/>'
         )
         for value in entry["per_seed"].values():
@@ -77,8 +77,8 @@ def _success_by_n(data: dict) -> str | None:
     """Success against N by the rule an agent is compared in; agents that play alone are level lines."""
     lines = {}
     for agent, by_rule in data["success_by_n"].items():
-        arm = data["agents"][agent]["arm"] or ""
-        rule = arm.rpartition("-")[0]
+        method = data["agents"][agent]["method"] or ""
+        rule = method.rpartition("-")[0]
         by_n = _fullest(by_rule[rule] if rule in by_rule else next(iter(by_rule.values())))
         lines[agent] = by_n
     numbers = sorted({n for by_n in lines.values() for n in by_n})

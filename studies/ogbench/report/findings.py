@@ -3,7 +3,7 @@
 from deas_vla.report.summary import counted, point_range, points
 from studies.ogbench.report.summary import LONGER, MAIN, PEER, TITLES
 
-RIVALS = ("bc", "iql", "nstep_iql")  # DEAS is to be ahead of these
+BASELINES = ("bc", "iql", "nstep_iql")  # DEAS is to be ahead of these
 SECONDS_PER_EPISODE = 0.15
 TIMED = "cube-single"  # on this
 MS_PER_UPDATE = 35.0
@@ -31,7 +31,7 @@ def targets(results: dict) -> list[dict]:
     for name, data in results["data_sets"].items():
         for target, measured, verdict in (
             _size(data),
-            _rivals(data),
+            _baselines(data),
             _peer(data, "main_minus_this", results["options"]["few"]),
             _peer(data, "both_at_many", results["options"]["many"]),
             _cost(data),
@@ -82,7 +82,7 @@ def paragraph(name: str, data: dict, results: dict) -> str:
         return f"**{name}.** DEAS was not run on all tasks of this data set: nothing can be said yet."
     mean = deas["mean"]
     words = [
-        f"**{name}.** DEAS ({deas['arm']}) succeeds in {rate(mean['success'])} % of {mean['episodes']} episodes "
+        f"**{name}.** DEAS ({deas['method']}) succeeds in {rate(mean['success'])} % of {mean['episodes']} episodes "
         f"(95 % interval {rate_range(mean['ci95'])}; {counted(mean['tasks'], 'task')}, "
         f"{counted(mean['seeds'], 'training seed')})."
     ]
@@ -107,7 +107,7 @@ def paragraph(name: str, data: dict, results: dict) -> str:
     ]
     if at_many:
         words.append(f"With {many} candidates: {_listed(at_many)}.")
-    missing = [TITLES.get(agent, agent) for agent in (*RIVALS, PEER) if not others.get(agent)]
+    missing = [TITLES.get(agent, agent) for agent in (*BASELINES, PEER) if not others.get(agent)]
     if missing:
         words.append(f"Not compared yet: {_listed(missing)}.")
     rows = [row for row in results["targets"] if row["data_set"] == name]
@@ -149,10 +149,10 @@ def _size(data: dict) -> tuple[str, str, str]:
     return target, measured, _verdict(whole and enough)
 
 
-def _rivals(data: dict) -> tuple[str, str, str]:
+def _baselines(data: dict) -> tuple[str, str, str]:
     target = "DEAS ahead of BC, IQL and n-step IQL, beyond the interval"
-    gaps = {rival: data["agents"].get(rival, {}).get("main_minus_this") for rival in RIVALS}
-    measured = "; ".join(f"{TITLES[rival]} {gap(result)}" for rival, result in gaps.items())
+    gaps = {baseline: data["agents"].get(baseline, {}).get("main_minus_this") for baseline in BASELINES}
+    measured = "; ".join(f"{TITLES[baseline]} {gap(result)}" for baseline, result in gaps.items())
     if any(result and result["verdict"] != "ahead" for result in gaps.values()):
         return target, measured, MISSED
     return target, measured, OPEN if None in gaps.values() else MET
@@ -190,8 +190,8 @@ def _longer(data: dict) -> list[tuple[str, str, str]]:
 def _falls(data: dict, options: dict) -> tuple[str, str, str]:
     few, many = options["few"], options["many"]
     target = f"success does not fall from N = {few} to N = {many} by more than the interval"
-    arm = data["agents"].get(MAIN, {}).get("arm") or ""
-    rule = arm.rpartition("-")[0]
+    method = data["agents"].get(MAIN, {}).get("method") or ""
+    rule = method.rpartition("-")[0]
     row = next((row for row in data["selection"] if (row["agent"], row["rule"]) == (MAIN, rule)), None)
     if row is None or row["many_minus_few"] is None:
         return target, "–", OPEN

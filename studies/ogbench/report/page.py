@@ -28,7 +28,7 @@ def page(results: dict, figures: dict[str, dict[str, str]]) -> str:
     """
     data_sets = results["data_sets"]
     parts = [
-        "# DEAS and its rivals on OGBench",
+        "# DEAS and its baselines on OGBench",
         *results["findings"],
         _targets(results),
         _what_was_run(results),
@@ -66,7 +66,7 @@ def _what_was_run(results: dict) -> str:
     row("SHA-256 of the data", lambda data: f"`{data['data']['sha256'][:12]}…`" if data["data"] else None)
     row("tasks", lambda data: ", ".join(map(str, data["tasks"])))
     row("training seeds", lambda data: ", ".join(map(str, data["seeds"])))
-    row("episodes of each run and arm", settings("episodes_per_run"))
+    row("episodes of each run and method", settings("episodes_per_run"))
     row("updates of an agent", settings("updates"))
     row("updates of the behaviour policy", settings("behaviour_updates"))
     row("batch", settings("batch_size"))

@@ -4,7 +4,7 @@ import numpy as np
 
 from deas_vla.rollouts.statistics import spearman
 from studies.grid import Cell, Grid, grid_difference, grid_mean, success_interval
-from studies.ogbench.report.runs import Arm, DataSetRuns, Run
+from studies.ogbench.report.runs import DataSetRuns, Method, Run
 
 POINTS = 40  # of a curve, at most
 BINS = 10
@@ -44,7 +44,7 @@ def success_curve(data: DataSetRuns, agent: str) -> dict | None:
         points = dict(run.curve)
         last = run.settings.get("training.steps")
         if points and last:
-            alike = [_like(arm, next(iter(run.curve.values()))) for arm in run.arms.values()]
+            alike = [_like(method, next(iter(run.curve.values()))) for method in run.methods.values()]
             points.update((last, end) for end in alike if end)
         for update, point in points.items():
             grids.setdefault(update, {})[key] = point.cell
@@ -55,13 +55,13 @@ def success_curve(data: DataSetRuns, agent: str) -> dict | None:
     return {"points": levels} if keys else None
 
 
-def _like(arm: Arm, other: Arm) -> Arm | None:
-    """An arm in the scenes of another that was played in the same way; None if it was not."""
-    same = (arm.rule, arm.candidates, arm.execute) == (other.rule, other.candidates, other.execute)
-    if not same or not set(other.scenes) <= set(arm.scenes):
+def _like(method: Method, other: Method) -> Method | None:
+    """A method in the scenes of another that was played in the same way; None if it was not."""
+    same = (method.rule, method.candidates, method.execute) == (other.rule, other.candidates, other.execute)
+    if not same or not set(other.scenes) <= set(method.scenes):
         return None
-    rows = np.searchsorted(arm.scenes, other.scenes)
-    return Arm(**{**vars(arm), "scenes": other.scenes, "success": arm.success[rows]})
+    rows = np.searchsorted(method.scenes, other.scenes)
+    return Method(**{**vars(method), "scenes": other.scenes, "success": method.success[rows]})
 
 
 def loss_curves(runs: dict[tuple[int, int], Run]) -> dict | None:
@@ -83,13 +83,13 @@ def loss_curves(runs: dict[tuple[int, int], Run]) -> dict | None:
     return {"runs": len(logs), "updates": steps, "losses": curves}
 
 
-def calibration(runs: dict[tuple[int, int], Run], arm: str | None) -> dict | None:
+def calibration(runs: dict[tuple[int, int], Run], method: str | None) -> dict | None:
     """Q against the return that followed; bias and rank correlation are means over runs, bins are of all decisions."""
     q, returns, bias, bias_success, correlations = [], [], [], [], []
     for run in runs.values():
-        if arm not in run.arms:
+        if method not in run.methods:
             continue
-        played = run.arms[arm]
+        played = run.methods[method]
         known = np.isfinite(played.q) & np.isfinite(played.returns)
         if not known.any():
             continue

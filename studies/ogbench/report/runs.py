@@ -2,7 +2,7 @@
 
     RUNS/<data set>/seed-<k>/behaviour-H<h>/             the behaviour policy that all agents of chunk length h share
     RUNS/<data set>/seed-<k>/task<i>/<variant>/          one agent, with its training's stage.json and metrics.jsonl
-    RUNS/<data set>/seed-<k>/task<i>/<variant>/evaluation/<arm>.json, curve/<update>.json
+    RUNS/<data set>/seed-<k>/task<i>/<variant>/evaluation/<method>.json, curve/<update>.json
     RUNS/data/<data set>-v0.json                         how the data were made
     RUNS/machine.json, RUNS/critic_update.json           what it ran on, and the speed benchmark
 
@@ -20,11 +20,11 @@ import numpy as np
 from deas_vla.errors import UserError
 from studies.grid import Cell, Grid
 
-EXECUTE = "-execute-"  # in an arm's name: the agent played fewer actions of a chunk than it does by default
+EXECUTE = "-execute-"  # in a method's name: the agent played fewer actions of a chunk than it does by default
 
 
 @dataclass(frozen=True)
-class Arm:
+class Method:
     """One evaluation of one agent: its episodes, ordered by scene.
 
     Attributes:
@@ -61,14 +61,14 @@ class Run:
     Attributes:
         stage: what stage.json says of the training; empty if it is not finished.
         metrics: the lines of metrics.jsonl.
-        arms: name to evaluation.
+        methods: name to evaluation.
         curve: update to the evaluation at that update.
     """
 
     stage: dict
     metrics: list[dict]
-    arms: dict[str, Arm]
-    curve: dict[int, Arm]
+    methods: dict[str, Method]
+    curve: dict[int, Method]
 
     @property
     def settings(self) -> dict:
@@ -93,10 +93,10 @@ class DataSetRuns:
     def cells(self) -> list[tuple[int, int]]:
         return sorted({key for runs in self.runs.values() for key in runs})
 
-    def grid(self, variant: str, arm: str) -> Grid:
-        """Success of a variant in one arm, wherever that was played."""
+    def grid(self, variant: str, method: str) -> Grid:
+        """Success of a variant in one method, wherever that was played."""
         runs = self.runs.get(variant, {})
-        return {key: run.arms[arm].cell for key, run in runs.items() if arm in run.arms}
+        return {key: run.methods[method].cell for key, run in runs.items() if method in run.methods}
 
 
 def read_runs(folder: Path, seeds: list[int] | tuple[int, ...] = ()) -> dict[str, DataSetRuns]:
@@ -107,7 +107,7 @@ def read_runs(folder: Path, seeds: list[int] | tuple[int, ...] = ()) -> dict[str
         seeds: training seeds to read; empty: all.
 
     Raises:
-        UserError: if there are none, a file is not what it should be, or two arms that are to be compared were played
+        UserError: if there are none, a file is not what it should be, or two methods to be compared were played
             in different scenes.
     """
     if not folder.is_dir():
@@ -159,7 +159,7 @@ def flat(value: dict, prefix: str = "") -> dict:
 
 
 def _read_task(data_set: DataSetRuns, folder: Path, key: tuple[int, int]) -> None:
-    first: dict[str, tuple[Path, Arm]] = {}
+    first: dict[str, tuple[Path, Method]] = {}
     for path in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         evaluation = path / "evaluation"
         files = {file.stem: file for file in sorted(evaluation.glob("*.json"))}
@@ -171,22 +171,22 @@ def _read_task(data_set: DataSetRuns, folder: Path, key: tuple[int, int]) -> Non
             continue
         run = Run(stage, _read_metrics(path / "metrics.jsonl"), {}, {})
         # Curves may be played in fewer scenes than what is compared, but all their points in the same ones.
-        for kind, there, arms in (
-            ("arms", files, run.arms),
+        for kind, there, methods in (
+            ("methods", files, run.methods),
             ("curves", dict(sorted(steps.items())), run.curve),
         ):
             for name, file in there.items():
-                arms[name] = arm = _read_arm(file)
-                other, before = first.setdefault(kind, (file, arm))
-                if before.scenes != arm.scenes:
+                methods[name] = method = _read_method(file)
+                other, before = first.setdefault(kind, (file, method))
+                if before.scenes != method.scenes:
                     raise UserError(
-                        f"{file} was played in other scenes than {other} ({_differing(before, arm)}): they cannot "
+                        f"{file} was played in other scenes than {other} ({_differing(before, method)}): they cannot "
                         "be paired; delete one of the two and evaluate it again"
                     )
         data_set.runs.setdefault(path.name, {})[key] = run
 
 
-def _differing(a: Arm, b: Arm) -> str:
+def _differing(a: Method, b: Method) -> str:
     only = sorted(set(a.scenes) ^ set(b.scenes))
     return f"{len(b.scenes)} and {len(a.scenes)} scenes, {only[0]} only in one"
 
@@ -201,10 +201,13 @@ def _read_metrics(path: Path) -> list[dict]:
     return [line for line in lines if isinstance(line, dict) and "step" in line]
 
 
-def _read_arm(path: Path) -> Arm:
+def _read_method(path: Path) -> Method:
     content = read_object(path)
     try:
-        arm, episodes = content["arm"], sorted(content["episodes"], key=lambda episode: episode["scene"])
+        method, episodes = (
+            content["method"],
+            sorted(content["episodes"], key=lambda episode: episode["scene"]),
+        )
         scenes = tuple(int(episode["scene"]) for episode in episodes)
         ends = [episode["success"] for episode in episodes]
         if not scenes:
@@ -219,14 +222,14 @@ def _read_arm(path: Path) -> Arm:
             np.array([decision.get(key) for part in decisions for decision in part], np.float64)
             for key in ("q", "mc")
         )
-        rule, candidates = str(arm["rule"]), int(arm["num_candidates"])
-        execute = None if arm.get("execute") is None else int(arm["execute"])
+        rule, candidates = str(method["rule"]), int(method["num_candidates"])
+        execute = None if method.get("execute") is None else int(method["execute"])
     except (KeyError, TypeError, ValueError) as error:
         what = f"no {error}" if isinstance(error, KeyError) else str(error)
         raise UserError(
             f"{path} is not an evaluation of an OGBench agent ({what}); delete it and evaluate again"
         ) from error
-    return Arm(
+    return Method(
         rule=rule,
         candidates=candidates,
         execute=execute,

@@ -35,14 +35,14 @@ class ResultsOptions:
     """What is compared.
 
     Attributes:
-        arms: names of arms, the first that an agent has played is what it is compared in. From 8 candidates
+        methods: names of methods, the first that an agent has played is what it is compared in. From 8 candidates
             consensus chooses as best does.
         few: N at which success against N is measured first.
         many: and last.
         seeds: training seeds that count (settings are tuned on others); empty: all that are there.
     """
 
-    arms: list[str] = field(default_factory=lambda: ["consensus-8", "best-8", "first-1"])
+    methods: list[str] = field(default_factory=lambda: ["consensus-8", "best-8", "first-1"])
     few: int = 8
     many: int = 128
     seeds: list[int] = field(default_factory=list)
@@ -57,22 +57,22 @@ def summarize(data: DataSetRuns, name: str, options: ResultsOptions) -> dict:
         (variant for variant in data.runs if "@" not in variant),
         key=lambda variant: (order.index(variant) if variant in order else len(order), variant),
     )
-    arms = {agent: _compared(data, agent, options.arms) for agent in agents}
+    methods = {agent: _compared(data, agent, options.methods) for agent in agents}
     return {
         "tasks": tasks,
         "seeds": seeds,
         "data": _data_facts(data, name),
         "settings": _settings(data, agents),
-        "agents": {agent: _agent(data, agent, arms, tasks, seeds, options) for agent in agents},
+        "agents": {agent: _agent(data, agent, methods, tasks, seeds, options) for agent in agents},
         "success_by_n": {agent: by_n for agent in agents if (by_n := _by_n(data, agent))},
         "selection": [row for agent in agents for row in _selection(data, agent, options)],
         "ablations": [
-            row for variant in sorted(data.runs) if (row := _ablation(data, variant, options.arms))
+            row for variant in sorted(data.runs) if (row := _ablation(data, variant, options.methods))
         ],
         "executed": [row for variant in sorted(data.runs) for row in _executed(data, variant)],
         "curves": {agent: curve for agent in agents if (curve := success_curve(data, agent))},
         "losses": {agent: losses for agent in agents if (losses := loss_curves(data.runs[agent]))},
-        "calibration": {agent: c for agent in agents if (c := calibration(data.runs[agent], arms[agent]))},
+        "calibration": {agent: c for agent in agents if (c := calibration(data.runs[agent], methods[agent]))},
     }
 
 
@@ -104,7 +104,12 @@ def _settings(data: DataSetRuns, agents: list[str]) -> dict:
         "num_layers": values(trained, "num_layers"),
         "behaviour_updates": values(behaviours, "training.steps"),
         "episodes_per_run": sorted(
-            {len(arm.scenes) for a in agents for r in data.runs[a].values() for arm in r.arms.values()}
+            {
+                len(method.scenes)
+                for a in agents
+                for r in data.runs[a].values()
+                for method in r.methods.values()
+            }
         ),
     }
 
@@ -112,17 +117,17 @@ def _settings(data: DataSetRuns, agents: list[str]) -> dict:
 def _agent(
     data: DataSetRuns,
     agent: str,
-    arms: dict[str, str | None],
+    methods: dict[str, str | None],
     tasks: list[int],
     seeds: list[int],
     options: ResultsOptions,
 ) -> dict:
-    arm = arms[agent]
-    grid = data.grid(agent, arm) if arm else {}
+    method = methods[agent]
+    grid = data.grid(agent, method) if method else {}
     whole = {task for _, task in grid} == set(tasks)
     entry = {
         "title": TITLES.get(agent, agent),
-        "arm": arm,
+        "method": method,
         "horizon": _horizon(data, agent),
         "discounts": _discounts(data, agent),
         "updates": sorted({run.settings.get("training.steps", 0) for run in data.runs[agent].values()}),
@@ -135,14 +140,14 @@ def _agent(
         },
         "per_seed": {seed: _seed_mean(grid, seed, tasks) for seed in seeds},
         "cost": _cost(data, agent, len(tasks)),
-        "evaluation_cpu_seconds_per_episode": _evaluation_cost(data, agent, arm),
+        "evaluation_cpu_seconds_per_episode": _evaluation_cost(data, agent, method),
         "main_minus_this": None,
         "main_at_many_minus_this": None,
         "both_at_many": None,
     }
-    if arm and agent != MAIN and arms.get(MAIN):
-        entry["main_minus_this"] = difference(data.grid(MAIN, arms[MAIN]), grid)
-        at_many = f"{arms[MAIN].rpartition('-')[0]}-{options.many}"
+    if method and agent != MAIN and methods.get(MAIN):
+        entry["main_minus_this"] = difference(data.grid(MAIN, methods[MAIN]), grid)
+        at_many = f"{methods[MAIN].rpartition('-')[0]}-{options.many}"
         entry["main_at_many_minus_this"] = difference(data.grid(MAIN, at_many), grid)
         entry["both_at_many"] = difference(data.grid(MAIN, at_many), data.grid(agent, at_many))
     return entry
@@ -156,9 +161,9 @@ def _seed_mean(grid: Grid, seed: int, tasks: list[int]) -> float | None:
 def _horizon(data: DataSetRuns, variant: str) -> int | None:
     """Length of the agent's chunks: what it plays where nobody asks for less."""
     found = {
-        arm.execute
+        method.execute
         for run in data.runs[variant].values()
-        for name, arm in run.arms.items()
+        for name, method in run.methods.items()
         if EXECUTE not in name
     } - {None}
     return max(found, default=None)
@@ -201,8 +206,8 @@ def _cost(data: DataSetRuns, agent: str, num_tasks: int) -> dict | None:
     }
 
 
-def _evaluation_cost(data: DataSetRuns, agent: str, arm: str | None) -> float | None:
-    played = [run.arms[arm] for run in data.runs[agent].values() if arm in run.arms]
+def _evaluation_cost(data: DataSetRuns, agent: str, method: str | None) -> float | None:
+    played = [run.methods[method] for run in data.runs[agent].values() if method in run.methods]
     timed = [(each.cpu_seconds, len(each.scenes)) for each in played if each.cpu_seconds is not None]
     return sum(seconds for seconds, _ in timed) / sum(count for _, count in timed) if timed else None
 
@@ -212,13 +217,13 @@ def _by_rule(data: DataSetRuns, variant: str) -> dict[str, dict[int, Grid]]:
     grids: dict[str, dict[int, dict]] = {}
     alone: dict[tuple[int, int], Cell] = {}
     for key, run in data.runs[variant].items():
-        for name, arm in run.arms.items():
+        for name, method in run.methods.items():
             if EXECUTE in name:
                 continue
-            if arm.candidates == 1:
-                alone[key] = arm.cell
+            if method.candidates == 1:
+                alone[key] = method.cell
             else:
-                grids.setdefault(arm.rule, {}).setdefault(arm.candidates, {})[key] = arm.cell
+                grids.setdefault(method.rule, {}).setdefault(method.candidates, {})[key] = method.cell
     if alone:
         grids = {rule: {1: alone, **by_n} for rule, by_n in grids.items()} or {"first": {1: alone}}
     return grids
@@ -252,15 +257,15 @@ def _ablation(data: DataSetRuns, variant: str, names: list[str]) -> dict | None:
     if not at:
         return None
     shared = [name for name in names if base not in data.runs or data.grid(base, name)]
-    arm = _compared(data, variant, shared)
-    grid = data.grid(variant, arm) if arm else {}
-    default = data.grid(base, arm) if arm else {}
+    method = _compared(data, variant, shared)
+    grid = data.grid(variant, method) if method else {}
+    default = data.grid(base, method) if method else {}
     common = grid.keys() & default.keys()
     alike = f"{MAIN}@{change}" if f"{MAIN}@{change}" in data.runs else MAIN
     return {
         "variant": variant,
         "base": base,
-        "arm": arm,
+        "method": method,
         "changes": _changes(data, variant, base),
         "level": level(grid),
         "base_level": level({key: default[key] for key in common}),
@@ -286,22 +291,22 @@ def _changes(data: DataSetRuns, variant: str, base: str) -> dict[str, list]:
 
 
 def _executed(data: DataSetRuns, variant: str) -> list[dict]:
-    names = sorted({name for run in data.runs[variant].values() for name in run.arms})
+    names = sorted({name for run in data.runs[variant].values() for name in run.methods})
     rows = []
     for full in sorted({name.split(EXECUTE)[0] for name in names if EXECUTE in name}):
         whole = data.grid(variant, full)
         for name in names:
             if name.split(EXECUTE)[0] == full:
                 grid = data.grid(variant, name)
-                lengths = {r.arms[name].execute for r in data.runs[variant].values() if name in r.arms}
+                lengths = {r.methods[name].execute for r in data.runs[variant].values() if name in r.methods}
                 rows.append(
                     {
                         "agent": variant,
-                        "arm": full,
+                        "method": full,
                         "horizon": _horizon(data, variant),
                         "execute": max(lengths - {None}, default=None),
                         "level": level(grid),
                         "minus_whole": difference(grid, whole) if name != full else None,
                     }
                 )
-    return sorted(rows, key=lambda row: (row["agent"], row["arm"], row["execute"] or 0))
+    return sorted(rows, key=lambda row: (row["agent"], row["method"], row["execute"] or 0))

@@ -23,7 +23,7 @@ def success_table(data: dict) -> str:
         rows.append(
             [
                 entry["title"],
-                entry["arm"],
+                entry["method"],
                 f"**{rate(mean['success'])}** ({rate_range(mean['ci95'])})" if mean else None,
                 *(rate(level and level["success"], 0) for level in entry["per_task"].values()),
                 " · ".join(rate(value) for value in entry["per_seed"].values()),
@@ -90,7 +90,7 @@ def by_n_table(data: dict) -> str:
     header = ["agent", "rule", *(f"N = {n}" for n in numbers), "episodes"]
     return (
         table(header, rows, "ll" + "r" * (len(header) - 2))
-        + "\n\nOne candidate is the policy alone, whatever the rule; that arm is shown in every row of its agent. "
+        + "\n\nOne candidate is the policy alone, whatever the rule; that method is shown in every row of its agent. "
         "Figures leave out points of fewer runs than the rest of their line."
     )
 
@@ -170,7 +170,7 @@ def executed_table(data: dict) -> str:
     rows = [
         [
             data["agents"].get(row["agent"], {}).get("title", row["agent"]),
-            row["arm"],
+            row["method"],
             row["execute"],
             row["horizon"],
             f"{rate(row['level']['success'])} ({rate_range(row['level']['ci95'])})" if row["level"] else None,

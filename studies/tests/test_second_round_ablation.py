@@ -1,4 +1,4 @@
-"""The bench of the second round: several critics choose as one, and differences are paired over tasks and seeds."""
+"""The ablation of the second round: several critics choose as one, and differences are paired over tasks and seeds."""
 
 import json
 
@@ -71,9 +71,9 @@ def test_critics_that_read_other_numbers_do_not_choose_together(policy, tmp_path
 
 
 def played(folder, task, seed, wins):
-    """What the bench leaves of a run: pairing to who won."""
+    """What the ablation leaves of a run: pairing to who won."""
     settings = {"tasks": [task], "seed": seed}
-    place = folder / "arms" / task
+    place = folder / "methods" / task
     place.mkdir(parents=True)
     (folder / "stage.json").write_text(json.dumps({"settings": settings}))
     for name, won in wins.items():

@@ -1,9 +1,9 @@
-"""The bench of fine-tuning: what was played is what its table says, scene by scene."""
+"""The ablation of fine-tuning: what was played is what its table says, scene by scene."""
 
 import numpy as np
 import pytest
 
-from studies.ablations.policy_table import ALONE, CHOSEN, ZERO_NOISE, judge, policy_bench_table
+from studies.ablations.policy_table import ALONE, CHOSEN, ZERO_NOISE, judge, policy_ablation_table
 
 pytestmark = pytest.mark.unit
 
@@ -14,7 +14,7 @@ def episodes(success):
 
 def policy(alone, chosen=None, quiet=None):
     played = {ALONE: alone, ZERO_NOISE: quiet, CHOSEN: chosen}
-    return {"lift": {arm: episodes(wins) for arm, wins in played.items() if wins is not None}}
+    return {"lift": {method: episodes(wins) for method, wins in played.items() if wins is not None}}
 
 
 def test_differences_are_paired_by_scene():
@@ -43,7 +43,7 @@ def test_differences_are_paired_by_scene():
 
     for entry in results["variants"].values():
         entry["seconds"] = 90.0
-    lines = policy_bench_table(results | {"candidates": 8}).splitlines()
+    lines = policy_ablation_table(results | {"candidates": 8}).splitlines()
     assert lines[0].index("without noise") < lines[0].index("best of 8")
     assert [line.split("|")[1].strip() for line in lines[2:]] == ["`default`", "`colder`", "before"]
     alone, apart, quiet, together, chosen = (cell.strip() for cell in lines[3].split("|")[2:7])

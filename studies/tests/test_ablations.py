@@ -1,4 +1,4 @@
-"""Both benches at a tiny size, on a real run: every variant is made, judged and, the second time, skipped."""
+"""Both ablations at a tiny size, on a real run: every variant is made, judged and, the second time, skipped."""
 
 import json
 
@@ -13,8 +13,8 @@ pytest.importorskip("robosuite")
 
 from deas_vla.training.loop import make_accelerator
 from recipes import finetune_robocasa
-from studies.ablations import critic as critic_bench
-from studies.ablations import policy as policy_bench
+from studies.ablations import critic as critic_ablation
+from studies.ablations import policy as policy_ablation
 
 pytestmark = [pytest.mark.slow, pytest.mark.sim, pytest.mark.timeout(900)]
 
@@ -31,7 +31,7 @@ RUN = [
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """Everything of a run but its evaluation."""
-    folder = tmp_path_factory.mktemp("bench") / "lift"
+    folder = tmp_path_factory.mktemp("ablation") / "lift"
     config = parse(
         finetune_robocasa.FinetuneRobocasaConfig, [*RUN, f"--output={folder}"], prog="finetune_robocasa"
     )
@@ -40,16 +40,18 @@ def run(tmp_path_factory):
 
 
 def test_ways_to_fine_tune_become_a_table(run, tmp_path, monkeypatch, capsys):
-    brief = {name: [*flags, *BRIEF] for name, flags in policy_bench.VARIANTS.items()}
-    monkeypatch.setattr(policy_bench, "VARIANTS", brief)
+    brief = {name: [*flags, *BRIEF] for name, flags in policy_ablation.VARIANTS.items()}
+    monkeypatch.setattr(policy_ablation, "VARIANTS", brief)
     flags = [f"--run={run}", f"--output={tmp_path}", *SIMULATOR, "--scenes=3", "--num_candidates=2"]
     flags += ["--seeds=0,1", "--variants=filtered_bc,the better half alike"]
 
-    def bench(*more):
-        policy_bench.main(parse(policy_bench.PolicyBenchConfig, [*flags, *more], prog="policy_bench"))
-        return json.loads((tmp_path / "bench.json").read_text())
+    def ablation(*more):
+        policy_ablation.main(
+            parse(policy_ablation.PolicyAblationConfig, [*flags, *more], prog="policy_ablation")
+        )
+        return json.loads((tmp_path / "ablation.json").read_text())
 
-    first = bench()
+    first = ablation()
     assert list(first["variants"]) == ["default", "filtered_bc", "the better half alike"]
     assert all(
         entry["policies"] == 2 and {"alone", "zero_noise", "best_of_n"} <= entry.keys()
@@ -66,27 +68,27 @@ def test_ways_to_fine_tune_become_a_table(run, tmp_path, monkeypatch, capsys):
 
     # One more: its encoder is another, so that the critic cannot see what it sees; what is done stays as it is.
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("stage.json")}
-    second = bench("--name=whole", f"--flags=--freeze_encoder=false {' '.join(BRIEF)}")
+    second = ablation("--name=whole", f"--flags=--freeze_encoder=false {' '.join(BRIEF)}")
     assert second["variants"]["whole"].keys() == {"policies", "alone", "zero_noise", "flags", "seconds"}
     assert {name: second["variants"][name] for name in first["variants"]} == first["variants"]
     assert all(path.stat().st_mtime_ns == when for path, when in made.items())
     with pytest.raises(UserError, match="go together"):
-        bench("--name=default", "--flags=--training.steps=3")
+        ablation("--name=default", "--flags=--training.steps=3")
 
 
 def test_critics_become_a_table(run, tmp_path, monkeypatch, capsys):
     brief = ["--training.steps=4", "--training.batch_size=16", "--vision_training.steps=4"]
     brief += [*SMALL_CRITIC, "--vision_training.batch_size=8"]
     monkeypatch.setattr(
-        critic_bench,
+        critic_ablation,
         "VARIANTS",
-        {name: [*brief, *critic_bench.VARIANTS[name]] for name in ("default", "hl_gauss")},
+        {name: [*brief, *critic_ablation.VARIANTS[name]] for name in ("default", "hl_gauss")},
     )
     flags = [f"--run={run}", f"--output={tmp_path}", *SIMULATOR, "--seeds=0", "--truth.scenes=3"]
     flags += ["--truth.share=1", "--truth.num_candidates=2", "--truth.continuations=2"]
-    config = parse(critic_bench.CriticBenchConfig, flags, prog="critic_bench")
-    critic_bench.main(config)
-    results = json.loads((tmp_path / "bench.json").read_text())
+    config = parse(critic_ablation.CriticAblationConfig, flags, prog="critic_ablation")
+    critic_ablation.main(config)
+    results = json.loads((tmp_path / "ablation.json").read_text())
     assert list(results["variants"]) == ["default", "hl_gauss"] and results["decisions"] > 0
     assert results["variants"]["default"]["over_default"] is None
     gains = [results["variants"][name]["score"]["gain"] for name in ("hl_gauss", "default")]
@@ -95,6 +97,6 @@ def test_critics_become_a_table(run, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "`hl_gauss`" in printed and "2 candidates played out 2 times each" in printed
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("stage.json")}
-    critic_bench.main(config)
-    assert json.loads((tmp_path / "bench.json").read_text()) == results
+    critic_ablation.main(config)
+    assert json.loads((tmp_path / "ablation.json").read_text()) == results
     assert all(path.stat().st_mtime_ns == when for path, when in made.items())
