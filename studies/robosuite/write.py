@@ -82,5 +82,7 @@ def write_robosuite_results(
 def _read_ablation(ablation: Path, kind: str) -> dict:
     path = ablation / "ablation.json"
     if not path.is_file():
-        raise UserError(f"{ablation} has no {path.name}; run the study that makes it first")
+        raise UserError(
+            f"{ablation} has no {path.name}; run python -m studies.ablations.{kind.removesuffix('_ablation')} first"
+        )
     return json.loads(path.read_text())
