@@ -382,7 +382,7 @@ def test_runs_that_come_one_by_one_make_the_same_files(tmp_path):
     assert "Ingredients of advantage weighting: lift" in text and "**+9.0**" in text
     levels = "65.0 (60.0 to 70.0) | – | 70.0 (65.0 to 75.0) | – | 80.0 (75.0 to 85.0) | –"
     assert f"| `default` | {levels} | 2 | 95 |" in text
-    with pytest.raises(UserError, match="studies.ablations.policy"):
+    with pytest.raises(UserError, match=r"studies\.ablations\.policy"):
         write_robosuite_results(runs, twice, SEEDS, policy_ablations=[tmp_path])
     # And so has that of two rounds, which is kept as well.
     write_robosuite_results(
