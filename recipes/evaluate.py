@@ -39,7 +39,7 @@ class EvaluationConfig:
     # Scenes that every method plays, for each task.
     scenes: int = 100
     # Draws of the policy's noise in each scene.
-    draws: int = 2
+    samples: int = 2
     # Candidates of the methods best_of_n, worst_of_n, random_candidate and oracle.
     num_candidates: int = 8
     # Numbers of candidates in the table of success against N; more can hurt.
@@ -54,9 +54,9 @@ class EvaluationConfig:
     video: bool = True
 
     def __post_init__(self):
-        if self.scenes < 1 or self.draws < 1 or self.num_candidates < 2 or min(self.candidate_counts) < 1:
+        if self.scenes < 1 or self.samples < 1 or self.num_candidates < 2 or min(self.candidate_counts) < 1:
             raise UserError(
-                "scenes, draws and candidate_counts must be at least 1 and num_candidates at least 2"
+                "scenes, samples and candidate_counts must be at least 1 and num_candidates at least 2"
             )
 
 
@@ -160,8 +160,8 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
                             decider = BestOfN(policy, n, "best", *scorer, noise)
                             play_oracle(workers, decider, scenes[: plan.oracle_scenes], place, **playing)
                 for name, decider in sorted(methods.items(), key=lambda method: -method[1].num_candidates):
-                    # Without noise every draw is the same episode.
-                    jobs = paired_jobs(scenes, plan.draws if decider.selection.noise_scale else 1)
+                    # Without noise every sample is the same episode.
+                    jobs = paired_jobs(scenes, plan.samples if decider.selection.noise_scale else 1)
                     with claim(place / f"{name}.json") as mine:
                         if mine:
                             parallel = config.parallel_episodes

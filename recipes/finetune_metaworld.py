@@ -76,7 +76,7 @@ class FinetuneMetaworldConfig(FinetuneRobocasaConfig):
     # The paired evaluation.
     evaluation: EvaluationConfig = field(
         default_factory=lambda: EvaluationConfig(
-            scenes=50, draws=2, candidate_counts=[1, 8], oracle_scenes=3, video=True
+            scenes=50, samples=2, candidate_counts=[1, 8], oracle_scenes=3, video=True
         )
     )
 

@@ -59,8 +59,8 @@ Method = Literal["bc", "filtered_bc", "advantage_weighted"]
 class ImitationConfig(TrainingConfig):
     """How the policy is trained."""
 
-    # Noise draws for each encoded observation: the backbone is dear, the action head is not.
-    flow_draws: int = 2
+    # Noise samples for each encoded observation: the backbone is dear, the action head is not.
+    flow_samples: int = 2
     # Images are shifted by up to this many pixels, anew at every use.
     max_shift: int = 2
 
@@ -130,7 +130,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
             frames,
             what_to_imitate(accelerator, config, inputs, policy, frames, options, folder),
             config.training,
-            flow_draws=config.training.flow_draws,
+            flow_samples=config.training.flow_samples,
             max_shift=config.training.max_shift,
             seed=config.seed,
         )

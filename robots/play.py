@@ -53,15 +53,15 @@ class Decider:
     seed: int
     instruction: str
 
-    def decide(self, frame: dict, scene: int, draw: int, decision: int) -> np.ndarray:
+    def decide(self, frame: dict, scene: int, sample: int, decision: int) -> np.ndarray:
         """(n, A) the first n actions of the chosen chunk: those that are played before the next decision."""
-        key = NoiseKey(self.seed, scene, draw, decision)
+        key = NoiseKey(self.seed, scene, sample, decision)
         choice = self.reranker.choose(Observation.stack([frame]), [key])
         return choice.commands[0, : self.reranker.execute_steps].cpu().numpy()
 
 
 def play(
-    arm: Arm, decider: Decider, judge: Judge, limit: int, scene: int, draw: int, frame_every: int
+    arm: Arm, decider: Decider, judge: Judge, limit: int, scene: int, sample: int, frame_every: int
 ) -> Played:
     """Plays an episode from where the arm is, until it can be said how it went or its time is over.
 
@@ -71,7 +71,7 @@ def play(
         judge: says how it went.
         limit: steps that are played at most.
         scene: number of the initial state.
-        draw: how many times it was played before.
+        sample: how many times it was played before.
         frame_every: pictures are also taken every so many steps; 0: only where the policy decides, and at the end.
     """
     frame = arm.frame(decider.instruction)
@@ -82,7 +82,7 @@ def play(
     while verdict is None and recording.steps < limit:
         if not queue:
             thinking = time.perf_counter()
-            queue.extend(decider.decide(frame, scene, draw, len(pace.decisions_s)))
+            queue.extend(decider.decide(frame, scene, sample, len(pace.decisions_s)))
             pace.decisions_s.append(time.perf_counter() - thinking)
         sent = arm.send(queue.popleft())
         pace.wait()

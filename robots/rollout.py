@@ -130,12 +130,12 @@ def record(
     rate = arm.contract.rate_hz
     limit = getattr(arm.robot, "limit", round(DEFAULT_SECONDS * rate))
     limit = limit if config.seconds is None else max(1, round(config.seconds * rate))
-    for draw in itertools.count():
+    for sample in itertools.count():
         arm.begin(scene)
         if not judge.ready(name):
             return None
         arm.begin(scene)  # while somebody set the scene, the clock went on and the arm may have been moved
-        played = play(arm, decider, judge, limit, scene, draw, config.frame_every)
+        played = play(arm, decider, judge, limit, scene, sample, config.frame_every)
         if played.verdict != "again":
             return None if played.verdict == "quit" else played
 

@@ -47,13 +47,13 @@ def stages_of(run: Path) -> dict[str, dict]:
     return {path.parent.name: stage_report(path.parent) for path in sorted(run.glob(f"*/{DONE}"))}
 
 
-def draws_of(records: list[dict]) -> int:
+def samples_of(records: list[dict]) -> int:
     """Draws of the noise in each scene."""
-    return 1 + max(record["draw"] for record in records)
+    return 1 + max(record["sample"] for record in records)
 
 
 def method_grids(runs: list[dict], tasks: list[str], played: str = "methods") -> dict[str, Grid]:
-    """Method to its grid over training seeds and tasks; a value is the mean over the draws of one scene.
+    """Method to its grid over training seeds and tasks; a value is the mean over the samples of one scene.
 
     Args:
         runs: as `read_run` gives them.
@@ -70,10 +70,10 @@ def method_grids(runs: list[dict], tasks: list[str], played: str = "methods") ->
 
 
 def cell_of(records: list[dict]) -> Cell:
-    """What one run did in its scenes: the mean over the draws of each."""
-    draws = draws_of(records)
-    success = np.array([record["success"] for record in records], float).reshape(-1, draws)
-    return Cell(tuple(record["scene"] for record in records[::draws]), success.mean(1))
+    """What one run did in its scenes: the mean over the samples of each."""
+    samples = samples_of(records)
+    success = np.array([record["success"] for record in records], float).reshape(-1, samples)
+    return Cell(tuple(record["scene"] for record in records[::samples]), success.mean(1))
 
 
 def by_task(grid: Grid, tasks: list[str], value) -> dict:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from deas_vla.errors import UserError
-from studies.loop_runs import WITHOUT_NOISE, draws_of, read_run, stages_of
+from studies.loop_runs import WITHOUT_NOISE, read_run, samples_of, stages_of
 
 # Outcomes of episodes in a record.
 PLAYED = ("methods", WITHOUT_NOISE)
@@ -96,12 +96,12 @@ def _brief(value):
 
 
 def _packed(records: list[dict]) -> dict:
-    draws = draws_of(records)
-    scenes = [record["scene"] for record in records[::draws]]
+    samples = samples_of(records)
+    scenes = [record["scene"] for record in records[::samples]]
     first, count = scenes[0], len(scenes)
     return {
         "scenes": {"first": first, "count": count} if scenes == [*range(first, first + count)] else scenes,
-        "draws": draws,
+        "samples": samples,
         "success": "".join("1" if record["success"] else "0" for record in records),
     }
 
@@ -110,8 +110,8 @@ def _unpacked(packed: dict) -> list[dict]:
     scenes = packed["scenes"]
     if isinstance(scenes, dict):
         scenes = range(scenes["first"], scenes["first"] + scenes["count"])
-    episodes = [(scene, draw) for scene in scenes for draw in range(packed["draws"])]
+    episodes = [(scene, sample) for scene in scenes for sample in range(packed["samples"])]
     return [
-        {"scene": scene, "draw": draw, "success": flag == "1"}
-        for (scene, draw), flag in zip(episodes, packed["success"], strict=True)
+        {"scene": scene, "sample": sample, "success": flag == "1"}
+        for (scene, sample), flag in zip(episodes, packed["success"], strict=True)
     ]

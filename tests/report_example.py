@@ -24,14 +24,14 @@ from deas_vla.report import (
 
 
 def outcomes(
-    rng: np.random.Generator, ease: np.ndarray, shift: float, draws: int, first: int = 1000
+    rng: np.random.Generator, ease: np.ndarray, shift: float, samples: int, first: int = 1000
 ) -> Outcomes:
     """Success in scenes of different ease; a larger shift succeeds more often."""
-    success = ease[:, None] + shift + 0.5 * rng.standard_normal((len(ease), draws)) > 0
+    success = ease[:, None] + shift + 0.5 * rng.standard_normal((len(ease), samples)) > 0
     return Outcomes(np.arange(first, first + len(ease)), success)
 
 
-def example(scenes: int = 100, draws: int = 3, gain: float = 0.35, seed: int = 0) -> ReportData:
+def example(scenes: int = 100, samples: int = 3, gain: float = 0.35, seed: int = 0) -> ReportData:
     """A whole report; `gain` is what the critic is worth."""
     rng = np.random.default_rng(seed)
     ease = rng.standard_normal(scenes)
@@ -45,11 +45,11 @@ def example(scenes: int = 100, draws: int = 3, gain: float = 0.35, seed: int = 0
         "advantage_weighted": -0.1 + gain / 2,
         "advantage_weighted + best_of_n": -0.1 + 1.2 * gain,
     }
-    methods = {name: outcomes(rng, ease, value, draws) for name, value in shift.items()}
+    methods = {name: outcomes(rng, ease, value, samples) for name, value in shift.items()}
     methods["zero_noise"] = outcomes(rng, ease, shift["zero_noise"], 1)
     methods["oracle"] = outcomes(rng, ease[:24], 1.3, 1)
     by_n = {
-        n: outcomes(rng, ease, -0.1 + gain * (np.log2(n) / 3 - max(0, np.log2(n) - 3) / 2), draws)
+        n: outcomes(rng, ease, -0.1 + gain * (np.log2(n) / 3 - max(0, np.log2(n) - 3) / 2), samples)
         for n in (2, 4, 16, 32)
     }
     by_n |= {1: methods["policy"], 8: methods["best_of_n"]}
@@ -65,8 +65,8 @@ def example(scenes: int = 100, draws: int = 3, gain: float = 0.35, seed: int = 0
     group = rng.choice(["demonstration", "success", "failure"], 800, p=[0.3, 0.3, 0.4])
     returns = np.where(group == "failure", -54.8, -45 * rng.random(800))
     q = 0.75 * returns - 9 + 6 * rng.standard_normal(800)
-    truth = rng.integers(0, 3, (60, 8)) / 2
-    scores = -30 + 4 * truth * gain * 2 + 3 * rng.standard_normal((60, 8))
+    branch_returns = rng.integers(0, 3, (60, 8)) / 2
+    scores = -30 + 4 * branch_returns * gain * 2 + 3 * rng.standard_normal((60, 8))
     steps = np.arange(0, 3000, 50)
     noise = 0.04 * rng.standard_normal((3, len(steps)))
     return ReportData(
@@ -79,7 +79,7 @@ def example(scenes: int = 100, draws: int = 3, gain: float = 0.35, seed: int = 0
         value_traces=traces,
         calibration=Calibration(q, returns, group),
         oracle_decisions=OracleDecisions(
-            scores, truth, np.repeat(np.arange(1000, 1020), 3), "success of 2 continuations"
+            scores, branch_returns, np.repeat(np.arange(1000, 1020), 3), "success of 2 continuations"
         ),
         curves={
             "policy/loss": Curve(steps, 0.2 + np.exp(-steps / 600) + noise[0]),

@@ -106,7 +106,7 @@ class LinePolicy(ChunkPolicy):
 
 
 class MovesRight:
-    """A critic that scores a chunk by how far it moves: on the line, the truth."""
+    """A critic that scores a chunk by how far it moves: which is right on the line."""
 
     def __init__(self):
         self.config = replace(CriticConfig(), horizon=HORIZON)

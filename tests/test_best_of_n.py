@@ -61,9 +61,9 @@ def test_best_and_worst_are_the_extremes_of_the_score():
 
 def test_a_random_candidate_is_uniform_and_repeatable():
     keys = [
-        NoiseKey(0, scene, draw, decision)
+        NoiseKey(0, scene, sample, decision)
         for scene in range(20)
-        for draw in range(3)
+        for sample in range(3)
         for decision in range(5)
     ]
     repeated = Observation.stack(LineWorkers().reset(range(300), [0] * 300))

@@ -43,7 +43,7 @@ TINY = [
     "--improvement.steps=4",
     "--improvement.batch_size=8",
     "--evaluation.scenes=2",
-    "--evaluation.draws=2",
+    "--evaluation.samples=2",
     "--evaluation.num_candidates=2",
     "--evaluation.candidate_counts=1,2,3",
     "--evaluation.oracle_scenes=1",
@@ -84,7 +84,7 @@ def test_the_recipe_leaves_a_whole_report(run):
     report = json.loads((run / "report.json").read_text())
     assert set(report["methods"]) == METHODS
     for name, method in report["methods"].items():
-        # Without noise the two draws of a scene would be one episode twice.
+        # Without noise the two samples of a scene would be one episode twice.
         assert method["episodes"] == {"oracle": 1, "zero_noise": 2}.get(name, 4)
         assert method["success_rate"] == method["successes"] / method["episodes"]
         assert method["ci95"][0] <= method["success_rate"] <= method["ci95"][1]

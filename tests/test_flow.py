@@ -90,7 +90,7 @@ def test_rule_08_candidates_are_nested(n, more, seed, scene):
 
 
 def test_candidate_noise_is_normal_and_differs_between_decisions():
-    key = {"seed": 1, "scene": 2, "draw": 3, "decision": 4}
+    key = {"seed": 1, "scene": 2, "sample": 3, "decision": 4}
     one = candidate_noise(**key, n=500, horizon=16, action_dim=12)
     assert abs(one.mean()) < 0.02 and abs(one.std() - 1) < 0.02
     for name in key:

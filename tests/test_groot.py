@@ -112,14 +112,16 @@ def test_loss_is_the_error_of_the_predicted_chunk(policy):
     losses = policy.loss(context, chunks, noise, time)
     for row in range(3):
         errors = []
-        for draw in range(2):
+        for sample in range(2):
             one = Context(
                 context.tokens[[row]], context.mask[[row]], context.camera[[row]], context.state[[row]]
             )
-            x = interpolate(chunks[row][None, None], noise[row, draw][None, None], time[row, draw].view(1, 1))
+            x = interpolate(
+                chunks[row][None, None], noise[row, sample][None, None], time[row, sample].view(1, 1)
+            )
             head = policy.head
             memory = head.read_context(one.tokens, one.mask, policy.token_camera)
-            conditioning = head.condition(time[row, draw].view(1, 1))
+            conditioning = head.condition(time[row, sample].view(1, 1))
             predicted = head(x, conditioning, head.embed_state(one.state), memory, one.mask)
             errors.append((predicted[0, 0] - chunks[row]).square().mean())
         assert torch.allclose(losses[row], torch.stack(errors).mean(), atol=1e-5)

@@ -30,7 +30,7 @@ def test_losses_of_samples_average_to_the_policys_loss(policies, kind):
     assert losses.shape == (4,) and losses.std() > 1e-3
     assert torch.allclose(losses.mean(), theirs, rtol=1e-4)
     assert torch.allclose(policy.loss(context, chunks, noise, time, reduction="mean"), theirs, rtol=1e-4)
-    # A sample's loss is its own: not of its batch, and the mean over its draws.
+    # A sample's loss is its own: not of its batch, and the mean over its samples.
     for row in range(4):
         alone = policy.loss(policy.encode(observation[[row]]), chunks[[row]], noise[[row]], time[[row]])
         assert torch.allclose(alone[0], losses[row], rtol=1e-4)

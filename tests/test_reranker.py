@@ -41,7 +41,7 @@ from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 
 ROOT = Path(__file__).resolve().parents[1]
 RULE = SelectionConfig(rule="quantile", as_best_of=3)
-KEYS = [NoiseKey(seed=1, scene=scene, draw=0, decision=2) for scene in range(3)]
+KEYS = [NoiseKey(seed=1, scene=scene, sample=0, decision=2) for scene in range(3)]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from deas_vla.policies.registry import kind_in
 
 KINDS = ("diffusion", "dit_flow", "smolvla", "pi0", "pi05", "groot", "xvla")
 RULE = SelectionConfig(rule="best")
-KEYS = [NoiseKey(seed=1, scene=scene, draw=0, decision=2) for scene in range(2)]
+KEYS = [NoiseKey(seed=1, scene=scene, sample=0, decision=2) for scene in range(2)]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -179,7 +179,7 @@ def test_a_servo_that_stops_answering_gives_one_line_and_the_others_stop(arm, bu
 def test_an_error_of_our_own_leaves_no_torque_and_keeps_its_traceback(arm, bus, monkeypatch, capfd):
     calls = []
 
-    def decide(self, frame, scene, draw, decision):
+    def decide(self, frame, scene, sample, decision):
         calls.append(decision)
         if len(calls) == 4:
             raise ZeroDivisionError("a defect")

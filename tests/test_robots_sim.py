@@ -168,7 +168,7 @@ def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsy
     frame = {"images": {name: images[0] for name, images in episodes[2].images.items()}}
     frame |= {"state": episodes[2].states[0], "instruction": SENTENCES[0]}
     chosen = Reranker.load(reranker).choose(
-        Observation.stack([frame]), [NoiseKey(seed=1, scene=episodes[2].scene, draw=0, decision=0)]
+        Observation.stack([frame]), [NoiseKey(seed=1, scene=episodes[2].scene, sample=0, decision=0)]
     )
     np.testing.assert_allclose(episodes[2].actions[:3], chosen.commands[0, :3].numpy(), atol=1e-5)
 

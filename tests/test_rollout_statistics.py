@@ -26,8 +26,8 @@ pytestmark = pytest.mark.unit
 stats = pytest.importorskip("scipy.stats")
 
 
-def pairs(max_scenes: int, draws: int):
-    shape = st.tuples(st.integers(1, max_scenes), st.integers(1, draws))
+def pairs(max_scenes: int, samples: int):
+    shape = st.tuples(st.integers(1, max_scenes), st.integers(1, samples))
     return shape.flatmap(lambda s: st.tuples(arrays(bool, s), arrays(bool, s)))
 
 
@@ -120,15 +120,15 @@ def test_rule_10_agreement_of_all_scenes_is_not_certainty(difference, scenes):
             assert (1 - share) ** scenes == pytest.approx(0.025)
 
 
-def clustered(rng, scenes: int, draws: int):
-    """Two methods of equal quality; which is better depends on the scene, alike in all its draws."""
+def clustered(rng, scenes: int, samples: int):
+    """Two methods of equal quality; which is better depends on the scene, alike in all its samples."""
     favour = rng.random((scenes, 1)) < 0.5
-    luck = rng.random((scenes, draws)) < 0.9
+    luck = rng.random((scenes, samples)) < 0.9
     return favour & luck, ~favour & luck
 
 
 def test_rule_10_intervals_cover_with_draws_that_are_alike():
-    """95 % intervals hold the truth about 95 times in 100; taking the draws for independent would not."""
+    """95 % intervals hold the truth about 95 times in 100; taking the samples for independent would not."""
     rng, covered, naive, repeats = np.random.default_rng(1), 0, 0, 300
     for _ in range(repeats):
         a, b = clustered(rng, 40, 4)
@@ -168,7 +168,7 @@ def test_rule_10_unpaired_methods_are_refused():
         (np.ones((3, 2), bool), np.ones((3, 1), bool)),
         (np.ones((0, 1), bool), np.ones((0, 1), bool)),
     ):
-        with pytest.raises(ValueError, match="same scenes and draws"):
+        with pytest.raises(ValueError, match="same scenes and samples"):
             paired_difference(a, b)
 
 
@@ -196,26 +196,26 @@ def test_separation_by_brute_force(points):
 
 def test_ranking_of_a_perfect_an_inverted_and_an_indifferent_critic():
     rng = np.random.default_rng(3)
-    truth, scenes = rng.random((30, 8)), np.repeat(np.arange(10), 3)
-    perfect = rank_against_oracle(3 * truth - 50, truth, scenes)
+    returns, scenes = rng.random((30, 8)), np.repeat(np.arange(10), 3)
+    perfect = rank_against_oracle(3 * returns - 50, returns, scenes)
     assert (perfect.spearman, perfect.regret, perfect.captured) == pytest.approx((1, 0, 1))
-    inverted = rank_against_oracle(-truth, truth, scenes)
+    inverted = rank_against_oracle(-returns, returns, scenes)
     assert inverted.spearman == pytest.approx(-1)
-    assert inverted.regret == pytest.approx(np.ptp(truth, axis=1).mean()) and inverted.captured < 0
+    assert inverted.regret == pytest.approx(np.ptp(returns, axis=1).mean()) and inverted.captured < 0
     # One score for all: its "choice" must not depend on the order of the candidates.
-    flat = rank_against_oracle(np.zeros_like(truth), truth, scenes)
+    flat = rank_against_oracle(np.zeros_like(returns), returns, scenes)
     assert (flat.spearman, flat.captured) == pytest.approx((0, 0)) and flat.regret == pytest.approx(
         flat.regret_random
     )
 
 
 def test_ranking_leaves_out_decisions_that_say_nothing():
-    truth = np.array([[1.0, 1.0, 1.0], [0.0, 1.0, 0.5]])
+    returns = np.array([[1.0, 1.0, 1.0], [0.0, 1.0, 0.5]])
     scores = np.array([[3.0, 2.0, 1.0], [0.0, 2.0, 1.0]])
-    ranking = rank_against_oracle(scores, truth, np.array([0, 1]))
+    ranking = rank_against_oracle(scores, returns, np.array([0, 1]))
     assert (ranking.decisions, ranking.informative) == (2, 1) and ranking.spearman == pytest.approx(1)
     assert ranking.spearman_ci95 is None  # one scene: nothing to resample
-    nothing = rank_against_oracle(scores[:1], truth[:1], np.array([0]))
+    nothing = rank_against_oracle(scores[:1], returns[:1], np.array([0]))
     assert nothing.informative == 0 and nothing.spearman is None and nothing.captured is None
 
 

@@ -43,7 +43,7 @@ def test_episodes_are_whole_and_valid():
 
 @pytest.mark.parametrize("parallel", [1, 3, 50])
 def test_rule_10_evaluation_is_paired_whatever_runs_beside_it(parallel):
-    jobs = paired_jobs(list(range(9)), draws=2)
+    jobs = paired_jobs(list(range(9)), samples=2)
     expected = play_episodes(LineWorkers(), decider("best", 3), jobs, **SETTINGS)
     found = play_episodes(LineWorkers(), decider("best", 3), jobs, **(SETTINGS | {"parallel": parallel}))
     for a, b in zip(expected, found, strict=True):
@@ -61,7 +61,7 @@ def test_rule_10_scenes_of_evaluation_are_disjoint_from_those_of_collection():
 
 
 def test_rule_10_every_method_plays_the_same_first_candidate():
-    jobs = paired_jobs([1, 2, 3], draws=2)
+    jobs = paired_jobs([1, 2, 3], samples=2)
     first, best = (
         play_episodes(LineWorkers(), decider(r, n), jobs, **SETTINGS) for r, n in (("first", 1), ("best", 5))
     )
@@ -76,7 +76,7 @@ def test_draws_of_one_scene_differ():
 
 
 def test_rule_12_a_killed_evaluation_goes_on_where_it_was(tmp_path):
-    jobs = paired_jobs(list(range(6)), draws=2)
+    jobs = paired_jobs(list(range(6)), samples=2)
     whole = evaluate_method(
         "best", LineWorkers(), decider("best", 3), jobs, tmp_path / "whole", **SETTINGS, block=4
     )
@@ -97,7 +97,7 @@ def test_rule_12_a_killed_evaluation_goes_on_where_it_was(tmp_path):
     )
     assert resumed.episodes == whole.episodes and np.array_equal(resumed.success, whole.success)
     assert whole.success.shape == (6, 2)
-    assert [(e["scene"], e["draw"]) for e in whole.episodes] == [(job.scene, job.draw) for job in jobs]
+    assert [(e["scene"], e["sample"]) for e in whole.episodes] == [(job.scene, job.sample) for job in jobs]
 
 
 def test_rule_12_a_killed_collection_goes_on_where_it_was(tmp_path):
@@ -148,16 +148,16 @@ def test_the_oracle_chooses_the_candidate_that_ends_best(tmp_path):
     )
     for record in records:
         for decision in record["decisions"]:
-            assert len(decision["truth"]) == len(decision["scores"]) == 6
-            assert decision["truth"][decision["index"]] == max(decision["truth"])
+            assert len(decision["returns"]) == len(decision["scores"]) == 6
+            assert decision["returns"][decision["index"]] == max(decision["returns"])
     # It is never worse than choosing at random, and here, where some candidate always leads on, it wins.
     assert all(record["success"] for record in records)
 
 
 def test_the_oracle_plays_what_it_saw_in_the_branch(tmp_path):
-    """The last decision of an episode decides it: its truth must be the return of what was then really played."""
+    """The last decision of an episode decides it: its return must be the return of what was then really played."""
     record = play_oracle(LineWorkers(), decider("best", 6), [4], tmp_path, seed=0, execute_steps=HORIZON)[0]
     last = record["decisions"][-1]
     left = record["steps"] - last["step"]
     expected = -sum(0.9**k for k in range(left - 1)) if record["success"] else None
-    assert max(last["truth"]) == pytest.approx(expected, rel=1e-5)
+    assert max(last["returns"]) == pytest.approx(expected, rel=1e-5)

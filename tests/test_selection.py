@@ -174,7 +174,7 @@ def test_a_wide_kernel_takes_the_chunk_nearest_to_the_mean_winner(seed, m):
 def test_votes_are_the_odds_of_being_the_best_of_m(count, m):
     m = min(m, count)
     weights = best_of_weights(torch.arange(count, dtype=torch.float64)[None], m)[0]
-    # In ascending order: with r candidates below it, one wins C(r, m − 1) of the C(N, m) draws.
+    # In ascending order: with r candidates below it, one wins C(r, m − 1) of the C(N, m) samples.
     expected = [math.comb(r, m - 1) / math.comb(count, m) for r in range(count)]
     assert weights.tolist() == pytest.approx(expected)
 
@@ -192,7 +192,7 @@ def test_the_expected_quantile_does_not_move_with_n():
 def test_softmax_draws_from_its_law_and_repeats_itself():
     scores = torch.tensor([[0.0, 1.0, 2.0, 4.0]]).expand(6000, 4)
     chunks = torch.zeros(6000, 4, 1, 1)
-    keys = [NoiseKey(0, scene, draw, d) for scene in range(100) for draw in range(3) for d in range(20)]
+    keys = [NoiseKey(0, scene, sample, d) for scene in range(100) for sample in range(3) for d in range(20)]
     config = replace(CONFIG, temperature=0.7)
     picks = select(config, "softmax", scores[None], chunks, keys)
     assert torch.equal(picks, select(config, "softmax", scores[None], chunks, keys))

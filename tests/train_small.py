@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
         frames,
         Examples.recorded(options, torch.ones(len(options))),
         CONFIG,
-        flow_draws=2,
+        flow_samples=2,
         max_shift=2,
         seed=0,
     )

@@ -230,7 +230,7 @@ def returns_to_go(
     bootstrap_discount: float,
     minimum: float,
 ) -> np.ndarray:
-    """What was really collected from each step of an episode on: the truth against which values are calibrated.
+    """The Monte-Carlo return from each step of an episode on, against which values are calibrated.
 
     G_t = R_t + γ₂ᵐ G_{t+m}: options of H steps one after the other, the last one shorter. After a success G is 0.
     After a timeout nothing is known; G goes on as if every later step had the smallest reward, r_min S_H / (1 − γ₂ᴴ)

@@ -34,7 +34,7 @@ from deas_vla.improvement.best_of_n import NoiseKey
 from deas_vla.export.reranker import Reranker
 
 reranker = Reranker.load("FOLDER")
-choice = reranker.choose(observation, [NoiseKey(seed=0, scene=0, draw=0, decision=0)])
+choice = reranker.choose(observation, [NoiseKey(seed=0, scene=0, sample=0, decision=0)])
 choice.commands  # (1, {horizon}, {action_dim}), in the units below
 ```
 

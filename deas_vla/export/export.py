@@ -84,7 +84,7 @@ def export(
 
 
 def _keys(observation: Observation) -> list[NoiseKey]:
-    return [NoiseKey(seed=0, scene=number, draw=0, decision=0) for number in range(len(observation))]
+    return [NoiseKey(seed=0, scene=number, sample=0, decision=0) for number in range(len(observation))]
 
 
 def _require_same_decisions(given: BestOfN, written: BestOfN, observation: Observation) -> dict[str, float]:

@@ -167,7 +167,7 @@ class Golden:
         """Writes one safetensors file, whole or not at all."""
         tensors = {IMAGE + name: images for name, images in self.observation.images.items()}
         tensors["state"] = self.observation.state
-        tensors["keys"] = torch.tensor([[k.seed, k.scene, k.draw, k.decision] for k in self.keys])
+        tensors["keys"] = torch.tensor([[k.seed, k.scene, k.sample, k.decision] for k in self.keys])
         tensors |= {name: getattr(self, name) for name in RESULTS}
         header = {"instruction": self.observation.instruction, "contract": self.contract}
         with atomic_path(path) as temporary:

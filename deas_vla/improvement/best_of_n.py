@@ -21,13 +21,13 @@ class NoiseKey:
     Attributes:
         seed: of the run.
         scene: names the episode: a hash of its first observation (`episode_ids`), or the number of a scene.
-        draw: of the same episode once more with other noise.
+        sample: of the same episode once more with other noise.
         decision: its number in the episode.
     """
 
     seed: int
     scene: int
-    draw: int
+    sample: int
     decision: int
 
 
@@ -118,7 +118,7 @@ class BestOfN:
     def _noise(self, key: NoiseKey) -> Tensor:
         shape = (self.num_candidates, self.policy.horizon, self.policy.contract.action_dim)
         return self.selection.noise_scale * candidate_noise(
-            key.seed, key.scene, key.draw, key.decision, *shape
+            key.seed, key.scene, key.sample, key.decision, *shape
         )
 
 

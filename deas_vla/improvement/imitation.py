@@ -66,7 +66,7 @@ class ImitationBatches:
         frames: the stored frames, images included.
         examples: what to imitate.
         config: batch size.
-        flow_draws: K noise draws for each encoded observation.
+        flow_samples: K noise samples for each encoded observation.
         max_shift: images are shifted by up to this many pixels, anew at every use.
         seed: names the sequence of batches.
     """
@@ -79,7 +79,7 @@ class ImitationBatches:
         examples: Examples,
         config: TrainingConfig,
         *,
-        flow_draws: int,
+        flow_samples: int,
         max_shift: int,
         seed: int,
     ):
@@ -91,7 +91,7 @@ class ImitationBatches:
         self.frames, self.examples, self.policy = frames, examples, policy
         self.probabilities = (weight / weight.sum()).double().numpy()
         self.size, self.share = config.batch_size, my_share(accelerator, config.batch_size)
-        self.flow_draws, self.max_shift, self.seed = flow_draws, max_shift, seed
+        self.flow_samples, self.max_shift, self.seed = flow_samples, max_shift, seed
         self.device = accelerator.device
 
     def __call__(self, step: int) -> tuple[Observation, Tensor, Tensor, Tensor]:
@@ -99,8 +99,8 @@ class ImitationBatches:
         index = torch.from_numpy(sample_indices(self.seed, step, self.size, self.probabilities))
         generator = step_generator(self.seed, step)
         chunks = self.examples.chunk[index]
-        noise = torch.randn((self.size, self.flow_draws, *chunks.shape[1:]), generator=generator)
-        time = sample_time((self.size, self.flow_draws), generator)
+        noise = torch.randn((self.size, self.flow_samples, *chunks.shape[1:]), generator=generator)
+        time = sample_time((self.size, self.flow_samples), generator)
         observation = self.frames.observation(self.examples.start_frame[index])
         observation = shift_observation(observation, self.max_shift, generator, self.share)
         return (

@@ -236,7 +236,7 @@ def best_of_weights(scores: Tensor, m: int) -> Tensor:
 
 def keyed(key: "NoiseKey", stream: int) -> np.random.Generator:
     """The random numbers of one decision; not those that made its candidates, or the pick would depend on them."""
-    return np.random.default_rng((key.seed, key.scene, key.draw, key.decision, stream))
+    return np.random.default_rng((key.seed, key.scene, key.sample, key.decision, stream))
 
 
 # ---- registry --------------------------------------------------------------------------------------------------

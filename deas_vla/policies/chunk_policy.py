@@ -61,7 +61,7 @@ class ChunkPolicy(nn.Module, ABC):
         Args:
             context: of B observations.
             chunks: (B, H, A) normalised chunks to imitate.
-            noise: (B, K, H, A) standard normal, K draws that share the context.
+            noise: (B, K, H, A) standard normal, K samples that share the context.
             time: (B, K) flow times, see `deas_vla.policies.flow.sample_time`.
             valid: (B, H) True for steps that were played before the episode ended; None: all.
             reduction: ``none`` for one loss a sample, ``mean`` for their mean.
@@ -92,7 +92,7 @@ class ChunkPolicy(nn.Module, ABC):
 
 
 def candidate_noise(
-    seed: int, scene: int, draw: int, decision: int, n: int, horizon: int, action_dim: int
+    seed: int, scene: int, sample: int, decision: int, n: int, horizon: int, action_dim: int
 ) -> Tensor:
     """The noise of one decision's candidates, a pure function of its arguments.
 
@@ -102,7 +102,7 @@ def candidate_noise(
     Args:
         seed: seed of the evaluation or collection.
         scene: number of the initial state.
-        draw: which of several episodes in that scene.
+        sample: which of several episodes in that scene.
         decision: number of the decision inside the episode.
         n: how many candidates.
         horizon: H.
@@ -111,6 +111,6 @@ def candidate_noise(
     Returns:
         (n, H, A) float32 standard normal.
     """
-    digest = hashlib.sha256(f"candidate noise {seed} {scene} {draw} {decision}".encode()).digest()
+    digest = hashlib.sha256(f"candidate noise {seed} {scene} {sample} {decision}".encode()).digest()
     stream = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
     return torch.from_numpy(stream.standard_normal((n, horizon, action_dim)).astype(np.float32))

@@ -33,7 +33,7 @@ class Outcomes:
 
     Attributes:
         scenes: (S,) int, the scenes' numbers, no two alike.
-        success: (S, D) bool, with noise draw d; draw d of a scene has the same noise seeds in every method.
+        success: (S, D) bool, with noise sample d; sample d of a scene has the same noise seeds in every method.
     """
 
     scenes: np.ndarray
@@ -58,16 +58,16 @@ class Outcomes:
     def episodes(self) -> int:
         return self.success.size
 
-    def on(self, scenes: np.ndarray, draws: int) -> np.ndarray:
-        """(len(scenes), draws) bool: the outcomes in these scenes, first noise draws."""
+    def on(self, scenes: np.ndarray, samples: int) -> np.ndarray:
+        """(len(scenes), samples) bool: the outcomes in these scenes, first noise samples."""
         row = {int(scene): i for i, scene in enumerate(self.scenes)}
-        return self.success[[row[int(scene)] for scene in scenes], :draws]
+        return self.success[[row[int(scene)] for scene in scenes], :samples]
 
 
 def paired_outcomes(*methods: Outcomes) -> list[np.ndarray] | None:
-    """The methods' (S, D) outcomes on the scenes and draws that all of them played; None if there are none.
+    """The methods' (S, D) outcomes on the scenes and samples that all of them played; None if there are none.
 
-    An oracle, which is dear, may have played fewer scenes and draws than the other methods.
+    An oracle, which is dear, may have played fewer scenes and samples than the other methods.
     """
     common = methods[0].scenes
     for method in methods[1:]:
@@ -113,13 +113,13 @@ class OracleDecisions:
 
     Attributes:
         scores: (D, N) the critic's scores.
-        truth: (D, N) what came of each candidate, more is better.
+        returns: (D, N) Monte-Carlo return of each candidate, more is better.
         scenes: (D,) int, the scene of each decision.
-        meaning: what `truth` is, in words: "share of 2 continuations that succeeded".
+        meaning: what `returns` are, in words: "share of 2 continuations that succeeded".
     """
 
     scores: np.ndarray
-    truth: np.ndarray
+    returns: np.ndarray
     scenes: np.ndarray
     meaning: str
 
@@ -147,7 +147,7 @@ class ReportData:
         success_by_n: N to outcomes of best-of-N.
         value_traces: values along episodes.
         calibration: Q against Monte-Carlo returns.
-        oracle_decisions: the critic's scores against the truth.
+        oracle_decisions: the critic's scores against the Monte-Carlo returns.
         curves: training curves by name.
         seconds: wall-clock seconds by stage, in order.
         peak_memory_bytes: largest resident memory of the run, all processes together.

@@ -89,7 +89,7 @@ def _methods(data: ReportData, summary: dict) -> str:
         _card(
             "Difference, in percentage points",
             "Bars are 95 % bootstrap intervals over scenes: grey where chance may explain the difference. "
-            "p is McNemar's exact test; “by scene” also allows for draws of a scene being alike.",
+            "p is McNemar's exact test; “by scene” also allows for samples of a scene being alike.",
             plots.differences_chart(data, summary),
         ),
     )
@@ -115,7 +115,7 @@ def _ranking_text(summary: dict) -> str:
     ranking, headroom = summary["critic"]["ranking"], summary["critic"]["headroom"]
     text = (
         f"At {ranking['decisions']} decisions in {ranking['scenes']} scenes each of {ranking['candidates']} "
-        f"candidates was played in a branch of the simulator (truth: {ranking['truth']}). "
+        f"candidates was played in a branch of the simulator (each with its {ranking['returns']}). "
     )
     if not ranking["informative_decisions"]:
         return text + "All candidates of each decision came out alike, so that there was nothing to rank."
@@ -183,7 +183,7 @@ def _measured(data: ReportData, summary: dict) -> str:
     scenes = [
         (
             method_title(name, data.candidates),
-            f"{_runs(played['scenes'])} × {counted(played['draws'], 'draw')}",
+            f"{_runs(played['scenes'])} × {counted(played['samples'], 'sample')}",
         )
         for name, played in summary["evaluation"].items()
     ]

@@ -162,12 +162,14 @@ def calibration_chart(calibration: Calibration) -> str:
 
 
 def ranking_chart(correlations: list[float]) -> str:
-    """Histogram of the rank correlation between scores and truth, one count a decision."""
+    """Histogram of the rank correlation between scores and Monte-Carlo returns, one count a decision."""
     edges = np.linspace(-1, 1, 11)
     counts, _ = np.histogram(correlations, edges)
     top = max(int(counts.max()), 1)
     whole = [tick for tick in ticks(0, top) if tick == int(tick)]
-    chart = Chart((-1, 1), (0, top), "rank correlation of scores and truth", "decisions", y_ticks=whole)
+    chart = Chart(
+        (-1, 1), (0, top), "rank correlation of scores and Monte-Carlo returns", "decisions", y_ticks=whole
+    )
     for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
         if count:
             color = "good" if left >= -1e-9 else "bad"

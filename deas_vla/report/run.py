@@ -22,7 +22,7 @@ from deas_vla.report.data import (
 from deas_vla.report.writer import write_report
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.rollouts.evaluate import scenes_of
-from deas_vla.rollouts.oracle import TRUTH
+from deas_vla.rollouts.oracle import RETURNS
 from deas_vla.training.loop import read_metrics
 from deas_vla.training.stages import stage_report
 
@@ -122,9 +122,9 @@ def _merged(by_task: dict[str, dict[str, list[dict]]]) -> dict[str, list[dict]]:
 
 
 def _outcomes(episodes: list[dict]) -> Outcomes:
-    draws = 1 + max(episode["draw"] for episode in episodes)
-    success = np.array([episode["success"] for episode in episodes]).reshape(-1, draws)
-    return Outcomes(np.array([episode["scene"] for episode in episodes[::draws]]), success)
+    samples = 1 + max(episode["sample"] for episode in episodes)
+    success = np.array([episode["success"] for episode in episodes]).reshape(-1, samples)
+    return Outcomes(np.array([episode["scene"] for episode in episodes[::samples]]), success)
 
 
 def _value_traces(episodes: list[dict]) -> list[ValueTrace]:
@@ -164,9 +164,9 @@ def _oracle_decisions(episodes: list[dict]) -> OracleDecisions | None:
         return None
     return OracleDecisions(
         scores=np.array([decision["scores"] for _, decision in rows]),
-        truth=np.array([decision["truth"] for _, decision in rows]),
+        returns=np.array([decision["returns"] for _, decision in rows]),
         scenes=np.array([scene for scene, _ in rows]),
-        meaning=TRUTH,
+        meaning=RETURNS,
     )
 
 

@@ -92,7 +92,7 @@ def summarize(data: ReportData) -> dict:
             if len(curve.values)
         },
         "evaluation": {
-            name: {"scenes": [int(s) for s in method.scenes], "draws": method.success.shape[1]}
+            name: {"scenes": [int(s) for s in method.scenes], "samples": method.success.shape[1]}
             for name, method in data.methods.items()
         },
         "seconds": {name: float(value) for name, value in data.seconds.items()},
@@ -275,13 +275,13 @@ def _ranking(data: ReportData) -> dict | None:
     if data.oracle_decisions is None or not len(data.oracle_decisions.scores):
         return None
     oracle = data.oracle_decisions
-    ranking = rank_against_oracle(oracle.scores, oracle.truth, oracle.scenes)
+    ranking = rank_against_oracle(oracle.scores, oracle.returns, oracle.scenes)
     return {
         "decisions": ranking.decisions,
         "informative_decisions": ranking.informative,
         "scenes": len(np.unique(oracle.scenes)),
         "candidates": np.shape(oracle.scores)[1],
-        "truth": oracle.meaning,
+        "returns": oracle.meaning,
         "spearman": ranking.spearman,
         "spearman_ci95": _listed(ranking.spearman_ci95),
         "regret": ranking.regret,
@@ -317,10 +317,10 @@ def _listed(interval: tuple[float, float] | None) -> list[float] | None:
 
 def _caveats(data: ReportData, paired: dict[str, PairedDifference]) -> list[str]:
     caveats = list(data.caveats)
-    draws = max(method.success.shape[1] for method in data.methods.values())
-    if draws > 1:
+    samples = max(method.success.shape[1] for method in data.methods.values())
+    if samples > 1:
         caveats.append(
-            f"Every scene was played with up to {draws} noise draws, which resemble each other. Differences are "
+            f"Every scene was played with up to {samples} noise samples, which resemble each other. Differences are "
             "resampled by scene; the Wilson intervals of single methods and McNemar's p take episodes for independent "
             "and are a little too sure."
         )

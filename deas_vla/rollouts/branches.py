@@ -8,9 +8,9 @@ from deas_vla.data.options import returns_to_go
 from deas_vla.envs.vector import EnvWorkers, frame_after
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 
-# Continuations draw their noise from streams of their own (draws -1, -2, …): a truth that saw the noise of the
+# Continuations draw their noise from streams of their own (draws -1, -2, …): a return that saw the noise of the
 # policy's own next decisions would foresee more than any critic could.
-CONTINUATION_DRAW = -1
+CONTINUATION_SAMPLE = -1
 
 
 def play_branches(
@@ -19,7 +19,7 @@ def play_branches(
     state: object,
     candidates: np.ndarray,
     instruction: str,
-    draws: list[int],
+    samples: list[int],
     *,
     seed: int,
     episode_id: int,
@@ -33,7 +33,7 @@ def play_branches(
         state: of the simulator, from `EnvWorkers.save`.
         candidates: (n, h, A) commands.
         instruction: of the scene.
-        draws: n draws of the continuation's noise; equal draws have equal noise.
+        samples: n samples of the continuation's noise; equal samples have equal noise.
         seed: of the policy's noise.
         episode_id: names the noise of the episode, see `episode_ids`.
         execute_steps: actions played of each later chunk.
@@ -54,7 +54,7 @@ def play_branches(
                 frames.append(frame_after(played, instruction))
         slots = playing
         if slots:
-            keys = [NoiseKey(seed, episode_id, draws[slot], decision) for slot in slots]
+            keys = [NoiseKey(seed, episode_id, samples[slot], decision) for slot in slots]
             chunks = policy.choose(Observation.stack(frames), keys).commands[:, :execute_steps].cpu().numpy()
             decision += 1
     return [np.concatenate(parts) for parts in success]

@@ -37,9 +37,9 @@ def scenes_of(use: str, count: int, seed: int) -> list[int]:
     return list(range(first, first + count))
 
 
-def paired_jobs(scenes: list[int], draws: int) -> list[Job]:
-    """Every scene with every draw, scene by scene."""
-    return [Job(scene, draw) for scene in scenes for draw in range(draws)]
+def paired_jobs(scenes: list[int], samples: int) -> list[Job]:
+    """Every scene with every sample, scene by scene."""
+    return [Job(scene, sample) for scene in scenes for sample in range(samples)]
 
 
 @dataclass
@@ -48,8 +48,8 @@ class MethodResult:
 
     Attributes:
         name: the method.
-        success: (scenes, draws) bool.
-        episodes: one record a job: scene, draw, success, steps, decisions (step, index, value, scores).
+        success: (scenes, samples) bool.
+        episodes: one record a job: scene, sample, success, steps, decisions (step, index, value, scores).
     """
 
     name: str
@@ -118,8 +118,8 @@ def evaluate_method(
             write_json(path, done)
     if bar.n > bar.initial:  # not a word on what another process has played
         tqdm.write(f"{name}: {wins / len(jobs):.0%} of {len(jobs)} episodes")
-    draws = len({job.draw for job in jobs})
-    success = np.array([episode["success"] for episode in done]).reshape(-1, draws)
+    samples = len({job.sample for job in jobs})
+    success = np.array([episode["success"] for episode in done]).reshape(-1, samples)
     return MethodResult(name, success, done)
 
 
@@ -127,7 +127,7 @@ def record_of(rollout: Rollout) -> dict:
     """What the report needs of a played episode, as JSON values."""
     return {
         "scene": rollout.job.scene,
-        "draw": rollout.job.draw,
+        "sample": rollout.job.sample,
         "success": bool(rollout.episode.terminated),
         "steps": len(rollout.episode.actions),
         "decisions": [

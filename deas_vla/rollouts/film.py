@@ -37,7 +37,7 @@ def film(
         seed: seed of the policy's noise.
         execute_steps: actions played of each chunk.
     """
-    outcomes = [[e for e in json.loads(method.read_text()) if e["draw"] == 0] for method in methods]
+    outcomes = [[e for e in json.loads(method.read_text()) if e["sample"] == 0] for method in methods]
     differing = [
         row[0]["scene"] for row in zip(*outcomes, strict=True) if len({e["success"] for e in row}) > 1
     ]

@@ -1,7 +1,7 @@
 """The oracle: every candidate is played in a branch of the simulator, and the best is chosen.
 
-What choosing among the policy's candidates is worth to who knows how each of them ends if it is followed by one
-candidate after another, none chosen (the headroom); its branches are the truth against which a critic's ranking is
+What choosing among the policy's candidates is worth to one who knows how each of them ends if it is followed by one
+candidate after another, none chosen (the headroom); its branches are the returns against which a critic's ranking is
 scored. It is no upper bound: each candidate is tried once, and a critic that goes on choosing may do better.
 """
 
@@ -15,9 +15,12 @@ from deas_vla.data.observation import Observation, episode_ids
 from deas_vla.envs.vector import EnvWorkers, frame_after
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
-from deas_vla.rollouts.branches import CONTINUATION_DRAW, play_branches, return_of
+from deas_vla.rollouts.branches import CONTINUATION_SAMPLE, play_branches, return_of
 
-TRUTH = "return of playing the candidate and then one of the candidates at each decision, once, the same noise for all"
+RETURNS = (
+    "return of playing the candidate and then one of the candidates at each decision, once, "
+    "with the same noise for all"
+)
 
 
 def play_oracle(
@@ -35,14 +38,14 @@ def play_oracle(
     Args:
         workers: simulators that can be branched.
         decider: policy, critic and number of candidates; its critic scores every candidate for the record.
-        scenes: evaluation scenes; the noise is that of draw 0 in the other methods.
+        scenes: evaluation scenes; the noise is that of sample 0 in the other methods.
         folder: outcomes are kept in ``folder/oracle.json``.
         seed: seed of the policy's noise.
         execute_steps: actions played of each chunk.
         line: of the progress bar.
 
     Returns:
-        One record a scene, as of `evaluate_method`; each decision also has ``truth``, the returns of its candidates.
+        One record a scene, as of `evaluate_method`; each decision also has ``returns``, those of its candidates.
     """
     path = folder / "oracle.json"
     done: list[dict] = json.loads(path.read_text()) if path.is_file() else []
@@ -82,13 +85,13 @@ def _episode(
             state,
             candidates,
             frame["instruction"],
-            [CONTINUATION_DRAW] * len(candidates),
+            [CONTINUATION_SAMPLE] * len(candidates),
             seed=seed,
             episode_id=episode_id,
             execute_steps=execute_steps,
         )
-        truth = [return_of(branch, decider.critic.config) for branch in branches]
-        best = int(np.argmax(truth))
+        returns = [return_of(branch, decider.critic.config) for branch in branches]
+        best = int(np.argmax(returns))
         workers.restore([0], [state])
         played = workers.play([0], candidates[best][None])[0]
         decisions.append(
@@ -97,14 +100,14 @@ def _episode(
                 "index": best,
                 "value": float(choice.value[0]),
                 "scores": choice.scores[0].tolist(),
-                "truth": truth,
+                "returns": returns,
             }
         )
         steps += len(played.actions)
         frame = frame_after(played, frame["instruction"])
     return {
         "scene": scene,
-        "draw": 0,
+        "sample": 0,
         "success": bool(played.success[-1]),
         "steps": steps,
         "decisions": decisions,

@@ -14,10 +14,10 @@ from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 
 @dataclass(frozen=True)
 class Job:
-    """One episode to play: a scene and which draw of the policy's noise."""
+    """One episode to play: a scene and which sample of the policy's noise."""
 
     scene: int
-    draw: int = 0
+    sample: int = 0
 
 
 @dataclass
@@ -59,7 +59,7 @@ def play_episodes(
         workers: the simulators.
         decider: chooses a chunk for each observation.
         jobs: episodes to play.
-        seed: seed of the policy's noise; with episode id, draw and decision it names each candidate.
+        seed: seed of the policy's noise; with episode id, sample and decision it names each candidate.
         parallel: episodes under way at once.
         execute_steps: the first n actions of a chunk are played, then the policy decides again.
         frame_every: also store images every so many steps of an episode; 0: only where the policy decides.
@@ -80,7 +80,7 @@ def play_episodes(
                 playing[slot] = _Playing(number, jobs[number], frame)
         slots = sorted(playing)
         keys = [
-            NoiseKey(seed, p.episode_id, p.job.draw, len(p.decisions)) for p in (playing[s] for s in slots)
+            NoiseKey(seed, p.episode_id, p.job.sample, len(p.decisions)) for p in (playing[s] for s in slots)
         ]
         choice = decider.choose(Observation.stack([playing[slot].frame for slot in slots]), keys)
         commands = choice.commands[:, :execute_steps].cpu().numpy()

@@ -1,7 +1,7 @@
 """Statistics of a paired evaluation: how sure may one be, from these episodes, that one method beats another?
 
-Every method plays the same scenes with the same noise seeds, several draws a scene (design rule 10). Two draws of one
-scene resemble each other, so what is resampled, and what is flipped, is always the whole scene.
+Every method plays the same scenes with the same noise seeds, several samples a scene (design rule 10). Two samples of
+one scene resemble each other, so what is resampled, and what is flipped, is always the whole scene.
 """
 
 import math
@@ -24,7 +24,7 @@ class PairedDifference:
         difference: mean of a − b, in [-1, 1].
         ci95: bootstrap interval that resamples scenes; where all scenes agree, see `agreement_interval`.
         p_value: exact McNemar test over the discordant pairs (takes pairs for independent).
-        p_value_scenes: exact sign-flip test over scenes; equals `p_value` when there is one draw a scene, and is
+        p_value_scenes: exact sign-flip test over scenes; equals `p_value` when there is one sample a scene, and is
             the one to believe when there are several.
         wins: pairs in which only a succeeded.
         losses: pairs in which only b succeeded.
@@ -114,10 +114,10 @@ def paired_difference(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> PairedDifference:
-    """Compares two methods over the same scenes and noise draws.
+    """Compares two methods over the same scenes and noise samples.
 
     Args:
-        a: (S, D) bool, success of method a in scene s with noise draw d; (S,) is taken for one draw.
+        a: (S, D) bool, success of method a in scene s with noise sample d; (S,) is taken for one sample.
         b: the same for method b.
         confidence: of the interval.
         resamples: bootstrap resamples.
@@ -166,8 +166,8 @@ def scene_sign_flip_exact(a: np.ndarray, b: np.ndarray) -> float:
     """Two-sided exact p-value of the null hypothesis that the methods may be swapped within any scene.
 
     All 2^S ways of swapping the methods scene by scene are counted (the scenes' differences are whole numbers, so by
-    adding one scene at a time). With one draw a scene it is `mcnemar_exact`; with several it does not take
-    the draws of a scene for independent.
+    adding one scene at a time). With one sample a scene it is `mcnemar_exact`; with several it does not take
+    the samples of a scene for independent.
 
     Args:
         a: (S, D) bool, success of method a.
@@ -216,7 +216,7 @@ def share_of_headroom(
 
 def rank_against_oracle(
     scores: np.ndarray,
-    truth: np.ndarray,
+    returns: np.ndarray,
     scenes: np.ndarray,
     *,
     resamples: int = RESAMPLES,
@@ -226,7 +226,7 @@ def rank_against_oracle(
 
     Args:
         scores: (D, N) critic's score of each candidate at each of D decisions.
-        truth: (D, N) what the oracle found, more is better.
+        returns: (D, N) what the oracle found, more is better.
         scenes: (D,) scene of each decision: what the bootstrap resamples.
         resamples: bootstrap resamples.
         seed: of the resampling.
@@ -234,21 +234,21 @@ def rank_against_oracle(
     Raises:
         ValueError: if the shapes differ or a number is not finite.
     """
-    scores, truth = np.asarray(scores, np.float64), np.asarray(truth, np.float64)
+    scores, returns = np.asarray(scores, np.float64), np.asarray(returns, np.float64)
     scenes = np.asarray(scenes)
-    if scores.ndim != 2 or scores.shape != truth.shape or scenes.shape != scores.shape[:1]:
-        raise ValueError(f"scores {scores.shape}, truth {truth.shape}, scenes {scenes.shape}")
-    if not (np.isfinite(scores).all() and np.isfinite(truth).all()):
+    if scores.ndim != 2 or scores.shape != returns.shape or scenes.shape != scores.shape[:1]:
+        raise ValueError(f"scores {scores.shape}, returns {returns.shape}, scenes {scenes.shape}")
+    if not (np.isfinite(scores).all() and np.isfinite(returns).all()):
         raise ValueError("scores and true values must be finite")
-    differs = np.ptp(truth, axis=1) > 0 if scores.size else np.zeros(len(scores), bool)
-    decisions, scores, truth, scenes = len(scores), scores[differs], truth[differs], scenes[differs]
+    differs = np.ptp(returns, axis=1) > 0 if scores.size else np.zeros(len(scores), bool)
+    decisions, scores, returns, scenes = len(scores), scores[differs], returns[differs], scenes[differs]
     if not len(scores):
         return Ranking(decisions, 0, None, None, None, None, None, None, np.zeros(0))
     # A critic that gives all candidates one score has no opinion: correlation 0, and any of them may be its choice.
-    correlation = np.array([spearman(s, t) or 0.0 for s, t in zip(scores, truth, strict=True)])
-    best, chosen = truth.max(1), scores == scores.max(1, keepdims=True)
-    regret = best - (truth * chosen).sum(1) / chosen.sum(1)
-    regret_random = best - truth.mean(1)
+    correlation = np.array([spearman(s, t) or 0.0 for s, t in zip(scores, returns, strict=True)])
+    best, chosen = returns.max(1), scores == scores.max(1, keepdims=True)
+    regret = best - (returns * chosen).sum(1) / chosen.sum(1)
+    regret_random = best - returns.mean(1)
     _, code = np.unique(scenes, return_inverse=True)
     count, total, lost, lost_random = (
         np.bincount(code, weights) for weights in (np.ones(len(code)), correlation, regret, regret_random)
@@ -356,10 +356,10 @@ def _quantile(confidence: float) -> float:
 
 
 def _pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both methods as (S, D) bool; refuses methods that were not played on the same scenes and draws."""
+    """Both methods as (S, D) bool; refuses methods that were not played on the same scenes and samples."""
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     if a.shape != b.shape or a.ndim not in (1, 2) or a.size == 0:
         raise ValueError(
-            f"methods must be played on the same scenes and draws: shapes {a.shape} and {b.shape}"
+            f"methods must be played on the same scenes and samples: shapes {a.shape} and {b.shape}"
         )
     return (a[:, None], b[:, None]) if a.ndim == 1 else (a, b)

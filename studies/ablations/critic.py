@@ -1,4 +1,4 @@
-"""Many critics of one run, judged against the truth about candidates: which ingredient matters?
+"""Many critics of one run, judged against the Monte-Carlo returns of candidates: which ingredient matters?
 
     accelerate launch --config_file accelerate_configs/cpu.yaml -m studies.ablations.critic \\
         --run=outputs/lift --output=outputs/ablation/lift --seeds=0,1
@@ -38,7 +38,7 @@ from deas_vla.training.stages import run_stage, stage_report
 from recipes.finetune_robocasa import small_critic
 from recipes.train_critic import TrainCriticConfig, train_critic
 from studies.ablations.critic_table import ablation_table, gain_over, possible_gain, score
-from studies.ablations.truth import Truth, collect_truth
+from studies.ablations.monte_carlo import MonteCarloReturns, collect_monte_carlo
 
 # What is changed of the critic of finetune_robocasa. One line, one change.
 DEFAULT = "default"
@@ -82,8 +82,8 @@ class VariantConfig(TrainCriticConfig):
 
 
 @dataclass
-class TruthConfig:
-    """How the truth about candidates is collected."""
+class MonteCarloConfig:
+    """How the Monte-Carlo returns of candidates are collected."""
 
     # Scenes, none of which is used elsewhere.
     scenes: int = 150
@@ -100,7 +100,9 @@ class TruthConfig:
 
     def __post_init__(self):
         if min(self.scenes, self.num_candidates - 1, self.continuations - 1) < 1 or not 0 < self.share <= 1:
-            raise UserError("the truth needs a scene, 2 candidates, 2 continuations and a share in (0, 1]")
+            raise UserError(
+                "the Monte-Carlo returns need a scene, 2 candidates, 2 continuations and a share in (0, 1]"
+            )
 
 
 @dataclass
@@ -119,10 +121,10 @@ class CriticAblationConfig(SimulatorConfig):
     flags: str = ""
     # Training seeds of the critics; the score is their mean.
     seeds: list[int] = field(default_factory=lambda: [0])
-    # Chooses scenes and noise of the truth, 0 to 99.
+    # Chooses scenes and noise of these episodes, 0 to 99.
     seed: int = 0
-    # The truth about candidates.
-    truth: TruthConfig = field(default_factory=TruthConfig)
+    # The Monte-Carlo returns of candidates.
+    monte_carlo: MonteCarloConfig = field(default_factory=MonteCarloConfig)
 
 
 def main(config: CriticAblationConfig) -> None:
@@ -132,7 +134,7 @@ def main(config: CriticAblationConfig) -> None:
     accelerator = make_accelerator()
     output, run = Path(config.output), Path(config.run)
     policy = SmallVLAPolicy.load(run / "policy" / "policy").to(accelerator.device).eval()
-    truth, first = _truth(accelerator, config, policy), accelerator.is_main_process
+    monte_carlo, first = _monte_carlo(accelerator, config, policy), accelerator.is_main_process
     scores_of = {}
     watched = {"dynamic_ncols": True, "disable": not first}
     for name, flags in tqdm(variants.items(), desc="ablation", unit="variant", **watched):
@@ -145,15 +147,15 @@ def main(config: CriticAblationConfig) -> None:
         scores_of[name] = folders
     if not first:
         return
-    results = _judge(policy, truth, scores_of, variants)
+    results = _judge(policy, monte_carlo, scores_of, variants)
     path = output / "ablation.json"
     before = json.loads(path.read_text())["variants"] if path.is_file() else {}
     results["variants"] = before | results["variants"]
     write_json(path, results)
-    print(f"\n{run}: {_about(results, config.truth)}\n\n{ablation_table(results)}\n\nIn {path}.")
+    print(f"\n{run}: {_about(results, config.monte_carlo)}\n\n{ablation_table(results)}\n\nIn {path}.")
 
 
-def _about(results: dict, plan: TruthConfig) -> str:
+def _about(results: dict, plan: MonteCarloConfig) -> str:
     possible = results["possible"]
     return (
         f"{results['decisions']} decisions in {results['scenes']} scenes, {plan.num_candidates} candidates played out "
@@ -189,8 +191,10 @@ def choose_variants(
     return {each: known[each] for each in names or known}
 
 
-def _truth(accelerator: Accelerator, config: CriticAblationConfig, policy: SmallVLAPolicy) -> Truth:
-    plan, folder, tasks = config.truth, Path(config.output) / "truth", config.tasks
+def _monte_carlo(
+    accelerator: Accelerator, config: CriticAblationConfig, policy: SmallVLAPolicy
+) -> MonteCarloReturns:
+    plan, folder, tasks = config.monte_carlo, Path(config.output) / "monte_carlo", config.tasks
     noise = SelectionConfig(noise_scale=plan.noise_scale)
 
     def work(folder: Path) -> None:
@@ -199,7 +203,7 @@ def _truth(accelerator: Accelerator, config: CriticAblationConfig, policy: Small
             with config.open_workers(task) as workers:
                 workers.contract.require_same(policy.contract, f"task {task}", f"the policy of {config.run}")
                 parts.append(
-                    collect_truth(
+                    collect_monte_carlo(
                         workers,
                         BestOfN(policy, plan.num_candidates, selection=noise),
                         scenes_of("ablation", plan.scenes, config.seed),
@@ -210,27 +214,31 @@ def _truth(accelerator: Accelerator, config: CriticAblationConfig, policy: Small
                         execute_steps=plan.execute_steps,
                     )
                 )
-        Truth.concatenate(parts).save(folder / "truth.safetensors")
+        MonteCarloReturns.concatenate(parts).save(folder / "monte_carlo.safetensors")
 
     settings = to_json(config)
     settings = {
-        key: settings[key] for key in ("env", "tasks", "simulator", "parallel_episodes", "seed", "truth")
+        key: settings[key]
+        for key in ("env", "tasks", "simulator", "parallel_episodes", "seed", "monte_carlo")
     }
     run_stage(accelerator, folder, settings, {"policy": Path(config.run) / "policy"}, work)
-    return Truth.load(folder / "truth.safetensors")
+    return MonteCarloReturns.load(folder / "monte_carlo.safetensors")
 
 
 @torch.inference_mode()
 def _judge(
-    policy: SmallVLAPolicy, truth: Truth, folders: dict[str, list[Path]], variants: dict[str, list[str]]
+    policy: SmallVLAPolicy,
+    monte_carlo: MonteCarloReturns,
+    folders: dict[str, list[Path]],
+    variants: dict[str, list[str]],
 ) -> dict:
-    returns = truth.returns(CriticConfig(horizon=policy.horizon))
-    seen = truth.observation(slice(None))
+    returns = monte_carlo.returns(CriticConfig(horizon=policy.horizon))
+    seen = monte_carlo.observation(slice(None))
     context = policy.encode(seen)
     results = {
-        "decisions": len(truth),
-        "scenes": len(np.unique(truth.scene)),
-        "possible": possible_gain(returns, truth.success, truth.scene),
+        "decisions": len(monte_carlo),
+        "scenes": len(np.unique(monte_carlo.scene)),
+        "possible": possible_gain(returns, monte_carlo.success, monte_carlo.scene),
         "variants": {},
     }
     for name, critics in folders.items():
@@ -239,7 +247,7 @@ def _judge(
             critic, _ = DeasCritic.load(folder / "critic", context.tokens.device)
             inputs = CriticInputs.load(folder / "critic", policy.contract)
             features, state = inputs.observation(context, seen)
-            chunks = inputs.chunks(torch.from_numpy(truth.candidates).to(features.device))
+            chunks = inputs.chunks(torch.from_numpy(monte_carlo.candidates).to(features.device))
             opinions.append(critic.score(features, state, chunks).cpu().numpy())
         mine = np.stack(opinions)
         if name == DEFAULT:  # it comes first
@@ -248,9 +256,9 @@ def _judge(
             "flags": variants[name],
             "critics": len(critics),
             "seconds": float(np.median([stage_report(folder)["seconds"] for folder in critics])),
-            "score": asdict(score(mine, returns, truth.success, truth.scene)),
+            "score": asdict(score(mine, returns, monte_carlo.success, monte_carlo.scene)),
             "over_default": (
-                gain_over(mine, default, truth.success, truth.scene) if name != DEFAULT else None
+                gain_over(mine, default, monte_carlo.success, monte_carlo.scene) if name != DEFAULT else None
             ),
         }
     return results

@@ -1,4 +1,4 @@
-"""How well critics choose, judged against the truth about candidates: numbers and one table."""
+"""How well critics choose, judged against the Monte-Carlo returns of candidates: numbers and one table."""
 
 from dataclasses import dataclass
 
@@ -13,7 +13,7 @@ RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class Score:
-    """One critic against the truth, or the mean over several critics of one kind.
+    """One critic against Monte-Carlo returns, or the mean over several critics of one kind.
 
     Attributes:
         spearman: rank correlation of scores and mean returns within a decision, mean over decisions.
@@ -41,8 +41,8 @@ def score(opinions: np.ndarray, returns: np.ndarray, success: np.ndarray, scene:
         success: (D, N, K) bool.
         scene: (D,) what the bootstrap resamples.
     """
-    truth, rate = returns.mean(2), success.mean(2)
-    rankings = [rank_against_oracle(one, truth, scene, resamples=RESAMPLES) for one in opinions]
+    monte_carlo, rate = returns.mean(2), success.mean(2)
+    rankings = [rank_against_oracle(one, monte_carlo, scene, resamples=RESAMPLES) for one in opinions]
     chosen = _chosen_by_each(opinions, rate) - rate.mean(1)
     worst = _chosen_by_each(-opinions, rate) - rate.mean(1)
     possible = _possible(returns, success)

@@ -115,10 +115,10 @@ class FinetuneLerobotConfig(SimulatorConfig):
     critic: CriticConfig = field(default_factory=small_critic)
     # The critic's optimisation.
     critic_training: TrainingConfig = field(default_factory=critic_training_defaults)
-    # The paired evaluation. LeRobot plays each scene with one draw of noise, and so does it.
+    # The paired evaluation. LeRobot plays each scene with one sample of noise, and so does it.
     evaluation: EvaluationConfig = field(
         default_factory=lambda: EvaluationConfig(
-            scenes=50, draws=1, candidate_counts=[8], oracle_scenes=0, video=False
+            scenes=50, samples=1, candidate_counts=[8], oracle_scenes=0, video=False
         )
     )
     # Episodes of the reranker on LeRobot's own Meta-World, for each task. It shows one camera at 480 pixels, so this
@@ -126,8 +126,8 @@ class FinetuneLerobotConfig(SimulatorConfig):
     own_episodes: int = 0
 
     def __post_init__(self):
-        if self.evaluation.draws != 1:
-            raise UserError("--evaluation.draws must be 1: lerobot-eval plays each scene once")
+        if self.evaluation.samples != 1:
+            raise UserError("--evaluation.samples must be 1: lerobot-eval plays each scene once")
         if self.own_episodes and (self.simulator.cameras, self.simulator.camera_size) != (["corner2"], 480):
             raise UserError(
                 "--own_episodes needs what LeRobot's own Meta-World shows: "

@@ -245,7 +245,7 @@ def _made(results: dict, minutes: list[float]) -> str:
         ["rollouts", f"{rollouts['episodes']} a task"],
         ["policy", f"{settings['policy']['training']['steps']} updates"],
         ["critic", f"{settings['critic']['training']['steps']} updates, all tasks together"],
-        ["evaluation", f"{plan['scenes']} scenes with {plan['draws']} noise draws each"],
+        ["evaluation", f"{plan['scenes']} scenes with {plan['samples']} noise samples each"],
         ["training seeds", ", ".join(f"number {seed}" for seed in results["seeds"])],
         ["time", f"{max(minutes):.0f} minutes a seed at most; processes: {min(results['processes'])}"],
         ["peak memory", f"{results['peak_memory_bytes'] / 1e9:.1f} GB"],

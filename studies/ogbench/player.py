@@ -81,7 +81,7 @@ class Player:
         """(b, S) raw observations to (b, h, A) actions, with Q of what was chosen and V where there are any."""
         observations = (observations - self.mean) / self.scale
         shape = (self.method.num_candidates, self.agent.horizon, self.action_dim)
-        noise = torch.stack([candidate_noise(k.seed, k.scene, k.draw, k.decision, *shape) for k in keys])
+        noise = torch.stack([candidate_noise(k.seed, k.scene, k.sample, k.decision, *shape) for k in keys])
         chunks = self.agent.propose(observations, self.selection.noise_scale * noise)
         scored = chunks[:, :, : self.execute] if self.agent.scores_parts else chunks
         opinions = self.agent.opinions(observations, scored)

@@ -112,7 +112,7 @@ def play_run(accelerator: Accelerator, config: RobosuiteSuiteConfig, task: str, 
     flags = [f"--tasks={task}", f"--seed={seed}", f"--output={run}", "--second_round=true"]
     flags += [
         "--evaluation.scenes=200",
-        "--evaluation.draws=1",
+        "--evaluation.samples=1",
         "--evaluation.video=false",
         *TASKS[task],
         *config.flags.split(),

@@ -75,7 +75,7 @@ def summarize(runs: dict[str, dict], seeds: list[int]) -> dict:
         "commits": list(dict.fromkeys(run["commit"] for run in in_order)),
         "candidates": plan["num_candidates"],
         "scenes": min(len(cell.scenes) for cell in grids[BASE].values()),
-        "draws": plan["draws"],
+        "samples": plan["samples"],
         "success": {method: by_task(grids[method], tasks, level_of) for method in known},
         "gain_over_policy": {
             method: _against(grids, tasks, method, BASE) for method in known if method != BASE

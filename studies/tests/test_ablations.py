@@ -84,8 +84,8 @@ def test_critics_become_a_table(run, tmp_path, monkeypatch, capsys):
         "VARIANTS",
         {name: [*brief, *critic_ablation.VARIANTS[name]] for name in ("default", "hl_gauss")},
     )
-    flags = [f"--run={run}", f"--output={tmp_path}", *SIMULATOR, "--seeds=0", "--truth.scenes=3"]
-    flags += ["--truth.share=1", "--truth.num_candidates=2", "--truth.continuations=2"]
+    flags = [f"--run={run}", f"--output={tmp_path}", *SIMULATOR, "--seeds=0", "--monte_carlo.scenes=3"]
+    flags += ["--monte_carlo.share=1", "--monte_carlo.num_candidates=2", "--monte_carlo.continuations=2"]
     config = parse(critic_ablation.CriticAblationConfig, flags, prog="critic_ablation")
     critic_ablation.main(config)
     results = json.loads((tmp_path / "ablation.json").read_text())

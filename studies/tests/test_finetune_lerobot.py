@@ -29,7 +29,7 @@ SMALL = (
 
 def test_what_cannot_be_compared_is_refused_before_anything_runs():
     for flags, words in (
-        (["--evaluation.draws=2"], "plays each scene once"),
+        (["--evaluation.samples=2"], "plays each scene once"),
         (["--own_episodes=1"], "camera_size=480"),
     ):
         with pytest.raises(UserError, match=words):

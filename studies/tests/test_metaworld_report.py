@@ -29,7 +29,7 @@ def write_run(folder, seed=1, scenes=60, gains=(0.3, 0.3, 0.3), steps=100):
     stage(folder / "rollouts", {"rollouts": {"episodes": 100}, "seed": seed})
     for name in ("policy", "critic"):
         stage(folder / name, {"training": {"steps": steps}, "seed": seed})
-    plan = {"scenes": scenes, "draws": 1, "num_candidates": 8}
+    plan = {"scenes": scenes, "samples": 1, "num_candidates": 8}
     stage(folder / "evaluation", {"tasks": TASKS, "seed": seed, "evaluation": plan, "simulator": simulator})
     rng = np.random.default_rng(seed)
     for task, gain in zip(TASKS, gains, strict=True):
@@ -42,7 +42,7 @@ def write_run(folder, seed=1, scenes=60, gains=(0.3, 0.3, 0.3), steps=100):
         }
         (folder / "evaluation" / "methods" / task).mkdir(parents=True)
         for method, success in methods.items():
-            records = [{"scene": 100 + i, "draw": 0, "success": bool(s)} for i, s in enumerate(success)]
+            records = [{"scene": 100 + i, "sample": 0, "success": bool(s)} for i, s in enumerate(success)]
             (folder / "evaluation" / "methods" / task / f"{method}.json").write_text(json.dumps(records))
     return folder
 

@@ -304,7 +304,7 @@ def test_the_time_limit_is_the_librarys_and_success_in_the_last_step_comes_too_l
 @pytest.mark.sim
 def test_evaluated_episodes_do_not_depend_on_how_many_are_played_at_once():
     def decide(observations, keys):
-        noise = [candidate_noise(k.seed, k.scene, k.draw, k.decision, 1, 5, 5)[0] for k in keys]
+        noise = [candidate_noise(k.seed, k.scene, k.sample, k.decision, 1, 5, 5)[0] for k in keys]
         # What is seen matters too, but not through a matrix product: that may round differently in another batch.
         return Decision((torch.stack(noise) - 0.1 * observations[:, None, :5]).clamp(-1, 1), None, None)
 

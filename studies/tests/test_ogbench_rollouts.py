@@ -61,7 +61,7 @@ class Noisy:
     def __call__(self, observations: torch.Tensor, keys: list) -> Decision:
         self.batches.append(len(keys))
         assert observations[:, 0].tolist() == [key.scene for key in keys]
-        noise = [candidate_noise(k.seed, k.scene, k.draw, k.decision, 1, self.length, 5)[0] for k in keys]
+        noise = [candidate_noise(k.seed, k.scene, k.sample, k.decision, 1, self.length, 5)[0] for k in keys]
         chunks = torch.stack(noise).abs().clamp(max=1) * self.scale
         return Decision(chunks, chunks.mean((1, 2)), -observations[:, 1])
 

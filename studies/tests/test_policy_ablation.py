@@ -9,7 +9,7 @@ pytestmark = pytest.mark.unit
 
 
 def episodes(success):
-    return [{"scene": scene, "draw": 0, "success": bool(value)} for scene, value in enumerate(success)]
+    return [{"scene": scene, "sample": 0, "success": bool(value)} for scene, value in enumerate(success)]
 
 
 def policy(alone, chosen=None, quiet=None):

@@ -51,7 +51,7 @@ def write_run(
     for name in ("demonstrations", "policy", "rollouts", "critic", *played):
         settings = {"seed": seed} | ({"tasks": [task]} if name in played else {})
         if name == "evaluation":
-            settings |= {"evaluation": {"num_candidates": 8, "draws": 2}}
+            settings |= {"evaluation": {"num_candidates": 8, "samples": 2}}
         (folder / name).mkdir(parents=True)
         about = {"settings": settings, "seconds": seconds, "peak_memory_bytes": 2_000_000_000 + 10**8 * seed}
         about |= {
@@ -71,9 +71,9 @@ def write_run(
         # The oracle plays a few scenes once.
         success = success[:20, :1] if method == "oracle" else success
         records = [
-            {"scene": 100 + scene, "draw": draw, "success": bool(success[scene, draw])}
+            {"scene": 100 + scene, "sample": sample, "success": bool(success[scene, sample])}
             for scene in range(len(success))
-            for draw in range(success.shape[1])
+            for sample in range(success.shape[1])
         ]
         (place / f"{method}.json").write_text(json.dumps(records))
     if quiet:
@@ -82,7 +82,7 @@ def write_run(
         for method, share in quiet.items():
             success = base[:, 0] | (luck[:, 0] < share)
             records = [
-                {"scene": 900 + scene, "draw": 0, "success": bool(won)} for scene, won in enumerate(success)
+                {"scene": 900 + scene, "sample": 0, "success": bool(won)} for scene, won in enumerate(success)
             ]
             (place / f"{method}.json").write_text(json.dumps(records))
     return folder

@@ -22,7 +22,7 @@ TINY = (
     "--simulator.horizon=48 --critic.hidden_dim=32 --critic.num_layers=2 --features.dim=8 --vision.dim=8 "
     "--vision_training.steps=6 --vision_training.batch_size=8 --critic_training.steps=6 "
     "--critic_training.batch_size=16 --improvement.steps=4 --improvement.batch_size=8 --evaluation.scenes=2 "
-    "--evaluation.draws=1 --evaluation.num_candidates=2 --evaluation.candidate_counts=1,2 "
+    "--evaluation.samples=1 --evaluation.num_candidates=2 --evaluation.candidate_counts=1,2 "
     "--evaluation.oracle_scenes=1 --evaluation.video=false"
 )
 

@@ -78,7 +78,7 @@ def played(folder, task, seed, wins):
     (folder / "stage.json").write_text(json.dumps({"settings": settings}))
     for name, won in wins.items():
         records = [
-            {"scene": 100 * seed + scene, "draw": 0, "success": bool(one)} for scene, one in enumerate(won)
+            {"scene": 100 * seed + scene, "sample": 0, "success": bool(one)} for scene, one in enumerate(won)
         ]
         (place / f"{name}.json").write_text(json.dumps(records))
     return folder

@@ -1,4 +1,4 @@
-"""The truth about candidates, and critics judged by it."""
+"""The Monte-Carlo returns of candidates, and critics judged by it."""
 
 from dataclasses import asdict
 
@@ -15,7 +15,7 @@ from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.rollouts.branches import return_of
 from deas_vla.rollouts.play import Job, play_episodes
 from studies.ablations.critic_table import ablation_table, gain_over, possible_gain, score
-from studies.ablations.truth import Truth, collect_truth
+from studies.ablations.monte_carlo import MonteCarloReturns, collect_monte_carlo
 
 pytestmark = pytest.mark.unit
 N, K = 5, 4
@@ -23,18 +23,20 @@ N, K = 5, 4
 
 def collect(folder, scenes=range(12), share=0.5, **changes):
     settings = {"seed": 0, "continuations": K, "share": share, "execute_steps": HORIZON, "block": 5} | changes
-    return collect_truth(LineWorkers(), BestOfN(LinePolicy(drift=0.8), N), list(scenes), folder, **settings)
+    return collect_monte_carlo(
+        LineWorkers(), BestOfN(LinePolicy(drift=0.8), N), list(scenes), folder, **settings
+    )
 
 
 @pytest.fixture(scope="module")
-def truth(tmp_path_factory):
-    return collect(tmp_path_factory.mktemp("truth"))
+def monte_carlo(tmp_path_factory):
+    return collect(tmp_path_factory.mktemp("monte_carlo"))
 
 
 # ---- collection ------------------------------------------------------------------------------------------------
 
 
-def test_probes_are_decisions_of_the_policy_and_do_not_disturb_its_episodes(truth):
+def test_probes_are_decisions_of_the_policy_and_do_not_disturb_its_episodes(monte_carlo):
     played = play_episodes(
         LineWorkers(),
         BestOfN(LinePolicy(drift=0.8)),
@@ -43,28 +45,28 @@ def test_probes_are_decisions_of_the_policy_and_do_not_disturb_its_episodes(trut
         parallel=3,
         execute_steps=HORIZON,
     )
-    assert truth.candidates.shape == (len(truth), N, HORIZON, CONTRACT.action_dim)
-    assert 0 < len(truth) < sum(len(rollout.decisions) for rollout in played)
-    for row in range(len(truth)):
-        episode = played[truth.scene[row]].episode
-        step = truth.step[row]
-        assert step in {decision.step for decision in played[truth.scene[row]].decisions}
-        assert np.array_equal(truth.state[row], episode.states[step])
+    assert monte_carlo.candidates.shape == (len(monte_carlo), N, HORIZON, CONTRACT.action_dim)
+    assert 0 < len(monte_carlo) < sum(len(rollout.decisions) for rollout in played)
+    for row in range(len(monte_carlo)):
+        episode = played[monte_carlo.scene[row]].episode
+        step = monte_carlo.step[row]
+        assert step in {decision.step for decision in played[monte_carlo.scene[row]].decisions}
+        assert np.array_equal(monte_carlo.state[row], episode.states[step])
         actions = episode.actions[step : step + HORIZON]
-        assert np.array_equal(truth.candidates[row, 0, : len(actions)], actions)
+        assert np.array_equal(monte_carlo.candidates[row, 0, : len(actions)], actions)
 
 
-def test_a_branch_begins_with_its_candidate(truth):
+def test_a_branch_begins_with_its_candidate(monte_carlo):
     """On the line the outcome of the chunk itself is plain: whoever moves past 1 within it has won there."""
-    for row in range(len(truth)):
-        place = truth.state[row, 0] + np.cumsum(truth.candidates[row, :, :, 0], 1)
-        left = LIMIT - truth.step[row]
+    for row in range(len(monte_carlo)):
+        place = monte_carlo.state[row, 0] + np.cumsum(monte_carlo.candidates[row, :, :, 0], 1)
+        left = LIMIT - monte_carlo.step[row]
         won = (place[:, :left] > 1).any(1)
-        assert truth.success[row, won].all()
+        assert monte_carlo.success[row, won].all()
         first = (place > 1).argmax(1) + 1
-        assert (truth.steps[row, won] == first[won, None]).all()
+        assert (monte_carlo.steps[row, won] == first[won, None]).all()
         # Whoever has not, goes on with the policy.
-        assert (truth.steps[row, ~won] > min(HORIZON, left - 1)).all()
+        assert (monte_carlo.steps[row, ~won] > min(HORIZON, left - 1)).all()
 
 
 def test_continuations_differ_from_each_other_but_are_the_same_for_all_candidates(tmp_path):
@@ -76,42 +78,44 @@ def test_continuations_differ_from_each_other_but_are_the_same_for_all_candidate
             return chunks if noise.shape[1] == 1 else chunks[:, :1].expand_as(chunks).clone()
 
     settings = {"seed": 0, "continuations": K, "share": 1.0, "execute_steps": HORIZON}
-    found = collect_truth(LineWorkers(), BestOfN(Still(drift=0.6), N), list(range(12)), tmp_path, **settings)
+    found = collect_monte_carlo(
+        LineWorkers(), BestOfN(Still(drift=0.6), N), list(range(12)), tmp_path, **settings
+    )
     assert (found.steps == found.steps[:, :1]).all() and (found.success == found.success[:, :1]).all()
     assert (np.ptp(found.steps, axis=2) > 0).any()
 
 
-def test_a_collection_that_was_killed_goes_on_where_it_was(tmp_path, truth):
+def test_a_collection_that_was_killed_goes_on_where_it_was(tmp_path, monte_carlo):
     collect(tmp_path, scenes=range(10))
     files = sorted(tmp_path.iterdir())
     again = collect(tmp_path)
     assert [len(files), len(list(tmp_path.iterdir()))] == [2, 3]
-    assert np.array_equal(again.steps, truth.steps) and np.array_equal(again.scene, truth.scene)
+    assert np.array_equal(again.steps, monte_carlo.steps) and np.array_equal(again.scene, monte_carlo.scene)
 
 
 def test_nothing_probed_is_an_error(tmp_path):
-    with pytest.raises(UserError, match=r"raise --truth\.share"):
+    with pytest.raises(UserError, match=r"raise --monte_carlo\.share"):
         collect(tmp_path, share=1e-9)
 
 
-def test_files_come_back_as_they_were_and_broken_ones_are_refused(tmp_path, truth):
-    path = tmp_path / "truth.safetensors"
-    truth.save(path)
-    again = Truth.load(path)
-    assert again.instruction == truth.instruction and set(again.images) == set(truth.images)
+def test_files_come_back_as_they_were_and_broken_ones_are_refused(tmp_path, monte_carlo):
+    path = tmp_path / "monte_carlo.safetensors"
+    monte_carlo.save(path)
+    again = MonteCarloReturns.load(path)
+    assert again.instruction == monte_carlo.instruction and set(again.images) == set(monte_carlo.images)
     for name in ("state", "candidates", "steps", "success", "scene", "step"):
-        assert np.array_equal(getattr(again, name), getattr(truth, name))
+        assert np.array_equal(getattr(again, name), getattr(monte_carlo, name))
     path.write_bytes(path.read_bytes()[:-9])
     with pytest.raises(UserError, match="collect it again"):
-        Truth.load(path)
+        MonteCarloReturns.load(path)
 
 
-def test_returns_are_those_of_the_critic(truth):
+def test_returns_are_those_of_the_critic(monte_carlo):
     config = CriticConfig(horizon=HORIZON)
-    returns = truth.returns(config)
-    for index in [(0, 0, 0), (1, 2, 3), (len(truth) - 1, N - 1, K - 1)]:
-        branch = np.zeros(truth.steps[index], bool)
-        branch[-1] = truth.success[index]
+    returns = monte_carlo.returns(config)
+    for index in [(0, 0, 0), (1, 2, 3), (len(monte_carlo) - 1, N - 1, K - 1)]:
+        branch = np.zeros(monte_carlo.steps[index], bool)
+        branch[-1] = monte_carlo.success[index]
         assert returns[index] == pytest.approx(return_of(branch, config))
 
 
@@ -164,15 +168,20 @@ def test_only_the_order_of_scores_counts(scale, shift, seed):
     assert score(scores, returns, success, scene) == score(scale * scores + shift, returns, success, scene)
 
 
-def test_the_critic_of_the_line_is_a_good_one(truth):
+def test_the_critic_of_the_line_is_a_good_one(monte_carlo):
     """Farther right is better there, and the critic says so."""
     policy = LinePolicy(drift=0.8)
     decider = BestOfN(policy, N, "best", MovesRight(), line_inputs(policy))
-    seen = truth.observation(slice(None))
+    seen = monte_carlo.observation(slice(None))
     features, state = decider.inputs.observation(policy.encode(seen), seen)
-    chunks = decider.inputs.chunks(torch.from_numpy(truth.candidates))
+    chunks = decider.inputs.chunks(torch.from_numpy(monte_carlo.candidates))
     opinions = decider.critic.q_values(features, state, chunks).amin(0).numpy()
-    mine = score(opinions[None], truth.returns(CriticConfig(horizon=HORIZON)), truth.success, truth.scene)
+    mine = score(
+        opinions[None],
+        monte_carlo.returns(CriticConfig(horizon=HORIZON)),
+        monte_carlo.success,
+        monte_carlo.scene,
+    )
     assert mine.gain > 0 > mine.worst and mine.spearman > 0.5
 
 

@@ -1,4 +1,4 @@
-"""The truth about candidates: decisions of a policy's episodes, each candidate played out several times from there.
+"""Monte-Carlo returns of candidates: at decisions of a policy's episodes, each candidate is played out several times.
 
 It is collected once for a policy and judges any critic of its chunks in a second, without playing an episode. One
 continuation of a chunk is a coin toss; several tell how good it was.
@@ -21,13 +21,13 @@ from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import keyed
-from deas_vla.rollouts.branches import CONTINUATION_DRAW, play_branches, return_of
+from deas_vla.rollouts.branches import CONTINUATION_SAMPLE, play_branches, return_of
 
 PROBE_STREAM = 3  # of the random numbers that choose which decisions are probed
 
 
 @dataclass
-class Truth:
+class MonteCarloReturns:
     """D probed decisions with N candidates, each played out K times.
 
     Attributes:
@@ -75,10 +75,10 @@ class Truth:
         facts = {"instruction": self.instruction, "cameras": list(self.images)}
         with atomic_path(path) as temporary:
             arrays = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-            save_file(arrays, temporary, metadata={"truth": json.dumps(facts)})
+            save_file(arrays, temporary, metadata={"monte_carlo": json.dumps(facts)})
 
     @classmethod
-    def load(cls, path: Path) -> "Truth":
+    def load(cls, path: Path) -> "MonteCarloReturns":
         """Reads what `save` wrote.
 
         Raises:
@@ -86,17 +86,19 @@ class Truth:
         """
         try:
             with safe_open(path, "numpy") as file:
-                facts = json.loads(file.metadata()["truth"])
+                facts = json.loads(file.metadata()["monte_carlo"])
                 return cls(
                     images={name: file.get_tensor(f"images.{name}") for name in facts["cameras"]},
                     instruction=facts["instruction"],
                     **{name: file.get_tensor(name) for name in _ARRAYS},
                 )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{path}: not the truth about candidates ({error}); collect it again") from error
+            raise UserError(
+                f"{path}: not the Monte-Carlo returns of candidates ({error}); collect it again"
+            ) from error
 
     @classmethod
-    def concatenate(cls, parts: list["Truth"]) -> "Truth":
+    def concatenate(cls, parts: list["MonteCarloReturns"]) -> "MonteCarloReturns":
         """Several as one; at least one."""
         return cls(
             images={name: np.concatenate([part.images[name] for part in parts]) for name in parts[0].images},
@@ -108,7 +110,7 @@ class Truth:
 _ARRAYS = ("state", "candidates", "steps", "success", "scene", "step")
 
 
-def collect_truth(
+def collect_monte_carlo(
     workers: EnvWorkers,
     proposer: BestOfN,
     scenes: list[int],
@@ -119,7 +121,7 @@ def collect_truth(
     share: float,
     execute_steps: int,
     block: int = 10,
-) -> Truth:
+) -> MonteCarloReturns:
     """Plays the policy in each scene and probes some of its decisions; kept in blocks of scenes.
 
     Args:
@@ -138,10 +140,10 @@ def collect_truth(
     """
     files = []
     policy = BestOfN(proposer.policy)
-    with tqdm(total=len(scenes), desc="truth", unit="scene", dynamic_ncols=True) as bar:
+    with tqdm(total=len(scenes), desc="monte_carlo", unit="scene", dynamic_ncols=True) as bar:
         for start in range(0, len(scenes), block):
             part = scenes[start : start + block]
-            path = Path(folder) / f"truth-{start:05d}.safetensors"
+            path = Path(folder) / f"monte_carlo-{start:05d}.safetensors"
             if path.is_file():
                 bar.update(len(part))
             else:
@@ -153,11 +155,11 @@ def collect_truth(
                     bar.update()
                 if not probes:
                     continue
-                Truth.concatenate(probes).save(path)
+                MonteCarloReturns.concatenate(probes).save(path)
             files.append(path)
     if not files:
-        raise UserError(f"no decision of {len(scenes)} scenes was probed; raise --truth.share")
-    return Truth.concatenate([Truth.load(path) for path in files])
+        raise UserError(f"no decision of {len(scenes)} scenes was probed; raise --monte_carlo.share")
+    return MonteCarloReturns.concatenate([MonteCarloReturns.load(path) for path in files])
 
 
 def _probe_scene(
@@ -169,7 +171,7 @@ def _probe_scene(
     continuations: int,
     share: float,
     execute_steps: int,
-) -> list[Truth]:
+) -> list[MonteCarloReturns]:
     frame, step, decision, played, probes = workers.reset([0], [scene])[0], 0, 0, None, []
     episode_id = episode_ids(Observation.stack([frame]))[0]
     while played is None or not played.done:
@@ -183,7 +185,7 @@ def _probe_scene(
                 state,
                 candidates[:, :execute_steps].repeat(continuations, 0),
                 frame["instruction"],
-                [CONTINUATION_DRAW - k for k in range(continuations)] * len(candidates),
+                [CONTINUATION_SAMPLE - k for k in range(continuations)] * len(candidates),
                 seed=seed,
                 episode_id=episode_id,
                 execute_steps=execute_steps,
@@ -191,7 +193,7 @@ def _probe_scene(
             workers.restore([0], [state])
             shape = (1, len(candidates), continuations)
             probes.append(
-                Truth(
+                MonteCarloReturns(
                     images={name: image[None] for name, image in frame["images"].items()},
                     state=frame["state"][None].astype(np.float32),
                     instruction=[frame["instruction"]],
