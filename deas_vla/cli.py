@@ -74,10 +74,10 @@ def _doctor(arguments: argparse.Namespace) -> int:
 def _audit(arguments: argparse.Namespace) -> int:
     from deas_vla.data.audit.audit import audit
     from deas_vla.data.audit.text import report_text
-    from deas_vla.data.outcome import Outcome
+    from deas_vla.data.labels import LabelRules
 
-    outcome = Outcome(arguments.success, arguments.reward)
-    report = audit(arguments.datasets, arguments.against, outcome)
+    labels = LabelRules(arguments.success, arguments.reward)
+    report = audit(arguments.datasets, arguments.against, labels)
     print(json.dumps(report.to_json()) if arguments.json else report_text(report))
     return 0 if report.fit else 1
 

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from deas_vla.data.audit.agreement import own_contract
 from deas_vla.data.contract import Contract
+from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.lerobot.folder import LerobotFolder
-from deas_vla.data.lerobot.format import SIDECAR
 from deas_vla.data.lerobot.layout import KEYS, Layout, feature_names
+from deas_vla.data.lerobot.reader import own_contract
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.files import sha256_of
 from deas_vla.launch import run_recipe

@@ -29,9 +29,10 @@ from deas_vla.data.audit.audit import audit
 from deas_vla.data.audit.columns import ColumnFacts
 from deas_vla.data.audit.text import report_text
 from deas_vla.data.contract import Camera, Statistics
-from deas_vla.data.lerobot.format import IMAGES, SIDECAR
-from deas_vla.data.lerobot.io import declare_dataset, read_dataset, write_dataset
-from deas_vla.data.outcome import Outcome
+from deas_vla.data.labels import LabelRules
+from deas_vla.data.lerobot import IMAGES, SIDECAR
+from deas_vla.data.lerobot.reader import declare_dataset, read_dataset
+from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.errors import UserError
 
 
@@ -104,7 +105,7 @@ def test_a_declared_clean_data_set_has_no_error(v2, tmp_path):
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL.name} in {REAL.parent}: set DEAS_VLA_SHARED_DATA")
 def test_the_real_one():
     assert not audit([REAL]).fit  # nothing says what success is
-    report = audit([REAL], outcome=Outcome("done"))
+    report = audit([REAL], labels=LabelRules("done"))
     assert report.fit and report.datasets[0].successes == 5
     codes = found(report)
     assert "observation.images.egoview" in codes["camera-without-video"].message

@@ -9,7 +9,7 @@ from reranker_example import other_statistics, rewrite_inputs, rewrite_json, sma
 from deas_vla.cli import main
 from deas_vla.data.audit.agreement import reference_at
 from deas_vla.data.audit.audit import audit
-from deas_vla.data.lerobot.io import write_dataset
+from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.errors import UserError
 from deas_vla.export.reranker import Reranker
 

@@ -14,7 +14,8 @@ from deas_vla.cli import main
 from deas_vla.data.audit import dataset
 from deas_vla.data.audit.audit import audit
 from deas_vla.data.audit.text import report_text
-from deas_vla.data.lerobot.io import read_dataset, write_dataset
+from deas_vla.data.lerobot.reader import read_dataset
+from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.errors import UserError
 
 
@@ -82,7 +83,7 @@ MALFORMED = {
     "start text": ("v2", modality(state={"a": {"start": "0", "end": 3}}), "group a goes from 0 to 3"),
     "cameras null": ("v2", modality(video=None), "modality.json: video is not an object of objects"),
     "camera in no column": ("v2", modality(video={"top": {"original_key": [1]}}), "camera top is in column [1]"),
-    "camera of numbers": ("v2", modality(video={"top": {"original_key": "action"}}), "holds no pictures"),
+    "camera of numbers": ("v2", modality(video={"top": {"original_key": "action"}}), "holds no images"),
     "annotation in no column": ("v2", modality(annotation={"task_description": {}}), "which info.json does not"),
     "an episode a number": ("v2", lines("episodes.jsonl", "7"), "episodes.jsonl, line 1: not an object"),
     "a length null": ("v2", lines("episodes.jsonl", '{"episode_index": 0, "length": null}'), "length is None"),

@@ -14,8 +14,10 @@ from data_example import SIZE, assert_same_episode, example_contract, example_ep
 
 from deas_vla.data.contract import Camera, Statistics
 from deas_vla.data.frames import FrameTable
-from deas_vla.data.lerobot.format import IMAGES, columns_of, features, held_frame
-from deas_vla.data.lerobot.io import read_dataset, write_dataset
+from deas_vla.data.lerobot import IMAGES
+from deas_vla.data.lerobot.reader import read_dataset
+from deas_vla.data.lerobot.writer import columns_of, features, shown_frame, write_dataset
+from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.rollouts import collect
 from deas_vla.rollouts.collect import collected
@@ -113,7 +115,7 @@ def test_stock_reader_reads_it(written):
     assert stock.meta.features["action"]["names"] == ["move.x", "gripper_close"]
     row = 0
     for number, episode in enumerate(episodes):
-        held = held_frame(episode)
+        held = shown_frame(episode)
         actions = torch.from_numpy(np.append(episode.actions, episode.actions[-1:], 0))
         for t in range(episode.length + 1):
             item = stock[row]
@@ -162,7 +164,7 @@ def test_equal_to_the_stock_recorder(written, tmp_path):
         use_videos=False,
     )
     for episode in example_episodes():
-        held = held_frame(episode)
+        held = shown_frame(episode)
         for t in range(episode.length + 1):
             frame = {name: np.atleast_1d(values[t]) for name, values in columns_of(episode).items()}
             images = {IMAGES + name: array[held[t]] for name, array in episode.images.items()}
@@ -208,6 +210,16 @@ def test_videos_show_the_right_frames(tmp_path):
         for camera in a.images:
             difference = np.abs(a.images[camera].astype(int) - b.images[camera]).mean((1, 2, 3))
             assert difference.max() < 6, (camera, difference)
+            assert b.images[camera].flags["C_CONTIGUOUS"]
+    # And on to options and features, which hash the images and pool what a policy makes of them.
+    frames = FrameTable.of(back)
+    options = build_options(
+        back, contract, horizon=3, reward_discount=0.9, bootstrap_discount=0.99, reward=RewardSpec()
+    )
+    assert len(options) > 2 and len(frames.fingerprint) == 64
+    for camera in ("left", "wrist"):
+        seen = frames.observation(options.start_frame).images[camera]
+        assert seen.shape == (len(options), 64, 64, 3) and seen.dtype == torch.uint8
 
 
 # ---- data sets of others -----------------------------------------------------------------------------------------
@@ -228,12 +240,12 @@ def make_foreign(root):
 
 def test_a_data_set_of_someone_else_is_read(copy):
     make_foreign(copy)
-    with pytest.raises(UserError, match=r"deas_vla\.json to say what its columns mean; give a contract"):
+    with pytest.raises(UserError, match=r"deas_vla\.json to say what its columns mean; .*deas-vla declare"):
         read_dataset(copy)
     episodes, contract, metadata = read_dataset(copy, CONTRACT, source="rollout")
     assert (contract, metadata) == (CONTRACT, {})
     for number, (a, b) in enumerate(zip(example_episodes(), episodes, strict=True)):
-        held = held_frame(a)
+        held = shown_frame(a)
         assert (b.instruction, b.source, b.scene) == (a.instruction, "rollout", number)
         assert (b.terminated, b.truncated) == (a.terminated, a.truncated)
         assert np.array_equal(b.actions, a.actions) and np.array_equal(b.success, a.success)
@@ -345,6 +357,26 @@ def test_cut_off_files(copy):
     refused(copy, r"file-000\.parquet cannot be read")
     file.unlink()
     refused(copy, "no parquet files")
+
+
+def test_rows_and_videos_belong_together_whatever_the_order_of_the_rows(tmp_path):
+    """Episodes lie in another order in the parquet file than in the list: each must show its own video."""
+    rng = np.random.default_rng(0)
+    contract = example_contract(cameras=(Camera("left", 64, 64), Camera("wrist", 64, 64)))
+    episodes = [example_episode(rng, 8, i == 0, every=4, scene=i) for i in range(3)]
+    for level, episode in enumerate(episodes):
+        for images in episode.images.values():
+            images.resize((3, 64, 64, 3), refcheck=False)
+            images[:] = 60 + 60 * level
+    write_dataset(tmp_path / "dataset", episodes, contract, "local/toy", storage="video")
+    edit_table(tmp_path / "dataset", lambda table: pa.concat_tables([table.slice(18), table.slice(0, 18)]))
+    for episode in read_dataset(tmp_path / "dataset")[0]:
+        assert abs(episode.images["left"].mean() - (60 + 60 * episode.scene)) < 4
+
+
+def test_an_episode_in_two_places_is_refused(copy):
+    edit_table(copy, lambda table: pa.concat_tables([table.slice(3), table.slice(0, 3)]))
+    refused(copy, "an episode is in two places; `deas-vla audit")
 
 
 def test_lost_rows(copy):

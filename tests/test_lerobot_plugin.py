@@ -18,7 +18,7 @@ from lerobot_plugin_example import batch_of
 from policy_example import observations, small_policy
 from reranker_example import reseal, rewrite_json, small_critic
 
-from deas_vla.data.lerobot.format import features
+from deas_vla.data.lerobot.writer import features
 from deas_vla.data.observation import episode_ids
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.export.lerobot_plugin.configuration_deas import DeasConfig

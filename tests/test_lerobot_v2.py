@@ -25,9 +25,9 @@ from v2_example import (
 
 from deas_vla.data.contract import Camera, Column, Statistics
 from deas_vla.data.frames import FrameTable
-from deas_vla.data.lerobot.io import declare_dataset, read_dataset
+from deas_vla.data.labels import LabelRules
+from deas_vla.data.lerobot.reader import declare_dataset, read_dataset
 from deas_vla.data.options import RewardSpec, build_options
-from deas_vla.data.outcome import Outcome
 from deas_vla.errors import ContractMismatch, UserError
 
 
@@ -149,31 +149,31 @@ def test_rule_09_success_is_declared(copy):
         ("always", [True] * 4),
         ("never", [False] * 4),
     ):
-        episodes, _, _ = read_dataset(copy, outcome=Outcome(rule))
+        episodes, _, _ = read_dataset(copy, labels=LabelRules(rule))
         assert [episode.terminated for episode in episodes] == expected
     without(copy, "next.reward", "next.done")
-    refused(copy, "column next.reward is missing", outcome=Outcome("always"))
-    episodes, _, _ = read_dataset(copy, outcome=Outcome("always", "success"))
+    refused(copy, "column next.reward is missing", labels=LabelRules("always"))
+    episodes, _, _ = read_dataset(copy, labels=LabelRules("always", "success"))
     assert all(episode.rewards.tolist() == [0.0] * (episode.length - 1) + [1.0] for episode in episodes)
-    episodes, _, _ = read_dataset(copy, outcome=Outcome("never", "success"))
+    episodes, _, _ = read_dataset(copy, labels=LabelRules("never", "success"))
     assert all(not episode.rewards.any() for episode in episodes)
 
 
 def test_rule_09_unknown_rules_are_refused():
     with pytest.raises(UserError, match="the rule for success is 'guess'; choose one of column, done"):
-        Outcome("guess")
+        LabelRules("guess")
     with pytest.raises(UserError, match="the rule for reward is 'tail'"):
-        Outcome(reward="tail")
+        LabelRules(reward="tail")
 
 
 def test_a_data_set_can_be_declared_once(copy):
     without(copy, "next.success")
-    declare_dataset(copy, v2_contract(), source="rollout", outcome=Outcome("reward"))
+    declare_dataset(copy, v2_contract(), source="rollout", labels=LabelRules("reward"))
     episodes, contract, _ = read_dataset(copy)
     assert contract == v2_contract()
     assert [episode.group for episode in episodes] == ["success", "failure"] * 2
     # What is declared beside the data wins over what a caller assumes of data that say nothing.
-    assert [e.terminated for e in read_dataset(copy, outcome=Outcome("never"))[0]] == list(SUCCEEDS)
+    assert [e.terminated for e in read_dataset(copy, labels=LabelRules("never"))[0]] == list(SUCCEEDS)
     with pytest.raises(UserError, match="says already what its columns mean"):
         declare_dataset(copy, v2_contract())
 
@@ -192,7 +192,7 @@ def test_broken_files(copy, original):
     refused(copy, r"episode_000001\.mp4 is missing")
     shutil.copy(video_file(original, 3), video_file(copy, 2))
     shutil.copy(video_file(original, 1), video_file(copy, 1))
-    refused(copy, r"episode_000002\.mp4 ends after 9 frames, frame 13 is needed")
+    refused(copy, r"episode_000002\.mp4 cannot be decoded up to second 1.3")
 
 
 def test_broken_descriptions(copy):
@@ -200,7 +200,7 @@ def test_broken_descriptions(copy):
     refused(copy, r"episode_000001\.parquet has 9 rows, episodes\.jsonl says 10")
     edit_lines(copy / "meta/episodes.jsonl", lambda lines: lines[1].update(length=9))
     edit_lines(copy / "meta/tasks.jsonl", lambda lines: lines.pop())
-    refused(copy, "episode 1: sentence 1 is not in its list of tasks")
+    refused(copy, "episode 1: instruction 1 is not in its list of tasks")
     edit_json(copy / "meta/modality.json", lambda value: value["action"]["arm"].update(end=9))
     refused(copy, "group arm goes from 0 to 9, action has 4 columns; correct it")
     edit_json(copy / "meta/modality.json", lambda value: value.pop("action"))
@@ -229,7 +229,7 @@ def test_other_size_of_pictures(copy):
 @pytest.mark.skipif(not REAL.is_dir(), reason=f"no {REAL.name} in {REAL.parent}: set DEAS_VLA_SHARED_DATA")
 def test_the_real_one_is_read():
     refused(REAL, "column next.success is missing")
-    episodes, contract, _ = read_dataset(REAL, outcome=Outcome("done"), image_every=32)
+    episodes, contract, _ = read_dataset(REAL, labels=LabelRules("done"), image_every=32)
     assert (len(contract.state), len(contract.action), contract.rate_hz) == (44, 44, 20.0)
     assert contract.action[7].name == "left_hand.0" and contract.state[41].name == "waist.0"
     assert [episode.length for episode in episodes] == [416, 470, 470, 412, 328]

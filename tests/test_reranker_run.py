@@ -11,7 +11,7 @@ from policy_example import small_policy
 from reranker_example import small_critic
 
 from deas_vla import cli
-from deas_vla.data.lerobot.io import write_dataset
+from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.export.golden import Golden
 from deas_vla.export.reranker import Reranker
 from deas_vla.export.run import spread

@@ -20,7 +20,7 @@ from policy_example import SENTENCES
 from so101_example import CALIBRATION, RATE_HZ, calibration_file, export_reranker, flags, so101_contract
 
 from deas_vla.config import parse
-from deas_vla.data.lerobot.io import read_dataset
+from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.errors import ContractMismatch, UserError
 from robots.arm import ASKS, Arm, asking_again
 from robots.config import settings_of

@@ -10,7 +10,7 @@ from so101_example import export_reranker
 
 from deas_vla.config import parse
 from deas_vla.data.contract import Statistics
-from deas_vla.data.lerobot.io import read_dataset
+from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.observation import Observation
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.registry import contract_of, make_env

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
-from deas_vla.data.lerobot.io import read_dataset
-from deas_vla.data.outcome import Outcome
+from deas_vla.data.labels import LabelRules
+from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.errors import ContractMismatch, UserError
 
 
@@ -22,7 +22,7 @@ class MixtureConfig:
     # Images are kept of every so many rows, in data sets of others: a divisor of the critic's horizon.
     image_every: int = 4
     # What counts as success and reward in those that do not say.
-    outcome: Outcome = field(default_factory=Outcome)
+    labels: LabelRules = field(default_factory=LabelRules)
 
     def __post_init__(self):
         if self.weights and len(self.weights) != len(self.folders):
@@ -63,7 +63,7 @@ def read_mixture(
     for folder in config.folders:
         try:
             episodes, own, _ = read_dataset(
-                Path(folder), contract, outcome=config.outcome, image_every=config.image_every
+                Path(folder), contract, labels=config.labels, image_every=config.image_every
             )
         except ContractMismatch as error:
             raise ContractMismatch(f"{folder} cannot be mixed with {first}: {error}") from error

@@ -32,32 +32,6 @@ class VideoFacts:
     last: np.ndarray
 
 
-def video_frames(path: Path, wanted: np.ndarray) -> np.ndarray:
-    """The frames with these numbers.
-
-    Args:
-        path: the file.
-        wanted: (F,) strictly increasing numbers, 0 for the first frame.
-
-    Returns:
-        (F, h, w, 3) uint8 RGB.
-
-    Raises:
-        UserError: if the file is missing, damaged, or ends before the last wanted frame.
-    """
-    frames, places = None, {int(number): place for place, number in enumerate(wanted)}
-    count = 0
-    for count, frame in enumerate(_decoded(path)):
-        if count in places:
-            image = frame.to_ndarray(format="rgb24")
-            if frames is None:
-                frames = np.empty((len(wanted), *image.shape), np.uint8)
-            frames[places[count]] = image
-        if count == int(wanted[-1]):
-            return frames
-    raise UserError(f"{path} ends after {count + 1} frames, frame {int(wanted[-1])} is needed; copy it again")
-
-
 def video_facts(path: Path) -> VideoFacts:
     """Counts a video's frames from its packets and decodes both its ends: milliseconds for most, not seconds.
 
@@ -84,11 +58,6 @@ def video_facts(path: Path) -> VideoFacts:
             first=first.to_ndarray(format="rgb24"),
             last=last.to_ndarray(format="rgb24"),
         )
-
-
-def _decoded(path: Path) -> Iterator:
-    with _opened(path) as container:
-        yield from container.decode(video=0)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ import numpy as np
 from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
-from deas_vla.data.lerobot.io import read_dataset
+from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
 from deas_vla.export.reranker import CRITIC, POLICY, Reranker

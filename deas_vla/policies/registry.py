@@ -5,7 +5,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 
 from deas_vla.data.contract import Contract
-from deas_vla.data.lerobot.format import IMAGES
+from deas_vla.data.lerobot import IMAGES
 from deas_vla.errors import UserError
 from deas_vla.policies.adapters import Merged, merge_adapters
 from deas_vla.policies.chunk_policy import ChunkPolicy

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from deas_vla.config import fingerprint
-from deas_vla.data.lerobot.format import SIDECAR
+from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.options import RewardSpec, returns_to_go
 from deas_vla.files import sha256_of
 from deas_vla.report.data import (

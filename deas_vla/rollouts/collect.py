@@ -11,7 +11,8 @@ from tqdm import tqdm
 
 from deas_vla.data.contract import Contract, Statistics
 from deas_vla.data.episodes import Episode, load_block, save_block
-from deas_vla.data.lerobot.io import read_dataset, write_dataset
+from deas_vla.data.lerobot.reader import read_dataset
+from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.rollouts.play import episode_of
 from deas_vla.training.stages import claim, stage_mark

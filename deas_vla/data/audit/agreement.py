@@ -10,10 +10,10 @@ import numpy as np
 from deas_vla.data.audit.columns import ColumnFacts, against_columns, unlike
 from deas_vla.data.audit.findings import ERROR, Finding
 from deas_vla.data.contract import ACTION_SPREAD_FLOOR, STATE_SPREAD_FLOOR, Contract
-from deas_vla.data.lerobot.folder import LerobotFolder
-from deas_vla.data.lerobot.format import EMPTY_CAMERA
-from deas_vla.data.lerobot.info import PICTURES
-from deas_vla.data.lerobot.layout import UNKNOWN, Layout, picture_size
+from deas_vla.data.lerobot import EMPTY_CAMERA
+from deas_vla.data.lerobot.folder import IMAGE_TYPES, LerobotFolder
+from deas_vla.data.lerobot.layout import UNKNOWN, Layout, image_size
+from deas_vla.data.lerobot.reader import own_contract
 from deas_vla.errors import UserError
 
 FLOORS = {"state": STATE_SPREAD_FLOOR, "action": ACTION_SPREAD_FLOOR}
@@ -67,13 +67,6 @@ def _json(path: Path) -> dict:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: not readable ({error}); save it again") from error
-
-
-def own_contract(folder: LerobotFolder, layout: Layout) -> tuple[Contract, bool]:
-    """The contract that is declared beside a data set, else what it says of itself; and whether it is declared."""
-    if "contract" in folder.sidecar:
-        return Contract.from_json(folder.sidecar["contract"], folder.root / "meta"), True
-    return layout.contract(folder), False
 
 
 def differences(
@@ -136,8 +129,8 @@ def _other_sizes(folder: LerobotFolder, sizes: dict[str, tuple[int, ...]]) -> It
         if name not in folder.features:
             yield f"{name} is missing"
             continue
-        picture = folder.features[name]["dtype"] in PICTURES
-        mine = (3, *picture_size(folder, name)) if picture else tuple(folder.features[name]["shape"])
+        picture = folder.features[name]["dtype"] in IMAGE_TYPES
+        mine = (3, *image_size(folder, name)) if picture else tuple(folder.features[name]["shape"])
         if mine != wanted:
             yield f"{name} is {mine} against {wanted}"
 

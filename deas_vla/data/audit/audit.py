@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from deas_vla.data.audit.agreement import Reference, differences, own_contract, reference_at
+from deas_vla.data.audit.agreement import Reference, differences, reference_at
 from deas_vla.data.audit.dataset import Audited, audit_dataset
 from deas_vla.data.audit.findings import WARNING, Finding, as_json
 from deas_vla.data.contract import Contract
-from deas_vla.data.outcome import RECORDED, Outcome
+from deas_vla.data.labels import RECORDED, LabelRules
+from deas_vla.data.lerobot.reader import own_contract
 from deas_vla.errors import UserError, require
 
 
@@ -44,20 +45,20 @@ class Report:
         }
 
 
-def audit(roots: list[Path], against: Path | None = None, outcome: Outcome = RECORDED) -> Report:
+def audit(roots: list[Path], against: Path | None = None, labels: LabelRules = RECORDED) -> Report:
     """Audits data sets.
 
     Args:
         roots: their folders.
         against: folder of a policy, a critic or a reranker, or None.
-        outcome: what counts as success and reward in those that do not say.
+        labels: what counts as success and reward in those that do not say.
 
     Raises:
         UserError: if `against` holds nothing to compare with. Faults of the data sets are findings.
     """
     require("pyarrow", "lerobot")
     reference = None if against is None else reference_at(Path(against))
-    datasets = [audit_dataset(Path(root), outcome, reference) for root in roots]
+    datasets = [audit_dataset(Path(root), labels, reference) for root in roots]
     for place, later in enumerate(datasets):
         for earlier in datasets[:place]:
             later.findings.extend(_between(earlier, later, compare=earlier is _first(datasets)))

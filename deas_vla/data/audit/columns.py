@@ -7,7 +7,7 @@ import numpy as np
 
 from deas_vla.data.audit.findings import ERROR, NOTE, WARNING, Finding
 from deas_vla.data.contract import Column
-from deas_vla.data.lerobot.layout import Place
+from deas_vla.data.lerobot.layout import Position
 
 # Statistics that were computed from these very numbers agree better than this, in standard deviations.
 STATISTICS_TOLERANCE = 0.1
@@ -127,7 +127,9 @@ def against_columns(
             )  # fmt: skip
 
 
-def signatures(facts: ColumnFacts, places: tuple[Place, ...], what: str, declared: bool) -> Iterator[Finding]:
+def signatures(
+    facts: ColumnFacts, places: tuple[Position, ...], what: str, declared: bool
+) -> Iterator[Finding]:
     """Columns that never move, and columns that look binary where nothing says that they are."""
     if facts.mean is None:
         return

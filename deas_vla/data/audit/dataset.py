@@ -9,15 +9,16 @@ import numpy as np
 from tqdm import tqdm
 
 from deas_vla.data.audit import columns, pictures, rows, statistics, tables
-from deas_vla.data.audit.agreement import Reference, differences, own_contract, unlike_reference
+from deas_vla.data.audit.agreement import Reference, differences, unlike_reference
 from deas_vla.data.audit.columns import ColumnFacts
 from deas_vla.data.audit.findings import ERROR, NOTE, WARNING, Finding, Findings, of_error
 from deas_vla.data.audit.rows import Rows
+from deas_vla.data.labels import LabelRules
+from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.lerobot.folder import LerobotFolder
-from deas_vla.data.lerobot.format import SIDECAR
 from deas_vla.data.lerobot.layout import Layout, gather
-from deas_vla.data.lerobot.reader import declared_outcome
-from deas_vla.data.outcome import Outcome
+from deas_vla.data.lerobot import declared_labels
+from deas_vla.data.lerobot.reader import own_contract
 from deas_vla.errors import UserError
 
 EPISODES_WORTH_A_BAR = 50
@@ -52,12 +53,12 @@ class Audited:
     content: dict[bytes, int] = field(default_factory=dict)
 
 
-def audit_dataset(root: Path, outcome: Outcome, reference: Reference | None) -> Audited:
+def audit_dataset(root: Path, labels: LabelRules, reference: Reference | None) -> Audited:
     """Looks at everything in a data set.
 
     Args:
         root: its folder.
-        outcome: what counts as success and reward, if the data set does not say.
+        labels: what counts as success and reward, if the data set does not say.
         reference: the policy or critic that it must fit to, or None.
 
     Returns:
@@ -70,7 +71,7 @@ def audit_dataset(root: Path, outcome: Outcome, reference: Reference | None) -> 
         audited.findings.add(of_error(error, "not-a-data-set"))
         return audited
     try:
-        _audit(audited, audited.folder, outcome, reference)
+        _audit(audited, audited.folder, labels, reference)
     except Exception as error:
         # Of a kind that no check foresees: the rest of the report is still worth having.
         told = " ".join(f"{type(error).__name__}: {error}".split())
@@ -81,7 +82,7 @@ def audit_dataset(root: Path, outcome: Outcome, reference: Reference | None) -> 
     return audited
 
 
-def _audit(audited: Audited, folder: LerobotFolder, outcome: Outcome, reference: Reference | None) -> None:
+def _audit(audited: Audited, folder: LerobotFolder, labels: LabelRules, reference: Reference | None) -> None:
     findings = audited.findings
     readable = [_readable(findings, code, read) for code, read in (
         ("broken-modality", lambda: folder.modality),
@@ -93,12 +94,12 @@ def _audit(audited: Audited, folder: LerobotFolder, outcome: Outcome, reference:
         return
     try:
         audited.layout = layout = Layout.of(folder)
-        outcome = declared_outcome(folder, outcome)
+        labels = declared_labels(folder, labels)
         contract, declared = own_contract(folder, layout)
     except UserError as error:
         findings.add(of_error(error, "missing-column" if "is missing" in str(error) else "unclear-columns"))
         return
-    findings.extend(_undeclared(folder, outcome))
+    findings.extend(_undeclared(folder, labels))
     for line in layout.misfits(folder, contract) if declared else ():
         findings.add(
             Finding(ERROR, "other-contract", f"info.json and {SIDECAR} do not fit together: {line}",
@@ -109,7 +110,7 @@ def _audit(audited: Audited, folder: LerobotFolder, outcome: Outcome, reference:
         audited.layout = layout = layout.with_columns_of(contract)
     findings.extend(pictures.unused_cameras(folder, layout))
 
-    passing = _Pass(audited, layout, outcome, declared, reference, folder.tasks if has_tasks else None)
+    passing = _Pass(audited, layout, labels, declared, reference, folder.tasks if has_tasks else None)
     passing.run()
     tables.counts(folder, audited.lengths, passing.rows, findings)
     findings.extend(passing.whole())
@@ -133,9 +134,9 @@ def _readable(findings: Findings, code: str, read: Callable[[], object]) -> bool
     return True
 
 
-def _undeclared(folder: LerobotFolder, outcome: Outcome) -> Iterator[Finding]:
+def _undeclared(folder: LerobotFolder, labels: LabelRules) -> Iterator[Finding]:
     """Columns of success and reward that the rules need and nobody recorded."""
-    for name in outcome.columns:
+    for name in labels.columns:
         if name not in folder.features:
             flag = "--reward=success" if name == "next.reward" else "--success=done|reward|always|never"
             yield Finding(
@@ -151,12 +152,12 @@ class _Pass:
         self,
         audited: Audited,
         layout: Layout,
-        outcome: Outcome,
+        labels: LabelRules,
         declared: bool,
         reference: Reference | None,
         tasks: dict[int, str] | None,
     ):
-        self.audited, self.layout, self.outcome, self.declared = audited, layout, outcome, declared
+        self.audited, self.layout, self.labels, self.declared = audited, layout, labels, declared
         self.folder, self.findings, self.tasks = audited.folder, audited.findings, tasks
         self.rows = 0
         self.ours = "frame.is_final" in self.folder.features
@@ -195,10 +196,10 @@ class _Pass:
         self.findings.extend(rows.numbering(part))
         self.findings.extend(rows.times(part, self.folder.rate_hz))
         self.findings.extend(rows.finite(part, self.layout))
-        self.findings.extend(rows.rewards_and_end(part, self.outcome, self.ours))
+        self.findings.extend(rows.rewards_and_end(part, self.labels, self.ours))
         self.findings.extend(pictures.episode_videos(self.folder, self.layout, number, len(part)))
         self._instruction(part)
-        self._outcome(part)
+        self._labels(part)
         self.statistics.add(part)
         for facts, layout in (
             (audited.facts, self.layout),
@@ -232,10 +233,10 @@ class _Pass:
                 )
             )  # fmt: skip
 
-    def _outcome(self, part: Rows) -> None:
-        if any(name not in part.columns for name in self.outcome.columns) or not part.steps:
+    def _labels(self, part: Rows) -> None:
+        if any(name not in part.columns for name in self.labels.columns) or not part.steps:
             return
-        success, rewards = (values[: part.steps] for values in self.outcome.of(part.columns, len(part)))
+        success, rewards = (values[: part.steps] for values in self.labels.of(part.columns, len(part)))
         self.audited.successes = (self.audited.successes or 0) + int(success.any())
         if np.isfinite(rewards).all():
             low, high = self.audited.rewards or (np.inf, -np.inf)

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from deas_vla.data.audit.findings import ERROR, WARNING, Finding, of_error
 from deas_vla.data.lerobot.folder import LerobotFolder
-from deas_vla.data.lerobot.layout import Layout, picture_size
+from deas_vla.data.lerobot.layout import Layout, image_size
 from deas_vla.data.video import VideoFacts, video_facts
 from deas_vla.errors import UserError
 
@@ -65,7 +65,7 @@ def _video(
     except UserError as error:
         yield of_error(error, "broken-video", **place)
         return
-    size = picture_size(folder, key)
+    size = image_size(folder, key)
     if (facts.height, facts.width) != size:
         yield Finding(
             ERROR, "wrong-image-size",
@@ -130,7 +130,7 @@ def stored_pictures(
     for camera, key in layout.cameras.items():
         if folder.features[key]["dtype"] != "image":
             continue
-        size, row, before = picture_size(folder, key), 0, b""
+        size, row, before = image_size(folder, key), 0, b""
         with pq.ParquetFile(file) as parquet:
             if key not in parquet.schema_arrow.names:
                 continue  # found with the other missing columns

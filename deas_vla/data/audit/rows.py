@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deas_vla.data.audit.findings import ERROR, NOTE, WARNING, Finding
+from deas_vla.data.labels import LabelRules
 from deas_vla.data.lerobot.layout import Layout
-from deas_vla.data.outcome import Outcome
 
 # A step that is off by less than this share of its length is jitter of a clock.
 JITTER = 0.1
@@ -138,15 +138,15 @@ def finite(rows: Rows, layout: Layout) -> Iterator[Finding]:
             )  # fmt: skip
 
 
-def rewards_and_end(rows: Rows, outcome: Outcome, ours: bool) -> Iterator[Finding]:
+def rewards_and_end(rows: Rows, labels: LabelRules, ours: bool) -> Iterator[Finding]:
     """Success, reward and end that contradict each other."""
-    if any(name not in rows.columns for name in outcome.columns):
+    if any(name not in rows.columns for name in labels.columns):
         return
     steps = rows.steps
-    success, rewards = (values[:steps] for values in outcome.of(rows.columns, len(rows)))
+    success, rewards = (values[:steps] for values in labels.of(rows.columns, len(rows)))
     if not steps or not np.isfinite(rewards).all():
         return
-    yield from _success(rows, success, rewards, ours, outcome)
+    yield from _success(rows, success, rewards, ours, labels)
     done, succeeded = rows.flat("next.done"), int(success.argmax()) if success.any() else steps
     ended = steps
     if done is not None:
@@ -164,7 +164,7 @@ def rewards_and_end(rows: Rows, outcome: Outcome, ours: bool) -> Iterator[Findin
             )
     last = min(ended, succeeded)
     after = last + 1 + np.flatnonzero(rewards[last + 1 :])
-    if len(after) and outcome.reward == "column":
+    if len(after) and labels.reward == "column":
         # After a success the rows are not used; after an end by other means they are.
         yield rows.finding(
             ERROR if ended < steps - 1 else WARNING,
@@ -176,7 +176,7 @@ def rewards_and_end(rows: Rows, outcome: Outcome, ours: bool) -> Iterator[Findin
 
 
 def _success(
-    rows: Rows, success: np.ndarray, rewards: np.ndarray, ours: bool, outcome: Outcome
+    rows: Rows, success: np.ndarray, rewards: np.ndarray, ours: bool, labels: LabelRules
 ) -> Iterator[Finding]:
     truncated = rows.flat("next.truncated")
     if truncated is not None and truncated.any() and success.any():
@@ -190,9 +190,9 @@ def _success(
             "rows-after-success",
             f"success at row {at}, {len(success) - 1 - at} rows follow; they are not used",
             "cut the episode at its success",
-            outcome.columns[-1] if outcome.columns else "",
+            labels.columns[-1] if labels.columns else "",
         )
-    if not rewards[: at + 1].any() and outcome.reward == "column":
+    if not rewards[: at + 1].any() and labels.reward == "column":
         yield rows.finding(
             ERROR,
             "success-without-reward",

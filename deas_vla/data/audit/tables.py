@@ -11,8 +11,7 @@ import pyarrow.parquet as pq
 
 from deas_vla.data.audit.findings import ERROR, NOTE, WARNING, Finding, Findings, of_error
 from deas_vla.data.audit.rows import Rows
-from deas_vla.data.lerobot.folder import LerobotFolder, is_list, plain, read_table, to_numpy
-from deas_vla.data.lerobot.info import PICTURES
+from deas_vla.data.lerobot.folder import IMAGE_TYPES, LerobotFolder, is_list, plain, read_table, to_numpy
 from deas_vla.errors import UserError
 
 # Lists of what was said at a row, of any number: nothing here reads them.
@@ -48,7 +47,7 @@ def tables(folder: LerobotFolder, findings: Findings) -> Iterator[tuple[Path, di
             listed = [
                 name
                 for name, feature in folder.features.items()
-                if feature["dtype"] not in (*PICTURES, LANGUAGE)
+                if feature["dtype"] not in (*IMAGE_TYPES, LANGUAGE)
             ]
             wanted = [name for name in dict.fromkeys((*listed, *BOOKKEEPING)) if name in names]
             table = read_table(file, wanted)

@@ -1,0 +1,16 @@
+"""LeRobot data sets, read (v2.0, v2.1, v3) and written (v3): `reader.read_dataset` and `writer.write_dataset`.
+
+============  ==================================================================================
+folder.py     where rows, images and instructions lie on disk
+layout.py     which column of the files is which column of a contract
+reader.py     rows to episodes: labels, source, contract
+writer.py     episodes to rows
+============  ==================================================================================
+"""
+
+# What this project writes beside a data set: contract, source, label rules, metadata.
+SIDECAR = "meta/deas_vla.json"
+FORMAT = 1
+IMAGES = "observation.images."
+# Cameras that a policy was pretrained with and a robot may lack: LeRobot fills them in, masked.
+EMPTY_CAMERA = f"{IMAGES}empty_camera_"

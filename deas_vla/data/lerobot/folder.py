@@ -1,35 +1,45 @@
-"""The folder of a LeRobot data set, v2.0, v2.1 or v3: where its rows, pictures and sentences are.
+"""The folder of a LeRobot data set, v2.0, v2.1 or v3: where its rows, images and instructions are.
 
 ==============  ==========================================  ================================================
 what            v2.0 and v2.1 (GR00T reads these)           v3
 ==============  ==========================================  ================================================
 rows            one parquet file an episode                 many episodes a file
 videos          one file an episode and camera              many episodes a file, by their times
-sentences       meta/tasks.jsonl                            meta/tasks.parquet
+instructions    meta/tasks.jsonl                            meta/tasks.parquet
 episodes        meta/episodes.jsonl                         meta/episodes/*/*.parquet
 groups          meta/modality.json, where GR00T uses it     (none)
 ==============  ==========================================  ================================================
 
+LeRobot decodes the videos. The parquet files are read here, because `LeRobotDataset` reads v3 only, looks for a missing
+file on the hub, and the audit must look into broken folders; and because it is slower: importing LeRobot took 12 s on a
+busy core, reading 505 of 4,040 rows 1.0 s where this took 0.5 s. Its script v2.1 to v3 refuses GR00T's v2.0 folders.
+
 Nothing is judged here: a file that cannot be read is an error, what is in it is up to the reader and to the audit.
 """
 
+from __future__ import annotations
+
 import io
+import itertools
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from deas_vla.data.lerobot.format import FORMAT, SIDECAR
-from deas_vla.data.lerobot.info import check_info
-from deas_vla.errors import UserError
+from deas_vla.data.lerobot import FORMAT, SIDECAR
+from deas_vla.errors import UserError, require
 
-INFO = "meta/info.json"
-MODALITY = "meta/modality.json"
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+INFO, MODALITY = "meta/info.json", "meta/modality.json"
 VERSIONS = ("v2.0", "v2.1", "v3.")
+IMAGE_TYPES = ("image", "video")
 
 
 @dataclass(frozen=True)
@@ -47,6 +57,26 @@ class EpisodeMeta:
     videos: dict[str, tuple[Path, float]]
 
 
+@dataclass
+class Rows:
+    """The rows of one episode in one parquet file.
+
+    Attributes:
+        number: the episode.
+        file: the parquet file.
+        first: which row of the file is the first of them.
+        columns: (rows,) or (rows, width) arrays.
+    """
+
+    number: int
+    file: Path
+    first: int
+    columns: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(next(iter(self.columns.values())))
+
+
 class LerobotFolder:
     """A data set on disk.
 
@@ -58,6 +88,7 @@ class LerobotFolder:
     """
 
     def __init__(self, root: Path):
+        require("pyarrow", "lerobot")
         self.root = Path(root)
         self.info = read_json(self.root / INFO, "not a LeRobot data set")
         self.version = str(self.info.get("codebase_version"))
@@ -66,24 +97,15 @@ class LerobotFolder:
                 f"{self.root} has LeRobot format {self.version}, this reads v2.0, v2.1 and v3; "
                 "convert it with LeRobot's own script first"
             )
+        # One file an episode: v2.
+        self.episodic = self.version.startswith("v2.")
         check_info(self.info, self.root / INFO, self.episodic)
-
-    @property
-    def episodic(self) -> bool:
-        """One file an episode: v2."""
-        return self.version.startswith("v2.")
-
-    @property
-    def features(self) -> dict[str, dict]:
-        return self.info["features"]
-
-    @property
-    def rate_hz(self) -> float:
-        return float(self.info["fps"])
+        self.features: dict[str, dict] = self.info["features"]
+        self.rate_hz = float(self.info["fps"])
 
     @cached_property
     def sidecar(self) -> dict:
-        """What this project wrote about the data set (lerobot_format.py), or {}."""
+        """What this project wrote about the data set, or {}."""
         path = self.root / SIDECAR
         if not path.is_file():
             return {}
@@ -100,7 +122,7 @@ class LerobotFolder:
 
     @cached_property
     def tasks(self) -> dict[int, str]:
-        """Sentence by task index."""
+        """Instruction by task index."""
         if self.episodic:
             path = self.root / "meta" / "tasks.jsonl"
             return {line["task_index"]: line["task"] for line in read_lines(path, task_index=int, task=str)}
@@ -121,60 +143,214 @@ class LerobotFolder:
             lines = read_lines(self.root / "meta" / "episodes.jsonl", episode_index=int, length=int)
             found = [EpisodeMeta(line["episode_index"], line["length"], {}) for line in lines]
         else:
-            found = [meta for file in self._lists() for meta in self._v3_episodes(file)]
+            found = [meta for file in self._parquet("meta/episodes") for meta in self._v3_episodes(file)]
         return {meta.number: meta for meta in sorted(found, key=lambda meta: meta.number)}
-
-    def _lists(self) -> list[Path]:
-        files = sorted((self.root / "meta" / "episodes").glob("*/*.parquet"))
-        if not files:
-            raise UserError(f"{self.root} has no parquet files in meta/episodes/; copy it again")
-        return files
-
-    def _v3_episodes(self, file: Path) -> list[EpisodeMeta]:
-        keys = [key for key, feature in self.features.items() if feature["dtype"] == "video"]
-        names = [
-            f"videos/{key}/{what}" for key in keys for what in ("chunk_index", "file_index", "from_timestamp")
-        ]
-        found = []
-        for row in read_table(file, ["episode_index", "length", *names], full=True).to_pylist():
-            videos = {}
-            for key in keys:
-                path = self.info["video_path"].format(
-                    video_key=key,
-                    chunk_index=row[f"videos/{key}/chunk_index"],
-                    file_index=row[f"videos/{key}/file_index"],
-                )
-                videos[key] = (self.root / path, row[f"videos/{key}/from_timestamp"])
-            found.append(EpisodeMeta(row["episode_index"], row["length"], videos))
-        return found
 
     def data_files(self) -> list[Path]:
         """The parquet files with the rows, in order; of v2 those that its own list of episodes asks for."""
-        if self.episodic:
-            return [self.data_file(number) for number in self.episodes]
-        files = sorted((self.root / "data").glob("*/*.parquet"))
-        if not files:
-            raise UserError(f"{self.root} has no parquet files in data/; copy it again")
-        return files
+        if not self.episodic:
+            return self._parquet("data")
+        return [
+            self.root
+            / self.info["data_path"].format(episode_chunk=number // self._chunk, episode_index=number)
+            for number in self.episodes
+        ]
 
-    def data_file(self, number: int) -> Path:
-        """The file of one episode of v2."""
-        return self.root / self.info["data_path"].format(
-            episode_chunk=number // self._chunk, episode_index=number
-        )
+    def rows(self, needed: list[str], optional: tuple[str, ...] = ()) -> Iterator[Rows]:
+        """The rows of one episode after the other, as they lie in the files.
+
+        Args:
+            needed: columns without which the data set cannot be read.
+            optional: columns that are read where they are there.
+
+        Raises:
+            UserError: if a file is missing, cut off or lacks a column, or their number is not the one that is
+                written down.
+        """
+        names = dict.fromkeys(("episode_index", *needed, *optional))
+        wanted = [name for name in names if name == "episode_index" or name in self.features]
+        total = 0
+        for file in self.data_files():
+            table = read_table(file, wanted, full=True)
+            columns = {name: to_numpy(table.column(name)) for name in wanted}
+            total += len(table)
+            for rows in split_episodes(file, columns):
+                if self.episodic and len(rows) != self.episodes[rows.number].length:
+                    raise UserError(
+                        f"{file} has {len(rows)} rows, episodes.jsonl says {self.episodes[rows.number].length}; "
+                        "copy it again"
+                    )
+                yield rows
+        if not self.episodic and total != self.info["total_frames"]:
+            raise UserError(
+                f"{self.root}: {total} rows, info.json says {self.info['total_frames']}; copy it again"
+            )
+
+    def images(
+        self, key: str, size: tuple[int, int], episodes: list[Rows], wanted: list[np.ndarray]
+    ) -> Iterator[np.ndarray]:
+        """The images of one episode after the other.
+
+        Args:
+            key: column of the camera.
+            size: height and width that they must have.
+            episodes: of `rows`.
+            wanted: for each episode its rows whose images are wanted, (F,) increasing.
+
+        Returns:
+            (F, height, width, 3) uint8 for each episode, contiguous.
+
+        Raises:
+            UserError: if an image is missing, broken or of another size.
+        """
+        pairs = zip(episodes, wanted, strict=True)
+        if self.features[key]["dtype"] == "video":
+            yield from (self._video_frames(key, size, rows.number, part) for rows, part in pairs)
+            return
+        for file, group in itertools.groupby(pairs, key=lambda pair: pair[0].file):
+            parts = [rows.first + part for rows, part in group]
+            images = _stored_images(file, key, size, np.concatenate(parts))
+            yield from np.split(images, np.cumsum([len(part) for part in parts])[:-1])
 
     def video(self, key: str, number: int) -> tuple[Path, float]:
         """The video of one episode and the second at which it begins in it."""
         if not self.episodic:
             return self.episodes[number].videos[key]
-        path = self.info["video_path"].format(
-            episode_chunk=number // self._chunk, video_key=key, episode_index=number
-        )
-        return self.root / path, 0.0
+        fields = {"episode_chunk": number // self._chunk, "video_key": key, "episode_index": number}
+        return self.root / self.info["video_path"].format(**fields), 0.0
+
+    def _video_frames(self, key: str, size: tuple[int, int], number: int, wanted: np.ndarray) -> np.ndarray:
+        """Frame n of an episode belongs to its row n, whatever its column of timestamps says."""
+        decode = require("lerobot.datasets.video_utils", "lerobot").decode_video_frames
+        path, begin = self.video(key, number)
+        if not path.is_file():
+            raise UserError(f"{path} is missing; copy the data set again")
+        times = [begin + float(row) / self.rate_hz for row in wanted]
+        try:
+            frames = decode(path, times, tolerance_s=0.5 / self.rate_hz, return_uint8=True)
+        except Exception as error:  # each decoder has its own errors
+            raise UserError(
+                f"{path} cannot be decoded up to second {times[-1]:g} ({one_line(error)}); copy it again"
+            ) from error
+        if frames.shape[1:] != (3, *size):
+            found = (*frames.shape[2:], frames.shape[1])
+            raise UserError(f"{path}: frames are {found}, info.json says {(*size, 3)}")
+        return frames.permute(0, 2, 3, 1).contiguous().numpy()
+
+    def _v3_episodes(self, file: Path) -> list[EpisodeMeta]:
+        keys = [key for key, feature in self.features.items() if feature["dtype"] == "video"]
+        fields = ("chunk_index", "file_index", "from_timestamp")
+        names = [f"videos/{key}/{field}" for key in keys for field in fields]
+        found = []
+        for row in read_table(file, ["episode_index", "length", *names], full=True).to_pylist():
+            videos = {}
+            for key in keys:
+                chunk, number, begin = (row[f"videos/{key}/{field}"] for field in fields)
+                path = self.info["video_path"].format(video_key=key, chunk_index=chunk, file_index=number)
+                videos[key] = (self.root / path, begin)
+            found.append(EpisodeMeta(row["episode_index"], row["length"], videos))
+        return found
+
+    def _parquet(self, folder: str) -> list[Path]:
+        files = sorted((self.root / folder).glob("*/*.parquet"))
+        if not files:
+            raise UserError(f"{self.root} has no parquet files in {folder}/; copy it again")
+        return files
 
     @property
     def _chunk(self) -> int:
         return int(self.info.get("chunks_size", 1000))
+
+
+def split_episodes(file: Path, columns: dict[str, np.ndarray]) -> Iterator[Rows]:
+    """The episodes in one file, in the order in which they lie there.
+
+    Args:
+        file: the file.
+        columns: of it, ``episode_index`` among them.
+    """
+    numbers = columns["episode_index"].reshape(-1)
+    if not len(numbers):
+        return
+    starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
+    for start, end in itertools.pairwise([*starts.tolist(), len(numbers)]):
+        part = {name: values[start:end] for name, values in columns.items()}
+        yield Rows(int(numbers[start]), file, start, part)
+
+
+def check_info(info: dict, path: Path, episodic: bool) -> None:
+    """Refuses an info.json that cannot be worked with; nobody asks again.
+
+    Args:
+        info: its content.
+        path: where it is, for the message.
+        episodic: whether the data set has one file an episode (v2).
+
+    Raises:
+        UserError: naming the file and the key.
+    """
+
+    def require_that(holds: bool, key: str, wanted: str) -> None:
+        if not holds:
+            raise UserError(f"{path}: {key} is not {wanted}; correct it, or copy the data set again")
+
+    for key in ("features", "fps", "data_path" if episodic else "total_frames"):
+        if key not in info:
+            raise UserError(f"{path}: no {key} in it; copy the data set again")
+    fps = info["fps"]
+    number = isinstance(fps, int | float) and not isinstance(fps, bool)
+    require_that(number and math.isfinite(fps) and fps > 0, "fps", "a number above 0")
+    require_that(_whole(info.get("chunks_size", 1)), "chunks_size", "a whole number above 0")
+    require_that(isinstance(info["features"], dict), "features", "an object of columns")
+    for name, feature in info["features"].items():
+        _check_feature(f"features.{name}", feature, require_that)
+    if episodic:
+        numbers = {"episode_chunk": 0, "episode_index": 0}
+        require_that(_formats(info["data_path"], numbers), "data_path", f"a path of {_braces(numbers)}")
+    else:
+        require_that(isinstance(info["total_frames"], int), "total_frames", "a whole number")
+        numbers = {"chunk_index": 0, "file_index": 0}
+    if any(feature["dtype"] == "video" for feature in info["features"].values()):
+        fields = {"video_key": "", **numbers}
+        require_that(_formats(info.get("video_path"), fields), "video_path", f"a path of {_braces(fields)}")
+
+
+def _check_feature(key: str, feature: object, require_that) -> None:
+    described = isinstance(feature, dict) and {"dtype", "shape"} <= feature.keys()
+    require_that(described, key, "an object with dtype and shape")
+    dtype, shape, names = feature["dtype"], feature["shape"], feature.get("names")
+    require_that(isinstance(dtype, str), f"{key}.dtype", "a text")
+    sizes = isinstance(shape, list) and all(map(_whole, shape))
+    require_that(sizes, f"{key}.shape", "a list of whole numbers above 0")
+    require_that(names is None or isinstance(names, list | dict), f"{key}.names", "a list or an object")
+    if dtype in IMAGE_TYPES:
+        require_that(len(shape) == 3, f"{key}.shape", "that of an image, three numbers")
+        require_that(not isinstance(names, list) or len(names) == 3, f"{key}.names", "three names")
+    elif isinstance(names, dict):
+        values = list(names.values())
+        positions = all(isinstance(value, int) for value in values)
+        right = (
+            sorted(values) == list(range(len(values)))
+            if positions
+            else all(isinstance(value, list) for value in values)
+        )
+        require_that(right, f"{key}.names", "an object of lists, or of each name's position from 0 on")
+
+
+def _whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _formats(template: object, fields: dict) -> bool:
+    """Whether a path can be made of these fields and no others."""
+    try:
+        return isinstance(template, str) and bool(template.format(**fields))
+    except (LookupError, ValueError, AttributeError, TypeError):
+        return False
+
+
+def _braces(fields: dict) -> str:
+    return ", ".join(f"{{{name}}}" for name in fields)
 
 
 def read_table(file: Path, columns: list[str] | None = None, *, full: bool = False) -> pa.Table:
@@ -183,15 +359,18 @@ def read_table(file: Path, columns: list[str] | None = None, *, full: bool = Fal
     Args:
         file: the file.
         columns: which; None: all.
-        full: whether empty entries are refused, which numpy would make False or NaN without a word.
+        full: whether empty entries are refused, which numpy would silently make False or NaN.
 
     Raises:
         UserError: if it is missing or cut off, lacks a column, or has an empty entry where none may be.
     """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
     try:
         table = pq.read_table(file, columns=columns, partitioning=None)
     except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file} cannot be read ({_one_line(error)}); copy it again") from error
+        raise UserError(f"{file} cannot be read ({one_line(error)}); copy it again") from error
     for name in table.column_names if full else ():
         if count := table.column(name).null_count:
             raise UserError(
@@ -206,7 +385,7 @@ def read_json(path: Path, problem: str) -> dict:
         value = json.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{path.parent.parent}: {problem} ({path.name}: {_one_line(error)}); copy it again"
+            f"{path.parent.parent}: {problem} ({path.name}: {one_line(error)}); copy it again"
         ) from error
     if not isinstance(value, dict):
         raise UserError(f"{path.parent.parent}: {problem} ({path.name}: not an object); copy it again")
@@ -218,7 +397,7 @@ def read_lines(path: Path, **needed: type) -> list[dict]:
     try:
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({_one_line(error)}); copy it again") from error
+        raise UserError(f"{path} cannot be read ({one_line(error)}); copy it again") from error
     for number, line in enumerate(lines, 1):
         if not isinstance(line, dict):
             raise UserError(f"{path}, line {number}: not an object; copy the data set again")
@@ -243,31 +422,48 @@ def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
 
 def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column as lists of lists where a library registered a type of its own for tables of numbers."""
+    import pyarrow as pa
+
     if isinstance(column.type, pa.BaseExtensionType):
         return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
     return column
 
 
 def is_list(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
     return pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
 
 
-def decode_image(encoded: bytes, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """(h, w, 3) uint8 of a picture in a parquet file.
+def one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
-    Raises:
-        UserError: if it is not a picture, or of another size than `shape`.
-    """
+
+def _stored_images(file: Path, key: str, size: tuple[int, int], wanted: np.ndarray) -> np.ndarray:
+    """(F, height, width, 3) uint8 of the images in these rows of a parquet file; only they are decoded."""
+    import pyarrow.parquet as pq
     from PIL import Image
 
-    try:
-        image = np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
-    except (OSError, TypeError, SyntaxError) as error:
-        raise UserError(f"{where}: not an image ({_one_line(error)}); copy the data set again") from error
-    if image.shape != shape:
-        raise UserError(f"{where}: image is {image.shape}, info.json says {shape}")
-    return image
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+    images = np.empty((len(wanted), *size, 3), np.uint8)
+    first, done = 0, 0
+    with pq.ParquetFile(file) as parquet:
+        for batch in parquet.iter_batches(1024, columns=[key]):
+            encoded = batch.column(0).field("bytes")
+            while done < len(wanted) and wanted[done] < first + len(batch):
+                row = int(wanted[done])
+                try:
+                    with Image.open(io.BytesIO(encoded[row - first].as_py())) as stored:
+                        image = np.asarray(stored.convert("RGB"))
+                except (OSError, TypeError, SyntaxError) as error:
+                    where = f"{file}, {key}, row {row}"
+                    raise UserError(
+                        f"{where}: not an image ({one_line(error)}); copy the data set again"
+                    ) from error
+                if image.shape != images.shape[1:]:
+                    raise UserError(
+                        f"{file}, {key}, row {row}: image is {image.shape}, info.json says {(*size, 3)}"
+                    )
+                images[done] = image
+                done += 1
+            first += len(batch)
+    return images

@@ -1,8 +1,8 @@
-"""Which number of a LeRobot data set is which: names out of ``modality.json`` and ``info.json``.
+"""Which column of a LeRobot data set is which: names out of ``modality.json`` and ``info.json``.
 
 GR00T cuts a vector into named groups: ``"left_arm": {"start": 0, "end": 7}``. A group is a name for its columns in
 order, so ``left_arm.0`` to ``left_arm.6`` here; a contract may call the same seven ``left_arm.shoulder`` and so on.
-Columns are therefore picked by their names where the contract uses the data set's, and by group and place where it
+Columns are therefore picked by their names where the contract uses the data set's, and by group and position where it
 has names of its own, in whatever order the groups lie in the files.
 """
 
@@ -12,9 +12,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deas_vla.data.contract import Camera, Column, Contract
-from deas_vla.data.lerobot.folder import LerobotFolder
-from deas_vla.data.lerobot.format import IMAGES
-from deas_vla.data.lerobot.info import PICTURES
+from deas_vla.data.lerobot import IMAGES
+from deas_vla.data.lerobot.folder import IMAGE_TYPES, LerobotFolder
 from deas_vla.errors import UserError
 
 KEYS = {"state": "observation.state", "action": "action"}
@@ -23,7 +22,7 @@ UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
-class Place:
+class Position:
     """Where one number of a state or an action is.
 
     Attributes:
@@ -48,12 +47,12 @@ class Layout:
     Attributes:
         state: the columns of the state, as they lie in the files.
         action: the columns of the action.
-        cameras: camera name to the column of its pictures.
-        instruction: the column with the index of the sentence.
+        cameras: camera name to the column of its images.
+        instruction: the column with the index of the instruction in the list of tasks.
     """
 
-    state: tuple[Place, ...]
-    action: tuple[Place, ...]
+    state: tuple[Position, ...]
+    action: tuple[Position, ...]
     cameras: dict[str, str]
     instruction: str = "task_index"
 
@@ -69,14 +68,14 @@ class Layout:
         cameras = {
             key.removeprefix(IMAGES).removeprefix("observation."): key
             for key, feature in folder.features.items()
-            if feature["dtype"] in PICTURES
+            if feature["dtype"] in IMAGE_TYPES
         }
         return cls(_by_info(folder, "state"), _by_info(folder, "action"), cameras)
 
     @property
     def keys(self) -> list[str]:
         """The columns of the files that hold the state and the action."""
-        return list(dict.fromkeys(place.key for place in (*self.state, *self.action)))
+        return list(dict.fromkeys(position.key for position in (*self.state, *self.action)))
 
     def picked(self, contract: Contract) -> "Layout":
         """The columns and cameras of a contract, in its order, found by name.
@@ -104,7 +103,7 @@ class Layout:
             if camera.name not in self.cameras:
                 lines.append(f"camera {camera.name} is missing")
                 continue
-            size, wanted = picture_size(folder, self.cameras[camera.name]), (camera.height, camera.width)
+            size, wanted = image_size(folder, self.cameras[camera.name]), (camera.height, camera.width)
             if size != wanted:
                 lines.append(f"camera {camera.name}: {(*size, 3)} against {(*wanted, 3)}")
         return lines
@@ -117,33 +116,38 @@ class Layout:
             )
         return [
             line
-            for what, places in (("state", self.state), ("action", self.action))
-            for line in _other_names(KEYS[what], [place.name for place in places], getattr(contract, what))
+            for what, positions in (("state", self.state), ("action", self.action))
+            for line in _other_names(
+                KEYS[what], [position.name for position in positions], getattr(contract, what)
+            )
         ]
 
     def contract(self, folder: LerobotFolder) -> Contract:
         """What a data set says of itself, as a contract: names and rate, no units and no limits."""
 
-        def columns(places: Iterable[Place]) -> tuple[Column, ...]:
-            return tuple(Column(place.name, UNKNOWN) for place in places)
+        def columns(positions: Iterable[Position]) -> tuple[Column, ...]:
+            return tuple(Column(position.name, UNKNOWN) for position in positions)
 
         return Contract(
             embodiment=str(folder.info.get("robot_type") or UNKNOWN),
             rate_hz=folder.rate_hz,
             state=columns(self.state),
             action=columns(self.action),
-            cameras=tuple(Camera(name, *picture_size(folder, key)) for name, key in self.cameras.items()),
+            cameras=tuple(Camera(name, *image_size(folder, key)) for name, key in self.cameras.items()),
         )
 
 
-def gather(places: tuple[Place, ...], columns: dict[str, np.ndarray]) -> np.ndarray:
-    """(rows, len(places)) float32: the numbers at these places, in their order."""
-    parts = [columns[place.key].reshape(len(columns[place.key]), -1)[:, place.index] for place in places]
+def gather(positions: tuple[Position, ...], columns: dict[str, np.ndarray]) -> np.ndarray:
+    """(rows, len(positions)) float32: the numbers at these positions, in their order."""
+    parts = [
+        columns[position.key].reshape(len(columns[position.key]), -1)[:, position.index]
+        for position in positions
+    ]
     return np.stack(parts, 1).astype(np.float32)
 
 
-def picture_size(folder: LerobotFolder, key: str) -> tuple[int, int]:
-    """Height and width of a camera's pictures as info.json has them; some put the channels first."""
+def image_size(folder: LerobotFolder, key: str) -> tuple[int, int]:
+    """Height and width of a camera's images as info.json has them; some put the channels first."""
     shape, names = list(folder.features[key]["shape"]), folder.features[key].get("names")
     if isinstance(names, list) and "height" in names and "width" in names:
         return shape[names.index("height")], shape[names.index("width")]
@@ -153,17 +157,17 @@ def picture_size(folder: LerobotFolder, key: str) -> tuple[int, int]:
 def feature_names(feature: dict) -> list[str] | None:
     """The names of a column's entries in info.json, in order, or None if it has none.
 
-    LeRobot has lists, lists in a dictionary, and a dictionary from each name to its place.
+    LeRobot has lists, lists in a dictionary, and a dictionary from each name to its position.
     """
     names = feature.get("names")
     if not isinstance(names, dict):
         return None if names is None else [str(name) for name in names]
-    if all(isinstance(place, int) for place in names.values()):
+    if all(isinstance(position, int) for position in names.values()):
         return sorted(names, key=names.get)
     return [str(name) for group in names.values() for name in group]
 
 
-def _by_info(folder: LerobotFolder, what: str) -> tuple[Place, ...]:
+def _by_info(folder: LerobotFolder, what: str) -> tuple[Position, ...]:
     key = KEYS[what]
     if key not in folder.features:
         present = ", ".join(sorted(folder.features))
@@ -174,7 +178,7 @@ def _by_info(folder: LerobotFolder, what: str) -> tuple[Place, ...]:
         raise UserError(f"{folder.root}: {key}: its columns have no names; write them into info.json")
     if len(names) != width:
         raise UserError(f"{folder.root}: {key} has {width} columns and {len(names)} names in info.json")
-    return tuple(Place(name, key, index) for index, name in enumerate(names))
+    return tuple(Position(name, key, index) for index, name in enumerate(names))
 
 
 def _by_modality(folder: LerobotFolder) -> Layout:
@@ -185,22 +189,22 @@ def _by_modality(folder: LerobotFolder) -> Layout:
         if not groups:
             raise UserError(f"{where}: no {what} in it; write down its groups of columns")
         found = [_group(folder, where, key, name, group) for name, group in groups.items()]
-        found.sort(key=lambda places: places[0].index)
-        vectors[what] = tuple(place for places in found for place in places)
+        found.sort(key=lambda positions: positions[0].index)
+        vectors[what] = tuple(position for positions in found for position in positions)
     cameras = {
         name: video.get("original_key", IMAGES + name)
         for name, video in _objects(folder, where, "video").items()
     }
     for name, key in cameras.items():
         _require_column(folder, where, f"camera {name}", key)
-        if folder.features[key]["dtype"] not in PICTURES:
-            raise UserError(f"{where}: camera {name} is in column {key}, which holds no pictures; correct it")
+        if folder.features[key]["dtype"] not in IMAGE_TYPES:
+            raise UserError(f"{where}: camera {name} is in column {key}, which holds no images; correct it")
     notes = _objects(folder, where, "annotation")
-    sentences = [name for name in notes if name.endswith("task_description")]
+    instructions = [name for name in notes if name.endswith("task_description")]
     instruction = "task_index"
-    if sentences:
-        instruction = notes[sentences[0]].get("original_key", f"annotation.{sentences[0]}")
-        _require_column(folder, where, f"annotation {sentences[0]}", instruction)
+    if instructions:
+        instruction = notes[instructions[0]].get("original_key", f"annotation.{instructions[0]}")
+        _require_column(folder, where, f"annotation {instructions[0]}", instruction)
     return Layout(vectors["state"], vectors["action"], cameras, instruction)
 
 
@@ -217,7 +221,7 @@ def _require_column(folder: LerobotFolder, where: str, what: str, key: object) -
         raise UserError(f"{where}: {what} is in column {key}, which info.json does not have")
 
 
-def _group(folder: LerobotFolder, where: str, key: str, name: str, group: dict) -> list[Place]:
+def _group(folder: LerobotFolder, where: str, key: str, name: str, group: dict) -> list[Position]:
     key = group.get("original_key", key)
     _require_column(folder, where, f"group {name}", key)
     start, end, width = group.get("start"), group.get("end"), int(np.prod(folder.features[key]["shape"]))
@@ -225,7 +229,7 @@ def _group(folder: LerobotFolder, where: str, key: str, name: str, group: dict) 
         raise UserError(
             f"{where}: group {name} goes from {start} to {end}, {key} has {width} columns; correct it"
         )
-    return [Place(f"{name}.{index - start}", key, index) for index in range(start, end)]
+    return [Position(f"{name}.{index - start}", key, index) for index in range(start, end)]
 
 
 def _groups(names: Iterable[str]) -> dict[str, list[str]]:
@@ -239,15 +243,15 @@ def _group_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
-def _other_groups(what: str, places: tuple[Place, ...], columns: tuple[Column, ...]) -> list[str]:
-    lines, mine = [], _groups(place.name for place in places)
+def _other_groups(what: str, positions: tuple[Position, ...], columns: tuple[Column, ...]) -> list[str]:
+    lines, mine = [], _groups(position.name for position in positions)
     for group, wanted in _groups(column.name for column in columns).items():
         own = mine.get(group, [])
         foreign = [name for name in wanted if name not in own]
         if len(own) != len(wanted):
             lines.append(f"{what}: group {group} has {len(own)} columns against {len(wanted)}")
         elif 0 < len(foreign) < len(wanted):
-            # Neither names nor places say which column the rest is.
+            # Neither names nor positions say which column the rest is.
             lines.append(
                 f"{what}: group {group} mixes names of the data set ({', '.join(own)}) with others "
                 f"({', '.join(foreign)}): use its names for all columns of the group or for none"
@@ -263,11 +267,11 @@ def _other_names(key: str, names: list[str], columns: tuple[Column, ...]) -> lis
     return [f"{key}: {'; '.join([f'{len(names)} columns against {len(wanted)}', *different])}"]
 
 
-def _pick(places: tuple[Place, ...], columns: tuple[Column, ...]) -> Iterable[Place]:
-    """A column whose name the data set has is that one; else the n-th column of a group is the group's n-th place."""
-    by_name, by_group = {place.name: place for place in places}, {}
-    for place in places:
-        by_group.setdefault(place.group, []).append(place)
+def _pick(positions: tuple[Position, ...], columns: tuple[Column, ...]) -> Iterable[Position]:
+    """A column whose name the data set has is that one; else the n-th of a group is its n-th position."""
+    by_name, by_group = {position.name: position for position in positions}, {}
+    for position in positions:
+        by_group.setdefault(position.group, []).append(position)
     taken = dict.fromkeys(by_group, 0)
     for column in columns:
         group = _group_of(column.name)

@@ -1,5 +1,6 @@
-"""A LeRobot data set into episodes: ours bit for bit, and those of others once success and reward are declared."""
+"""LeRobot data sets into episodes: ours as they were written, those of others once success and reward are declared."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -7,31 +8,61 @@ from tqdm import tqdm
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
-from deas_vla.data.lerobot.folder import LerobotFolder
-from deas_vla.data.lerobot.format import SIDECAR
+from deas_vla.data.labels import RECORDED, LabelRules
+from deas_vla.data.lerobot import FORMAT, SIDECAR
+from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout, gather
-from deas_vla.data.lerobot.v2 import EpisodeFiles
-from deas_vla.data.lerobot.v3 import SharedFiles
-from deas_vla.data.outcome import Outcome, played_steps
 from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.files import write_json
 
+# Columns that this project writes and others need not have.
 OPTIONAL = ("frame.is_fresh", "frame.is_final", "scene")
 # Below this, a bar would only flicker.
 EPISODES_WORTH_A_BAR = 50
 
 
-def read(
+def read_dataset(
     root: Path,
-    expected: Contract | None,
-    source: str,
-    outcome: Outcome,
-    image_every: int,
-    minimum_episodes: int,
+    expected: Contract | None = None,
+    *,
+    source: str = "demonstration",
+    labels: LabelRules = RECORDED,
+    image_every: int = 1,
+    minimum_episodes: int = 1,
 ) -> tuple[list[Episode], Contract, dict]:
-    """See `lerobot_io.read_dataset`."""
+    """Reads and checks a data set: LeRobot v3, or v2.0 and v2.1 as GR00T has them.
+
+    One that was not written by this project is read too if success and reward are columns of it or are declared,
+    and its contract is known: from the caller, from `declare_dataset`, or without units from GR00T's
+    ``modality.json``. An episode is then cut at its first success. One without success gives its last row as the last
+    observation, since nothing was stored after its last action.
+
+    Args:
+        root: folder of the data set.
+        expected: the contract that its columns, cameras and rate must have; may be left out if the data set
+            carries its own. Of a data set with ``modality.json``, columns and cameras are picked by name.
+        source: what its episodes are, if the data set does not say.
+        labels: what counts as success and reward in it, if the data set does not say.
+        image_every: of a data set of others, keep the images of every so many rows (and of the last), since all of
+            them seldom fit in memory. Options start and end at kept images: a divisor of the chunk length.
+        minimum_episodes: fewer are refused.
+
+    Returns:
+        Its episodes, its contract (with statistics if it was written with them) and the metadata it was written
+        with.
+
+    Raises:
+        UserError: if something is missing, broken, NaN or too little, naming the file and the column.
+        ContractMismatch: if it disagrees with `expected`, with every difference.
+    """
     folder = LerobotFolder(root)
-    outcome = declared_outcome(folder, outcome)
-    require_columns(folder, outcome)
+    labels = declared_labels(folder, labels)
+    for name in labels.columns:
+        if name not in folder.features:
+            raise UserError(
+                f"{root}: column {name} is missing; record it, or declare what success and reward are (--success, "
+                f"--reward of `deas-vla declare`); its columns are {', '.join(sorted(folder.features))}"
+            )
     layout = Layout.of(folder)
     contract = _contract(folder, layout, expected)
     misfits = layout.misfits(folder, contract)
@@ -39,96 +70,115 @@ def read(
         raise ContractMismatch(f"{root} and its contract do not fit together: {'; '.join(misfits)}")
     layout = layout.picked(contract)
 
-    needed = list(dict.fromkeys((*layout.keys, layout.instruction, *outcome.columns)))
-    files = (EpisodeFiles if folder.episodic else SharedFiles)(folder, needed, OPTIONAL)
-    if len(files) < minimum_episodes:
-        raise UserError(
-            f"{root}: {len(files)} episodes, at least {minimum_episodes} are needed; collect more"
-        )
+    rows = list(folder.rows([*layout.keys, layout.instruction, *labels.columns], OPTIONAL))
+    if len({part.number for part in rows}) < len(rows):
+        raise UserError(f"{root}: an episode is in two places; `deas-vla audit {root}` says which")
+    if len(rows) < minimum_episodes:
+        raise UserError(f"{root}: {len(rows)} episodes, at least {minimum_episodes} are needed; collect more")
     source = folder.sidecar.get("source", source)
     episodes = [
-        _episode(folder, layout, outcome, number, columns, source, image_every)
-        for number, columns in enumerate(files.rows())
+        _episode(folder, layout, labels, number, part, source, image_every)
+        for number, part in enumerate(rows)
     ]
     frames = [episode.frame_steps for episode in episodes]
     for camera in contract.cameras:
-        pictures = files.pictures(layout.cameras[camera.name], camera, frames)
+        images = folder.images(layout.cameras[camera.name], (camera.height, camera.width), rows, frames)
         name = f"{folder.root.name} {camera.name}"
         few = len(episodes) < EPISODES_WORTH_A_BAR
-        bar = tqdm(zip(episodes, pictures, strict=True), name, len(episodes), disable=few, dynamic_ncols=True)
-        for episode, images in bar:
-            episode.images[camera.name] = images
+        bar = tqdm(zip(episodes, images, strict=True), name, len(episodes), disable=few, dynamic_ncols=True)
+        for episode, part in bar:
+            episode.images[camera.name] = part
     for number, episode in enumerate(episodes):
         episode.validate(contract, f"{root}, episode {number}")
     return episodes, contract, folder.sidecar.get("metadata", {})
 
 
-def declared_outcome(folder: LerobotFolder, outcome: Outcome) -> Outcome:
+def declare_dataset(
+    root: Path, contract: Contract, *, source: str = "demonstration", labels: LabelRules = RECORDED
+) -> None:
+    """Writes down beside a data set of others what it does not say itself: units, limits, source, success, reward.
+
+    Args:
+        root: folder of the data set.
+        contract: what its columns mean.
+        source: ``demonstration`` or ``rollout``.
+        labels: what counts as success and reward.
+
+    Raises:
+        UserError: if the data set says already.
+    """
+    path = Path(root) / SIDECAR
+    if path.exists():
+        raise UserError(f"{path} says already what its columns mean; delete it to declare it anew")
+    declared = {"contract": contract.to_json(), "labels": asdict(labels), "metadata": {}}
+    write_json(path, {"format": FORMAT, "source": source} | declared)
+
+
+def own_contract(folder: LerobotFolder, layout: Layout) -> tuple[Contract, bool]:
+    """The contract that is declared beside a data set, else what it says of itself; and whether it is declared."""
+    if "contract" in folder.sidecar:
+        return Contract.from_json(folder.sidecar["contract"], folder.root / SIDECAR), True
+    return layout.contract(folder), False
+
+
+def declared_labels(folder: LerobotFolder, labels: LabelRules) -> LabelRules:
     """What the data set itself declares of success and reward, else what the caller does."""
-    declared = folder.sidecar.get("outcome")
+    declared = folder.sidecar.get("labels")
     if declared is None:
-        return outcome
+        return labels
     try:
-        return Outcome(**declared)
+        return LabelRules(**declared)
     except (TypeError, UserError) as error:
         raise UserError(f"{folder.root / SIDECAR}: {error}") from error
 
 
-def require_columns(folder: LerobotFolder, outcome: Outcome) -> None:
-    """Refuses a data set whose info.json lacks a column that the rules read."""
-    for name in outcome.columns:
-        if name not in folder.features:
-            raise UserError(
-                f"{folder.root}: column {name} is missing; record it, or declare what success and reward are "
-                f"(deas_vla.data.outcome); its columns are {', '.join(sorted(folder.features))}"
-            )
-
-
 def _contract(folder: LerobotFolder, layout: Layout, expected: Contract | None) -> Contract:
     """The data set's own contract, else the expected one, else what modality.json says."""
-    if "contract" in folder.sidecar:
-        contract = Contract.from_json(folder.sidecar["contract"], folder.root / SIDECAR)
+    contract, declared = own_contract(folder, layout)
+    if declared:
         if expected is not None:
             expected.require_same(contract, "what is expected", str(folder.root))
         return contract
-    if expected is not None:
-        return expected
-    if folder.modality is not None:
-        return layout.contract(folder)
-    raise UserError(f"{folder.root} has no {SIDECAR} to say what its columns mean; give a contract for it")
+    if expected is None and folder.modality is None:
+        raise UserError(
+            f"{folder.root} has no {SIDECAR} to say what its columns mean; write it with: "
+            f"deas-vla declare {folder.root} --units=UNIT"
+        )
+    return expected or contract
 
 
 def _episode(
     folder: LerobotFolder,
     layout: Layout,
-    outcome: Outcome,
+    labels: LabelRules,
     number: int,
-    columns: dict[str, np.ndarray],
+    part: Rows,
     source: str,
     image_every: int,
 ) -> Episode:
     """An episode without images; `frame_steps` says which rows to decode."""
+    columns, rows = part.columns, len(part)
     states = gather(layout.state, columns)
-    rows = len(states)
-    success, rewards = outcome.of(columns, rows)
+    success, rewards = labels.of(columns, rows)
     if "frame.is_fresh" in columns:
         fresh = columns["frame.is_fresh"].astype(bool)
     else:
         fresh = np.arange(rows) % image_every == 0
     if "frame.is_final" in columns and columns["frame.is_final"][-1]:
         steps = rows - 1
+    elif success.any():
+        # A success ends the episode, whatever was recorded after it. Nothing comes after it, so nothing will be read
+        # off the state after it.
+        steps = int(success.argmax()) + 1
+        states, fresh = np.append(states[:steps], states[steps - 1 : steps], 0), fresh[:steps]
     else:
-        steps = played_steps(success)
-        if success.any():
-            # Nothing comes after a success, so nothing will be read off the state after it.
-            states, fresh = np.append(states[:steps], states[steps - 1 : steps], 0), fresh[:steps]
-        else:
-            fresh[-1] = True  # a timeout bootstraps from here
-    sentence = int(columns[layout.instruction][0])
-    if sentence not in folder.tasks:
-        raise UserError(f"{folder.root}, episode {number}: sentence {sentence} is not in its list of tasks")
+        # Nothing was stored after the last action: the last row is the observation that a timeout bootstraps from.
+        steps, fresh[-1] = rows - 1, True
+    task = int(columns[layout.instruction][0])
+    if task not in folder.tasks:
+        raise UserError(f"{folder.root}, episode {number}: instruction {task} is not in its list of tasks")
     return Episode(
-        instruction=folder.tasks[sentence],
+        instruction=folder.tasks[task],
         source=source,
         scene=int(columns["scene"][0]) if "scene" in columns else number,
         states=np.ascontiguousarray(states),

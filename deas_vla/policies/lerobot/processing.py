@@ -19,7 +19,7 @@ from lerobot.processor.converters import create_transition
 from torch import Tensor
 
 from deas_vla.data.contract import ACTION_SPREAD_FLOOR, STATE_SPREAD_FLOOR, Contract, Statistics
-from deas_vla.data.lerobot.format import EMPTY_CAMERA, IMAGES
+from deas_vla.data.lerobot import EMPTY_CAMERA, IMAGES
 from deas_vla.data.observation import Observation
 from deas_vla.errors import ContractMismatch, UserError
 

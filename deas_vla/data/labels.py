@@ -1,0 +1,62 @@
+"""Success and reward of recorded episodes: read from columns, or declared, never guessed (design rule 9)."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from deas_vla.errors import UserError
+
+# Rule to the column that it reads.
+SUCCESS_RULES = {
+    "column": "next.success", "done": "next.done", "reward": "next.reward", "always": None, "never": None
+}  # fmt: skip
+REWARD_RULES = {"column": "next.reward", "success": None}
+
+
+@dataclass(frozen=True)
+class LabelRules:
+    """What counts as success and reward in a data set that was recorded by others."""
+
+    # `column`: next.success; `done`: next.done means success; `reward`: a next.reward above 0 does; `always`, `never`.
+    success: str = "column"
+    # `column`: next.reward; `success`: 1 for the step that succeeds, 0 for every other.
+    reward: str = "column"
+
+    def __post_init__(self):
+        for what, rules in (("success", SUCCESS_RULES), ("reward", REWARD_RULES)):
+            rule = getattr(self, what)
+            if rule not in rules:
+                raise UserError(f"the rule for {what} is {rule!r}; choose one of {', '.join(rules)}")
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns that the rules read."""
+        read = (REWARD_RULES[self.reward], SUCCESS_RULES[self.success])
+        return tuple(dict.fromkeys(name for name in read if name is not None))
+
+    def of(self, columns: Mapping[str, np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """Success and reward of each row of one episode.
+
+        Args:
+            columns: at least those in `columns`, (rows,) each.
+            rows: how many rows the episode has, at least 1.
+
+        Returns:
+            (rows,) bool and (rows,) float32.
+        """
+        if (name := SUCCESS_RULES[self.success]) is not None:
+            success = columns[name].reshape(rows) > 0
+        else:
+            success = np.zeros(rows, bool)
+            success[-1] = self.success == "always"
+        if self.reward == "column":
+            return success, columns["next.reward"].reshape(rows).astype(np.float32)
+        rewards = np.zeros(rows, np.float32)
+        if success.any():
+            rewards[success.argmax()] = 1
+        return success, rewards
+
+
+# Both are columns.
+RECORDED = LabelRules()

@@ -1,0 +1,286 @@
+"""Episodes as a LeRobotDataset v3 on disk: any tool that reads LeRobot's format reads what is written here.
+
+A data set has one row for each of the T + 1 observations of an episode. Besides LeRobot's own columns:
+
+====================  =================================================================================
+next.reward           the task's reward of the step
+next.success          success, read after the step
+next.done             the step was the episode's last, for whatever reason
+next.truncated        the episode ended here without success
+frame.is_fresh        the images of this row were rendered at this row; otherwise the last ones are repeated
+frame.is_final        the observation after the last action: no step follows, the action repeats the last
+scene                 number of the initial state
+====================  =================================================================================
+
+They are not called ``observation.*`` because LeRobot takes every such column for an input of its policies. The
+contract with its statistics, the source and free metadata are in ``meta/deas_vla.json``.
+"""
+
+import io
+import json
+from collections.abc import Iterable
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+
+from deas_vla.data.contract import Contract
+from deas_vla.data.episodes import Episode
+from deas_vla.data.lerobot import FORMAT, IMAGES, SIDECAR
+from deas_vla.errors import UserError, require
+from deas_vla.files import atomic_path
+
+# Statistics of images come from a few frames an episode, every other pixel: a data set's mean does not need more.
+STATISTICS_FRAMES, STATISTICS_STRIDE = 8, 2
+# Rows of the table of episodes that are written together; LeRobot's default of ten writes often.
+EPISODES_A_FLUSH = 500
+
+
+def write_dataset(
+    root: Path,
+    episodes: Iterable[Episode],
+    contract: Contract,
+    repo_id: str,
+    *,
+    storage: str = "image",
+    metadata: dict | None = None,
+) -> None:
+    """Writes a LeRobotDataset v3, whole or not at all.
+
+    Args:
+        root: folder of the data set; must not exist.
+        episodes: at least one, all of one source; may be a generator (or a progress bar around one).
+        contract: their contract; statistics included once there are some.
+        repo_id: LeRobot's name of the data set, for example ``local/lift-demonstrations``.
+        storage: ``image`` (PNG, without loss) or ``video`` (LeRobot's default codec: smaller, lossy, slower to write).
+        metadata: anything JSON that says how the episodes came about: seeds, versions, settings of the environment.
+
+    Raises:
+        UserError: if `root` exists, an episode is not valid, or there is none.
+    """
+    root = Path(root)
+    if root.exists():
+        raise UserError(f"{root} exists already; choose another folder, or delete it to make it anew")
+    writers = {"image": ImageWriter, "video": VideoWriter}
+    if storage not in writers:
+        raise UserError(f"storage is {storage!r}; choose image or video")
+    require("lerobot", "lerobot")
+    with atomic_path(root) as temporary:
+        described = features(contract, storage)
+        writer = writers[storage](temporary, repo_id, fps(contract), described, contract.embodiment)
+        source = None
+        # Closed even after an error: an open writer of LeRobot's writes its last rows when it is collected, after
+        # the folder was cleared away.
+        with closing(writer):
+            for number, episode in enumerate(episodes):
+                where = f"{root}, episode {number}"
+                episode.validate(contract, where)
+                source = source or episode.source
+                if episode.source != source:
+                    raise UserError(
+                        f"{where}: source {episode.source} among episodes of source {source}; write them apart"
+                    )
+                writer.write(columns_of(episode), episode)
+        if source is None:
+            raise UserError(f"{root}: there are no episodes to write; collect some first")
+        # LeRobot writes its features in the order of a set, another in every process: equal data, equal files.
+        stats = temporary / "meta" / "stats.json"
+        stats.write_text(json.dumps(json.loads(stats.read_text()), indent=4, sort_keys=True) + "\n")
+        sidecar = {
+            "format": FORMAT,
+            "source": source,
+            "contract": contract.to_json(),
+            "metadata": metadata or {},
+        }
+        (temporary / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n")
+
+
+def fps(contract: Contract) -> int | float:
+    """LeRobot's rate: an integer where it is one."""
+    return int(contract.rate_hz) if contract.rate_hz == int(contract.rate_hz) else contract.rate_hz
+
+
+def features(contract: Contract, storage: str) -> dict[str, dict]:
+    """The data set's columns in LeRobot's notation, with the contract's names."""
+
+    def one(dtype: str) -> dict:
+        return {"dtype": dtype, "shape": (1,), "names": None}
+
+    def vector(columns) -> dict:
+        return {"dtype": "float32", "shape": (len(columns),), "names": [column.name for column in columns]}
+
+    flags = ("next.success", "next.done", "next.truncated", "frame.is_fresh", "frame.is_final")
+    return {
+        "observation.state": vector(contract.state),
+        "action": vector(contract.action),
+        "next.reward": one("float32"),
+        **{name: one("bool") for name in flags},
+        "scene": one("int64"),
+    } | {
+        f"{IMAGES}{camera.name}": {
+            "dtype": storage,
+            "shape": (camera.height, camera.width, 3),
+            "names": ["height", "width", "channels"],
+        }
+        for camera in contract.cameras
+    }
+
+
+def columns_of(episode: Episode) -> dict[str, np.ndarray]:
+    """The T + 1 rows of an episode, images left out."""
+    rows = episode.length + 1
+    ends = np.arange(rows) >= rows - 2
+    fresh = np.zeros(rows, bool)
+    fresh[episode.frame_steps] = True
+    return {
+        "observation.state": episode.states,
+        "action": np.concatenate([episode.actions, episode.actions[-1:]]),
+        "next.reward": np.append(episode.rewards, np.float32(0)),
+        "next.success": np.append(episode.success, episode.success[-1]),
+        "next.done": ends,
+        "next.truncated": ends & episode.truncated,
+        "frame.is_fresh": fresh,
+        "frame.is_final": np.arange(rows) == rows - 1,
+        "scene": np.full(rows, episode.scene, np.int64),
+    }
+
+
+def shown_frame(episode: Episode) -> np.ndarray:
+    """(T + 1,) which of the episode's frames each row shows: the last one rendered (before the first: the first)."""
+    last = np.searchsorted(episode.frame_steps, np.arange(episode.length + 1), side="right") - 1
+    return last.clip(min=0)
+
+
+class ImageWriter:
+    """Images as PNG inside the parquet files, encoded once per rendered frame and in memory.
+
+    By hand, because LeRobot's recorder takes statistics over every pixel and sends images through files: 4,040 rows of
+    two 84 px cameras, of which every eighth was rendered, took it 39.8 s on a busy core, this 1.3 s. The pieces are
+    LeRobot's (metadata, schema, statistics of the numeric columns); a test compares both row by row.
+    """
+
+    def __init__(self, root: Path, repo_id: str, fps: float, features: dict, robot: str):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+        from lerobot.datasets.dataset_metadata import LeRobotDatasetMetadata
+        from lerobot.datasets.feature_utils import get_hf_features_from_features
+
+        self.pa, self.pq = pa, pq
+        self.meta = LeRobotDatasetMetadata.create(
+            repo_id, fps, features, robot_type=robot, root=root, use_videos=False,
+            metadata_buffer_size=EPISODES_A_FLUSH,
+        )  # fmt: skip
+        self.schema = get_hf_features_from_features(self.meta.features).arrow_schema
+        self.writer: pq.ParquetWriter | None = None
+        self.chunk, self.file, self.rows_in_file = 0, 0, 0
+
+    def write(self, columns: dict[str, np.ndarray], episode: Episode) -> None:
+        from lerobot.datasets.compute_stats import compute_episode_stats
+
+        pa = self.pa
+        rows, number, first = episode.length + 1, self.meta.total_episodes, self.meta.total_frames
+        self.meta.save_episode_tasks([episode.instruction])
+        columns = columns | {
+            "timestamp": np.arange(rows) / self.meta.fps,
+            "frame_index": np.arange(rows),
+            "episode_index": np.full(rows, number),
+            "index": np.arange(first, first + rows),
+            "task_index": np.full(rows, self.meta.get_task_index(episode.instruction)),
+        }
+        statistics = compute_episode_stats(columns, self.meta.features)
+        arrays = {name: self._array(name, values) for name, values in columns.items()}
+        for camera, images in episode.images.items():
+            encoded = [png(image) for image in images]
+            shown = pa.array([encoded[frame] for frame in shown_frame(episode)], pa.binary())
+            paths = pa.array([f"frame-{row:06d}.png" for row in range(rows)])
+            arrays[IMAGES + camera] = pa.StructArray.from_arrays([shown, paths], ["bytes", "path"])
+            statistics[IMAGES + camera] = _image_statistics(images)
+        self._write_rows(pa.table([arrays[field.name] for field in self.schema], schema=self.schema))
+        where = {
+            "data/chunk_index": self.chunk,
+            "data/file_index": self.file,
+            "dataset_from_index": first,
+            "dataset_to_index": first + rows,
+        }
+        self.meta.save_episode(number, rows, [episode.instruction], statistics, where)
+
+    def close(self) -> None:
+        if self.writer is not None:
+            self.writer.close()
+        self.meta.finalize()
+
+    def _array(self, name: str, values: np.ndarray):
+        pa, field = self.pa, self.schema.field(name).type
+        if pa.types.is_fixed_size_list(field):
+            return pa.FixedSizeListArray.from_arrays(
+                pa.array(values.ravel(), field.value_type), field.list_size
+            )
+        return pa.array(values, field)
+
+    def _write_rows(self, table) -> None:
+        """One row group an episode, and a new file before one grows past LeRobot's limit."""
+        from lerobot.datasets.io_utils import get_file_size_in_mb
+        from lerobot.datasets.utils import update_chunk_file_indices
+
+        if self.writer is not None:
+            size = get_file_size_in_mb(self._path())
+            if size * (1 + len(table) / self.rows_in_file) >= self.meta.data_files_size_in_mb:
+                self.writer.close()
+                self.writer, self.rows_in_file = None, 0
+                indices = self.chunk, self.file, self.meta.chunks_size
+                self.chunk, self.file = update_chunk_file_indices(*indices)
+        if self.writer is None:
+            self._path().parent.mkdir(parents=True, exist_ok=True)
+            self.writer = self.pq.ParquetWriter(
+                self._path(), self.schema, compression="snappy", use_dictionary=True
+            )
+        self.writer.write_table(table)
+        self.rows_in_file += len(table)
+
+    def _path(self) -> Path:
+        return self.meta.root / self.meta.data_path.format(chunk_index=self.chunk, file_index=self.file)
+
+
+class VideoWriter:
+    """One video a camera, encoded by LeRobot's own recorder."""
+
+    def __init__(self, root: Path, repo_id: str, fps: float, features: dict, robot: str):
+        from lerobot.datasets.lerobot_dataset import LeRobotDataset
+
+        self.dataset = LeRobotDataset.create(
+            repo_id, fps, features, robot_type=robot, root=root, use_videos=True
+        )
+
+    def write(self, columns: dict[str, np.ndarray], episode: Episode) -> None:
+        from lerobot.utils.utils import SuppressProgressBars
+
+        shown = shown_frame(episode)
+        for row in range(episode.length + 1):
+            frame = {name: np.atleast_1d(values[row]) for name, values in columns.items()}
+            images = {IMAGES + camera: images[shown[row]] for camera, images in episode.images.items()}
+            self.dataset.add_frame({**frame, **images, "task": episode.instruction})
+        # In this process: a pool of processes an episode costs more than it saves, and forks a threaded program.
+        with SuppressProgressBars():
+            self.dataset.save_episode(parallel_encoding=False)
+
+    def close(self) -> None:
+        self.dataset.finalize()
+
+
+def png(image: np.ndarray) -> bytes:
+    """(h, w, 3) uint8 as PNG; light compression, which for small images costs a third of the time."""
+    from PIL import Image
+
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def _image_statistics(images: np.ndarray) -> dict[str, np.ndarray]:
+    """Statistics a channel, (3, 1, 1) each, over (F, h, w, 3) images scaled to [0, 1]."""
+    from lerobot.datasets.compute_stats import get_feature_stats
+
+    picked = np.linspace(0, len(images) - 1, min(len(images), STATISTICS_FRAMES)).round().astype(int)
+    sample = images[picked, ::STATISTICS_STRIDE, ::STATISTICS_STRIDE].transpose(0, 3, 1, 2)
+    statistics = get_feature_stats(sample, axis=(0, 2, 3), keepdims=True)
+    return {k: v if k == "count" else np.squeeze(v / 255.0, axis=0) for k, v in statistics.items()}
