@@ -17,8 +17,7 @@ from deas_vla.data.labels import LabelRules
 from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.data.lerobot.layout import Layout, gather
-from deas_vla.data.lerobot import declared_labels
-from deas_vla.data.lerobot.reader import own_contract
+from deas_vla.data.lerobot.reader import declared_labels, own_contract
 from deas_vla.errors import UserError
 
 EPISODES_WORTH_A_BAR = 50
