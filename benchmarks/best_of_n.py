@@ -16,16 +16,18 @@ import time
 
 import torch
 
-from deas_vla.critic.critic import CriticConfig, DeasCritic
+from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Contract, Statistics
 from deas_vla.data.observation import Observation
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.registry import contract_of
+from deas_vla.features.features import Features, fit_projection
 from deas_vla.features.image_encoder import CriticVision, VisionConfig
-from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection, pool_tokens
+from deas_vla.features.pooling import FeatureConfig, pool_tokens
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
+from deas_vla.scorers.deas import DeasScorer
 
 
 def demo_contract() -> Contract:
@@ -59,14 +61,13 @@ def decision_makers(seed: int) -> dict[str, BestOfN]:
     with torch.no_grad():
         context = policy.encode(random_observation(torch.Generator().manual_seed(seed)))
         size = pool_tokens(context, config, len(contract.cameras)).shape[1]
-    projection = FeatureProjection.fit(torch.randn(2 * config.dim, size), config.dim)
-    vision = CriticVision(len(contract.cameras), VisionConfig().dim).eval().requires_grad_(False)
-    inputs = CriticInputs(contract, config, projection, policy.encoder_fingerprint, vision)
+    projection = fit_projection(torch.randn(2 * config.dim, size), config.dim)
+    vision = CriticVision(len(contract.cameras), VisionConfig().dim)
+    features = Features(contract, config, projection, vision)
     sizes = CriticConfig(horizon=policy.horizon, hidden_dim=256, num_layers=3)  # as the demo has it
-    width = config.dim + vision.norm.normalized_shape[0]
-    critic = DeasCritic(sizes, width, STATE, ACTION).eval()
+    scorer = DeasScorer.untrained(features, sizes, policy.encoder_fingerprint).eval()
     makers = {"policy": BestOfN(policy)}
-    return makers | {f"best_of_{n}": BestOfN(policy, n, "best", critic, inputs) for n in CANDIDATES}
+    return makers | {f"best_of_{n}": BestOfN(policy, n, "best", scorer) for n in CANDIDATES}
 
 
 def measure(makers: dict[str, BestOfN], repeats: int, seed: int) -> dict[str, float]:

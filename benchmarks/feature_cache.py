@@ -28,13 +28,8 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Options, RewardSpec, build_options, sample_indices
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.registry import contract_of
-from deas_vla.features.pooling import (
-    CriticInputs,
-    FeatureConfig,
-    FeatureProjection,
-    pool_in_groups,
-    pool_tokens,
-)
+from deas_vla.features.features import Features, fit_projection
+from deas_vla.features.pooling import FeatureConfig, pool_tokens
 from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig, SmallVLAConfig
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 
@@ -102,11 +97,11 @@ class Comparison:
             reward=RewardSpec(),
         )
         began = time.perf_counter()
-        pooled = pool_in_groups(self.encode(torch.arange(len(self.frames))), self.config, 2)
-        projection = FeatureProjection.fit(pooled, self.config.dim)
-        self.inputs = CriticInputs(contract, self.config, projection, self.policy.encoder_fingerprint)
-        self.features = self.inputs.features(pooled, self.frames.images)
-        self.state = self.inputs.state(self.frames.state)
+        pooled = pool_tokens(self.encode(torch.arange(len(self.frames))), self.config, 2)
+        projection = fit_projection(pooled, self.config.dim)
+        self.inputs = Features(contract, self.config, projection)
+        self.features = self.inputs.of_pooled(pooled, self.frames.images)
+        self.state = CONTRACT.normalize_state(self.frames.state)
         self.cache_seconds = time.perf_counter() - began
         self.critic = DeasCritic(critic, self.config.dim, STATE, ACTION).train()
         self.optimizer = torch.optim.AdamW(self.critic.parameters(), lr=3e-4, foreach=True)
@@ -126,8 +121,8 @@ class Comparison:
         else:
             context = self.encode(ends)
             pooled = pool_tokens(context, self.config, 2)
-            features = (pooled - self.inputs.projection.mean) @ self.inputs.projection.components
-            state = self.inputs.state(self.frames.state[ends])
+            features = self.inputs.project(pooled)
+            state = CONTRACT.normalize_state(self.frames.state[ends])
         loss, _ = self.critic.loss(critic_batch(batch, features, state))
         loss.backward()
         self.optimizer.step()

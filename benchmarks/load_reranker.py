@@ -29,10 +29,10 @@ import torch
 torch.set_num_threads({threads})
 imported = time.perf_counter()
 from deas_vla.export.golden import GOLDEN, Golden
-from deas_vla.export.reranker import Reranker
-critic, inputs = Reranker.load_critic({folder!r})
+from deas_vla.scorers.scorer import load_scorer
+scorer = load_scorer({folder!r} + "/critic")
 golden = Golden.load({folder!r} + "/" + GOLDEN)
-apart = (golden.rescored(critic, inputs) - golden.scores).abs().max().item()
+apart = (golden.rescored(scorer) - golden.scores).abs().max().item()
 scored = time.perf_counter()
 assert apart < 1e-3, apart
 print(imported - began, scored - imported)
@@ -49,7 +49,7 @@ def export_demo(folder: Path, seed: int) -> None:
         torch.cat([frame.state for frame in frames]),
         [frame.instruction[0] for frame in frames],
     )
-    Reranker.export(maker.policy, maker.critic, maker.inputs, folder, observation)
+    Reranker.export(maker.policy, maker.scorer, folder, observation)
 
 
 def measure(folder: Path, repeats: int, threads: int) -> list[tuple[float, float]]:

@@ -9,17 +9,15 @@ the methods; the scenes are never those of collection. About 0.05 s an episode o
 """
 
 import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from deas_vla.config import to_json
-from deas_vla.critic.critic import DeasCritic
 from deas_vla.envs.registry import make_env
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
-from deas_vla.features.pooling import CriticInputs
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
@@ -28,6 +26,7 @@ from deas_vla.report.run import write_run_report
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs, scenes_of
 from deas_vla.rollouts.film import film
 from deas_vla.rollouts.oracle import play_oracle
+from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import claim, run_stage, sole_process
 
@@ -103,10 +102,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
         }
         policy = policies["policy"]
         scorers = {
-            name: (
-                DeasCritic.load(inputs[name] / "critic", accelerator.device)[0],
-                CriticInputs.load(inputs[name] / "critic", policy.contract),
-            )
+            name: load_scorer(inputs[name] / "critic", policy.contract).to(accelerator.device)
             for name in critics_of
             if name in inputs
         }
@@ -114,34 +110,31 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
 
         n, noise = plan.num_candidates, SelectionConfig(noise_scale=plan.noise_scale)
         methods = {
-            "policy": BestOfN(policy, 1, "first", *scorer),
+            "policy": BestOfN(policy, 1, "first", scorer),
             "random_candidate": BestOfN(policy, n, "random", selection=noise),
             "zero_noise": BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
-            "worst_of_n": BestOfN(policy, n, "worst", *scorer, noise),
-            "best_of_n": BestOfN(policy, n, "best", *scorer, noise),
+            "worst_of_n": BestOfN(policy, n, "worst", scorer, noise),
+            "best_of_n": BestOfN(policy, n, "best", scorer, noise),
         }
         if "filtered_bc" in policies:
             methods["filtered_bc"] = BestOfN(policies["filtered_bc"])
         if "advantage_weighted" in policies:
             methods["advantage_weighted"] = BestOfN(policies["advantage_weighted"])
             methods["advantage_weighted + best_of_n"] = BestOfN(
-                policies["advantage_weighted"], n, "best", *scorer, noise
+                policies["advantage_weighted"], n, "best", scorer, noise
             )
         if "second_round" in policies:
             methods["second_round"] = BestOfN(policies["second_round"])
             methods["second_round + best_of_n"] = BestOfN(
-                policies["second_round"], n, "best", *scorers["second_critic"], noise
+                policies["second_round"], n, "best", scorers["second_critic"], noise
             )
         if "iql_critic" in scorers:
-            methods["iql"] = BestOfN(policy, n, "best", *scorers["iql_critic"], noise)
+            methods["iql"] = BestOfN(policy, n, "best", scorers["iql_critic"], noise)
         if "qc_critic" in scorers:
-            # The mean of the networks, as it was trained.
-            methods["qc"] = BestOfN(
-                policy, n, "lower_bound", *scorers["qc_critic"], replace(noise, pessimism=0)
-            )
+            methods["qc"] = BestOfN(policy, n, "best", scorers["qc_critic"], noise)
         # What is a method above is not played twice: n candidates, and one that has the policy's own noise.
         for count in {1, *plan.candidate_counts} - ({1, n} if plan.noise_scale == 1 else {n}):
-            methods[f"best_of_{count}"] = BestOfN(policy, count, "best", *scorer, noise)
+            methods[f"best_of_{count}"] = BestOfN(policy, count, "best", scorer, noise)
 
         scenes = scenes_of("evaluation", plan.scenes, config.seed)
         playing = {
@@ -157,7 +150,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
                 if plan.oracle_scenes:
                     with claim(place / "oracle.json") as mine:
                         if mine:
-                            decider = BestOfN(policy, n, "best", *scorer, noise)
+                            decider = BestOfN(policy, n, "best", scorer, noise)
                             play_oracle(workers, decider, scenes[: plan.oracle_scenes], place, **playing)
                 for name, decider in sorted(methods.items(), key=lambda method: -method[1].num_candidates):
                     # Without noise every sample is the same episode.

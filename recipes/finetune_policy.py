@@ -19,11 +19,9 @@ import torch
 from accelerate import Accelerator
 
 from deas_vla.config import to_json
-from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Options, RewardSpec, build_options
 from deas_vla.errors import UserError
-from deas_vla.features.pooling import CriticInputs
 from deas_vla.improvement.advantage_weighted import (
     AdvantageWeighting,
     advantage_weights,
@@ -40,10 +38,10 @@ from deas_vla.policies.registry import load_policy, save_policy
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.rollouts.collect import collected
-from deas_vla.training.image_encoder import stored_features
+from deas_vla.scorers.scorer import load_scorer
+from deas_vla.training.features import encode_frames
 from deas_vla.training.loop import (
     TrainingConfig,
-    cached_features,
     filled,
     make_accelerator,
     step_generator,
@@ -158,21 +156,18 @@ def what_to_imitate(
         return Examples.recorded(options, demonstration_weights(options))
     if config.method == "filtered_bc":
         return Examples.recorded(options, filtered_bc_weights(options))
-    critic, _ = DeasCritic.load(inputs["critic"] / "critic")
-    critic_inputs = CriticInputs.load(inputs["critic"] / "critic", policy.contract)
-    require_same_encoder(policy, critic_inputs)
-    if critic.config.horizon != policy.horizon:
+    scorer = load_scorer(inputs["critic"] / "critic", policy.contract).to(accelerator.device)
+    require_same_encoder(policy, scorer)
+    if scorer.horizon != policy.horizon:
         raise UserError(
-            f"{inputs['critic']}: the critic values chunks of {critic.config.horizon} steps, the policy imitates "
+            f"{inputs['critic']}: the critic values chunks of {scorer.horizon} steps, the policy imitates "
             f"chunks of {policy.horizon}; train the critic with --critic.horizon={policy.horizon}"
         )
     cache = Path(config.cache) if config.cache else inputs["critic"] / "features"
     weighting = config.weighting
-    pooled = cached_features(accelerator, policy, frames, critic_inputs.config, cache)
     if not weighting.proposals:
-        features = stored_features(accelerator, critic_inputs, pooled, frames, cache)
-        state = critic_inputs.state(frames.state)
-        advantages = advantages_of(critic, features, state, options)
+        encoded = encode_frames(accelerator, scorer, policy, frames, cache)
+        advantages = advantages_of(scorer.to("cpu"), encoded, options)
         return Examples.recorded(options, advantage_weights(advantages, weighting))
 
     # Where a recorded chunk of a rollout starts, the policy is asked for others.
@@ -184,8 +179,8 @@ def what_to_imitate(
         folder / "proposals", policy, asked, weighting.proposals, config.seed, weighting.noise_scale
     )
     proposed = filled(accelerator, chunks, "proposals")
-    features, state = critic_inputs.features(pooled[rows], asked.images), critic_inputs.state(asked.state)
-    advantages = advantages_among(critic, features, state, proposed).flatten()
+    encoded = encode_frames(accelerator, scorer, policy, frames, cache, rows)
+    advantages = advantages_among(scorer.to("cpu"), encoded, proposed).flatten()
     start = rows.repeat_interleave(weighting.proposals)
     return Examples(start, proposed.flatten(0, 1), advantage_weights(advantages, weighting))
 

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from deas_vla.config import to_json
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
-from deas_vla.critic.q_chunking import QChunkingCritic
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import (
@@ -31,16 +30,20 @@ from deas_vla.data.options import (
     split_by_episode,
 )  # fmt: skip
 from deas_vla.errors import UserError
+from deas_vla.features.features import Features, fit_projection
 from deas_vla.features.image_encoder import VisionConfig
-from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection
+from deas_vla.features.pooling import FeatureConfig
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import require_fitting_horizon
 from deas_vla.improvement.candidates import CandidateCache
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.collect import collected
-from deas_vla.training.image_encoder import stored_features, trained_vision
-from deas_vla.training.loop import TrainingConfig, cached_features, filled, make_accelerator, my_share, train
+from deas_vla.scorers.deas import DeasScorer
+from deas_vla.scorers.scorer import SCORERS
+from deas_vla.training.features import cached_features, stored_features
+from deas_vla.training.image_encoder import trained_vision
+from deas_vla.training.loop import TrainingConfig, filled, make_accelerator, my_share, train
 from deas_vla.training.stages import numbered, run_stage
 
 
@@ -96,11 +99,12 @@ class TrainCriticConfig:
     vision: VisionConfig = field(default_factory=VisionConfig)
     # Its optimisation, before the critic's.
     vision_training: TrainingConfig = field(default_factory=vision_training_defaults)
+    # What is trained: deas, q_chunking, iql, or your own, FILE.py:NAME; one that needs no training is stored as it is.
+    scorer: str = "deas"
     # The critic and its losses.
     critic: CriticConfig = field(default_factory=CriticConfig)
-    # What the target takes for the value after an option: V of DEAS, or, as Q-chunking does, the best of so many of the
-    # policy's own chunks there; 0 for V.
-    policy_chunks: int = 0
+    # q_chunking: how many of the policy's own chunks its target chooses from.
+    policy_chunks: int = 32
     # The noise that these are made of is multiplied by this: as in the evaluation, where they are chosen from.
     policy_noise_scale: float = 0.5
     # What a batch is made of.
@@ -145,9 +149,17 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
 
     cache = Path(config.cache) if config.cache else None
 
+    scorer_class = SCORERS.get(config.scorer)
+
     def work(folder: Path) -> None:
         policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)
-        require_fitting_horizon(policy, config.critic.horizon)
+        if not issubclass(scorer_class, DeasScorer):
+            if accelerator.is_main_process:
+                scorer = scorer_class(policy.contract, policy.horizon, policy.encoder_fingerprint)
+                scorer.save(folder / "critic")
+            return
+        critic_config = scorer_class.adapted(config.critic)
+        require_fitting_horizon(policy, critic_config.horizon)
         parts = [
             collected(inputs[name], policy.contract)[0]
             for name in ("demonstrations", *rollouts)
@@ -161,9 +173,9 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
         options = build_options(
             episodes,
             policy.contract,
-            horizon=config.critic.horizon,
-            reward_discount=config.critic.reward_discount,
-            bootstrap_discount=config.critic.bootstrap_discount,
+            horizon=critic_config.horizon,
+            reward_discount=critic_config.reward_discount,
+            bootstrap_discount=critic_config.bootstrap_discount,
             reward=config.reward,
         )
         require_joined(options)
@@ -172,24 +184,21 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
         # The backbone runs here, once for each stored frame, and never again.
         pooled = cached_features(accelerator, policy, frames, config.features, cache or folder / "features")
         seen = torch.from_numpy(~held_out)[frames.episode]
-        projection = FeatureProjection.fit(pooled, config.features.dim, among=torch.where(seen)[0])
+        projection = fit_projection(pooled, config.features.dim, among=torch.where(seen)[0])
         vision = trained_vision(
             accelerator, config.vision, config.vision_training, episodes, frames, policy.contract, seen,
             cache or folder / "features", horizon=policy.horizon, seed=config.seed,
         )  # fmt: skip
-        critic_inputs = CriticInputs(
-            policy.contract, config.features, projection, policy.encoder_fingerprint, vision
-        )
-        features = stored_features(accelerator, critic_inputs, pooled, frames, cache or folder / "features")
-        state = critic_inputs.state(frames.state)
+        reads = Features(policy.contract, config.features, projection, vision).to(accelerator.device)
+        features = stored_features(accelerator, reads, pooled, frames, cache or folder / "features")
+        state = policy.contract.normalize_state(frames.state)
         del pooled
 
         torch.manual_seed(config.seed)
-        kind = QChunkingCritic if config.policy_chunks else DeasCritic
-        critic = kind(config.critic, features.shape[1], state.shape[1], options.chunk.shape[2])
-        critic.to(accelerator.device)
+        scorer = scorer_class.untrained(reads, critic_config, policy.encoder_fingerprint)
+        critic = scorer.to(accelerator.device).critic
         candidates = None
-        if config.policy_chunks:
+        if scorer_class.asks_policy:
             chunks = CandidateCache(
                 folder / "candidates",
                 policy,
@@ -199,7 +208,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
                 config.policy_noise_scale,
             )
             # A critic of shorter chunks scores how they begin.
-            candidates = filled(accelerator, chunks, "candidates")[:, :, : config.critic.horizon]
+            candidates = filled(accelerator, chunks, "candidates")[:, :, : critic_config.horizon]
         chances = group_probabilities(
             options.group,
             {
@@ -230,8 +239,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
             }
             validated = validation(critic, features, state, options, held_out, candidates)
             write_json(folder / "validation.json", validated | {"data": facts})
-            critic_inputs.save(folder / "critic")
-            critic.save(folder / "critic", {"inputs_fingerprint": critic_inputs.fingerprint})
+            scorer.save(folder / "critic")
 
     settings = to_json(config) | dict.fromkeys(("demonstrations", "rollouts", "policy", "output", "cache"))
     run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)

@@ -10,32 +10,37 @@ from policy_example import observations
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from deas_vla.critic.critic import CriticConfig, DeasCritic
+from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Observation
 from deas_vla.export.golden import Golden
 from deas_vla.export.manifest import told_by_parts
 from deas_vla.export.sums import write_sums
-from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection, pool_in_groups
+from deas_vla.features.features import Features, fit_projection
+from deas_vla.features.pooling import FeatureConfig, pool_tokens
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
+from deas_vla.scorers.deas import DeasScorer
+from deas_vla.scorers.scorer import Scorer, load_scorer
 
 FEATURES = FeatureConfig(grid=2, dim=6)
 
 
-def small_critic(
-    policy: ChunkPolicy, seed: int = 0, frames: Observation | None = None, **changes
-) -> tuple[DeasCritic, CriticInputs]:
-    """A critic of random weights, and its inputs, fitted on random frames."""
+def small_scorer(
+    policy: ChunkPolicy,
+    seed: int = 0,
+    frames: Observation | None = None,
+    kind: type[DeasScorer] = DeasScorer,
+    **changes,
+) -> DeasScorer:
+    """A critic of random weights, on features that are fitted on random frames."""
     contract, frames = policy.contract, frames or observations(12, seed=5)
     with torch.no_grad():
-        pooled = pool_in_groups(policy.encode(frames), FEATURES, len(contract.cameras))
-    projection = FeatureProjection.fit(pooled, FEATURES.dim)
-    inputs = CriticInputs(contract, FEATURES, projection, policy.encoder_fingerprint)
+        pooled = pool_tokens(policy.encode(frames), FEATURES, len(contract.cameras))
+    features = Features(contract, FEATURES, fit_projection(pooled, FEATURES.dim))
     torch.manual_seed(seed)
     config = CriticConfig(**({"horizon": policy.horizon, "hidden_dim": 16, "num_layers": 2} | changes))
-    critic = DeasCritic(config, FEATURES.dim, contract.state_dim, contract.action_dim)
-    return critic.eval(), inputs
+    return kind.untrained(features, config, policy.encoder_fingerprint).eval()
 
 
 def rewrite_json(path: Path, change: Callable[[dict], object]) -> None:
@@ -53,25 +58,23 @@ def rewrite_tensors(path: Path, change: Callable[[dict], object]) -> None:
     save_file(tensors, path, metadata=header)
 
 
-def rewrite_inputs(folder: Path, change: Callable[[CriticInputs], object]) -> CriticInputs:
-    """Changes what makes the critic's inputs; their own fingerprint is made anew."""
-    inputs = CriticInputs.load(folder / "critic")
-    change(inputs)
-    inputs.save(folder / "critic")
-    return inputs
+def rewrite_scorer(folder: Path, change: Callable[[Scorer], object]) -> Scorer:
+    """Changes a saved scorer; its own fingerprint is made anew."""
+    scorer = load_scorer(folder / "critic")
+    change(scorer)
+    scorer.save(folder / "critic")
+    return scorer
 
 
 def forge_contract(folder: Path, contract: Contract) -> None:
     """Another contract in every part, with every fingerprint made anew: only the golden inputs are left to tell."""
     (folder / "policy" / "contract.json").write_text(json.dumps(contract.to_json()))
     policy = SmallVLAPolicy.load(folder / "policy")
-    inputs = CriticInputs.load(folder / "critic")
-    inputs.contract, inputs.encoder_fingerprint = contract, policy.encoder_fingerprint
-    inputs.save(folder / "critic")
-    critic, _ = DeasCritic.load(folder / "critic")
-    critic.save(folder / "critic", {"inputs_fingerprint": inputs.fingerprint})
+    scorer = load_scorer(folder / "critic")
+    scorer.contract, scorer.encoder_fingerprint = contract, policy.encoder_fingerprint
+    scorer.save(folder / "critic")
 
-    told = told_by_parts("groot", policy, critic, inputs, inputs.fingerprint)
+    told = told_by_parts("groot", policy, scorer)
     rewrite_json(folder / "manifest.json", lambda manifest: manifest.update(told))
     golden = Golden.load(folder / "golden.safetensors")
     golden.contract = contract.fingerprint

@@ -4,18 +4,14 @@ The hand starts at a scene's place and wins when it has moved past 1. The policy
 critic prefers chunks that move right.
 """
 
-from dataclasses import replace
-
 import numpy as np
-import torch
 from data_example import SIZE, ExampleEncoder, example_contract
 
-from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Statistics
 from deas_vla.data.observation import Context
 from deas_vla.envs.protocol import ChunkResult
-from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection
 from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.scorers.scorer import Scorer
 
 HORIZON = 4
 LIMIT = 14  # not a multiple of the horizon: the last chunk is cut
@@ -105,20 +101,14 @@ class LinePolicy(ChunkPolicy):
         raise NotImplementedError
 
 
-class MovesRight:
-    """A critic that scores a chunk by how far it moves: which is right on the line."""
+class MovesRight(Scorer):
+    """Scores a chunk by how far it moves: on the line, how good it is."""
 
-    def __init__(self):
-        self.config = replace(CriticConfig(), horizon=HORIZON)
+    def __init__(self, policy: LinePolicy, horizon: int = HORIZON):
+        super().__init__(CONTRACT, horizon, policy.encoder_fingerprint)
 
-    def q_values(self, features, state, chunks):
+    def q_values(self, encoded, chunks):
         return chunks[..., 0].sum(-1).unsqueeze(0)
 
-    def value(self, features, state):
-        return state[:, 0]
-
-
-def line_inputs(policy: LinePolicy) -> CriticInputs:
-    width = 6 * (2 * 4 + 1)
-    projection = FeatureProjection(torch.zeros(width), torch.eye(width)[:, :3].contiguous())
-    return CriticInputs(CONTRACT, FeatureConfig(grid=2, dim=3), projection, policy.encoder_fingerprint)
+    def value(self, encoded):
+        return encoded.state[:, 0]

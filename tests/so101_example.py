@@ -11,12 +11,14 @@ from lerobot.cameras import CameraConfig
 from policy_example import SENTENCES, shake, small_config
 from reranker_example import FEATURES
 
-from deas_vla.critic.critic import CriticConfig, DeasCritic
+from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Camera, Column, Contract, Statistics
 from deas_vla.data.observation import Observation
 from deas_vla.export.reranker import Reranker
-from deas_vla.features.pooling import CriticInputs, FeatureProjection, pool_in_groups
+from deas_vla.features.features import Features, fit_projection
+from deas_vla.features.pooling import pool_tokens
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
+from deas_vla.scorers.deas import DeasScorer
 
 SIZE = 16
 JOINTS = ("shoulder_pan", "shoulder_lift", "elbow_flex", "wrist_flex", "wrist_roll", "gripper")
@@ -106,12 +108,12 @@ def export_reranker(folder: Path, contract: Contract) -> Path:
     policy = shake(SmallVLAPolicy(small_config(), contract, SENTENCES)).eval()
     observation = random_observations(contract, 12)
     with torch.no_grad():
-        pooled = pool_in_groups(policy.encode(observation), FEATURES, len(contract.cameras))
-    projection = FeatureProjection.fit(pooled, FEATURES.dim)
-    inputs = CriticInputs(contract, FEATURES, projection, policy.encoder_fingerprint)
+        pooled = pool_tokens(policy.encode(observation), FEATURES, len(contract.cameras))
+    projection = fit_projection(pooled, FEATURES.dim)
+    features = Features(contract, FEATURES, projection)
     config = CriticConfig(horizon=policy.horizon, hidden_dim=16, num_layers=2)
-    critic = DeasCritic(config, FEATURES.dim, contract.state_dim, contract.action_dim).eval()
-    Reranker.export(policy, critic, inputs, folder, observation[:2], num_candidates=3, execute_steps=3)
+    scorer = DeasScorer.untrained(features, config, policy.encoder_fingerprint).eval()
+    Reranker.export(policy, scorer, folder, observation[:2], num_candidates=3, execute_steps=3)
     return folder
 
 

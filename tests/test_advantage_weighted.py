@@ -5,7 +5,7 @@ import pytest
 import torch
 from data_example import example_contract, example_episode
 from policy_example import small_policy
-from reranker_example import small_critic
+from reranker_example import small_scorer
 
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import RewardSpec, build_options
@@ -57,18 +57,17 @@ def asked():
     sources = (("demonstration", True), ("rollout", True), ("rollout", False))
     episodes = [example_episode(rng, 12, success, source=source) for source, success in sources]
     policy = small_policy()
-    critic, inputs = small_critic(policy)
+    scorer = small_scorer(policy)
     options = build_options(
         episodes, example_contract(), horizon=policy.horizon, reward_discount=0.9, bootstrap_discount=0.99,
         reward=RewardSpec(),
     )  # fmt: skip
-    return episodes, FrameTable.of(episodes), options, policy, critic, inputs
+    return episodes, FrameTable.of(episodes), options, policy, scorer
 
 
 def imitated(asked, folder, **weighting):
-    _, frames, options, policy, critic, inputs = asked
-    critic.save(folder / "critic", {"inputs_fingerprint": inputs.fingerprint})
-    inputs.save(folder / "critic")
+    _, frames, options, policy, scorer = asked
+    scorer.save(folder / "critic")
     config = FinetunePolicyConfig(method="advantage_weighted", weighting=AdvantageWeighting(**weighting))
     return what_to_imitate(
         make_accelerator(), config, {"critic": folder}, policy, frames, options, folder
@@ -92,24 +91,24 @@ def test_the_policy_is_asked_in_the_rollouts(asked, tmp_path):
 
 
 def test_weights_of_proposals_follow_the_critic_at_each_frame(asked, tmp_path):
-    _, frames, _, policy, critic, inputs = asked
+    _, frames, _, policy, scorer = asked
     examples = imitated(asked, tmp_path, proposals=4, frames=6, maximum=1e9)
     rows = examples.start_frame.view(6, 4)[:, 0]
     observation = frames.observation(rows)
-    features, state = inputs.observation(policy.encode(observation), observation)
-    scores = critic.score(features, state, examples.chunk.view(6, 4, *examples.chunk.shape[1:]))
+    encoded = scorer.encode(policy.encode(observation), observation)
+    scores = scorer.score(encoded, examples.chunk.view(6, 4, *examples.chunk.shape[1:]))
     assert torch.equal(scores.argsort(1), examples.weight.view(6, 4).argsort(1))
     assert examples.weight.mean() == pytest.approx(1, rel=1e-5)
 
 
 def test_advantages_among_chunks_do_not_depend_on_where_one_is(asked):
-    _, frames, _, policy, critic, inputs = asked
+    _, frames, _, policy, scorer = asked
     observation = frames.observation(torch.arange(4))
-    features, state = inputs.observation(policy.encode(observation), observation)
+    encoded = scorer.encode(policy.encode(observation), observation)
     chunks = torch.randn(4, 5, policy.horizon, policy.contract.action_dim)
-    advantages = advantages_among(critic, features, state, chunks, batch_size=3)
+    advantages = advantages_among(scorer, encoded, chunks, batch_size=3)
     assert advantages.shape == (4, 5) and advantages.mean(1).abs().max() < 1e-5
-    scores = critic.score(features, state, chunks)
+    scores = scorer.score(encoded, chunks)
     torch.testing.assert_close(advantages, scores - scores.mean(1, keepdim=True), rtol=1e-4, atol=1e-5)
 
 

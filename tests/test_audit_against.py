@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from data_example import example_contract, example_episode
 from policy_example import observations, small_policy
-from reranker_example import other_statistics, rewrite_inputs, rewrite_json, small_critic
+from reranker_example import other_statistics, rewrite_json, rewrite_scorer, small_scorer
 
 from deas_vla.cli import main
 from deas_vla.data.audit.agreement import reference_at
@@ -28,11 +28,10 @@ def place(tmp_path_factory):
 def trained(tmp_path):
     """Stage folders of a policy and a critic, and their export."""
     policy = small_policy()
-    critic, inputs = small_critic(policy)
+    scorer = small_scorer(policy)
     policy.save(tmp_path / "policy" / "policy")
-    inputs.save(tmp_path / "critic" / "critic")
-    critic.save(tmp_path / "critic" / "critic", {"inputs_fingerprint": inputs.fingerprint})
-    Reranker.export(policy, critic, inputs, tmp_path / "reranker", observations(2), num_candidates=2)
+    scorer.save(tmp_path / "critic" / "critic")
+    Reranker.export(policy, scorer, tmp_path / "reranker", observations(2), num_candidates=2)
     return tmp_path
 
 
@@ -63,7 +62,7 @@ def test_what_was_made_for_the_same_robot_fits(place, trained):
 
 def test_rule_07_another_critic_does_not_fit(place, trained):
     folder = trained / "critic"
-    rewrite_inputs(folder, lambda inputs: setattr(inputs, "contract", other_statistics(inputs.contract)))
+    rewrite_scorer(folder, lambda inputs: setattr(inputs, "contract", other_statistics(inputs.contract)))
     report = audit([place / "dataset"], folder)
     assert not report.fit and any(
         "against critic" in line and "state_mean" in line for line in errors(report)
@@ -96,7 +95,7 @@ def test_a_damaged_manifest_is_named(place, trained, damage, told):
 
 
 def test_a_damaged_critic_is_named(place, trained):
-    path = trained / "critic" / "critic" / "inputs.safetensors"
+    path = trained / "critic" / "critic" / "scorer.json"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"inputs.safetensors: not the inputs of a critic"):
+    with pytest.raises(UserError, match=r"scorer.json: not readable"):
         audit([place / "dataset"], trained / "critic")

@@ -1,11 +1,9 @@
 """Choosing among candidates: N = 1 is the policy, candidates are nested, methods are paired."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
-from rollout_example import CONTRACT, HORIZON, LinePolicy, LineWorkers, MovesRight, line_inputs
+from rollout_example import CONTRACT, HORIZON, LinePolicy, LineWorkers, MovesRight
 
 from deas_vla.data.observation import Observation, episode_ids
 from deas_vla.errors import UserError
@@ -24,7 +22,7 @@ def observation() -> Observation:
 
 def decider(rule="first", n=1, policy=None, critic=True):
     policy = policy or LinePolicy()
-    return BestOfN(policy, n, rule, *((MovesRight(), line_inputs(policy)) if critic else ()))
+    return BestOfN(policy, n, rule, MovesRight(policy) if critic else None)
 
 
 @pytest.mark.parametrize("rule", ["first", "best", "worst", "random"])
@@ -112,19 +110,17 @@ def test_a_critic_of_another_backbone_is_refused():
     policy, other = LinePolicy(), LinePolicy()
     other.encoder.patch.data += 1
     with pytest.raises(UserError, match="features of another backbone"):
-        BestOfN(policy, 2, "best", MovesRight(), line_inputs(other))
+        BestOfN(policy, 2, "best", MovesRight(other))
 
 
 def test_a_critic_of_other_chunks_is_refused():
-    policy, critic = LinePolicy(), MovesRight()
-    critic.config = replace(critic.config, horizon=HORIZON + 4)
+    policy = LinePolicy()
     with pytest.raises(UserError, match=f"train the critic with --critic.horizon={HORIZON}"):
-        BestOfN(policy, 2, "best", critic, line_inputs(policy))
+        BestOfN(policy, 2, "best", MovesRight(policy, HORIZON + 4))
 
 
 def test_a_critic_of_shorter_chunks_scores_how_they_begin():
-    policy, critic = LinePolicy(), MovesRight()
-    critic.config = replace(critic.config, horizon=1)
-    choice = BestOfN(policy, 6, "best", critic, line_inputs(policy)).choose(observation(), KEYS)
+    policy = LinePolicy()
+    choice = BestOfN(policy, 6, "best", MovesRight(policy, 1)).choose(observation(), KEYS)
     begun = CONTRACT.normalize_action(choice.candidates)[:, :, 0, 0]
     assert torch.equal(choice.scores, begun) and torch.equal(choice.index, begun.argmax(1))

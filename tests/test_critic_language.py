@@ -5,7 +5,8 @@ import torch
 from policy_example import SENTENCES, observations, small_policy
 
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
-from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection, pool_in_groups
+from deas_vla.features.features import Features, fit_projection
+from deas_vla.features.pooling import FeatureConfig, pool_tokens
 
 FEATURES = FeatureConfig(grid=2, dim=12, words_weight=20.0)
 
@@ -16,11 +17,11 @@ def tell(config):
     first = observations(64, seed=3, sentences=SENTENCES[:1])
     second = observations(64, seed=3, sentences=SENTENCES[1:])
     pooled = [
-        pool_in_groups(policy.encode(seen), config, len(policy.contract.cameras)) for seen in (first, second)
+        pool_tokens(policy.encode(seen), config, len(policy.contract.cameras)) for seen in (first, second)
     ]
-    projection = FeatureProjection.fit(torch.cat(pooled), config.dim)
-    inputs = CriticInputs(policy.contract, config, projection, policy.encoder_fingerprint)
-    return policy, [inputs.observation(policy.encode(seen), seen) for seen in (first, second)]
+    projection = fit_projection(torch.cat(pooled), config.dim)
+    features = Features(policy.contract, config, projection)
+    return policy, [features(policy.encode(seen), seen) for seen in (first, second)]
 
 
 @pytest.fixture(scope="module")

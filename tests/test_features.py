@@ -1,4 +1,4 @@
-"""Critic inputs: one path, bit for bit; padding is invisible; caches survive a kill."""
+"""What a critic reads: one path; padding is invisible; caches survive a kill."""
 
 import dataclasses
 import os
@@ -8,20 +8,18 @@ import pytest
 import torch
 from data_example import ExampleEncoder, example_contract, example_episode
 
+from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Statistics
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.observation import Context
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.features.cache import FeatureCache
+from deas_vla.features.features import Features, Projection, fit_projection
 from deas_vla.features.image_encoder import CriticVision
-from deas_vla.features.pooling import (
-    CriticInputs,
-    FeatureConfig,
-    FeatureProjection,
-    pool_in_groups,
-    pool_tokens,
-)
+from deas_vla.features.pooling import FeatureConfig, pool_tokens
+from deas_vla.scorers.deas import DeasScorer
+from deas_vla.scorers.scorer import load_scorer
 
 pytestmark = pytest.mark.unit
 CONTRACT = example_contract()
@@ -45,28 +43,33 @@ def encoder():
     return ExampleEncoder(CONTRACT)
 
 
-def trained(encoder, frames, folder) -> tuple[CriticInputs, torch.Tensor]:
-    """Inputs as critic training makes them, and the features of all frames from the cache."""
+def trained(encoder, frames, folder) -> tuple[Features, torch.Tensor]:
+    """Features as critic training makes them, and the features of all frames from the cache."""
     cache = FeatureCache(folder, encoder, frames, CONFIG, block=16)
     cache.fill()
     pooled = cache.read()
     torch.manual_seed(0)
-    inputs = CriticInputs(
-        CONTRACT,
-        CONFIG,
-        FeatureProjection.fit(pooled, CONFIG.dim),
-        encoder.encoder_fingerprint,
-        CriticVision(2, 3).eval().requires_grad_(False),
-    )
-    return inputs, inputs.features(pooled, frames.images)
+    features = Features(CONTRACT, CONFIG, fit_projection(pooled, CONFIG.dim), CriticVision(2, 3))
+    return features, features.of_pooled(pooled, frames.images)
+
+
+def scorer_of(features, encoder) -> DeasScorer:
+    config = CriticConfig(horizon=4, hidden_dim=16, num_layers=2)
+    return DeasScorer.untrained(features, config, encoder.encoder_fingerprint).eval()
+
+
+def close(one, other) -> bool:
+    """Of features computed in batches of different sizes, within the tolerance of rule 1."""
+    return torch.allclose(one, other, rtol=1e-5, atol=1e-5)
 
 
 def test_rule_01_one_path_for_critic_inputs(encoder, frames, episodes, tmp_path):
-    """The same frame as s, as s' and at inference: the same features, bit for bit."""
-    inputs, cached = trained(encoder, frames, tmp_path)
+    """The same frame as s, as s' and at inference: the same features."""
+    made, cached = trained(encoder, frames, tmp_path)
+    scorer = scorer_of(made, encoder)
     settings = {"horizon": 8, "reward_discount": 0.9, "bootstrap_discount": 0.99, "reward": RewardSpec()}
     options = build_options(episodes, CONTRACT, **settings)
-    state = inputs.state(frames.state)
+    state = CONTRACT.normalize_state(frames.state)
     as_start = {int(f): cached[f] for f in options.start_frame}
     both = [int(f) for f in options.end_frame if int(f) in as_start]
     assert both
@@ -76,32 +79,37 @@ def test_rule_01_one_path_for_critic_inputs(encoder, frames, episodes, tmp_path)
         for first in (0, 3, len(frames) - count):
             rows = torch.arange(first, min(first + count, len(frames)))
             seen = frames.observation(rows)
-            features, live_state = inputs.observation(encoder.encode(seen), seen)
-            assert torch.equal(features, cached[rows]) and torch.equal(live_state, state[rows])
+            features, live_state = scorer.encode(encoder.encode(seen), seen)
+            assert close(features, cached[rows]) and close(live_state, state[rows])
 
 
 def test_rule_01_recorded_and_proposed_chunks_look_alike(episodes):
     """What was played is scored as what is about to be played: same columns, clipped and thresholded."""
-    inputs = CriticInputs(CONTRACT, CONFIG, FeatureProjection(torch.zeros(1), torch.zeros(1, 5)), "")
+    scorer = scorer_of(
+        Features(CONTRACT, CONFIG, Projection(torch.zeros(1), torch.zeros(1, 5))), ExampleEncoder(CONTRACT)
+    )
     settings = {"horizon": 4, "reward_discount": 0.9, "bootstrap_discount": 0.99, "reward": RewardSpec()}
     options = build_options(episodes, CONTRACT, **settings)
     played = torch.from_numpy(np.stack([episodes[0].actions[:4]]))
-    assert torch.equal(options.chunk[:1], inputs.chunks(played))
+    assert torch.equal(options.chunk[:1], scorer.chunks(played))
     # A proposal that the environment would turn into the same commands gets the same inputs.
-    proposal = inputs.chunks(played).clone()
+    proposal = scorer.chunks(played).clone()
     proposal[..., 1] *= 0.3
-    assert torch.allclose(inputs.chunks(CONTRACT.to_command(proposal)), options.chunk[:1], atol=1e-6)
+    assert torch.allclose(scorer.chunks(CONTRACT.to_command(proposal)), options.chunk[:1], atol=1e-6)
 
 
-def test_rule_01_saved_inputs_are_the_same(encoder, frames, tmp_path):
-    inputs, cached = trained(encoder, frames, tmp_path / "cache")
-    inputs.save(tmp_path / "critic")
-    loaded = CriticInputs.load(tmp_path / "critic", CONTRACT)
-    assert loaded.fingerprint == inputs.fingerprint
-    assert (loaded.contract, loaded.config) == (CONTRACT, CONFIG)
+def test_rule_01_a_saved_scorer_reads_and_scores_the_same(encoder, frames, tmp_path):
+    made, cached = trained(encoder, frames, tmp_path / "cache")
+    scorer = scorer_of(made, encoder)
+    scorer.save(tmp_path / "critic")
+    loaded = load_scorer(tmp_path / "critic", CONTRACT)
+    assert loaded.fingerprint() == scorer.fingerprint()
+    assert (loaded.contract, loaded.features.config) == (CONTRACT, CONFIG)
     assert loaded.encoder_fingerprint == encoder.encoder_fingerprint
-    seen = frames.observation(torch.tensor([4]))
-    assert torch.equal(loaded.observation(encoder.encode(seen), seen)[0], cached[[4]])
+    seen, chunks = frames.observation(torch.tensor([4])), torch.randn(1, 3, 4, 2)
+    encoded = loaded.encode(encoder.encode(seen), seen)
+    assert close(encoded.features, cached[[4]])
+    assert torch.equal(loaded.score(encoded, chunks), scorer.score(encoded, chunks))
 
 
 def context_of(tokens, mask, camera) -> Context:
@@ -125,7 +133,7 @@ def test_pooling_keeps_where_things_are(encoder, frames):
 def test_rule_06_padding_is_invisible(encoder, frames):
     """Padded tokens, wherever they stand and whatever they hold, and other items of the batch change nothing."""
     context = encoder.encode(frames.observation(torch.arange(5)))
-    plain = pool_in_groups(context, CONFIG, 2)
+    plain = pool_tokens(context, CONFIG, 2)
     generator = torch.Generator().manual_seed(1)
     for left, right in ((0, 7), (3, 0), (4, 9)):
 
@@ -138,10 +146,10 @@ def test_rule_06_padding_is_invisible(encoder, frames):
         for fill in (tokens, torch.where(mask[..., None], tokens, noise)):
             for camera in (-1, 0, 1):
                 longer = context_of(fill, mask, padded(context.camera, camera))
-                assert torch.allclose(pool_in_groups(longer, CONFIG, 2), plain, atol=1e-6)
+                assert torch.allclose(pool_tokens(longer, CONFIG, 2), plain, atol=1e-6)
     for row in range(5):
         alone = context_of(context.tokens[[row]], context.mask[[row]], context.camera[[row]])
-        assert torch.equal(pool_in_groups(alone, CONFIG, 2), plain[[row]])
+        assert close(pool_tokens(alone, CONFIG, 2), plain[[row]])
 
 
 def test_tokens_that_are_no_grid_are_refused(encoder, frames):
@@ -160,7 +168,7 @@ def test_tokens_that_are_no_grid_are_refused(encoder, frames):
 def test_projection_whitens_its_frames(shape):
     generator = torch.Generator().manual_seed(0)
     pooled = torch.randn(shape, generator=generator) * torch.logspace(1, -2, shape[1]) + 3
-    projection = FeatureProjection.fit(pooled, 8)
+    projection = fit_projection(pooled, 8)
     features = (pooled - projection.mean) @ projection.components
     assert torch.allclose(features.T.cov(), torch.eye(8), atol=1e-3)
     # Whitened principal components: the directions of an ordinary PCA, up to sign.
@@ -171,7 +179,7 @@ def test_projection_whitens_its_frames(shape):
 
 def test_projection_has_the_asked_size_when_frames_are_few():
     pooled = torch.randn(6, 20, generator=torch.Generator().manual_seed(0))
-    projection = FeatureProjection.fit(pooled, 16)
+    projection = fit_projection(pooled, 16)
     features = (pooled - projection.mean) @ projection.components
     assert projection.components.shape == (20, 16) and torch.isfinite(features).all()
     # Six frames span five directions; the rest is zero, not amplified noise.
@@ -179,15 +187,15 @@ def test_projection_has_the_asked_size_when_frames_are_few():
 
 
 def test_projection_of_equal_frames_is_zero():
-    features = FeatureProjection.fit(torch.full((4, 7), 2.5), 3)
+    features = fit_projection(torch.full((4, 7), 2.5), 3)
     assert (features.components == 0).all()
 
 
 def test_projection_refuses_what_it_cannot_fit():
     with pytest.raises(UserError, match="two training frames"):
-        FeatureProjection.fit(torch.zeros(1, 4), 2)
+        fit_projection(torch.zeros(1, 4), 2)
     with pytest.raises(UserError, match="NaN"):
-        FeatureProjection.fit(torch.tensor([[0.0, torch.nan], [1.0, 2.0]]), 2)
+        fit_projection(torch.tensor([[0.0, torch.nan], [1.0, 2.0]]), 2)
 
 
 def test_configuration_is_checked():
@@ -197,35 +205,17 @@ def test_configuration_is_checked():
         FeatureConfig(dim=0)
 
 
-def test_rule_07_inputs_of_another_robot_are_refused(encoder, frames, tmp_path):
-    inputs, _ = trained(encoder, frames, tmp_path / "cache")
-    inputs.save(tmp_path)
+def test_rule_07_a_scorer_of_another_robot_is_refused(encoder, frames, tmp_path):
+    scorer_of(trained(encoder, frames, tmp_path / "cache")[0], encoder).save(tmp_path)
     renamed = dataclasses.replace(CONTRACT.state[1], name="position.w")
     other = example_contract(state=(CONTRACT.state[0], renamed, CONTRACT.state[2]), rate_hz=10.0)
     with pytest.raises(
         ContractMismatch, match=r"rate: 20 Hz against 10 Hz; state\[1\]: name 'position.y' against"
     ):
-        CriticInputs.load(tmp_path, other)
+        load_scorer(tmp_path, other)
     statistics = Statistics((0.5, 0.0, -0.5), (2.0, 1.0, 0.7), (0.1, 0.5), (0.4, 0.5))
     with pytest.raises(ContractMismatch, match=r"state_std differs in columns \[2\]"):
-        CriticInputs.load(tmp_path, example_contract(statistics=statistics))
-
-
-def test_broken_inputs_are_refused(encoder, frames, tmp_path):
-    inputs, _ = trained(encoder, frames, tmp_path / "cache")
-    inputs.save(tmp_path)
-    path = tmp_path / "inputs.safetensors"
-    content = path.read_bytes()
-    for broken in (b"", content[:40], content[:-1]):
-        path.write_bytes(broken)
-        with pytest.raises(UserError, match=r"inputs\.safetensors: not the inputs of a critic"):
-            CriticInputs.load(tmp_path)
-    path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-    with pytest.raises(UserError, match="does not match its fingerprint"):
-        CriticInputs.load(tmp_path)
-    path.unlink()
-    with pytest.raises(UserError, match="train the critic again"):
-        CriticInputs.load(tmp_path)
+        load_scorer(tmp_path, example_contract(statistics=statistics))
 
 
 def test_rule_12_a_killed_cache_goes_on_where_it_was(encoder, frames, tmp_path, monkeypatch):
@@ -337,5 +327,5 @@ def test_a_subset_is_what_its_rows_show():
 def test_held_out_frames_do_not_shape_the_features():
     pooled = torch.randn(40, 9, generator=torch.Generator().manual_seed(0))
     among = torch.arange(0, 40, 2)
-    told = FeatureProjection.fit(pooled, 4, among=among)
-    assert torch.equal(told.components, FeatureProjection.fit(pooled[among], 4).components)
+    told = fit_projection(pooled, 4, among=among)
+    assert torch.equal(told.components, fit_projection(pooled[among], 4).components)

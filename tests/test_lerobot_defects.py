@@ -16,7 +16,7 @@ from lerobot_example import CONTRACT, smolvla
 from lerobot_example import observations as lerobot_observations
 from lerobot_plugin_example import batch_of
 from policy_example import SENTENCES, observations, small_policy
-from reranker_example import small_critic
+from reranker_example import small_scorer
 
 from deas_vla.critic.critic import DeasCritic
 from deas_vla.errors import ContractMismatch
@@ -36,12 +36,12 @@ def place(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("defects")
     policy = small_policy()
     Reranker.export(
-        policy, *small_critic(policy), place / "own", observations(2), num_candidates=8, selection=BEST
+        policy, small_scorer(policy), place / "own", observations(2), num_candidates=8, selection=BEST
     )
     policy = smolvla(place / "smolvlm")
-    critic = small_critic(policy, frames=lerobot_observations(12, seed=5))
+    scorer = small_scorer(policy, frames=lerobot_observations(12, seed=5))
     Reranker.export(
-        policy, *critic, place / "lerobot", lerobot_observations(2), num_candidates=3, selection=BEST
+        policy, scorer, place / "lerobot", lerobot_observations(2), num_candidates=3, selection=BEST
     )
     return place
 
@@ -154,7 +154,7 @@ def test_defect_4_adapters_are_merged_and_not_forgotten(place, tmp_path):
     from peft import LoraConfig, inject_adapter_in_model
 
     policy = smolvla(place / "smolvlm")
-    critic = small_critic(policy, frames=lerobot_observations(12, seed=5))
+    scorer = small_scorer(policy, frames=lerobot_observations(12, seed=5))
     noise = torch.randn(1, 1, 16, 2, generator=torch.Generator().manual_seed(0))
     context = policy.encode(lerobot_observations(1))
     with torch.no_grad():
@@ -166,7 +166,7 @@ def test_defect_4_adapters_are_merged_and_not_forgotten(place, tmp_path):
                 parameter.normal_(std=0.5)
         adapted = policy.eval().sample(context, noise)
     assert not torch.allclose(plain, adapted, atol=1e-3)
-    Reranker.export(policy, *critic, tmp_path / "reranker", lerobot_observations(2), selection=BEST)
+    Reranker.export(policy, scorer, tmp_path / "reranker", lerobot_observations(2), selection=BEST)
     merged = read_manifest(tmp_path / "reranker")["merged"]
     assert merged["layers"] == merged["changed"] > 0
     again = Reranker.load(tmp_path / "reranker").policy
@@ -246,9 +246,9 @@ def test_defect_8_padding_of_a_batch_changes_nothing(policy):
     length = int(alone.mask.sum())
     assert torch.equal(mixed.tokens[0][mixed.mask[0]], alone.tokens[0][alone.mask[0]])
     assert int(mixed.mask[0].sum()) == length
-    inputs = policy.reranker.decider.inputs
-    features = [inputs.observation(context, both[: len(context)])[0][0] for context in (mixed, alone)]
-    assert torch.equal(*features)
+    scorer = policy.reranker.decider.scorer
+    features = [scorer.encode(context, both[: len(context)])[0][0] for context in (mixed, alone)]
+    torch.testing.assert_close(*features, rtol=1e-5, atol=1e-5)
 
 
 def test_defect_9_nothing_needs_flash_attention(policy):

@@ -16,7 +16,7 @@ from lerobot.policies.factory import get_policy_class, make_policy_config, make_
 from lerobot.rollout.inference.rtc import supports_rtc_inference
 from lerobot_plugin_example import batch_of
 from policy_example import observations, small_policy
-from reranker_example import reseal, rewrite_json, small_critic
+from reranker_example import reseal, rewrite_json, small_scorer
 
 from deas_vla.data.lerobot.writer import features
 from deas_vla.data.observation import episode_ids
@@ -41,7 +41,7 @@ def exported(tmp_path_factory) -> Path:
     policy = small_policy()
     Reranker.export(
         policy,
-        *small_critic(policy),
+        small_scorer(policy),
         folder,
         observations(4),
         num_candidates=5,
@@ -326,7 +326,7 @@ def test_rule_11_one_flipped_byte_is_refused_by_name(folder):
         "config.json",
         "policy_preprocessor.json",
         "policy/model.safetensors",
-        "critic/critic.safetensors",
+        "critic/scorer.safetensors",
     ):
         path = folder / name
         good = path.read_bytes()

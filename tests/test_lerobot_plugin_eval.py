@@ -14,7 +14,7 @@ from lerobot_example import observations as lerobot_observations
 from lerobot_example import smolvla
 from lerobot_plugin_example import write_environment
 from policy_example import observations, small_policy
-from reranker_example import small_critic
+from reranker_example import small_scorer
 
 from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy
 from deas_vla.export.reranker import Reranker
@@ -33,13 +33,13 @@ def place(tmp_path_factory) -> Path:
     write_environment(place / "plugins")
     policy = small_policy()
     Reranker.export(
-        policy, *small_critic(policy), place / "groot", observations(4),
+        policy, small_scorer(policy), place / "groot", observations(4),
         num_candidates=4, selection=RULE, execute_steps=3,
     )  # fmt: skip
     policy = smolvla(place / "smolvlm", LEROBOT_CONTRACT)
-    critic = small_critic(policy, frames=lerobot_observations(12, seed=5))
+    scorer = small_scorer(policy, frames=lerobot_observations(12, seed=5))
     Reranker.export(
-        policy, *critic, place / "smolvla", lerobot_observations(2),
+        policy, scorer, place / "smolvla", lerobot_observations(2),
         num_candidates=2, selection=RULE, execute_steps=8,
     )  # fmt: skip
     return place
@@ -153,11 +153,11 @@ def test_rule_07_what_does_not_fit_is_refused_before_anything_is_played(place, e
 
 
 def test_a_changed_folder_is_refused(place, evaluate_here):
-    path = place / "groot" / "critic" / "critic.safetensors"
+    path = place / "groot" / "critic" / "scorer.safetensors"
     good = path.read_bytes()
     path.write_bytes(good[:-1] + bytes([good[-1] ^ 1]))
     try:
-        with pytest.raises(Exception, match=r"critic/critic\.safetensors was changed"):
+        with pytest.raises(Exception, match=r"critic/scorer\.safetensors was changed"):
             evaluate_here("groot", "refused")
     finally:
         path.write_bytes(good)

@@ -21,11 +21,13 @@ from lerobot_example import (
 )
 from lerobot_own import alike, commands_for, noise_for, own_batch, own_chunks
 
-from deas_vla.critic.critic import CriticConfig, DeasCritic
-from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection, pool_in_groups
+from deas_vla.critic.critic import CriticConfig
+from deas_vla.features.features import Features, fit_projection
+from deas_vla.features.pooling import FeatureConfig, pool_tokens
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
 from deas_vla.policies.lerobot.noise import widen
+from deas_vla.scorers.deas import DeasScorer
 
 
 @pytest.fixture(scope="module")
@@ -166,11 +168,11 @@ def test_camera_tokens_of_a_resnet_are_its_map_row_by_row(make, shared):
 @pytest.mark.parametrize("kind", KINDS)
 def test_rule_01_a_frame_has_the_same_features_alone_and_in_a_batch(policies, kind):
     policy = policies(kind)
-    pooled = pool_in_groups(policy.encode(observations(3)), FeatureConfig(), 2)
+    pooled = pool_tokens(policy.encode(observations(3)), FeatureConfig(), 2)
     assert len(pooled) == 3 and pooled.isfinite().all()
     assert (pooled[0] - pooled[1]).abs().max() > 1e-3
     for row in range(3):
-        alone = pool_in_groups(policy.encode(observations(3)[[row]]), FeatureConfig(), 2)
+        alone = pool_tokens(policy.encode(observations(3)[[row]]), FeatureConfig(), 2)
         assert torch.equal(alone[0], pooled[row])
 
 
@@ -214,7 +216,7 @@ def test_smolvla_variants(make, changes):
     ours = policy.sample(context, noise[:, None])[:, 0]
     assert torch.allclose(ours, own_chunks(policy, observation, noise), atol=2e-5)
     assert ((context.camera >= 0) & context.mask).sum() == 2 * 2 * 4
-    assert pool_in_groups(context, FeatureConfig(), 2).isfinite().all()
+    assert pool_tokens(context, FeatureConfig(), 2).isfinite().all()
 
 
 @pytest.mark.parametrize("kind", ["pi0", "pi05"])
@@ -311,10 +313,13 @@ def test_best_of_n_takes_any_of_them(policies, kind):
     policy, observation = policies(kind), observations(2)
     keys = [NoiseKey(0, scene, 0, 0) for scene in range(2)]
     context, config = policy.encode(observations(6)), FeatureConfig(dim=4)
-    projection = FeatureProjection.fit(pool_in_groups(context, config, 2), config.dim)
-    inputs = CriticInputs(policy.contract, config, projection, policy.encoder_fingerprint)
-    critic = DeasCritic(CriticConfig(horizon=H, hidden_dim=16, num_layers=1), 4, 3, A).eval()
-    best = BestOfN(policy, 4, "best", critic, inputs).choose(observation, keys)
+    projection = fit_projection(pool_tokens(context, config, 2), config.dim)
+    features, small = (
+        Features(policy.contract, config, projection),
+        CriticConfig(horizon=H, hidden_dim=16, num_layers=1),
+    )
+    scorer = DeasScorer.untrained(features, small, policy.encoder_fingerprint).eval()
+    best = BestOfN(policy, 4, "best", scorer).choose(observation, keys)
     first = BestOfN(policy).choose(observation, keys)
     assert best.candidates.shape == (2, 4, H, A)
     assert torch.allclose(best.candidates[:, 0], first.commands, atol=1e-4)

@@ -16,7 +16,7 @@ from lerobot.processor import PolicyProcessorPipeline
 from lerobot.scripts.lerobot_eval import rollout
 from lerobot.utils.import_utils import register_third_party_plugins
 from policy_example import shake, small_config
-from reranker_example import small_critic
+from reranker_example import small_scorer
 
 from deas_vla.data.contract import Statistics
 from deas_vla.data.observation import Observation
@@ -111,13 +111,13 @@ def test_an_export_plays_in_lerobot_what_our_evaluation_plays(tmp_path, vector, 
     contract = ours.contract.with_statistics(Statistics.of(frames.state, torch.randn(20, 4)))
     torch.manual_seed(0)
     policy = shake(SmallVLAPolicy(small_config(), contract, frames.instruction[:1])).eval()
-    scorer = small_critic(policy, frames=frames)
-    best = BestOfN(policy, 4, "best", *scorer)
+    scorer = small_scorer(policy, frames=frames)
+    best = BestOfN(policy, 4, "best", scorer)
     jobs = [Job(scene) for scene in SEEDS]
     played = play_episodes(ours, best, jobs, seed=3, parallel=3, execute_steps=2)
 
     Reranker.export(
-        policy, *scorer, tmp_path / "reranker", frames, num_candidates=4, selection=SelectionConfig(rule="best"),
+        policy, scorer, tmp_path / "reranker", frames, num_candidates=4, selection=SelectionConfig(rule="best"),
         execute_steps=2,
     )  # fmt: skip
     config = PreTrainedConfig.from_pretrained(tmp_path / "reranker")

@@ -9,7 +9,6 @@ from data_example import example_episode
 from rollout_example import CONTRACT, HORIZON, LinePolicy
 from test_critic import SMALL, A, F, S, make_batch
 
-from deas_vla.critic.critic import DeasCritic
 from deas_vla.critic.losses import q_loss
 from deas_vla.critic.q_chunking import QChunkingCritic
 from deas_vla.data.frames import FrameTable
@@ -64,18 +63,6 @@ def test_no_target_looks_at_v():
     for weights in critic.v.parameters():
         weights.data += 1
     assert torch.equal(critic.loss(batch)[1]["q_loss"], before)
-
-
-def test_its_files_are_those_of_any_critic(tmp_path):
-    critic, batch = make(), asked()
-    critic.save(tmp_path)
-    loaded, _ = DeasCritic.load(tmp_path)
-    for one in (loaded, critic):
-        assert one.score(batch.features, batch.state, batch.next_chunks).shape == (6, N)
-    assert torch.equal(
-        loaded.score(batch.features, batch.state, batch.next_chunks),
-        critic.score(batch.features, batch.state, batch.next_chunks),
-    )
 
 
 def test_candidates_are_the_policys_own_and_as_the_critic_sees_them(tmp_path):

@@ -16,14 +16,13 @@ from reranker_example import (
     other_statistics,
     reordered,
     reseal,
-    rewrite_inputs,
     rewrite_json,
+    rewrite_scorer,
     rewrite_tensors,
-    small_critic,
+    small_scorer,
 )
-from rollout_example import LinePolicy, MovesRight, line_inputs
+from rollout_example import LinePolicy, MovesRight
 
-from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.contract import Contract
 from deas_vla.errors import UserError
 from deas_vla.export import export as exporting
@@ -32,12 +31,13 @@ from deas_vla.export.manifest import read_manifest
 from deas_vla.export.reranker import Reranker
 from deas_vla.export.sums import check_sums, write_sums
 from deas_vla.export.verify import verify
-from deas_vla.features.pooling import CriticInputs
+from deas_vla.features.features import Features
 from deas_vla.files import sha256_of
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.registry import kind_in
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
+from deas_vla.scorers.scorer import load_scorer
 
 ROOT = Path(__file__).resolve().parents[1]
 RULE = SelectionConfig(rule="quantile", as_best_of=3)
@@ -47,7 +47,7 @@ KEYS = [NoiseKey(seed=1, scene=scene, sample=0, decision=2) for scene in range(3
 @pytest.fixture(scope="module")
 def parts():
     policy = small_policy()
-    return policy, *small_critic(policy)
+    return policy, small_scorer(policy)
 
 
 @pytest.fixture(scope="module")
@@ -66,9 +66,9 @@ def folder(exported, tmp_path) -> Path:
 
 
 def test_rule_01_an_exported_reranker_decides_as_its_parts_do(parts, exported):
-    policy, critic, inputs = parts
+    policy, scorer = parts
     reranker, observation = Reranker.load(exported), observations(3, seed=9)
-    mine = BestOfN(policy, 5, "quantile", critic, inputs, RULE).choose(observation, KEYS)
+    mine = BestOfN(policy, 5, "quantile", scorer, RULE).choose(observation, KEYS)
     its = reranker.choose(observation, KEYS)
     for name in ("candidates", "index", "scores", "value", "commands"):
         assert torch.equal(getattr(its, name), getattr(mine, name)), name
@@ -89,19 +89,19 @@ def test_two_exports_of_the_same_parts_are_equal(parts, exported, tmp_path):
 
 
 def test_the_critic_alone_gives_the_expected_scores(exported):
-    critic, inputs = Reranker.load_critic(exported)
+    scorer = load_scorer(exported / "critic")
     golden = Golden.load(exported / "golden.safetensors")
-    torch.testing.assert_close(golden.rescored(critic, inputs), golden.scores, rtol=0, atol=1e-5)
+    torch.testing.assert_close(golden.rescored(scorer), golden.scores, rtol=0, atol=1e-5)
 
 
 def test_scoring_needs_torch_and_safetensors_only(exported):
     code = (
         "import sys\n"
         "from deas_vla.export.golden import Golden\n"
-        "from deas_vla.export.reranker import Reranker\n"
-        f"critic, inputs = Reranker.load_critic({str(exported)!r})\n"
+        "from deas_vla.scorers.scorer import load_scorer\n"
+        f"scorer = load_scorer({str(exported / 'critic')!r})\n"
         f"golden = Golden.load({str(exported / 'golden.safetensors')!r})\n"
-        "assert (golden.rescored(critic, inputs) - golden.scores).abs().max() < 1e-5\n"
+        "assert (golden.rescored(scorer) - golden.scores).abs().max() < 1e-5\n"
         # PyTorch's own algebra package takes a second to import, and is needed for nothing here.
         "unwanted = 'transformers lerobot accelerate draccus peft huggingface_hub psutil PIL pyarrow sympy'\n"
         "print(sorted(set(unwanted.split()) & set(sys.modules)))"
@@ -111,14 +111,15 @@ def test_scoring_needs_torch_and_safetensors_only(exported):
 
 
 def test_the_manifest_says_what_it_is_made_of(parts, exported):
-    policy, critic, _ = parts
+    policy, scorer = parts
     manifest = read_manifest(exported)
     assert [c["name"] for c in manifest["contract"]["state"]] == [c.name for c in policy.contract.state]
     assert manifest["contract"]["rate_hz"] == 20 and manifest["contract"]["embodiment"] == "toy"
     assert len(manifest["contract"]["statistics_sha256"]) == 64
-    expected = {"horizon": 4, "reward_discount": 0.9, "bootstrap_discount": 0.99}
-    assert expected.items() <= manifest["critic"].items()
-    assert manifest["critic"]["support"] == [critic.head.low, critic.head.high]
+    expected = {"type": "deas", "aggregation": "min", "horizon": 4}
+    expected |= {"critic.reward_discount": 0.9, "critic.bootstrap_discount": 0.99}
+    assert expected.items() <= manifest["scorer"].items()
+    assert manifest["scorer"]["score_range"] == list(scorer.score_range)
     assert manifest["policy"]["encoder_fingerprint"] == policy.encoder_fingerprint
     assert manifest["selection"] == {
         "num_candidates": 5, "rule": "quantile", "numbers": {"noise_scale": 1.0, "as_best_of": 3}, "execute_steps": 3,
@@ -221,7 +222,7 @@ def in_policy_contract(change):
 
 
 def in_inputs(change):
-    return lambda folder: rewrite_inputs(folder, lambda i: setattr(i, "contract", change(i.contract)))
+    return lambda folder: rewrite_scorer(folder, lambda i: setattr(i, "contract", change(i.contract)))
 
 
 def in_manifest(change):
@@ -255,8 +256,7 @@ def other_head(folder):
 
 def other_critic(folder, **changes):
     policy = SmallVLAPolicy.load(folder / "policy")
-    critic, _ = small_critic(policy, seed=1, **changes)
-    critic.save(folder / "critic", {"inputs_fingerprint": CriticInputs.load(folder / "critic").fingerprint})
+    small_scorer(policy, seed=1, **changes).save(folder / "critic")
 
 
 def longer_policy(folder):
@@ -295,7 +295,7 @@ FAULTS = {
     ),
     "backbone": (other_backbone, "the policy's backbone is of another revision: policy.encoder_fingerprint"),
     "backbone of the critic": (
-        lambda f: rewrite_inputs(f, lambda i: setattr(i, "encoder_fingerprint", "0" * 64)),
+        lambda f: rewrite_scorer(f, lambda i: setattr(i, "encoder_fingerprint", "0" * 64)),
         "the critic's features are of another backbone revision",
     ),
     "backbone of the manifest": (
@@ -303,15 +303,15 @@ FAULTS = {
         "manifest.json says 000000000000",
     ),
     "chunks of the critic": (
-        lambda f: other_critic(f, horizon=6), "the critic scores chunks of another length: critic.horizon is 6",
+        lambda f: other_critic(f, horizon=6), "the critic scores chunks of another length: scorer.horizon is 6",
     ),
     "chunks of the policy": (longer_policy, "the policy makes chunks of another length: policy.horizon is 6"),
     "chunks of the manifest": (
-        in_manifest(lambda m: m["critic"].update(horizon=6)), "critic.horizon is 4, manifest.json says 6",
+        in_manifest(lambda m: m["scorer"].update(horizon=6)), "scorer.horizon is 4, manifest.json says 6",
     ),
-    "discount": (lambda f: other_critic(f, bootstrap_discount=0.9), "critic.bootstrap_discount is 0.9"),
+    "discount": (lambda f: other_critic(f, bootstrap_discount=0.9), "scorer.critic.bootstrap_discount is 0.9"),
     "weights of the head": (other_head, r"candidates \(the policy\): input \d is .* away"),
-    "weights of the critic": (other_critic, r"scores \(the critic's Q networks\): input \d is .* away"),
+    "weights of the critic": (other_critic, "scorer.fingerprint is"),
     "expected scores": (
         in_golden(lambda t: t["scores"].__setitem__((2, 1), t["scores"][2, 1] + 0.1)),
         r"scores \(the critic's Q networks\): input 2 is",
@@ -337,9 +337,9 @@ FAULTS = {
     "steps played": (in_manifest(lambda m: m["selection"].update(execute_steps=5)), "5 of 4 steps played"),
     "kind": (in_manifest(lambda m: m["policy"].update(kind="other")), "policy kind 'other' is unknown"),
     "format": (in_manifest(lambda m: m.update(format="x 2")), "manifest.json: format 'x 2'"),
-    "section": (in_manifest(lambda m: m.pop("critic")), "the section critic is missing"),
+    "section": (in_manifest(lambda m: m.pop("scorer")), "the section scorer is missing"),
     "projection": (
-        lambda f: rewrite_inputs(f, lambda i: i.projection.mean.add_(1)), "features.inputs_fingerprint is",
+        lambda f: rewrite_scorer(f, lambda s: s.features.mean.add_(1)), "scorer.fingerprint is",
     ),
 }  # fmt: skip
 
@@ -377,7 +377,9 @@ def test_golden_inputs_of_another_contract_are_refused(folder):
 
 def test_code_that_scores_otherwise_is_found(folder, monkeypatch):
     """The folder is whole; what reads it has changed: a normalisation that is off by a hundredth."""
-    monkeypatch.setattr(CriticInputs, "state", lambda self, raw: 1.01 * self.contract.normalize_state(raw))
+    forward = Features.forward
+    off = lambda *seen: (forward(*seen)[0], 1.01 * forward(*seen)[1])  # noqa: E731
+    monkeypatch.setattr(Features, "forward", off)
     with pytest.raises(UserError, match=r"does not decide as it did when it was exported: scores"):
         verify(folder)
 
@@ -405,18 +407,18 @@ def test_observations_of_another_shape_are_refused(exported, change, told):
 
 
 def test_parts_that_do_not_belong_together_are_not_exported(parts, tmp_path):
-    policy, critic, inputs = parts
+    policy, scorer = parts
     output = tmp_path / "reranker"
     with pytest.raises(UserError, match="another backbone"):
-        Reranker.export(small_policy(seed=1), critic, inputs, output, observations(2))
-    longer, _ = small_critic(policy, horizon=5)
+        Reranker.export(small_policy(seed=1), scorer, output, observations(2))
+    longer = small_scorer(policy, horizon=5)
     with pytest.raises(UserError, match="chunks of 5 steps"):
-        Reranker.export(policy, longer, inputs, output, observations(2))
+        Reranker.export(policy, longer, output, observations(2))
     with pytest.raises(UserError, match="execute_steps=9 must be 1 to 4"):
-        Reranker.export(policy, critic, inputs, output, observations(2), execute_steps=9)
+        Reranker.export(policy, scorer, output, observations(2), execute_steps=9)
     line = LinePolicy()
     with pytest.raises(UserError, match="a LinePolicy cannot be exported; the kinds are"):
-        Reranker.export(line, MovesRight(), line_inputs(line), output, observations(2))
+        Reranker.export(line, MovesRight(line), output, observations(2))
     assert not list(tmp_path.iterdir())
 
 
@@ -447,7 +449,7 @@ def test_rule_12_loading_a_critic_draws_no_random_numbers(exported):
     torch.manual_seed(3)
     expected = torch.rand(1)
     torch.manual_seed(3)
-    critic, _ = DeasCritic.load(exported / "critic")
+    critic = load_scorer(exported / "critic").critic
     assert torch.equal(torch.rand(1), expected)
     trained = {name for name, p in critic.named_parameters() if p.requires_grad}
     assert trained == {name for name, _ in critic.named_parameters() if not name.startswith("target_q.")}

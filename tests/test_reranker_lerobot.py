@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lerobot_example import A, H, maker, normal, observations, small_pi
-from reranker_example import reseal, rewrite_json, rewrite_tensors, small_critic
+from reranker_example import reseal, rewrite_json, rewrite_tensors, small_scorer
 
 from deas_vla.errors import UserError
 from deas_vla.export.golden import Golden, Tolerance
@@ -42,12 +42,11 @@ def exports(tmp_path_factory):
         if kind not in made:
             place = tmp_path_factory.mktemp(kind)
             policy = maker(place / "sources")(kind)
-            critic, inputs = small_critic(policy, frames=observations(12, seed=5))
+            scorer = small_scorer(policy, frames=observations(12, seed=5))
             folder = place / "reranker"
             Reranker.export(
                 policy,
-                critic,
-                inputs,
+                scorer,
                 folder,
                 observations(3),
                 num_candidates=4,
@@ -56,7 +55,7 @@ def exports(tmp_path_factory):
             )
             policy.save(place / "plain")
             shutil.rmtree(place / "sources", ignore_errors=True)
-            made[kind] = policy, critic, inputs, folder
+            made[kind] = policy, scorer, folder
         return made[kind]
 
     return get
@@ -64,16 +63,16 @@ def exports(tmp_path_factory):
 
 @pytest.fixture
 def folder(exports, tmp_path) -> Path:
-    return Path(shutil.copytree(exports("smolvla")[3], tmp_path / "reranker"))
+    return Path(shutil.copytree(exports("smolvla")[2], tmp_path / "reranker"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rule_01_an_export_decides_as_its_parts_do_and_needs_nothing_else(exports, kind, tmp_path):
-    policy, critic, inputs, exported = exports(kind)
+    policy, scorer, exported = exports(kind)
     moved = Path(shutil.copytree(exported, tmp_path / "moved"))
     assert "3 golden inputs decided as before" in verify(moved)
     reranker, observation = Reranker.load(moved), observations(2, seed=9)
-    mine = BestOfN(policy, 4, "best", critic, inputs, RULE).choose(observation, KEYS)
+    mine = BestOfN(policy, 4, "best", scorer, RULE).choose(observation, KEYS)
     its = reranker.choose(observation, KEYS)
     for name in ("candidates", "index", "scores", "value", "commands"):
         assert torch.equal(getattr(its, name), getattr(mine, name)), name
@@ -83,7 +82,7 @@ def test_rule_01_an_export_decides_as_its_parts_do_and_needs_nothing_else(export
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_no_file_of_an_export_names_a_folder(exports, kind):
-    exported = exports(kind)[3]
+    exported = exports(kind)[2]
     outside = str(exported.parent)
     for path in exported.rglob("*"):
         if path.is_file():
@@ -93,12 +92,12 @@ def test_no_file_of_an_export_names_a_folder(exports, kind):
 
 @pytest.mark.parametrize("kind", ("smolvla", "pi0", "pi05", "groot"))
 def test_an_exported_policy_can_be_exported_again(exports, kind, tmp_path):
-    exported = exports(kind)[3]
+    exported = exports(kind)[2]
     reranker = Reranker.load(exported)
     decider = reranker.decider
     again = tmp_path / "again"
     Reranker.export(
-        decider.policy, decider.critic, decider.inputs, again, observations(3),
+        decider.policy, decider.scorer, again, observations(3),
         num_candidates=4, selection=RULE, execute_steps=8,
     )  # fmt: skip
     for path in sorted(exported.rglob("*.safetensors")):
@@ -110,7 +109,7 @@ def test_an_exported_policy_can_be_exported_again(exports, kind, tmp_path):
 @pytest.mark.parametrize("kind", ("smolvla", "pi0", "pi05"))
 def test_what_lerobot_itself_writes_cannot_be_moved(exports, kind):
     """Why an export is written otherwise: the checkpoints are named by path, and looked up again."""
-    plain = exports(kind)[3].parent / "plain"
+    plain = exports(kind)[2].parent / "plain"
     with pytest.raises(UserError, match="LeRobot cannot read this policy"):
         LeRobotPolicy.load(plain)
     if kind == "smolvla":
@@ -126,13 +125,13 @@ def test_what_lerobots_own_command_trains_is_exported(kind, tmp_path):
     precise = torch.get_float32_matmul_precision()
     policy = maker(tmp_path / "sources")(kind, **settings, use_relative_actions=True)
     torch.set_float32_matmul_precision(precise)
-    critic, inputs = small_critic(policy, frames=observations(12, seed=5))
+    scorer = small_scorer(policy, frames=observations(12, seed=5))
     exported = tmp_path / "reranker"
-    Reranker.export(policy, critic, inputs, exported, observations(3), num_candidates=4, selection=RULE)
+    Reranker.export(policy, scorer, exported, observations(3), num_candidates=4, selection=RULE)
     shutil.rmtree(tmp_path / "sources")
     verify(exported)
     its = Reranker.load(exported)
-    mine = BestOfN(policy, 4, "best", critic, inputs, RULE).choose(observations(2, seed=9), KEYS)
+    mine = BestOfN(policy, 4, "best", scorer, RULE).choose(observations(2, seed=9), KEYS)
     assert torch.equal(its.choose(observations(2, seed=9), KEYS).commands, mine.commands)
     numbers = {parameter.dtype for parameter in its.policy.parameters()}
     assert numbers == {torch.bfloat16, torch.float32}
@@ -150,7 +149,7 @@ def test_the_kind_of_a_saved_policy_is_found(exports):
 
 @pytest.mark.parametrize(("kind", "parts"), [("smolvla", 4), ("pi0", 2), ("pi05", 2)])
 def test_one_flipped_byte_in_any_file_is_named(exports, kind, parts, tmp_path):
-    folder = Path(shutil.copytree(exports(kind)[3], tmp_path / "reranker"))
+    folder = Path(shutil.copytree(exports(kind)[2], tmp_path / "reranker"))
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     assert sum("parts" in path.parts for path in files) >= parts
     for path in files:
@@ -167,7 +166,7 @@ def test_one_flipped_byte_in_any_file_is_named(exports, kind, parts, tmp_path):
 @pytest.mark.parametrize("name", ("tokenizer.json", "tokenizer_config.json"))
 def test_a_tokenizer_that_is_not_whole_is_named(exports, kind, name, tmp_path):
     """Without one of its files it is read, with no words or no padding; without all, it is looked for on a hub."""
-    folder = Path(shutil.copytree(exports(kind)[3], tmp_path / "reranker"))
+    folder = Path(shutil.copytree(exports(kind)[2], tmp_path / "reranker"))
     parts = folder / "policy" / "parts"
     (parts / "tokenizer" / name).unlink()
     for remove in (lambda: None, lambda: shutil.rmtree(parts / "tokenizer"), lambda: shutil.rmtree(parts)):
@@ -216,7 +215,7 @@ def other_key(folder):
 
 @pytest.mark.parametrize("kind", ("pi0", "pi05"))
 def test_another_tokenizer_is_another_backbone(exports, kind, tmp_path):
-    folder = Path(shutil.copytree(exports(kind)[3], tmp_path / "reranker"))
+    folder = Path(shutil.copytree(exports(kind)[2], tmp_path / "reranker"))
     other_tokenizer(folder)
     reseal(folder)
     with pytest.raises(UserError, match="the policy's backbone is of another revision"):
@@ -245,11 +244,11 @@ def test_a_changed_part_is_named_even_if_sealed_again(folder, fault, told):
 
 
 def test_a_policy_that_names_an_unknown_folder_is_not_exported(exports, tmp_path):
-    policy, critic, inputs, _ = exports("diffusion")
+    policy, scorer, _ = exports("diffusion")
     policy.policy.config.tags = [str(tmp_path)]
     try:
         with pytest.raises(UserError, match=r"config.json of the policy names another folder \(tags.0"):
-            Reranker.export(policy, critic, inputs, tmp_path / "reranker", observations(2))
+            Reranker.export(policy, scorer, tmp_path / "reranker", observations(2))
     finally:
         policy.policy.config.tags = None
     assert not (tmp_path / "reranker").exists()
@@ -283,7 +282,7 @@ def test_a_policy_that_computes_in_bfloat16_is_replayed_as_one(tmp_path):
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
     assert Tolerance.of(policy).features == 0.2 > Tolerance.of(maker(tmp_path / "other")("groot")).features
     Reranker.export(
-        policy, *small_critic(policy, frames=observations(12, seed=5)), tmp_path / "reranker", observations(3),
+        policy, small_scorer(policy, frames=observations(12, seed=5)), tmp_path / "reranker", observations(3),
         num_candidates=4, selection=RULE, execute_steps=8,
     )  # fmt: skip
     rewrite_tensors(
@@ -294,7 +293,7 @@ def test_a_policy_that_computes_in_bfloat16_is_replayed_as_one(tmp_path):
 
 
 def test_two_candidates_of_one_score_may_change_places(exports):
-    golden = Golden.load(exports("smolvla")[3] / "golden.safetensors")
+    golden = Golden.load(exports("smolvla")[2] / "golden.safetensors")
     tolerance, support = Tolerance(1e-3, 1e-3, 1e-4, 1e-4), (-10.0, 0.0)
     golden.scores = torch.tensor([[-3.0, -3.0005, -5.0, -5.0]]).repeat(3, 1)
     golden.index = torch.zeros(3, dtype=torch.int64)

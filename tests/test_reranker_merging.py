@@ -7,7 +7,7 @@ import pytest
 import torch
 from data_example import example_contract
 from policy_example import normal, observations, shake, small_config
-from reranker_example import small_critic
+from reranker_example import small_scorer
 from safetensors.torch import load_file
 from tiny_checkpoints import FAMILIES, write_checkpoint
 
@@ -45,9 +45,9 @@ def test_merged_outputs_are_equal_and_weights_are_changed(checkpoint, tmp_path, 
     untuned.load_state_dict(policy.state_dict(), strict=False)
     before, expected = {k: v.clone() for k, v in policy.state_dict().items()}, sampled(policy)
     assert (expected - sampled(untuned)).abs().max() > 1e-3  # the adapters matter
-    critic, inputs = small_critic(policy)
+    scorer = small_scorer(policy)
     folder = tmp_path / "reranker"
-    exported = Reranker.export(policy, critic, inputs, folder, observations(4))
+    exported = Reranker.export(policy, scorer, folder, observations(4))
 
     shutil.rmtree(home)
     verify(folder)
@@ -76,7 +76,7 @@ def test_a_frozen_backbone_is_exported_with_the_policy(checkpoint, tmp_path):
     home = checkpoint("llava")
     policy = shake(policy_of(home, "frozen"))
     expected = sampled(policy)
-    Reranker.export(policy, *small_critic(policy), tmp_path / "reranker", observations(2))
+    Reranker.export(policy, small_scorer(policy), tmp_path / "reranker", observations(2))
     shutil.rmtree(home)
     verify(tmp_path / "reranker")
     loaded = Reranker.load(tmp_path / "reranker")
@@ -89,16 +89,16 @@ def test_a_frozen_backbone_is_exported_with_the_policy(checkpoint, tmp_path):
 def test_adapters_of_the_action_head_are_merged_too(tmp_path):
     torch.manual_seed(0)
     policy = shake(SmallVLAPolicy(small_config(), example_contract()))
-    critic, inputs = small_critic(policy.eval())
+    scorer = small_scorer(policy.eval())
     names = [n for n, m in policy.head.named_modules() if isinstance(m, torch.nn.Linear) and n.endswith("up")]
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=names), policy.head)
     with pytest.raises(UserError, match=f"adapters of {len(names)} layers change nothing"):
-        Reranker.export(policy, critic, inputs, tmp_path / "reranker", observations(2))
+        Reranker.export(policy, scorer, tmp_path / "reranker", observations(2))
     plain = sampled(policy)
     shake(policy.requires_grad_(True)).eval()
-    inputs.encoder_fingerprint = policy.encoder_fingerprint
+    scorer.encoder_fingerprint = policy.encoder_fingerprint
     assert (sampled(policy) - plain).abs().max() > 1e-3
-    loaded = Reranker.export(policy, critic, inputs, tmp_path / "reranker", observations(2))
+    loaded = Reranker.export(policy, scorer, tmp_path / "reranker", observations(2))
     assert loaded.manifest["merged"]["layers"] == len(names) > 0
     torch.testing.assert_close(sampled(loaded.policy), sampled(policy), rtol=0, atol=1e-4)
     verify(tmp_path / "reranker")
@@ -107,7 +107,7 @@ def test_adapters_of_the_action_head_are_merged_too(tmp_path):
 def test_adapters_that_were_never_trained_are_refused(checkpoint, tmp_path):
     policy = policy_of(checkpoint("llava"))
     with pytest.raises(UserError, match=r"LoRA adapters of \d+ layers change nothing"):
-        Reranker.export(policy, *small_critic(policy), tmp_path / "reranker", observations(2))
+        Reranker.export(policy, small_scorer(policy), tmp_path / "reranker", observations(2))
     assert not (tmp_path / "reranker").exists()
 
 
@@ -125,7 +125,7 @@ def test_a_merge_that_is_lost_on_the_way_is_found(checkpoint, tmp_path, monkeypa
     with pytest.raises(
         UserError, match=r"the written policy does not decide as the given one does.*features"
     ):
-        Reranker.export(policy, *small_critic(policy), tmp_path / "reranker", observations(2))
+        Reranker.export(policy, small_scorer(policy), tmp_path / "reranker", observations(2))
     assert not (tmp_path / "reranker").exists()
 
 

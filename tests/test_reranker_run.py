@@ -8,7 +8,7 @@ import pytest
 import torch
 from data_example import example_contract, example_episode
 from policy_example import small_policy
-from reranker_example import small_critic
+from reranker_example import small_scorer
 
 from deas_vla import cli
 from deas_vla.data.lerobot.writer import write_dataset
@@ -41,13 +41,12 @@ def run(tmp_path_factory) -> Path:
     for name, source in (("demonstrations", "demonstration"), ("rollouts", "rollout")):
         write_dataset(finished(run / name) / "dataset", episodes(source), contract, f"local/{name}")
     policy = small_policy()
-    critic, inputs = small_critic(policy)
+    scorer = small_scorer(policy)
     policy.save(finished(run / "policy") / "policy")
     with torch.no_grad():
         policy.head.positions.add_(0.3)
     policy.save(finished(run / "advantage_weighted") / "policy")
-    inputs.save(finished(run / "critic") / "critic")
-    critic.save(run / "critic" / "critic", {"inputs_fingerprint": inputs.fingerprint})
+    scorer.save(finished(run / "critic") / "critic")
     finished(run / "evaluation", {"evaluation": {"execute_steps": 3}})
     write_json(run / "report.json", {"methods": METHODS})
     return run

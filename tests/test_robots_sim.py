@@ -187,7 +187,7 @@ def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsy
     )
     critic.vision_training.steps = critic.training.steps = critic.training.log_every = 3
     train_critic(make_accelerator(), critic)
-    assert (tmp_path / "critic" / "critic" / "critic.safetensors").is_file()
+    assert (tmp_path / "critic" / "critic" / "scorer.safetensors").is_file()
 
 
 def test_success_ends_an_episode_and_quitting_keeps_what_there_is(reranker, tmp_path, monkeypatch, capsys):

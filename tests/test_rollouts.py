@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from data_example import assert_same_episode
-from rollout_example import CONTRACT, HORIZON, LIMIT, LinePolicy, LineWorkers, MovesRight, line_inputs
+from rollout_example import CONTRACT, HORIZON, LIMIT, LinePolicy, LineWorkers, MovesRight
 
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
@@ -21,7 +21,7 @@ SETTINGS = {"seed": 0, "parallel": 4, "execute_steps": HORIZON}
 
 def decider(rule="first", n=1):
     policy = LinePolicy(drift=0.8)
-    return BestOfN(policy, n, rule, MovesRight(), line_inputs(policy))
+    return BestOfN(policy, n, rule, MovesRight(policy))
 
 
 def test_episodes_are_whole_and_valid():

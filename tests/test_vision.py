@@ -8,14 +8,15 @@ from data_example import SIZE, example_contract, example_episode
 
 from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
+from deas_vla.features.cache import ImageCache
+from deas_vla.features.features import Features, fit_projection
 from deas_vla.features.image_encoder import CriticVision, VisionConfig
-from deas_vla.features.pooling import CriticInputs, FeatureConfig, FeatureProjection
+from deas_vla.features.pooling import FeatureConfig
 from deas_vla.training import image_encoder as training_of
+from deas_vla.training.features import stored_features
 from deas_vla.training.image_encoder import (
     CHUNKS_AHEAD,
     FrameOutcomes,
-    VisionCache,
-    stored_features,
     trained_vision,
 )
 from deas_vla.training.loop import TrainingConfig
@@ -150,25 +151,24 @@ def test_without_rollouts_there_is_nothing_to_learn(episodes, tmp_path):
 def test_stored_frames_are_looked_at_once_and_seen_as_live_ones(episodes, tmp_path, monkeypatch):
     frames, accelerator = FrameTable.of(episodes), Accelerator(cpu=True)
     pooled = torch.randn(len(frames), 6, generator=torch.Generator().manual_seed(0))
-    projection = FeatureProjection.fit(pooled, 4)
+    projection = fit_projection(pooled, 4)
 
-    def inputs(seed: int) -> CriticInputs:
+    def features(seed: int) -> Features:
         torch.manual_seed(seed)
-        vision = CriticVision(2, 8).eval().requires_grad_(False)
-        return CriticInputs(CONTRACT, FeatureConfig(dim=4), projection, "an encoder", vision)
+        return Features(CONTRACT, FeatureConfig(dim=4), projection, CriticVision(2, 8))
 
-    cached = stored_features(accelerator, inputs(0), pooled, frames, tmp_path)
-    assert torch.equal(cached, inputs(0).features(pooled, frames.images))
-    other = stored_features(accelerator, inputs(1), pooled, frames, tmp_path)
+    cached = stored_features(accelerator, features(0), pooled, frames, tmp_path)
+    torch.testing.assert_close(cached, features(0).of_pooled(pooled, frames.images), rtol=1e-5, atol=1e-5)
+    other = stored_features(accelerator, features(1), pooled, frames, tmp_path)
     assert not torch.equal(other[:, 4:], cached[:, 4:])
 
-    halves = [VisionCache(tmp_path / "two", inputs(0), frames, block=64) for _ in range(2)]
+    halves = [ImageCache(tmp_path / "two", features(0), frames, block=64) for _ in range(2)]
     for process, half in enumerate(halves):
         half.fill(process=process, processes=2)
-    assert torch.equal(halves[0].read(), cached[:, 4:])
+    torch.testing.assert_close(halves[0].read(), cached[:, 4:], rtol=1e-5, atol=1e-5)
 
-    monkeypatch.setattr(CriticInputs, "looked_at", lambda *_: pytest.fail("it is looked at again"))
-    assert torch.equal(stored_features(accelerator, inputs(0), pooled, frames, tmp_path), cached)
+    monkeypatch.setattr(Features, "encode_images", lambda *_: pytest.fail("encoded again"))
+    assert torch.equal(stored_features(accelerator, features(0), pooled, frames, tmp_path), cached)
 
 
 @pytest.mark.parametrize("side", [16, 64, 100])

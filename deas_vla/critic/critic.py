@@ -1,25 +1,17 @@
-"""The DEAS critic: configuration, networks, training loss, scores of candidate chunks, save and load."""
+"""The DEAS critic: configuration, networks, training loss, scores of candidate chunks."""
 
 import copy
-import json
 import math
-from dataclasses import asdict, dataclass, field, fields
-from pathlib import Path
+from dataclasses import dataclass, field, fields
 from typing import Literal
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from deas_vla.critic.heads import HLGauss, Scalar, ValueHead, return_bounds
 from deas_vla.critic.losses import expectile_loss, future_loss, pessimistic_head, q_loss, td_target
 from deas_vla.critic.networks import EnsembleLinear, EnsembleMLP
 from deas_vla.errors import UserError
-from deas_vla.files import atomic_path, write_json
-
-WEIGHTS_FILE = "critic.safetensors"
-DESCRIPTION_FILE = "critic.json"
 
 # Named, because the help of the command line is read from the source and sees no quotes in an annotation.
 HeadName = Literal["hl_gauss", "scalar"]
@@ -286,64 +278,6 @@ class DeasCritic(nn.Module):
         """(B,) how much better a (B, H, A) chunk is than what V expects: score − V(s)."""
         return self.score(features, state, chunk.unsqueeze(1)).squeeze(1) - self.value(features, state)
 
-    # ---- files ---------------------------------------------------------------------------------------------
-
-    def save(self, folder: str | Path, metadata: dict | None = None) -> None:
-        """Writes ``critic.safetensors`` and ``critic.json`` into a folder, each under a temporary name first.
-
-        The weights file is complete in itself: its header holds everything that the JSON file repeats for
-        people and other programs. A save that is interrupted leaves the old critic or the new one, never a
-        mixture.
-
-        Args:
-            folder: made if it is not there.
-            metadata: anything JSON can hold; `load` returns it.
-        """
-        folder = Path(folder)
-        description = {
-            "config": asdict(self.config),
-            "feature_dim": self.feature_dim,
-            "state_dim": self.state_dim,
-            "action_dim": self.action_dim,
-            "metadata": metadata or {},
-        }
-        header = {"deas_critic": json.dumps(description)}
-        tensors = {name: tensor.detach().contiguous() for name, tensor in self.state_dict().items()}
-        with atomic_path(folder / WEIGHTS_FILE) as temporary:
-            safetensors.torch.save_file(tensors, temporary, metadata=header)
-        write_json(folder / DESCRIPTION_FILE, description)
-
-    @classmethod
-    def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> tuple["DeasCritic", dict]:
-        """Reads what `save` wrote.
-
-        Returns:
-            The critic, in evaluation mode, and the metadata it was saved with.
-
-        Raises:
-            UserError: if the file is missing, cut off, not a critic, of another version, or its tensors do
-            not fit.
-        """
-        path = Path(folder) / WEIGHTS_FILE
-        if not path.is_file():
-            raise UserError(f"{path} is missing: train a critic first, or name the folder of one")
-        try:
-            with safe_open(path, framework="pt") as file:
-                header = file.metadata() or {}
-            tensors = safetensors.torch.load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{path} cannot be read ({error}): it may be cut off; train it again") from error
-        arguments, metadata = _parse(header.get("deas_critic"), path)
-        # Built without memory or random numbers: loading a critic does not change what is sampled afterwards.
-        with torch.device("meta"):
-            critic = cls(**arguments)
-        _require_fit(critic.state_dict(), tensors, path)
-        # Copies, because tensors in a mapped file are not aligned as the processor likes them. Assigned, because
-        # giving memory to a module without any (`to_empty`) makes PyTorch import its symbolic algebra: a second.
-        tensors = {name: tensor.to(device, copy=True) for name, tensor in tensors.items()}
-        critic.load_state_dict(tensors, assign=True)
-        return critic.eval(), metadata
-
     # ---- shapes --------------------------------------------------------------------------------------------
 
     def _observation(self, features: Tensor, state: Tensor) -> Tensor:
@@ -363,35 +297,3 @@ class DeasCritic(nn.Module):
                 f"(B, N, {self.config.horizon}, {self.action_dim})"
             )
         return chunks.flatten(2)
-
-
-def _parse(text: str | None, path: Path) -> tuple[dict, dict]:
-    """The constructor's arguments and the user's metadata, from the header of a weights file."""
-    if text is None:
-        raise UserError(f"{path} is not a critic of this project: its header does not describe one")
-    try:
-        description = json.loads(text)
-        unknown = sorted(set(description["config"]) - {item.name for item in fields(CriticConfig)})
-        if unknown:
-            raise UserError(f"unknown configuration fields {', '.join(unknown)}, written by another version")
-        arguments = {name: int(description[name]) for name in ("feature_dim", "state_dim", "action_dim")}
-        return {"config": CriticConfig(**description["config"]), **arguments}, description["metadata"]
-    except (KeyError, TypeError, ValueError, UserError) as error:
-        raise UserError(f"{path} has a header that does not fit ({error}): train the critic again") from error
-
-
-def _require_fit(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
-    """Refuses tensors that are not exactly those of the described critic."""
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is unknown" for name in found if name not in expected]
-    for name in expected.keys() & found.keys():
-        if expected[name].shape != found[name].shape:
-            problems.append(f"{name} is {tuple(found[name].shape)}, not {tuple(expected[name].shape)}")
-        elif expected[name].dtype != found[name].dtype:
-            problems.append(f"{name} is {found[name].dtype}, not {expected[name].dtype}")
-        elif not torch.isfinite(found[name]).all():
-            problems.append(f"{name} holds NaN or infinite weights")
-    if problems:
-        raise UserError(
-            f"{path} does not fit its own description ({'; '.join(sorted(problems)[:3])}): train it again"
-        )

@@ -91,21 +91,29 @@ def card(manifest: dict, results: dict) -> str:
 
 def facts(manifest: dict) -> dict[str, str]:
     """What a reranker is made of, a line a part."""
-    policy, critic, features = manifest["policy"], manifest["critic"], manifest["features"]
+    policy, scorer = manifest["policy"], manifest["scorer"]
     origin, merged = manifest["origin"], manifest["merged"]
-    low, high = critic["support"]
+    low, high = scorer["score_range"]
     adapters = f"LoRA of {merged['layers']} layers, merged ({merged['changed']} changed weights)"
     versions = [f"{name} {version}" for name, version in manifest["versions"].items() if name != "platform"]
+    critic = f"{scorer['type']}, H = {scorer['horizon']}, "
+    if "critic.num_q" in scorer:
+        critic += (
+            f"{scorer['aggregation']} of {scorer['critic.num_q']} Q networks ({scorer['critic.head']}) and V, "
+            f"γ₁ = {scorer['critic.reward_discount']:g}, γ₂ = {scorer['critic.bootstrap_discount']:g}, "
+        )
+    features = {}
+    if "features.dim" in scorer:
+        pooling = f"{scorer['features.pooling']} pooling of {policy['feature_source']}"
+        features = {"features": f"{scorer['features.dim']} numbers, {pooling}"}
     return {
         "policy": f"{policy['kind']}, chunks of {policy['horizon']} steps, "
         f"encoder {policy['encoder_fingerprint'][:12]}",
         "policy from": _origin(origin["policy"]),
         "adapters": adapters if merged["layers"] else "none",
-        "critic": f"{critic['num_q']} Q networks and V, {critic['head']}, H = {critic['horizon']}, "
-        f"γ₁ = {critic['reward_discount']:g}, γ₂ = {critic['bootstrap_discount']:g}, "
-        f"returns from {low:.4g} to {high:.4g}",
+        "critic": f"{critic}scores from {low:.4g} to {high:.4g}",
         "critic from": _origin(origin["critic"]),
-        "features": f"{features['dim']} numbers, {features['pooling']} pooling of {features['source']}",
+        **features,
         "exported with": ", ".join(versions),
     }
 

@@ -3,7 +3,6 @@
 from dataclasses import asdict
 from pathlib import Path
 
-from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
 from deas_vla.export.card import card
@@ -12,13 +11,13 @@ from deas_vla.export.lerobot_files import write_lerobot_files
 from deas_vla.export.manifest import FORMAT, MANIFEST, selection_section, told_by_parts
 from deas_vla.export.reranker import CRITIC, POLICY, Reranker, require_fit
 from deas_vla.export.sums import write_sums
-from deas_vla.features.pooling import CriticInputs
 from deas_vla.files import atomic_path, sha256_of, write_json
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import KINDS, kind_of
 from deas_vla.report.data import collect_versions
+from deas_vla.scorers.scorer import Scorer, load_scorer
 
 # Folders are named by their last parts: where somebody keeps a run is nobody else's business.
 NAMED_PARTS = 3
@@ -26,8 +25,7 @@ NAMED_PARTS = 3
 
 def export(
     policy: ChunkPolicy,
-    critic: DeasCritic,
-    inputs: CriticInputs,
+    scorer: Scorer,
     folder: Path,
     observation: Observation,
     num_candidates: int,
@@ -41,7 +39,7 @@ def export(
         raise UserError(f"{folder} exists already; choose another --output, or delete it to export anew")
     if not 1 <= execute_steps <= policy.horizon:
         raise UserError(f"execute_steps={execute_steps} must be 1 to {policy.horizon}, the steps of a chunk")
-    given = BestOfN(policy.eval(), num_candidates, selection.rule, critic, inputs, selection)
+    given = BestOfN(policy.eval(), num_candidates, selection.rule, scorer, selection)
     name = kind_of(policy)
     kind = KINDS[name]
     require_fit(observation, policy.contract)
@@ -54,22 +52,19 @@ def export(
         alone, merged = kind.standalone(policy)
         kind.save(alone, temporary / POLICY)
         # The same tokens but for rounding, which is checked below, under the fingerprint of the merged weights.
-        bound = CriticInputs(
-            inputs.contract, inputs.config, inputs.projection, alone.encoder_fingerprint, inputs.vision
-        )
+        bound = scorer.bound_to(alone.encoder_fingerprint)
         del alone
         bound.save(temporary / CRITIC)
-        critic.save(temporary / CRITIC, {"inputs_fingerprint": bound.fingerprint})
 
         # From here on everything is made of what was written.
-        policy, critic = kind.load(temporary / POLICY), DeasCritic.load(temporary / CRITIC)[0]
-        written = BestOfN(policy, num_candidates, selection.rule, critic, bound, selection)
+        policy, scorer = kind.load(temporary / POLICY), load_scorer(temporary / CRITIC)
+        written = BestOfN(policy, num_candidates, selection.rule, scorer, selection)
         apart = _require_same_decisions(given, written, observation)
         golden = Golden.record(written, observation, _keys(observation))
         golden.save(temporary / GOLDEN)
         manifest = {
             "format": FORMAT,
-            **told_by_parts(name, policy, critic, bound, bound.fingerprint),
+            **told_by_parts(name, policy, scorer),
             "selection": selection_section(num_candidates, selection, execute_steps),
             "golden": {"inputs": len(observation)},
             "origin": origin,
@@ -100,7 +95,7 @@ def _require_same_decisions(given: BestOfN, written: BestOfN, observation: Obser
     reranker = Reranker(written, {}).to(device)
     before, after = (Golden.record(d, observation, _keys(observation)) for d in (given, written))
     reranker.to("cpu")
-    contract, support = given.policy.contract, (given.critic.head.low, given.critic.head.high)
+    contract, support = given.policy.contract, given.scorer.score_range
     # Choices are not compared: two equal scores may change places by rounding.
     lines = before.differences(after, contract, support, Tolerance.of(given.policy))
     if lines:

@@ -14,14 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
-from deas_vla.features.pooling import CriticInputs
 from deas_vla.files import atomic_path
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.scorers.scorer import Encoded, Scorer
 
 GOLDEN = "golden.safetensors"
 IMAGE = "image."
@@ -95,18 +94,17 @@ class Golden:
         """Decides on every observation, with the same calls as at any other time (design rule 1)."""
         choice = decider.choose(observation, keys)
         context = decider.policy.encode(observation)
-        features, _ = decider.inputs.observation(context, observation)
-        results = (features, choice.candidates, choice.scores, choice.value, choice.index)
+        encoded = decider.scorer.encode(context, observation)
+        results = (encoded.features, choice.candidates, choice.scores, choice.value, choice.index)
         return cls(
             observation, keys, *(tensor.cpu() for tensor in results), decider.policy.contract.fingerprint
         )
 
     @torch.inference_mode()
-    def rescored(self, critic: DeasCritic, inputs: CriticInputs) -> Tensor:
-        """(G, N) scores by the critic alone, from the stored features: needs no policy."""
-        return critic.score(
-            self.features, inputs.state(self.observation.state), inputs.chunks(self.candidates)
-        )
+    def rescored(self, scorer: Scorer) -> Tensor:
+        """(G, N) scores by the scorer alone, from the stored features: needs no policy."""
+        encoded = Encoded(self.features, scorer.contract.normalize_state(self.observation.state))
+        return scorer.score(encoded, scorer.chunks(self.candidates))
 
     def distances(
         self, other: "Golden", contract: Contract, support: tuple[float, float]
@@ -128,7 +126,10 @@ class Golden:
             "scores": (self.scores / width, other.scores / width),
             "value": (self.value / width, other.value / width),
         }
-        apart = {name: (b - a).abs().reshape(len(a), -1).amax(1) for name, (a, b) in pairs.items()}
+        apart = {
+            name: (b - a).abs().reshape(len(a), -1).amax(1) if a.numel() else torch.zeros(len(a))
+            for name, (a, b) in pairs.items()
+        }
         return {name: tensor.nan_to_num(torch.inf) for name, tensor in apart.items()}
 
     def differences(

@@ -2,69 +2,63 @@
 
 import hashlib
 import json
-from dataclasses import asdict
 from pathlib import Path
 
-from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.contract import Contract
 from deas_vla.errors import UserError
-from deas_vla.features.pooling import CriticInputs
 from deas_vla.improvement.selection import NUMBERS, SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import KINDS
+from deas_vla.scorers.scorer import Scorer
 
-FORMAT = "deas_vla reranker 2"
+FORMAT = "deas_vla reranker 3"
 MANIFEST = "manifest.json"
-SECTIONS = ("policy", "critic", "features", "contract", "selection", "golden", "origin", "merged", "versions")
+SECTIONS = ("policy", "scorer", "contract", "selection", "golden", "origin", "merged", "versions")
 # What a difference in these means, in words.
 MEANING = {
     "policy.encoder_fingerprint": "the policy's backbone is of another revision",
     "policy.horizon": "the policy makes chunks of another length",
-    "critic.horizon": "the critic scores chunks of another length",
-    "features.encoder_fingerprint": "the critic's features are of another backbone revision",
+    "scorer.horizon": "the critic scores chunks of another length",
+    "scorer.encoder_fingerprint": "the critic's features are of another backbone revision",
 }
 
 
 # ---- writing ---------------------------------------------------------------------------------------------------
 
 
-def told_by_parts(
-    kind: str, policy: ChunkPolicy, critic: DeasCritic, inputs: CriticInputs, inputs_fingerprint: str | None
-) -> dict:
+def told_by_parts(kind: str, policy: ChunkPolicy, scorer: Scorer) -> dict:
     """The sections of a manifest that follow from the parts.
 
     Args:
         kind: name of the policy's kind.
         policy: proposes chunks.
-        critic: scores them.
-        inputs: makes what the critic reads.
-        inputs_fingerprint: of the inputs that the critic says it was trained on.
+        scorer: scores them.
     """
-    head = critic.head
+    described = scorer.description()
+    del described["contract"]  # it is the policy's
     return {
         "policy": {
             "kind": kind,
             "horizon": policy.horizon,
             "encoder_fingerprint": policy.encoder_fingerprint,
+            "feature_source": KINDS[kind].feature_source,
             "image_keys": KINDS[kind].image_keys(policy),
         },
-        "critic": {
-            **asdict(critic.config),
-            "backup_horizon": critic.config.backup,
-            "support": [head.low, head.high],
-            "feature_dim": critic.feature_dim,
-            "state_dim": critic.state_dim,
-            "action_dim": critic.action_dim,
-            "inputs_fingerprint": inputs_fingerprint,
-        },
-        "features": {
-            "source": KINDS[kind].feature_source,
-            **asdict(inputs.config),
-            "encoder_fingerprint": inputs.encoder_fingerprint,
-            "inputs_fingerprint": inputs.fingerprint,
+        "scorer": {
+            **_flat(described),
+            "score_range": list(scorer.score_range),
+            "fingerprint": scorer.fingerprint(),
         },
         "contract": policy.contract.to_json() | {"statistics_sha256": statistics_sha256(policy.contract)},
     }
+
+
+def _flat(described: dict, before: str = "") -> dict:
+    """Nested settings under dotted names."""
+    found = {}
+    for name, value in described.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return found
 
 
 def statistics_sha256(contract: Contract) -> str:

@@ -4,17 +4,16 @@ from pathlib import Path
 
 import torch
 
-from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
 from deas_vla.export.manifest import MANIFEST, differences, read_manifest, selection_of, told_by_parts
-from deas_vla.features.pooling import CriticInputs
 from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey
 from deas_vla.improvement.prefix import Prefix
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import kind_named
+from deas_vla.scorers.scorer import Scorer, load_scorer
 
 POLICY, CRITIC = "policy", "critic"
 
@@ -23,7 +22,7 @@ class Reranker:
     """Best-of-N with everything that belongs to it.
 
     Args:
-        decider: policy, critic, inputs and selection rule.
+        decider: policy, scorer and selection rule.
         manifest: what the folder says about them.
     """
 
@@ -54,9 +53,9 @@ class Reranker:
         return self.decider.choose(observation, keys, prefix)
 
     def to(self, device: torch.device | str) -> "Reranker":
-        """Moves policy and critic to a device."""
+        """Moves policy and scorer to a device."""
         self.decider.policy.to(device)
-        self.decider.critic.to(device)
+        self.decider.scorer.to(device)
         return self
 
     @classmethod
@@ -73,22 +72,20 @@ class Reranker:
         count, selection = selection_of(manifest, folder / MANIFEST)
         kind = manifest["policy"].get("kind")
         policy = kind_named(kind, folder / MANIFEST).load(folder / POLICY)
-        critic, metadata = DeasCritic.load(folder / CRITIC)
-        inputs = CriticInputs.load(folder / CRITIC)
-        parts = told_by_parts(kind, policy, critic, inputs, metadata.get("inputs_fingerprint"))
+        scorer = load_scorer(folder / CRITIC)
+        parts = told_by_parts(kind, policy, scorer)
         told = Contract.from_json(manifest["contract"], folder / MANIFEST)
         lines = differences(manifest, parts)
-        lines += [f"the critic's {line}" for line in told.differences(inputs.contract)]
+        lines += [f"the critic's {line}" for line in told.differences(scorer.contract)]
         if lines:
             raise UserError(f"{folder}: its parts are not those of {MANIFEST}: {'; '.join(lines)}")
-        decider = BestOfN(policy, count, selection.rule, critic, inputs, selection)
+        decider = BestOfN(policy, count, selection.rule, scorer, selection)
         return cls(decider, manifest).to(device)
 
     @staticmethod
     def export(
         policy: ChunkPolicy,
-        critic: DeasCritic,
-        inputs: CriticInputs,
+        scorer: Scorer,
         folder: str | Path,
         observation: Observation,
         *,
@@ -105,8 +102,7 @@ class Reranker:
 
         Args:
             policy: of one of the kinds in `deas_vla.policies.registry`; it is put into evaluation mode.
-            critic: trained on its features.
-            inputs: as in the critic's training.
+            scorer: trained on its features.
             folder: must not exist.
             observation: G observations to keep as golden inputs; stored frames of the policy's own robot.
             num_candidates: N.
@@ -125,19 +121,9 @@ class Reranker:
         from deas_vla.export.export import export
 
         return export(
-            policy, critic, inputs, Path(folder), observation, num_candidates, selection or SelectionConfig(),
+            policy, scorer, Path(folder), observation, num_candidates, selection or SelectionConfig(),
             execute_steps or policy.horizon, origins or {}, results or {},
         )  # fmt: skip
-
-    @staticmethod
-    def load_critic(folder: str | Path) -> tuple[DeasCritic, CriticInputs]:
-        """The critic alone, and what makes its inputs; needs torch and safetensors and nothing else.
-
-        Raises:
-            UserError: if a file is missing, cut off or does not fit.
-        """
-        folder = Path(folder) / CRITIC
-        return DeasCritic.load(folder)[0], CriticInputs.load(folder)
 
 
 def require_fit(observation: Observation, contract: Contract) -> None:

@@ -7,17 +7,16 @@ from typing import Literal
 
 import numpy as np
 
-from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
 from deas_vla.export.reranker import CRITIC, POLICY, Reranker
-from deas_vla.features.pooling import CriticInputs
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.collect import DATASET
+from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.stages import stage_report
 
 # Stored frames that become golden inputs, of demonstrations and of rollouts each.
@@ -60,13 +59,11 @@ def export_run(config: ExportConfig) -> Reranker:
         )
     origins = {"policy": run / config.policy / POLICY, "critic": run / "critic" / CRITIC}
     policy = load_policy(origins["policy"])
-    critic, _ = DeasCritic.load(origins["critic"])
-    inputs = CriticInputs.load(origins["critic"], policy.contract)
+    scorer = load_scorer(origins["critic"], policy.contract)
     report = run / "report.json"
     return Reranker.export(
         policy,
-        critic,
-        inputs,
+        scorer,
         config.output,
         stored_frames(run, policy.contract),
         num_candidates=config.candidates,

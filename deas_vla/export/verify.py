@@ -25,7 +25,7 @@ def verify(folder: str | Path) -> str:
     folder = Path(folder)
     files = check_sums(folder)
     reranker = Reranker.load(folder)
-    contract, critic = reranker.contract, reranker.decider.critic
+    contract = reranker.contract
     check_lerobot_files(reranker.manifest, folder)
     golden = Golden.load(folder / GOLDEN)
     if golden.contract != contract.fingerprint:
@@ -38,7 +38,7 @@ def verify(folder: str | Path) -> str:
         raise UserError(f"{folder / GOLDEN} has {len(golden.observation)} inputs, {MANIFEST} says {count}")
     require_fit(golden.observation, contract)
     replay = Golden.record(reranker.decider, golden.observation, golden.keys)
-    support = (critic.head.low, critic.head.high)
+    support = reranker.decider.scorer.score_range
     tolerance = Tolerance.of(reranker.policy)
     lines = golden.differences(replay, contract, support, tolerance)
     lines += golden.other_choices(replay, support, tolerance)

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
-from deas_vla.features.pooling import FeatureConfig, pool_in_groups
+from deas_vla.features.features import Features
+from deas_vla.features.pooling import FeatureConfig, pool_tokens
 from deas_vla.files import atomic_path
 
 BLOCK = 256
@@ -126,4 +127,23 @@ class FeatureCache(FrameCache):
 
     def compute(self, rows: Tensor) -> Tensor:
         context = self.policy.encode(self.frames.observation(rows))
-        return pool_in_groups(context, self.config, len(self.policy.contract.cameras))
+        return pool_tokens(context, self.config, len(self.policy.contract.cameras))
+
+
+class ImageCache(FrameCache):
+    """(F, C·dim) float32 what the critic's own image encoder makes of the frames.
+
+    Args:
+        folder, frames, block: see `FrameCache`.
+        features: with the encoder.
+    """
+
+    def __init__(self, folder: Path, features: Features, frames: FrameTable, block: int = BLOCK):
+        digest = hashlib.sha256()
+        for tensor in features.image_encoder.state_dict().values():
+            digest.update(tensor.cpu().numpy())
+        super().__init__(folder, frames, f"vision {digest.hexdigest()}", block)
+        self.features = features
+
+    def compute(self, rows: Tensor) -> Tensor:
+        return self.features.encode_images({name: image[rows] for name, image in self.frames.images.items()})

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deas_vla.critic.critic import DeasCritic
 from deas_vla.errors import UserError
+from deas_vla.scorers.scorer import Encoded, Scorer
 
 
 @dataclass
@@ -59,15 +59,12 @@ def advantage_weights(advantages: Tensor, weighting: AdvantageWeighting) -> Tens
 
 
 @torch.inference_mode()
-def advantages_of(
-    critic: DeasCritic, features: Tensor, state: Tensor, options, batch_size: int = 4096
-) -> Tensor:
+def advantages_of(scorer: Scorer, encoded: Encoded, options, batch_size: int = 4096) -> Tensor:
     """(O,) advantage of every recorded option.
 
     Args:
-        critic: a trained critic.
-        features: (F, D) critic features of every stored frame.
-        state: (F, S) normalised proprioception of every stored frame.
+        scorer: a trained one.
+        encoded: (F, D) features and (F, S) states of every stored frame.
         options: what was played: start frames and normalised chunks.
         batch_size: options scored at once.
     """
@@ -75,26 +72,23 @@ def advantages_of(
     for start in range(0, len(options), batch_size):
         rows = slice(start, start + batch_size)
         frames = options.start_frame[rows]
-        parts.append(critic.advantage(features[frames], state[frames], options.chunk[rows]))
+        parts.append(scorer.advantage(encoded.rows(frames), options.chunk[rows]))
     return torch.cat(parts)
 
 
 @torch.inference_mode()
-def advantages_among(
-    critic: DeasCritic, features: Tensor, state: Tensor, chunks: Tensor, batch_size: int = 512
-) -> Tensor:
+def advantages_among(scorer: Scorer, encoded: Encoded, chunks: Tensor, batch_size: int = 512) -> Tensor:
     """(M, N) advantage of every proposed chunk over the others at its frame.
 
     Args:
-        critic: a trained critic.
-        features: (M, D) critic features of the frames.
-        state: (M, S) their normalised proprioception.
+        scorer: a trained one.
+        encoded: (M, D) features and (M, S) states of the frames.
         chunks: (M, N, H, A) normalised chunks of the policy.
         batch_size: frames scored at once.
     """
     parts = []
     for start in range(0, len(chunks), batch_size):
         rows = slice(start, start + batch_size)
-        scores = critic.score(features[rows], state[rows], chunks[rows])
+        scores = scorer.score(encoded.rows(rows), chunks[rows])
         parts.append(scores - scores.mean(1, keepdim=True))
     return torch.cat(parts)

@@ -5,13 +5,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
-from deas_vla.features.pooling import CriticInputs
 from deas_vla.improvement.prefix import Prefix, going_on
 from deas_vla.improvement.selection import WITHOUT_CRITIC, RuleName, SelectionConfig, select
 from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise
+from deas_vla.scorers.scorer import Scorer
 
 
 @dataclass(frozen=True)
@@ -62,8 +61,8 @@ class BestOfN:
         rule: how one of the N is chosen, see `deas_vla.improvement.selection`. ``first`` is the policy alone;
             ``best`` and ``worst`` go by the critic's score; ``random`` draws one of the N, the control that shows
             what choosing without knowing is worth.
-        critic: scores chunks; without it only ``first`` and ``random`` work, and no values are reported.
-        inputs: turns observations and chunks into the critic's inputs: the same object as in its training.
+        scorer: scores chunks; without it only ``first`` and ``random`` work, and no values are reported. Policy and
+            scorer must be on one device.
         selection: the numbers of the rules, and how noisy candidates are; None: the defaults. With noise scale 0 they
             are one and the same chunk: the control that shows what playing without noise is worth, before any critic.
 
@@ -77,19 +76,18 @@ class BestOfN:
         policy: ChunkPolicy,
         num_candidates: int = 1,
         rule: RuleName = "first",
-        critic: DeasCritic | None = None,
-        inputs: CriticInputs | None = None,
+        scorer: Scorer | None = None,
         selection: SelectionConfig | None = None,
     ):
         if num_candidates < 1:
             raise UserError(f"best-of-N needs at least one candidate, got {num_candidates}")
-        if critic is None and rule not in WITHOUT_CRITIC:
+        if scorer is None and rule not in WITHOUT_CRITIC:
             raise UserError(f"the rule '{rule}' needs a critic; train one with recipes/train_critic.py")
-        if critic is not None:
-            require_same_encoder(policy, inputs)
-            require_fitting_horizon(policy, critic.config.horizon)
+        if scorer is not None:
+            require_same_encoder(policy, scorer)
+            require_fitting_horizon(policy, scorer.horizon)
         self.policy, self.num_candidates, self.rule = policy, num_candidates, rule
-        self.critic, self.inputs, self.selection = critic, inputs, selection or SelectionConfig()
+        self.scorer, self.selection = scorer, selection or SelectionConfig()
 
     @torch.inference_mode()
     def choose(self, observation: Observation, keys: list[NoiseKey], prefix: Prefix | None = None) -> Choice:
@@ -106,14 +104,13 @@ class BestOfN:
         candidates = self.policy.contract.to_command(self.policy.sample(context, noise))
         if prefix is not None:
             candidates = going_on(candidates, prefix, self.policy.contract)
-        opinions = value = None
-        if self.critic is not None:
-            features, proprioception = self.inputs.observation(context, observation)
-            scored = self.inputs.chunks(candidates[:, :, : self.critic.config.horizon])
-            opinions = self.critic.q_values(features, proprioception, scored)
-            value = self.critic.value(features, proprioception)
-        index = select(self.selection, self.rule, opinions, candidates, keys)
-        return Choice(candidates, index, None if opinions is None else opinions.amin(0), value)
+        q_values = scores = value = None
+        if self.scorer is not None:
+            encoded = self.scorer.encode(context, observation)
+            q_values = self.scorer.q_values(encoded, self.scorer.chunks(candidates))
+            scores, value = self.scorer.aggregate(q_values), self.scorer.value(encoded)
+        index = select(self.selection, self.rule, q_values, candidates, keys, scores)
+        return Choice(candidates, index, scores, value)
 
     def _noise(self, key: NoiseKey) -> Tensor:
         shape = (self.num_candidates, self.policy.horizon, self.policy.contract.action_dim)
@@ -122,13 +119,13 @@ class BestOfN:
         )
 
 
-def require_same_encoder(policy: ChunkPolicy, inputs: CriticInputs) -> None:
+def require_same_encoder(policy: ChunkPolicy, scorer: Scorer) -> None:
     """Refuses a critic that would be shown features it was never trained on (a defect of published code, W10)."""
-    inputs.contract.require_same(policy.contract, "the critic", "the policy")
-    if inputs.encoder_fingerprint != policy.encoder_fingerprint:
+    scorer.contract.require_same(policy.contract, "the critic", "the policy")
+    if scorer.encoder_fingerprint not in ("", policy.encoder_fingerprint):
         raise UserError(
             "the critic was trained on features of another backbone "
-            f"({inputs.encoder_fingerprint[:12]}) than this policy's ({policy.encoder_fingerprint[:12]}); "
+            f"({scorer.encoder_fingerprint[:12]}) than this policy's ({policy.encoder_fingerprint[:12]}); "
             "train a critic on this policy's features, or fine-tune with --freeze_encoder=true"
         )
 

@@ -1,4 +1,4 @@
-"""Which of N candidate chunks is played: rules that look at the critic's opinions, and some at the chunks themselves.
+"""Which of N candidate chunks is played: rules that look at the critic's values, and some at the chunks themselves.
 
 The argmax over N candidates looks for the best chunk and for the largest error of the critic at once; the more
 candidates, the more of the second (over-optimisation). The rules below differ in what they hold against a high score.
@@ -77,18 +77,20 @@ class SelectionConfig:
 def select(
     config: SelectionConfig,
     rule: str,
-    opinions: Tensor | None,
+    q_values: Tensor | None,
     chunks: Tensor,
     keys: "Sequence[NoiseKey]",
+    scores: Tensor | None = None,
 ) -> Tensor:
     """Chooses one of N candidates for each of B decisions.
 
     Args:
         config: the numbers of the rules; its own `rule` is not looked at.
         rule: name of the rule.
-        opinions: (K, B, N) values of the candidates by each of the critic's networks; None without a critic.
+        q_values: (K, B, N) values of the candidates by each of the critic's networks; None without a critic.
         chunks: (B, N, h, A) the candidates, in any units.
         keys: B names of the decisions: all that a random choice depends on.
+        scores: (B, N) what the scorer makes of these values; None: their minimum over the networks.
 
     Returns:
         (B,) int64 index.
@@ -98,23 +100,25 @@ def select(
     """
     if rule not in RULES:
         raise UserError(f"selection rule {rule!r} is unknown; choose {', '.join(RULES)}")
-    if opinions is None and rule not in WITHOUT_CRITIC:
+    if q_values is None and rule not in WITHOUT_CRITIC:
         raise UserError(
             f"the rule '{rule}' needs a critic; without one there are {' and '.join(WITHOUT_CRITIC)}"
         )
-    return RULES[rule](config, opinions, chunks, keys)
+    if scores is None and q_values is not None:
+        scores = q_values.amin(0)
+    return RULES[rule](config, scores, q_values, chunks, keys)
 
 
 # ---- by score alone --------------------------------------------------------------------------------------------
 
 
-def lower_bound(opinions: Tensor, pessimism: float) -> Tensor:
+def lower_bound(q_values: Tensor, pessimism: float) -> Tensor:
     """(K, B, N) values to the (B,) best of mean − k · standard deviation over the K networks.
 
     With k = 0 it is their mean; with K = 2 and k = 1 their minimum, which makes it `best`; with K = 1 it is `best`
     for every k. It helps as far as networks that are wrong about a chunk disagree about it.
     """
-    return (opinions.mean(0) - pessimism * opinions.std(0, correction=0)).argmax(1)
+    return (q_values.mean(0) - pessimism * q_values.std(0, correction=0)).argmax(1)
 
 
 def softmax(scores: Tensor, gumbel: Tensor, temperature: float) -> Tensor:
@@ -242,20 +246,24 @@ def keyed(key: "NoiseKey", stream: int) -> np.random.Generator:
 # ---- registry --------------------------------------------------------------------------------------------------
 
 
-def _first(config: SelectionConfig, opinions: Tensor | None, chunks: Tensor, keys) -> Tensor:
+def _first(
+    config: SelectionConfig, scores: Tensor | None, q_values: Tensor | None, chunks: Tensor, keys
+) -> Tensor:
     return torch.zeros(len(chunks), dtype=torch.long, device=chunks.device)
 
 
-def _random(config: SelectionConfig, opinions: Tensor | None, chunks: Tensor, keys) -> Tensor:
+def _random(
+    config: SelectionConfig, scores: Tensor | None, q_values: Tensor | None, chunks: Tensor, keys
+) -> Tensor:
     return torch.tensor([keyed(key, 1).integers(chunks.shape[1]) for key in keys], device=chunks.device)
 
 
-def _softmax(config: SelectionConfig, opinions: Tensor, chunks: Tensor, keys) -> Tensor:
+def _softmax(config: SelectionConfig, scores: Tensor, q_values: Tensor, chunks: Tensor, keys) -> Tensor:
     gumbel = np.stack([keyed(key, 2).gumbel(size=chunks.shape[1]) for key in keys])
-    return softmax(opinions.amin(0), torch.from_numpy(gumbel).to(opinions), config.temperature)
+    return softmax(scores, torch.from_numpy(gumbel).to(scores), config.temperature)
 
 
-Rule = Callable[[SelectionConfig, Tensor | None, Tensor, "Sequence[NoiseKey]"], Tensor]
+Rule = Callable[[SelectionConfig, Tensor | None, Tensor | None, Tensor, "Sequence[NoiseKey]"], Tensor]
 WITHOUT_CRITIC = ("first", "random")
 # The numbers of `SelectionConfig` that a rule heeds; a rule that is not here heeds none.
 NUMBERS = {
@@ -270,13 +278,13 @@ NUMBERS = {
 RULES: dict[str, Rule] = {
     "first": _first,
     "random": _random,
-    "best": lambda c, q, x, keys: q.amin(0).argmax(1),
-    "worst": lambda c, q, x, keys: q.amin(0).argmin(1),
-    "lower_bound": lambda c, q, x, keys: lower_bound(q, c.pessimism),
+    "best": lambda c, s, q, x, keys: s.argmax(1),
+    "worst": lambda c, s, q, x, keys: s.argmin(1),
+    "lower_bound": lambda c, s, q, x, keys: lower_bound(q, c.pessimism),
     "softmax": _softmax,
-    "quantile": lambda c, q, x, keys: quantile(q.amin(0), c.as_best_of),
-    "dense": lambda c, q, x, keys: dense(q.amin(0), x, c.bandwidth, c.density_weight),
-    "smoothed": lambda c, q, x, keys: smoothed(q.amin(0), x, c.bandwidth),
-    "denoised": lambda c, q, x, keys: denoised(q.amin(0), x, c.bandwidth, c.error),
-    "consensus": lambda c, q, x, keys: consensus(q.amin(0), x, c.bandwidth, c.as_best_of),
+    "quantile": lambda c, s, q, x, keys: quantile(s, c.as_best_of),
+    "dense": lambda c, s, q, x, keys: dense(s, x, c.bandwidth, c.density_weight),
+    "smoothed": lambda c, s, q, x, keys: smoothed(s, x, c.bandwidth),
+    "denoised": lambda c, s, q, x, keys: denoised(s, x, c.bandwidth, c.error),
+    "consensus": lambda c, s, q, x, keys: consensus(s, x, c.bandwidth, c.as_best_of),
 }

@@ -90,7 +90,7 @@ def _episode(
             episode_id=episode_id,
             execute_steps=execute_steps,
         )
-        returns = [return_of(branch, decider.critic.config) for branch in branches]
+        returns = [return_of(branch, decider.scorer.return_config) for branch in branches]
         best = int(np.argmax(returns))
         workers.restore([0], [state])
         played = workers.play([0], candidates[best][None])[0]

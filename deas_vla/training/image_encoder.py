@@ -20,12 +20,11 @@ from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
 from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
-from deas_vla.features.cache import BLOCK, FrameCache
+from deas_vla.features.cache import BLOCK
 from deas_vla.features.image_encoder import CriticVision, VisionBatch, VisionConfig, VisionLearning
-from deas_vla.features.pooling import CriticInputs
 from deas_vla.files import atomic_path
 from deas_vla.policies.augment import random_shift
-from deas_vla.training.loop import TrainingConfig, filled, my_share, step_generator, train
+from deas_vla.training.loop import TrainingConfig, my_share, step_generator, train
 from deas_vla.training.stages import alone
 
 # Later steps whose states are predicted, in chunks; the last step of the episode is always one.
@@ -159,42 +158,6 @@ def _to_unit_spread(vision: CriticVision, images: list[Tensor], rows: Tensor) ->
     spread = spread.clamp_min(SMALLEST_SPREAD)
     vision.norm.weight.div_(spread)
     vision.norm.bias.sub_(mean).div_(spread)
-
-
-def stored_features(
-    accelerator: Accelerator, inputs: CriticInputs, pooled: Tensor, frames: FrameTable, folder: Path
-) -> Tensor:
-    """(F, …) the critic's features of all stored frames; all processes together look at the images, once.
-
-    Args:
-        accelerator: Accelerate's handle on the processes; all of them call this.
-        inputs: of the critic.
-        pooled: (F, P) pooled tokens of the frames.
-        frames: the stored observations.
-        folder: where what the encoder saw is kept.
-    """
-    features = inputs.projected(pooled)
-    if inputs.vision is None:
-        return features
-    seen = filled(accelerator, VisionCache(folder, inputs, frames), "looking")
-    return torch.cat([features, seen], 1)
-
-
-class VisionCache(FrameCache):
-    """(F, C·dim) float32 what the critic's own encoder sees in the stored frames.
-
-    Args:
-        folder, frames, block: see `FrameCache`.
-        inputs: with the encoder.
-    """
-
-    def __init__(self, folder: Path, inputs: CriticInputs, frames: FrameTable, block: int = BLOCK):
-        weights = _digest(*(tensor.cpu() for tensor in inputs.vision.state_dict().values()))
-        super().__init__(folder, frames, f"vision {weights}", block)
-        self.inputs = inputs
-
-    def compute(self, rows: Tensor) -> Tensor:
-        return self.inputs.looked_at({name: image[rows] for name, image in self.frames.images.items()})
 
 
 class VisionBatches:

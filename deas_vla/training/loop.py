@@ -25,12 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
-from deas_vla.features.cache import FeatureCache, FrameCache
-from deas_vla.features.pooling import FeatureConfig
+from deas_vla.features.cache import FrameCache
 from deas_vla.files import atomic_path
-from deas_vla.policies.chunk_policy import ChunkPolicy
 
 
 @dataclass
@@ -183,13 +180,6 @@ def train(
     module.eval()
     # Another module may be trained by the same accelerator next.
     accelerator.free_memory()
-
-
-def cached_features(
-    accelerator: Accelerator, policy: ChunkPolicy, frames: FrameTable, config: FeatureConfig, folder: Path
-) -> Tensor:
-    """(F, P) pooled tokens of all frames, from the cache; what is missing is computed by all processes."""
-    return filled(accelerator, FeatureCache(folder, policy, frames, config), "features")
 
 
 def filled(accelerator: Accelerator, cache: FrameCache, name: str) -> Tensor:

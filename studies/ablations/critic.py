@@ -23,16 +23,16 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from deas_vla.config import parse, to_json
-from deas_vla.critic.critic import CriticConfig, DeasCritic
+from deas_vla.critic.critic import CriticConfig
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
-from deas_vla.features.pooling import CriticInputs
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.rollouts.evaluate import scenes_of
+from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage, stage_report
 from recipes.finetune_robocasa import small_critic
@@ -242,14 +242,12 @@ def _judge(
         "variants": {},
     }
     for name, critics in folders.items():
-        opinions = []
+        scores = []
         for folder in critics:
-            critic, _ = DeasCritic.load(folder / "critic", context.tokens.device)
-            inputs = CriticInputs.load(folder / "critic", policy.contract)
-            features, state = inputs.observation(context, seen)
-            chunks = inputs.chunks(torch.from_numpy(monte_carlo.candidates).to(features.device))
-            opinions.append(critic.score(features, state, chunks).cpu().numpy())
-        mine = np.stack(opinions)
+            scorer = load_scorer(folder / "critic", policy.contract).to(context.tokens.device)
+            chunks = scorer.chunks(torch.from_numpy(monte_carlo.candidates).to(context.tokens.device))
+            scores.append(scorer.score(scorer.encode(context, seen), chunks).cpu().numpy())
+        mine = np.stack(scores)
         if name == DEFAULT:  # it comes first
             default = mine
         results["variants"][name] = {

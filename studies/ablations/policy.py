@@ -21,17 +21,16 @@ from accelerate import Accelerator
 from tqdm import tqdm
 
 from deas_vla.config import parse, to_json
-from deas_vla.critic.critic import DeasCritic
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
-from deas_vla.features.pooling import CriticInputs
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs, scenes_of
+from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import claim, run_stage, stage_report
 from recipes.finetune_policy import FinetunePolicyConfig, ImitationConfig, Method, finetune_policy
@@ -160,15 +159,14 @@ def play(
     def work(folder: Path) -> None:
         policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)
         workers.contract.require_same(policy.contract, f"task {task}", f"policy {source}")
-        critic = DeasCritic.load(inputs["critic"] / "critic", accelerator.device)[0]
-        seen = CriticInputs.load(inputs["critic"] / "critic", policy.contract)
+        scorer = load_scorer(inputs["critic"] / "critic", policy.contract).to(accelerator.device)
         methods = {
             ALONE: BestOfN(policy),
             ZERO_NOISE: BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
         }
-        if seen.encoder_fingerprint == policy.encoder_fingerprint:
+        if scorer.encoder_fingerprint == policy.encoder_fingerprint:
             noise = SelectionConfig(noise_scale=config.noise_scale)
-            methods[CHOSEN] = BestOfN(policy, config.num_candidates, "best", critic, seen, noise)
+            methods[CHOSEN] = BestOfN(policy, config.num_candidates, "best", scorer, noise)
         for name, decider in methods.items():
             with claim(folder / f"{name}.json") as mine:
                 if mine:

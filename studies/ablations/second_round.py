@@ -13,17 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
 from accelerate import Accelerator
-from torch import Tensor
 from tqdm import tqdm
 
 from deas_vla.config import from_json
-from deas_vla.critic.critic import DeasCritic
-from deas_vla.data.observation import Context, Observation
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
-from deas_vla.features.pooling import CriticInputs
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
@@ -31,6 +26,8 @@ from deas_vla.launch import run_recipe
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs, scenes_of
+from deas_vla.scorers.ensemble import EnsembleScorer
+from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import claim, run_stage, stage_report
 from studies.ablations.second_round_table import judge, second_round_tables
@@ -152,46 +149,12 @@ def play_run(accelerator: Accelerator, config: SecondRoundAblationConfig, run: P
 
 def decider(policy: ChunkPolicy, pairing: Pairing, folders: list[Path]) -> BestOfN:
     """Best of N by the smallest value of a critic's networks; of several critics, by the mean of these."""
-    committee = Committee(policy, folders)
-    # Without pessimism it is the mean, and of one critic that critic.
-    selection = SelectionConfig(noise_scale=pairing.noise_scale, pessimism=0.0)
-    return BestOfN(policy, pairing.num_candidates, "lower_bound", committee, committee, selection)
-
-
-class Committee:
-    """Critics of one policy's chunks as one: each a network of it, that sees with its own eyes.
-
-    Args:
-        policy: whose tokens all of them were trained on.
-        folders: stages of recipes/train_critic.py, at least one.
-    """
-
-    def __init__(self, policy: ChunkPolicy, folders: list[Path]):
-        device = next(policy.parameters()).device
-        self.critics = [DeasCritic.load(folder / "critic", device)[0] for folder in folders]
-        self.inputs = [CriticInputs.load(folder / "critic", policy.contract) for folder in folders]
-        first, *others = self.inputs
-        self.contract, self.encoder_fingerprint = first.contract, first.encoder_fingerprint
-        self.config, self.chunks = self.critics[0].config, first.chunks
-        for folder, other in zip(folders[1:], others, strict=True):
-            if (other.contract, other.encoder_fingerprint) != (self.contract, self.encoder_fingerprint):
-                raise UserError(f"{folder} reads other columns, statistics or tokens than {folders[0]}")
-
-    def observation(self, context: Context, observation: Observation) -> tuple[list[Tensor], Tensor]:
-        """What each critic sees, and the state, which is the same for all."""
-        seen = [inputs.observation(context, observation) for inputs in self.inputs]
-        return [features for features, _ in seen], seen[0][1]
-
-    def q_values(self, features: list[Tensor], state: Tensor, chunks: Tensor) -> Tensor:
-        """(critics, B, N) the smallest value of each critic's networks."""
-        return torch.stack(
-            [critic.score(seen, state, chunks) for critic, seen in zip(self.critics, features, strict=True)]
-        )
-
-    def value(self, features: list[Tensor], state: Tensor) -> Tensor:
-        """(B,) the mean of their values."""
-        values = [critic.value(seen, state) for critic, seen in zip(self.critics, features, strict=True)]
-        return torch.stack(values).mean(0)
+    device = next(policy.parameters()).device
+    scorer = EnsembleScorer([load_scorer(folder / "critic", policy.contract) for folder in folders]).to(
+        device
+    )
+    selection = SelectionConfig(noise_scale=pairing.noise_scale)
+    return BestOfN(policy, pairing.num_candidates, "best", scorer, selection)
 
 
 if __name__ == "__main__":

@@ -56,15 +56,15 @@ class Baseline(NamedTuple):
     # What is changed of the critic of the loop.
     critic: dict
     # Chunks of the policy that its target compares.
-    policy_chunks: int = 0
+    scorer: str = "deas"
     # Rollouts that it has besides, with an image of every step, as a share of the others: where images are eight steps
     # apart, single steps do not join, and no value gets from one to the next.
     dense_share: float = 0.0
 
 
 BASELINES = {
-    "iql_critic": Baseline({"horizon": 1, **ONE_DISCOUNT}, dense_share=0.2),
-    "qc_critic": Baseline(ONE_DISCOUNT, policy_chunks=8),
+    "iql_critic": Baseline({"horizon": 1, **ONE_DISCOUNT}, "iql", dense_share=0.2),
+    "qc_critic": Baseline(ONE_DISCOUNT, "q_chunking"),
 }
 
 
@@ -186,7 +186,8 @@ def train_baseline(
             vision=loop.vision,
             vision_training=loop.vision_training,
             critic=replace(loop.critic, **baseline.critic),
-            policy_chunks=baseline.policy_chunks,
+            scorer=baseline.scorer,
+            policy_chunks=8,
             mix=loop.mix,
             training=loop.critic_training,
         ),

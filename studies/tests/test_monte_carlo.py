@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rollout_example import CONTRACT, HORIZON, LIMIT, LinePolicy, LineWorkers, MovesRight, line_inputs
+from rollout_example import CONTRACT, HORIZON, LIMIT, LinePolicy, LineWorkers, MovesRight
 
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.errors import UserError
@@ -171,13 +171,12 @@ def test_only_the_order_of_scores_counts(scale, shift, seed):
 def test_the_critic_of_the_line_is_a_good_one(monte_carlo):
     """Farther right is better there, and the critic says so."""
     policy = LinePolicy(drift=0.8)
-    decider = BestOfN(policy, N, "best", MovesRight(), line_inputs(policy))
+    decider = BestOfN(policy, N, "best", MovesRight(policy))
     seen = monte_carlo.observation(slice(None))
-    features, state = decider.inputs.observation(policy.encode(seen), seen)
-    chunks = decider.inputs.chunks(torch.from_numpy(monte_carlo.candidates))
-    opinions = decider.critic.q_values(features, state, chunks).amin(0).numpy()
+    encoded = decider.scorer.encode(policy.encode(seen), seen)
+    chunks = decider.scorer.chunks(torch.from_numpy(monte_carlo.candidates))
     mine = score(
-        opinions[None],
+        decider.scorer.score(encoded, chunks).numpy()[None],
         monte_carlo.returns(CriticConfig(horizon=HORIZON)),
         monte_carlo.success,
         monte_carlo.scene,

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from policy_example import observations, small_policy
-from reranker_example import other_statistics, small_critic
+from reranker_example import other_statistics, small_scorer
 
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
 
 # Last: a recipe may have the name of a library.
-from studies.ablations.second_round import Committee, Pairing, decider
+from studies.ablations.second_round import Pairing, decider
 from studies.ablations.second_round_table import judge, second_round_tables
 
 pytestmark = pytest.mark.unit
@@ -26,20 +26,19 @@ def policy():
 
 
 def critic_stage(folder, policy, seed, **changes):
-    critic, inputs = small_critic(policy, seed, observations(12, seed=seed))
+    scorer = small_scorer(policy, seed, observations(12, seed=seed))
     for name, value in changes.items():
-        setattr(inputs, name, value)
-    critic.save(folder / "critic", {})
-    inputs.save(folder / "critic")
-    return folder, critic, inputs
+        setattr(scorer, name, value)
+    scorer.save(folder / "critic")
+    return folder, scorer
 
 
 def test_one_critic_chooses_as_best_of_n_does(policy, tmp_path):
-    folder, critic, inputs = critic_stage(tmp_path / "one", policy, 1)
-    assert critic.config.num_q > 1
+    folder, scorer = critic_stage(tmp_path / "one", policy, 1)
+    assert scorer.critic.config.num_q > 1
     seen = observations(6, seed=2)
     selection = SelectionConfig(noise_scale=0.5)
-    expected = BestOfN(policy, 8, "best", critic, inputs, selection).choose(seen, KEYS)
+    expected = BestOfN(policy, 8, "best", scorer, selection).choose(seen, KEYS)
     found = decider(policy, Pairing("policy", ("critic",)), [folder]).choose(seen, KEYS)
     assert torch.equal(found.index, expected.index) and len(set(expected.index.tolist())) > 1
     for name in ("candidates", "scores", "value"):
@@ -50,8 +49,8 @@ def test_two_critics_choose_by_the_mean_of_what_each_sees(policy, tmp_path):
     stages = [critic_stage(tmp_path / str(seed), policy, seed) for seed in (1, 2)]
     seen = observations(6, seed=3)
     alone = [
-        BestOfN(policy, 8, "best", critic, inputs, SelectionConfig(noise_scale=0.5)).choose(seen, KEYS)
-        for _, critic, inputs in stages
+        BestOfN(policy, 8, "best", scorer, SelectionConfig(noise_scale=0.5)).choose(seen, KEYS)
+        for _, scorer in stages
     ]
     both = decider(policy, Pairing("policy", ("critic", "critic_2")), [stage[0] for stage in stages])
     mean = torch.stack([choice.scores for choice in alone]).mean(0)
@@ -63,11 +62,12 @@ def test_two_critics_choose_by_the_mean_of_what_each_sees(policy, tmp_path):
 def test_critics_that_read_other_numbers_do_not_choose_together(policy, tmp_path):
     first = critic_stage(tmp_path / "first", policy, 1)[0]
     foreign = critic_stage(tmp_path / "foreign", policy, 2, encoder_fingerprint="0" * 64)[0]
-    with pytest.raises(UserError, match="foreign reads other columns, statistics or tokens than"):
-        Committee(policy, [first, foreign])
+    pair = Pairing("policy", ("critic", "critic_2"))
+    with pytest.raises(UserError, match="reads other tokens"):
+        decider(policy, pair, [first, foreign])
     scaled = critic_stage(tmp_path / "scaled", policy, 2, contract=other_statistics(policy.contract))[0]
     with pytest.raises(UserError, match="statistics"):
-        Committee(policy, [first, scaled])
+        decider(policy, pair, [first, scaled])
 
 
 def played(folder, task, seed, wins):

@@ -48,16 +48,14 @@ def reference_at(folder: Path) -> Reference:
             return Reference(f"policy {folder}", Contract.from_json(_json(path), path))
         if (path := place / "manifest.json").is_file():
             return Reference(f"reranker {folder}", Contract.from_json(_json(path).get("contract", {}), path))
-        if (place / "inputs.safetensors").is_file():
-            from deas_vla.features.pooling import CriticInputs  # torch, which nothing else here needs
-
-            return Reference(f"critic {folder}", CriticInputs.load(place).contract)
+        if (path := place / "scorer.json").is_file():
+            return Reference(f"critic {folder}", Contract.from_json(_json(path).get("contract", {}), path))
         if (path := place / "config.json").is_file() and "input_features" in (config := _json(path)):
             features = config["input_features"] | config.get("output_features", {})
             sizes = {name: tuple(feature["shape"]) for name, feature in features.items()}
             return Reference(f"LeRobot policy {folder}", None, sizes)
     raise UserError(
-        f"{folder} holds no policy (contract.json, or LeRobot's config.json), critic (inputs.safetensors) or "
+        f"{folder} holds no policy (contract.json, or LeRobot's config.json), critic (scorer.json) or "
         "reranker (manifest.json); give the folder of one as --against"
     )
 

@@ -17,7 +17,6 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.pretrained import PreTrainedPolicy
 from torch import Tensor
 
-from deas_vla.critic.critic import DeasCritic
 from deas_vla.data.observation import Observation, episode_ids
 from deas_vla.errors import UserError
 from deas_vla.export.golden import GOLDEN, Golden
@@ -31,6 +30,7 @@ from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.prefix import Prefix
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.scorers.scorer import Scorer
 
 
 class DeasPolicy(PreTrainedPolicy):
@@ -68,15 +68,14 @@ class DeasPolicy(PreTrainedPolicy):
             made.policy,
             config.num_candidates,
             config.rule,
-            made.critic,
-            made.inputs,
+            made.scorer,
             SelectionConfig(**numbers),
         )
         self.reranker, self.golden = Reranker(decider, reranker.manifest), golden
         # The critic belongs to the encoder as it is: neither is ever trained here.
         made.policy.freeze_encoder()
         self.policy: ChunkPolicy = made.policy
-        self.critic: DeasCritic = made.critic.requires_grad_(False)
+        self.scorer: Scorer = made.scorer.requires_grad_(False)
         self.reset()
 
     # ---- decisions -----------------------------------------------------------------------------------------
@@ -182,8 +181,7 @@ class DeasPolicy(PreTrainedPolicy):
         decider = self.reranker.decider
         Reranker.export(
             decider.policy,
-            decider.critic,
-            decider.inputs,
+            decider.scorer,
             save_directory,
             self.golden,
             num_candidates=decider.num_candidates,

@@ -1,0 +1,164 @@
+"""What a critic reads of an observation: one path, used everywhere (design rule 1).
+
+Caching, training, evaluation, the exported reranker and a robot all go through `Features`. A frame's backbone tokens
+are pooled to a small grid for each camera, which keeps *where* things are, then projected to a few hundred whitened
+numbers; beside them stands the output of the critic's own image encoder, if it has one.
+"""
+
+from dataclasses import asdict
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from deas_vla.data.contract import Contract
+from deas_vla.data.observation import Context, Observation
+from deas_vla.errors import UserError
+from deas_vla.features.image_encoder import CriticVision
+from deas_vla.features.pooling import FeatureConfig, pool_tokens
+
+# Components are fitted on at most this many frames, evenly spaced: the exact decomposition then takes seconds.
+FIT_FRAMES = 2048
+# Directions with less than this share of the largest variance are rounding noise; whitening would blow them up.
+VARIANCE_FLOOR = 1e-8
+# Rows of a large table that are on the device at once.
+ROWS = 4096
+
+
+class Projection(NamedTuple):
+    """PCA with whitening.
+
+    Attributes:
+        mean: (P,) float32.
+        components: (P, dim) float32, scaled so that each feature has variance 1 on the frames it was fitted on; zero
+            where the frames have no more directions.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+
+def fit_projection(pooled: Tensor, dim: int, among: Tensor | None = None) -> Projection:
+    """Fits on (F, P) pooled tokens, exactly and in float64.
+
+    Args:
+        pooled: of all frames.
+        dim: features of a frame after the projection.
+        among: (M,) int64 rows of the frames that it may be fitted on (training episodes); None: all.
+
+    Raises:
+        UserError: if there are fewer than two frames or a value is not finite.
+    """
+    among = torch.arange(len(pooled)) if among is None else among
+    if len(among) < 2:
+        raise UserError("the critic's features need at least two training frames; collect more episodes")
+    rows = torch.linspace(0, len(among) - 1, min(len(among), FIT_FRAMES)).round().long()
+    data = pooled[among[rows]].double()
+    if not torch.isfinite(data).all():
+        raise UserError("the backbone gives NaN or infinite tokens; look at the policy's training")
+    mean = data.mean(0)
+    data = data - mean
+    # The smaller of covariance and Gram matrix has the same eigenvalues at a fraction of the cost.
+    wide = data.shape[1] > data.shape[0]
+    variance, vectors = torch.linalg.eigh((data @ data.T if wide else data.T @ data) / (len(data) - 1))
+    variance, vectors = variance.flip(0)[:dim], vectors.flip(1)[:, :dim]
+    real = variance > VARIANCE_FLOOR * variance[0].clamp_min(torch.finfo(torch.float64).tiny)
+    scale = torch.where(real, variance.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
+    if wide:
+        vectors = data.T @ vectors * scale / (len(data) - 1) ** 0.5
+    components = data.new_zeros(data.shape[1], dim)
+    components[:, : vectors.shape[1]] = vectors * scale
+    return Projection(mean.float(), components.float())
+
+
+class Features(nn.Module):
+    """Pooling, projection and image encoder: an observation and its backbone tokens to F features and S states.
+
+    Nothing in it is trained with the critic.
+
+    Args:
+        contract: cameras and normalisation.
+        config: pooling and size.
+        projection: fitted on the pooled tokens of the critic's training frames.
+        image_encoder: the critic's own, if it has one.
+    """
+
+    mean: Tensor
+    components: Tensor
+
+    def __init__(
+        self,
+        contract: Contract,
+        config: FeatureConfig,
+        projection: Projection,
+        image_encoder: CriticVision | None = None,
+    ):
+        super().__init__()
+        self.contract, self.config = contract, config
+        self.register_buffer("mean", projection.mean)
+        self.register_buffer("components", projection.components)
+        self.image_encoder = image_encoder.requires_grad_(False) if image_encoder is not None else None
+        self.eval()
+
+    @property
+    def dim(self) -> int:
+        """F, features of an observation."""
+        encoder = self.image_encoder
+        return self.components.shape[1] + (len(encoder.cameras) * encoder.dim if encoder is not None else 0)
+
+    @torch.no_grad()
+    def forward(self, context: Context, observation: Observation) -> tuple[Tensor, Tensor]:
+        """Features and state of B observations.
+
+        Args:
+            context: the policy's encoding of them.
+            observation: the same observations, in raw units.
+
+        Returns:
+            (B, F) features and (B, S) normalised states, on the context's device, which must be the module's.
+        """
+        pooled = pool_tokens(context, self.config, len(self.contract.cameras))
+        state = self.contract.normalize_state(observation.state.to(pooled.device))
+        return self.of_pooled(pooled, observation.images), state
+
+    def of_pooled(self, pooled: Tensor, images: dict[str, Tensor]) -> Tensor:
+        """(B, P) pooled tokens, and the (B, h, w, 3) images of every camera, to (B, F) features."""
+        parts = [self.project(pooled)]
+        if self.image_encoder is not None:
+            parts.append(self.encode_images(images).to(pooled.device))
+        return torch.cat(parts, 1)
+
+    @torch.no_grad()
+    def project(self, pooled: Tensor) -> Tensor:
+        """The part of the features that comes from (B, P) pooled tokens: (B, dim), where the tokens are."""
+        parts = [(rows.to(self.mean.device) - self.mean) @ self.components for rows in pooled.split(ROWS)]
+        return torch.cat([part.to(pooled.device) for part in parts])
+
+    @torch.no_grad()
+    def encode_images(self, images: dict[str, Tensor]) -> Tensor:
+        """The part of the image encoder: (B, h, w, 3) images of every camera to (B, C·dim), on its device."""
+        return self.image_encoder(
+            [images[camera.name].to(self.mean.device) for camera in self.contract.cameras]
+        )
+
+    def description(self) -> dict:
+        """All that `from_description` needs, as JSON can hold it."""
+        return {
+            **asdict(self.config),
+            "pooled_dim": len(self.mean),
+            "image_encoder_dim": self.image_encoder.dim if self.image_encoder is not None else 0,
+        }
+
+    @classmethod
+    def from_description(cls, description: dict, contract: Contract) -> "Features":
+        """The module without its weights, for `load_state_dict`.
+
+        Raises:
+            KeyError, TypeError, UserError: if something is missing, unknown or makes no sense.
+        """
+        values = dict(description)
+        pooled, encoder_dim = values.pop("pooled_dim"), values.pop("image_encoder_dim")
+        config = FeatureConfig(**values)
+        projection = Projection(torch.empty(pooled), torch.empty(pooled, config.dim))
+        encoder = CriticVision(len(contract.cameras), encoder_dim) if encoder_dim else None
+        return cls(contract, config, projection, encoder)

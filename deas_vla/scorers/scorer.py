@@ -1,0 +1,266 @@
+"""Scorer: what scores chunks. Features and critic as one module, under a name that its file remembers.
+
+To add one, subclass `Scorer` (or `DeasScorer`, to train another critic on the same features) and register it:
+
+    @register_scorer("short_chunks")
+    class ShortChunks(Scorer):
+        def q_values(self, encoded, chunks):
+            return -chunks.diff(dim=2).norm(dim=-1).sum(-1)[None]
+
+Training, evaluation, export, server and robots then take it by its name. Where the file is outside the package, name
+it as ``--scorer=FILE.py:NAME`` or by an entry point of the group ``deas_vla.scorers``.
+
+Shapes: B observations, N candidate chunks, H steps, A action columns, F features, S state columns, K networks.
+"""
+
+import copy
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Literal, NamedTuple, Self
+
+import safetensors.torch
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from deas_vla.critic.critic import CriticConfig
+from deas_vla.data.contract import Contract
+from deas_vla.data.observation import Context, Observation
+from deas_vla.errors import UserError
+from deas_vla.files import atomic_path, write_json
+from deas_vla.registry import Registry
+
+WEIGHTS_FILE, DESCRIPTION_FILE = "scorer.safetensors", "scorer.json"
+Aggregation = Literal["min", "mean"]
+
+SCORERS: Registry[type["Scorer"]] = Registry(
+    "scorer",
+    "deas_vla.scorers",
+    dict.fromkeys(("deas", "q_chunking", "iql"), "deas_vla.scorers.deas")
+    | {"ensemble": "deas_vla.scorers.ensemble"},
+)
+register_scorer = SCORERS.register
+
+
+class Encoded(NamedTuple):
+    """What a scorer reads of B observations.
+
+    Attributes:
+        features: (B, F).
+        state: (B, S) normalised.
+    """
+
+    features: Tensor
+    state: Tensor
+
+    def rows(self, rows: slice | Tensor) -> "Encoded":
+        """Of some of the observations."""
+        return Encoded(self.features[rows], self.state[rows])
+
+
+class Scorer(nn.Module, ABC):
+    """Scores candidate chunks for an observation.
+
+    Args:
+        contract: columns, cameras and statistics of the observations and chunks.
+        horizon: H, steps of a chunk that are scored: its first ones, where the policy makes longer chunks.
+        encoder_fingerprint: of the policy whose tokens the features were made for, others are refused; empty: it reads
+            no tokens, so any policy will do.
+        aggregation: what the score is of the K values: their minimum or their mean.
+    """
+
+    def __init__(
+        self,
+        contract: Contract,
+        horizon: int,
+        encoder_fingerprint: str = "",
+        aggregation: Aggregation = "min",
+    ):
+        super().__init__()
+        if aggregation not in ("min", "mean"):
+            raise UserError(f"aggregation={aggregation!r} must be min or mean")
+        if horizon < 1:
+            raise UserError(f"horizon={horizon} must be at least 1")
+        self.contract, self.horizon = contract, horizon
+        self.encoder_fingerprint, self.aggregation = encoder_fingerprint, aggregation
+
+    # ---- what a scorer does --------------------------------------------------------------------------------
+
+    @abstractmethod
+    def q_values(self, encoded: Encoded, chunks: Tensor) -> Tensor:
+        """(B, N, H, A) normalised chunks to (K, B, N) values; K is 1 for a scorer with one opinion."""
+
+    def encode(self, context: Context, observation: Observation) -> Encoded:
+        """What is read of B observations, once for all their candidates; here the state alone.
+
+        Args:
+            context: the policy's encoding of the observations, on this module's device.
+            observation: the same observations, in raw units.
+        """
+        state = self.contract.normalize_state(observation.state.to(context.tokens.device))
+        return Encoded(state.new_empty(len(state), 0), state)
+
+    def value(self, encoded: Encoded) -> Tensor:
+        """(B,) V of the observations; 0 of a scorer that has none."""
+        return encoded.state.new_zeros(len(encoded.state))
+
+    def chunks(self, commands: Tensor) -> Tensor:
+        """(..., H' ≥ H, A) commands, as played or about to be played, to the (..., H, A) chunks that are scored."""
+        return self.contract.normalize_action(commands[..., : self.horizon, :])
+
+    def aggregate(self, q_values: Tensor) -> Tensor:
+        """(K, B, N) values to (B, N) scores."""
+        return q_values.amin(0) if self.aggregation == "min" else q_values.mean(0)
+
+    def score(self, encoded: Encoded, chunks: Tensor) -> Tensor:
+        """(B, N, H, A) normalised chunks to (B, N) scores: higher is better."""
+        return self.aggregate(self.q_values(encoded, chunks))
+
+    def advantage(self, encoded: Encoded, chunk: Tensor) -> Tensor:
+        """(B, H, A) one normalised chunk for each observation to (B,) score − V."""
+        return self.score(encoded, chunk.unsqueeze(1)).squeeze(1) - self.value(encoded)
+
+    @property
+    def return_config(self) -> CriticConfig:
+        """Discounts and option length of the returns that an oracle compares the scores with."""
+        return CriticConfig(horizon=self.horizon)
+
+    @property
+    def feature_dim(self) -> int:
+        """F, features of an encoded observation."""
+        return 0
+
+    @property
+    def score_range(self) -> tuple[float, float]:
+        """Lowest and highest score that is possible: the unit of how far two scores are apart."""
+        return 0.0, 1.0
+
+    def bound_to(self, encoder_fingerprint: str) -> Self:
+        """The same scorer (it shares the weights) for a policy that makes the same tokens under another fingerprint."""
+        twin = copy.copy(self)
+        twin.encoder_fingerprint = encoder_fingerprint
+        return twin
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    def description(self) -> dict:
+        """All that `from_description` needs, as JSON can hold it; a subclass adds to it."""
+        return {
+            "type": SCORERS.name_of(type(self)),
+            "horizon": self.horizon,
+            "aggregation": self.aggregation,
+            "encoder_fingerprint": self.encoder_fingerprint,
+            "contract": self.contract.to_json(),
+        }
+
+    @classmethod
+    def from_description(cls, description: dict) -> Self:
+        """The module without its weights.
+
+        Raises:
+            KeyError, TypeError, ValueError, UserError: if something is missing, unknown or makes no sense.
+        """
+        return cls(**common_arguments(description))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over the description and all weights; equal scorers have equal fingerprints."""
+        return _fingerprint(self.description(), self.state_dict())
+
+    def save(self, folder: str | Path) -> None:
+        """Writes ``scorer.safetensors``, which is complete in itself, and ``scorer.json`` for people.
+
+        A save that is interrupted leaves the old scorer or the new one, never a mixture.
+        """
+        description = self.description()
+        if description["type"] is None:
+            raise UserError(
+                f'{type(self).__name__} is not registered: decorate it with @register_scorer("…")'
+            )
+        tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
+        header = json.dumps(description | {"fingerprint": _fingerprint(description, tensors)})
+        with atomic_path(Path(folder) / WEIGHTS_FILE) as temporary:
+            # One entry: safetensors writes several in random order, and equal scorers would be unequal files.
+            safetensors.torch.save_file(tensors, temporary, metadata={"scorer": header})
+        write_json(Path(folder) / DESCRIPTION_FILE, description)
+
+
+def common_arguments(description: dict) -> dict:
+    """The arguments of `Scorer` from a description."""
+    return {
+        "contract": Contract.from_json(description["contract"]),
+        "horizon": int(description["horizon"]),
+        "encoder_fingerprint": str(description["encoder_fingerprint"]),
+        "aggregation": description["aggregation"],
+    }
+
+
+def load_scorer(folder: str | Path, contract: Contract | None = None) -> Scorer:
+    """Reads what `Scorer.save` wrote, as the class that wrote it.
+
+    Args:
+        folder: with ``scorer.safetensors``.
+        contract: what the scorer must have been made for; None: any.
+
+    Returns:
+        The scorer in evaluation mode, on the CPU. No random number is drawn.
+
+    Raises:
+        UserError: if the file is missing, cut off or changed, not a scorer, of another version or of an unknown class,
+            or its tensors do not fit.
+        ContractMismatch: if it belongs to another robot than `contract`.
+    """
+    path = Path(folder) / WEIGHTS_FILE
+    if not path.is_file():
+        raise UserError(f"{path} is missing: train a critic first, or name the folder of one")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = file.metadata() or {}
+        tensors = safetensors.torch.load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise UserError(f"{path} cannot be read ({error}): it may be cut off; train it again") from error
+    if "scorer" not in header:
+        raise UserError(f"{path} is not a scorer of this project: its header does not describe one")
+    try:
+        description = json.loads(header["scorer"])
+        expected = description.pop("fingerprint")
+        # Built without memory or random numbers: loading does not change what is sampled afterwards.
+        with torch.device("meta"):
+            scorer = SCORERS.get(str(description["type"])).from_description(description)
+    except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
+        raise UserError(f"{path} has a header that does not fit ({error}): train the critic again") from error
+    _require_fit(scorer.state_dict(), tensors, path)
+    if _fingerprint(description, tensors) != expected:
+        raise UserError(f"{path}: its content does not match its fingerprint; train the critic again")
+    # Copies, because tensors in a mapped file are not aligned as the processor likes them. Assigned, because giving
+    # memory to a module without any (`to_empty`) makes PyTorch import its symbolic algebra: a second.
+    scorer.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, assign=True)
+    if contract is not None:
+        scorer.contract.require_same(contract, f"the critic in {folder}", "what is expected")
+    return scorer.eval()
+
+
+def _fingerprint(description: dict, tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256(json.dumps(description, sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _require_fit(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
+    """Refuses tensors that are not exactly those of the described scorer."""
+    problems = [f"{name} is missing" for name in expected if name not in found]
+    problems += [f"{name} is unknown" for name in found if name not in expected]
+    for name in expected.keys() & found.keys():
+        if expected[name].shape != found[name].shape:
+            problems.append(f"{name} is {tuple(found[name].shape)}, not {tuple(expected[name].shape)}")
+        elif expected[name].dtype != found[name].dtype:
+            problems.append(f"{name} is {found[name].dtype}, not {expected[name].dtype}")
+        elif not torch.isfinite(found[name]).all():
+            problems.append(f"{name} holds NaN or infinite weights")
+    if problems:
+        raise UserError(
+            f"{path} does not fit its own description ({'; '.join(sorted(problems)[:3])}): train it again"
+        )
