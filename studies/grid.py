@@ -1,16 +1,16 @@
-"""Statistics of a benchmark: tasks that are fixed, training seeds that are few, scenes that are many.
+"""Statistics of a benchmark: tasks that are fixed, trainings that are few, scenes that are many.
 
 One run is one training seed on one task; it is a cell of the grid, and what was measured in its scenes are the cell's
-values. Tasks are the benchmark itself and count alike; seeds and scenes are samples, and both are resampled.
+values. Tasks are the benchmark itself and count alike. The unit of an interval is the training (design rule 10): the
+means of runs differ by their scenes too, so that a t interval over them covers both. A bootstrap over three seeds
+never leaves their range and covers 75 %.
 """
 
-import math
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
+from scipy import stats
 
 from deas_vla.rollouts.statistics import RESAMPLES, Interval, agreement_interval, wilson_interval
 
@@ -62,50 +62,45 @@ def grid_mean(grid: Grid) -> float:
     return float(np.mean([np.mean(means) for means in by_task.values()]))
 
 
-def grid_interval(
-    grid: Grid, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
-) -> Interval:
-    """Percentile bootstrap of `grid_mean` that resamples training seeds and scenes.
+def grid_interval(grid: Grid, *, shared: bool = False, confidence: float = 0.95) -> Interval:
+    """t interval of `grid_mean` over the means of runs, with tasks as strata (Welch 1947, Satterthwaite 1946).
 
-    Each resample draws the seeds with replacement, the same draw for all tasks (a seed's tasks share what was trained
-    once), and the scenes of each task with replacement, the same draw for all seeds that played the same scenes; a
-    value counts as often as its seed and its scene were drawn together (the pigeonhole bootstrap, Owen 2007, which
-    errs on the wide side). With one seed only the scenes vary. Resamples in which a task has no run are left out;
-    there are none where no run is missing.
+    With a single training, or where all runs have the same mean, it is a bootstrap over scenes: an interval for this
+    training, not for another.
 
     Args:
-        grid: at least one cell.
+        grid: at least one cell. A task with one run is taken to vary as the others do.
+        shared: a seed's runs share a training (one policy for many tasks), so that the unit is the seed.
         confidence: of the interval, in (0, 1).
-        resamples: how many.
-        seed: of the resampling; the same seed gives the same interval.
     """
-    seeds = sorted({number for number, _ in grid})
-    drawn = np.random.default_rng(seed).multinomial(
-        len(seeds), np.full(len(seeds), 1 / len(seeds)), resamples
+    of_task: dict[int, list[float]] = {}
+    for (_, task), cell in sorted(grid.items()):
+        of_task.setdefault(task, []).append(float(cell.values.mean()))
+    if shared:
+        of_seed: dict[int, list[float]] = {}
+        for (number, task), cell in sorted(grid.items()):
+            of_seed.setdefault(number, []).append(float(cell.values.mean()) - np.mean(of_task[task]))
+        strata = [[float(np.mean(one)) for one in of_seed.values()]]
+    else:
+        strata = list(of_task.values())
+    variance = [np.var(means, ddof=1) for means in strata if len(means) > 1]
+    if not variance or max(variance) < 1e-12:
+        return _scene_interval(grid, confidence)
+    errors = [(np.var(m, ddof=1) if len(m) > 1 else np.mean(variance)) / len(m) for m in strata]
+    below = sum(error**2 / (len(m) - 1) for error, m in zip(errors, strata, strict=True) if len(m) > 1)
+    low, high = stats.t.interval(
+        confidence, sum(errors) ** 2 / below, grid_mean(grid), np.sqrt(sum(errors)) / len(strata)
     )
-    total = np.zeros(resamples)
-    tasks = sorted({task for _, task in grid})
-    for task in tasks:
-        above, below = np.zeros(resamples), np.zeros(resamples)
-        for column, number in enumerate(seeds):
-            if cell := grid.get((number, task)):
-                # Not through BLAS: its threads cost more than they save here, and round by their number.
-                weights = _scene_weights(task, cell.scenes, resamples, seed)
-                means = np.einsum("rs,s->r", weights, cell.values.astype(np.float32))
-                above += drawn[:, column] * means
-                below += drawn[:, column]
-        total += np.divide(above, below, out=np.full(resamples, math.nan), where=below > 0)
-    tail = (1 - confidence) / 2
-    low, high = np.nanquantile(total / len(tasks), [tail, 1 - tail])
     return float(low), float(high)
 
 
 def success_interval(grid: Grid, **options) -> Interval:
-    """`grid_interval` of a success rate; Wilson's where every episode ended alike and a bootstrap would be a point."""
+    """`grid_interval` of a success rate; Wilson's where every episode ended alike and nothing varies."""
     values = np.concatenate([cell.values for cell in grid.values()]).astype(np.float64)
     if np.ptp(values) == 0 and values[0] in (0, 1):
         return wilson_interval(int(values.sum()), len(values))
-    return grid_interval(grid, **options)
+    low, high = grid_interval(grid, **options)
+    return max(low, 0.0), min(high, 1.0)
 
 
 def grid_difference(a: Grid, b: Grid, **options) -> GridDifference | None:
@@ -126,10 +121,11 @@ def grid_difference(a: Grid, b: Grid, **options) -> GridDifference | None:
     }
     delta = np.concatenate([cell.values for cell in grid.values()])
     if np.ptp(delta) == 0:
-        # A bootstrap of equal numbers is a point; this interval says how far so many pairs can be trusted.
+        # An interval of equal numbers is a point; this one says how far so many pairs can be trusted.
         ci = agreement_interval(float(delta[0]), len(delta))
     else:
-        ci = grid_interval(grid, **options)
+        low, high = grid_interval(grid, **options)
+        ci = max(low, -1.0), min(high, 1.0)
     return GridDifference(
         difference=grid_mean(grid),
         ci95=ci,
@@ -141,10 +137,15 @@ def grid_difference(a: Grid, b: Grid, **options) -> GridDifference | None:
     )
 
 
-@lru_cache(maxsize=256)
-def _scene_weights(task: int, scenes: tuple[int, ...], resamples: int, seed: int) -> np.ndarray:
-    """(resamples, S) share of each scene in each resample: one draw for all that is measured in these scenes."""
-    mark = zlib.crc32(np.asarray(scenes, np.int64).tobytes())
-    rng = np.random.default_rng((seed, task, mark))
-    counts = rng.multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), resamples)
-    return (counts / len(scenes)).astype(np.float32)
+def _scene_interval(grid: Grid, confidence: float, seed: int = 0) -> Interval:
+    """Percentile bootstrap of `grid_mean` over each task's scenes; one that several seeds played is one scene."""
+    of_task: dict[int, dict[int, list[float]]] = {}
+    for (_, task), cell in sorted(grid.items()):
+        for scene, value in zip(cell.scenes, cell.values, strict=True):
+            of_task.setdefault(task, {}).setdefault(scene, []).append(float(value))
+    rng, total = np.random.default_rng(seed), np.zeros(RESAMPLES)
+    for by_scene in of_task.values():
+        means = np.array([np.mean(values) for values in by_scene.values()])
+        total += means[rng.integers(len(means), size=(RESAMPLES, len(means)))].mean(1)
+    low, high = np.quantile(total / len(of_task), [(1 - confidence) / 2, (1 + confidence) / 2])
+    return float(low), float(high)

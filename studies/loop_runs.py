@@ -82,16 +82,18 @@ def by_task(grid: Grid, tasks: list[str], value) -> dict:
     return {"mean": value(grid), "per_task": {task: value(part) for task, part in alone.items() if part}}
 
 
-def level_of(grid: Grid) -> dict:
-    """A success rate with its interval."""
-    return {"success": grid_mean(grid), "ci95": list(success_interval(grid))}
+def level_of(grid: Grid, shared: bool = False) -> dict:
+    """A success rate with its interval; `shared` as of `grid_interval`."""
+    return {"success": grid_mean(grid), "ci95": list(success_interval(grid, shared=shared))}
 
 
-def gain_over(grid: Grid, base: Grid) -> dict:
+def gain_over(grid: Grid, base: Grid, shared: bool = False) -> dict:
     """The difference in the scenes that both played: an oracle plays fewer."""
     both = {key: _common(grid[key], base[key]) for key in grid}
     difference = grid_difference(
-        {key: pair[0] for key, pair in both.items()}, {key: pair[1] for key, pair in both.items()}
+        {key: pair[0] for key, pair in both.items()},
+        {key: pair[1] for key, pair in both.items()},
+        shared=shared,
     )
     return asdict(difference) | {"ci95": list(difference.ci95)}
 

@@ -4,11 +4,10 @@ Every method plays the same scenes with the same noise seeds, several samples a 
 one scene resemble each other, so what is resampled, and what is flipped, is always the whole scene.
 """
 
-import math
 from dataclasses import dataclass
-from statistics import NormalDist
 
 import numpy as np
+from scipy import stats
 
 RESAMPLES = 10_000
 _BLOCK = 1_000_000  # indices drawn at a time: bounds memory, does not change the numbers
@@ -80,39 +79,22 @@ class Ranking:
 
 
 def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
-    """Wilson's score interval of a success rate (Wilson 1927).
-
-    Args:
-        successes: number of successes.
-        episodes: number of episodes; none gives (0, 1).
-        confidence: in (0, 1).
-
-    Returns:
-        (low, high), both in [0, 1]; they hold the rate even at 0 and at all successes.
+    """Wilson's score interval of a success rate (Wilson 1927); (0, 1) without an episode.
 
     Raises:
         ValueError: if the counts do not fit together or the confidence is outside (0, 1).
     """
-    if not 0 <= successes <= episodes:
-        raise ValueError(f"{successes} successes of {episodes} episodes")
-    z = _quantile(confidence)
+    if not 0 <= successes <= episodes or not 0 < confidence < 1:
+        raise ValueError(f"{successes} successes of {episodes} episodes, confidence {confidence}")
     if episodes == 0:
         return 0.0, 1.0
-    rate, spread = successes / episodes, z * z / episodes
-    centre = (rate + spread / 2) / (1 + spread)
-    half = z / (1 + spread) * math.sqrt(rate * (1 - rate) / episodes + spread / (4 * episodes))
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    high = 1.0 if successes == episodes else min(1.0, centre + half)
-    return low, high
+    found = stats.binomtest(successes, episodes).proportion_ci(confidence, method="wilson")
+    rate = successes / episodes
+    return min(float(found.low), rate), max(float(found.high), rate)  # at 0 and 1 they are off by a rounding
 
 
 def paired_difference(
-    a: np.ndarray,
-    b: np.ndarray,
-    *,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    a: np.ndarray, b: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> PairedDifference:
     """Compares two methods over the same scenes and noise samples.
 
@@ -128,11 +110,11 @@ def paired_difference(
     """
     a, b = _pairs(a, b)
     delta = a.astype(np.int64) - b.astype(np.int64)
-    per_scene, num_scenes = delta.mean(1), len(delta)
+    per_scene = delta.mean(1)
     if np.ptp(per_scene) == 0:
-        ci = agreement_interval(float(per_scene[0]), num_scenes, confidence)
+        ci = agreement_interval(float(per_scene[0]), len(per_scene), confidence)
     else:
-        ci = ratio_interval(per_scene, np.ones(num_scenes), confidence, resamples, seed)
+        ci = ratio_interval(per_scene, np.ones(len(per_scene)), confidence, resamples, seed)
     return PairedDifference(
         difference=float(delta.mean()),
         ci95=ci,
@@ -141,33 +123,23 @@ def paired_difference(
         wins=int((delta > 0).sum()),
         losses=int((delta < 0).sum()),
         pairs=delta.size,
-        scenes=num_scenes,
+        scenes=len(delta),
     )
 
 
 def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
-    """Two-sided exact p-value over the discordant pairs (McNemar 1947, binomial form).
-
-    Args:
-        a: bool, any shape, success of method a.
-        b: bool, same shape, success of method b in the same scene with the same noise.
-
-    Returns:
-        min(1, 2 · P[X ≤ min(wins, losses)]) with X ~ Binomial(wins + losses, ½); 1 without a discordant pair.
-    """
+    """Two-sided exact p-value over the discordant pairs of two bool arrays (McNemar 1947, binomial form)."""
     a, b = _pairs(a, b)
     wins, losses = int((a & ~b).sum()), int((b & ~a).sum())
-    discordant = wins + losses
-    tail = sum(math.comb(discordant, k) for k in range(min(wins, losses) + 1))
-    return min(1.0, 2 * tail / 2**discordant)
+    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def scene_sign_flip_exact(a: np.ndarray, b: np.ndarray) -> float:
     """Two-sided exact p-value of the null hypothesis that the methods may be swapped within any scene.
 
-    All 2^S ways of swapping the methods scene by scene are counted (the scenes' differences are whole numbers, so by
-    adding one scene at a time). With one sample a scene it is `mcnemar_exact`; with several it does not take
-    the samples of a scene for independent.
+    All 2^S ways of swapping are counted, by convolving the scenes' two outcomes: `scipy.stats.permutation_test`
+    enumerates them, which ends at some 20 scenes, and draws at random beyond. With one sample a scene it is
+    `mcnemar_exact`; with several it does not take the samples of a scene for independent.
 
     Args:
         a: (S, D) bool, success of method a.
@@ -175,17 +147,13 @@ def scene_sign_flip_exact(a: np.ndarray, b: np.ndarray) -> float:
     """
     a, b = _pairs(a, b)
     per_scene = a.sum(1).astype(np.int64) - b.sum(1).astype(np.int64)
-    sizes = np.abs(per_scene[per_scene != 0])
-    reach = int(sizes.sum())
-    probability = np.zeros(2 * reach + 1)  # of the sum being index - reach
-    probability[reach] = 1.0
-    for size in sizes:
-        moved = np.zeros_like(probability)
-        moved[size:] += 0.5 * probability[: len(probability) - size]
-        moved[: len(probability) - size] += 0.5 * probability[size:]
-        probability = moved
-    observed = abs(int(per_scene.sum()))
-    as_extreme = np.abs(np.arange(-reach, reach + 1)) >= observed
+    probability = np.ones(1)  # of each sum of differences, from −reach to reach
+    for size in np.abs(per_scene[per_scene != 0]):
+        swap = np.zeros(2 * size + 1)
+        swap[[0, -1]] = 0.5
+        probability = np.convolve(probability, swap)
+    reach = len(probability) // 2
+    as_extreme = np.abs(np.arange(-reach, reach + 1)) >= abs(int(per_scene.sum()))
     return float(min(1.0, probability[as_extreme].sum()))
 
 
@@ -207,87 +175,68 @@ def share_of_headroom(
     """
     policy, chosen = _pairs(policy, chosen)
     policy, oracle = _pairs(policy, oracle)
-    gain = chosen.mean(1) - policy.mean(1)
-    headroom = oracle.mean(1) - policy.mean(1)
+    gain, headroom = chosen.mean(1) - policy.mean(1), oracle.mean(1) - policy.mean(1)
     if headroom.sum() <= 0:
         return None, None
     return float(gain.sum() / headroom.sum()), ratio_interval(gain, headroom, 0.95, resamples, seed)
 
 
 def rank_against_oracle(
-    scores: np.ndarray,
-    returns: np.ndarray,
-    scenes: np.ndarray,
-    *,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    scores: np.ndarray, truth: np.ndarray, scenes: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> Ranking:
     """Compares a critic's scores of N candidates with what playing each of them really led to.
 
     Args:
-        scores: (D, N) critic's score of each candidate at each of D decisions.
-        returns: (D, N) what the oracle found, more is better.
-        scenes: (D,) scene of each decision: what the bootstrap resamples.
+        scores: (K, N) critic's score of each candidate at each of K decisions.
+        truth: (K, N) the Monte-Carlo return that the oracle found, more is better.
+        scenes: (K,) scene of each decision: what the bootstrap resamples.
         resamples: bootstrap resamples.
         seed: of the resampling.
 
     Raises:
         ValueError: if the shapes differ or a number is not finite.
     """
-    scores, returns = np.asarray(scores, np.float64), np.asarray(returns, np.float64)
-    scenes = np.asarray(scenes)
-    if scores.ndim != 2 or scores.shape != returns.shape or scenes.shape != scores.shape[:1]:
-        raise ValueError(f"scores {scores.shape}, returns {returns.shape}, scenes {scenes.shape}")
-    if not (np.isfinite(scores).all() and np.isfinite(returns).all()):
+    scores, truth, scenes = np.asarray(scores, np.float64), np.asarray(truth, np.float64), np.asarray(scenes)
+    if scores.ndim != 2 or scores.shape != truth.shape or scenes.shape != scores.shape[:1]:
+        raise ValueError(f"scores {scores.shape}, true values {truth.shape}, scenes {scenes.shape}")
+    if not (np.isfinite(scores).all() and np.isfinite(truth).all()):
         raise ValueError("scores and true values must be finite")
-    differs = np.ptp(returns, axis=1) > 0 if scores.size else np.zeros(len(scores), bool)
-    decisions, scores, returns, scenes = len(scores), scores[differs], returns[differs], scenes[differs]
+    differs = np.ptp(truth, axis=1) > 0 if scores.size else np.zeros(len(scores), bool)
+    decisions, scores, truth, scenes = len(scores), scores[differs], truth[differs], scenes[differs]
     if not len(scores):
         return Ranking(decisions, 0, None, None, None, None, None, None, np.zeros(0))
-    # A critic that gives all candidates one score has no opinion: correlation 0, and any of them may be its choice.
-    correlation = np.array([spearman(s, t) or 0.0 for s, t in zip(scores, returns, strict=True)])
-    best, chosen = returns.max(1), scores == scores.max(1, keepdims=True)
-    regret = best - (returns * chosen).sum(1) / chosen.sum(1)
-    regret_random = best - returns.mean(1)
-    _, code = np.unique(scenes, return_inverse=True)
+    # A critic that gives all candidates one score knows nothing: correlation 0, and any of them may be its choice.
+    correlation = np.array([spearman(s, t) or 0.0 for s, t in zip(scores, truth, strict=True)])
+    best, chosen = truth.max(1), scores == scores.max(1, keepdims=True)
+    regret = best - (truth * chosen).sum(1) / chosen.sum(1)
+    regret_random = best - truth.mean(1)
+    code = np.unique(scenes, return_inverse=True)[1]
     count, total, lost, lost_random = (
         np.bincount(code, weights) for weights in (np.ones(len(code)), correlation, regret, regret_random)
     )
-    enough = len(count) > 1
     return Ranking(
         decisions=decisions,
         informative=len(scores),
         spearman=float(correlation.mean()),
-        spearman_ci95=ratio_interval(total, count, 0.95, resamples, seed) if enough else None,
+        spearman_ci95=ratio_interval(total, count, 0.95, resamples, seed),
         regret=float(regret.mean()),
         regret_random=float(regret_random.mean()),
         captured=float(1 - regret.sum() / regret_random.sum()),
-        captured_ci95=ratio_interval(lost_random - lost, lost_random, 0.95, resamples, seed)
-        if enough
-        else None,
+        captured_ci95=ratio_interval(lost_random - lost, lost_random, 0.95, resamples, seed),
         per_decision=correlation,
     )
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
     """Spearman's rank correlation, ties at their mean rank; None if x or y is constant (or has one entry)."""
-    return pearson(ranks(x), ranks(y))
+    return pearson(stats.rankdata(x), stats.rankdata(y))
 
 
 def pearson(x: np.ndarray, y: np.ndarray) -> float | None:
     """Pearson's correlation; None if x or y is constant (or has one entry)."""
-    x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if len(x) < 2 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return None
-    x, y = x - x.mean(), y - y.mean()
-    return float(np.clip(x @ y / (np.linalg.norm(x) * np.linalg.norm(y)), -1, 1))
-
-
-def ranks(x: np.ndarray) -> np.ndarray:
-    """(n,) ranks from 1; equal values share the mean of their ranks."""
-    _, code, count = np.unique(np.asarray(x), return_inverse=True, return_counts=True)
-    last = np.cumsum(count)
-    return (last - (count - 1) / 2)[code]
+    return float(np.clip(np.corrcoef(x, y)[0, 1], -1, 1))
 
 
 def separation(values: np.ndarray, success: np.ndarray) -> float | None:
@@ -300,11 +249,11 @@ def separation(values: np.ndarray, success: np.ndarray) -> float | None:
     Returns:
         A number in [0, 1], 0.5 for no information; None unless both outcomes occur.
     """
-    success = np.asarray(success, bool)
-    good, bad = int(success.sum()), int((~success).sum())
-    if not good or not bad:
+    values, success = np.asarray(values), np.asarray(success, bool)
+    if success.all() or not success.any():
         return None
-    return float((ranks(values)[success].sum() - good * (good + 1) / 2) / (good * bad))
+    good, bad = values[success], values[~success]
+    return float(stats.mannwhitneyu(good, bad, method="asymptotic").statistic / (len(good) * len(bad)))
 
 
 def ratio_interval(
@@ -320,46 +269,45 @@ def ratio_interval(
         seed: of the resampling.
 
     Returns:
-        (low, high), or None if some resample's denominator is not positive.
+        (low, high), or None with fewer than two scenes, or if some resample's denominator is not positive.
     """
-    numerator, denominator = np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)
-    num_scenes, rng, ratios = len(numerator), np.random.default_rng(seed), []
-    _quantile(confidence)
-    step = max(1, _BLOCK // num_scenes)
-    for start in range(0, resamples, step):
-        drawn = rng.integers(num_scenes, size=(min(step, resamples - start), num_scenes))
-        below = denominator[drawn].sum(1)
-        if (below <= 0).any():
-            return None
-        ratios.append(numerator[drawn].sum(1) / below)
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(np.concatenate(ratios), [tail, 1 - tail])
-    return float(low), float(high)
+    if len(numerator) < 2:
+        return None
+
+    def ratio(above: np.ndarray, below: np.ndarray, axis: int) -> np.ndarray:
+        above, below = above.sum(axis), below.sum(axis)
+        return np.divide(above, below, out=np.full(np.shape(below), np.inf), where=below > 0)
+
+    with np.errstate(invalid="ignore"):  # of a resample without headroom, which is refused below
+        found = stats.bootstrap(
+            (np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)),
+            ratio,
+            n_resamples=resamples,
+            batch=max(1, _BLOCK // len(numerator)),
+            paired=True,
+            confidence_level=confidence,
+            method="percentile",
+            rng=np.random.default_rng(seed),
+        )
+    if not np.isfinite(found.bootstrap_distribution).all():
+        return None
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def agreement_interval(difference: float, num_scenes: int, confidence: float = 0.95) -> Interval:
     """Interval where all scenes have one and the same difference.
 
-    There a bootstrap interval is a point, and claims certainty, be it of a single scene. If a share s of all scenes
-    behaved otherwise, none of S would show it with probability (1 − s)^S: the largest s that this does not exclude
-    (Clopper and Pearson 1934, no events) is assumed to lie at the far end, −1 or 1.
+    There a bootstrap interval is a point, and claims certainty, be it of a single scene. The share of scenes that
+    behave otherwise, of which none was seen (Clopper and Pearson 1934, no events), is assumed to lie at the far end,
+    −1 or 1.
     """
-    _quantile(confidence)
-    share = 1 - ((1 - confidence) / 2) ** (1 / num_scenes)
+    share = float(stats.binomtest(0, num_scenes).proportion_ci(confidence, method="exact").high)
     return difference - share * (difference + 1), difference + share * (1 - difference)
-
-
-def _quantile(confidence: float) -> float:
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence {confidence} is outside (0, 1)")
-    return NormalDist().inv_cdf(0.5 + confidence / 2)
 
 
 def _pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Both methods as (S, D) bool; refuses methods that were not played on the same scenes and samples."""
     a, b = np.asarray(a, bool), np.asarray(b, bool)
     if a.shape != b.shape or a.ndim not in (1, 2) or a.size == 0:
-        raise ValueError(
-            f"methods must be played on the same scenes and samples: shapes {a.shape} and {b.shape}"
-        )
+        raise ValueError(f"methods must be played on the same scenes and samples: {a.shape} and {b.shape}")
     return (a[:, None], b[:, None]) if a.ndim == 1 else (a, b)

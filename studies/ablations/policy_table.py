@@ -36,7 +36,8 @@ def judge(outcomes: dict[str, list[dict[str, dict[str, list[dict]]]]], *, base: 
                 }
                 for method, grid in of_method.items()
             }
-    return {"base": {method: level_of(grid) for method, grid in grids[base].items()}, "variants": variants}
+    alone = _grids(outcomes[base])
+    return {"base": {method: level_of(grid) for method, grid in alone.items()}, "variants": variants}
 
 
 def policy_ablation_table(results: dict) -> str:

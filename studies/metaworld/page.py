@@ -89,9 +89,11 @@ def summarize(runs: list[dict]) -> dict:
     tasks = plain[0]["evaluation"]["tasks"]
     grids = method_grids(runs, tasks)
     known = [method for method in METHODS if method in grids] + sorted(set(grids) - set(METHODS))
-    levels = {method: by_task(grids[method], tasks, level_of) for method in known}
+    levels = {
+        method: by_task(grids[method], tasks, lambda grid: level_of(grid, shared=True)) for method in known
+    }
     gains = {
-        method: by_task(grids[method], tasks, lambda grid: gain_over(grid, grids[BASE]))
+        method: by_task(grids[method], tasks, lambda grid: gain_over(grid, grids[BASE], shared=True))
         for method in known
         if method != BASE
     }
@@ -107,7 +109,9 @@ def summarize(runs: list[dict]) -> dict:
         "success": levels,
         "gain_over_policy": gains,
         "gain_over_control": {
-            method: by_task(grids[CHOSEN], tasks, lambda grid, base=grids[method]: gain_over(grid, base))
+            method: by_task(
+                grids[CHOSEN], tasks, lambda grid, base=grids[method]: gain_over(grid, base, shared=True)
+            )
             for method in CONTROLS
             if method in grids
         },
@@ -169,9 +173,9 @@ def page(results: dict) -> str:
         "## What the critic's choice adds",
         f"Best of {n} chooses among candidates that are made of less noise than the policy plays with. Its difference:",
         table(["task", *(f"from {lowered(method_title(method, n))}" for method in controls)], control_rows),
-        "In per cent and percentage points; in brackets 95 % intervals: a bootstrap over scenes and, where there are "
-        "several, training seeds. All methods play the same scenes with the same noise. With so many tasks and methods "
-        "some intervals miss the truth; nothing is corrected for that.",
+        "In per cent and percentage points; in brackets 95 % intervals: a t interval over training seeds; of one seed "
+        "a bootstrap over scenes, which says nothing of another training. All methods play the same scenes with the "
+        "same noise. With so many tasks and methods some intervals miss the truth; nothing is corrected for that.",
         _oracle(results),
         *_lerobot(results["lerobot"]),
         "## How it was made",

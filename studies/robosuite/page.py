@@ -79,8 +79,9 @@ def page(results: dict) -> str:
                 for count, method in counts.items()
             ],
         ),
-        "In per cent and percentage points; in brackets 95 % intervals: a bootstrap over training seeds and scenes. "
-        "Every method plays the same scenes with the same noise; the oracle plays fewer, and is compared in those.",
+        "In per cent and percentage points; in brackets 95 % intervals: a t interval over trainings; of one training "
+        "a bootstrap over scenes. Every method plays the same scenes with the same noise; the oracle plays "
+        "fewer, and is compared in those.",
         "## The oracle's headroom",
         table(
             ["task", "share that best-of-N gets"],

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from ogbench_example import method, write_example, write_run
+from scipy import stats
 
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
@@ -33,12 +34,6 @@ NAME = "cube-single-play"
 # ---- statistics ------------------------------------------------------------------------------------------------
 
 
-def width(grid) -> float:
-    """Half the interval that holds a normal variable with the probability of one standard deviation."""
-    low, high = grid_interval(grid, confidence=0.6827)
-    return (high - low) / 2
-
-
 def test_the_mean_counts_tasks_alike_whatever_their_runs():
     grid = {
         (0, 1): Cell((1, 2), np.array([1, 1])),
@@ -56,29 +51,44 @@ def test_one_run_is_the_plain_bootstrap():
     assert high == pytest.approx(0.3 + 1.96 * deviation, abs=0.006)
 
 
-def test_the_interval_grows_with_what_differs_between_seeds_however_many_scenes_there_are():
-    means = np.linspace(0, 1, 12)
-    grid = {(seed, 1): Cell(tuple(range(400)), np.full(400, mean)) for seed, mean in enumerate(means)}
-    assert width(grid) == pytest.approx(means.std() / math.sqrt(12), rel=0.05)
+def runs_of(means, task: int = 1, scenes: int = 400) -> dict:
+    """A grid of one task in which every scene of a run has the run's mean."""
+    return {
+        (seed, task): Cell(tuple(range(scenes)), np.full(scenes, mean)) for seed, mean in enumerate(means)
+    }
 
 
-def test_scenes_that_all_seeds_share_are_not_counted_as_new_ones():
-    value = np.linspace(0, 1, 50)
-    shared = {(seed, 1): Cell(tuple(range(50)), value) for seed in range(4)}
-    apart = {(seed, 1): Cell(tuple(range(50 * seed, 50 * seed + 50)), value) for seed in range(4)}
-    one = value.std() / math.sqrt(50)
-    assert width(shared) == pytest.approx(one, rel=0.05)
-    # Seeds and scenes are drawn apart: the squares of a seed's weight have the mean 2 − 1/4, on the wide side of 1.
-    assert width(apart) == pytest.approx(one * math.sqrt((2 - 1 / 4) / 4), rel=0.05)
+def test_rule_10_over_several_trainings_the_unit_is_the_training():
+    means = np.array([0.5, 0.6, 0.9])
+    low, high = grid_interval(runs_of(means))
+    expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert (low, high) == pytest.approx((expected.low, expected.high))
+    # Ten times the scenes say nothing more about another training.
+    assert grid_interval(runs_of(means, scenes=4000)) == pytest.approx((low, high))
 
 
-def test_tasks_share_the_draw_of_seeds():
+def test_tasks_that_are_trained_apart_are_strata():
+    """Two tasks at different levels: what differs between tasks is no doubt, what differs within them is."""
+    rng = np.random.default_rng(0)
+    covered, narrow = [], []
+    for _ in range(400):
+        runs = [rng.normal(level, 0.1, 3) for level in (0.1, 0.5, 0.9)]
+        grid = {key: cell for task, means in enumerate(runs) for key, cell in runs_of(means, task, 2).items()}
+        low, high = grid_interval(grid)
+        covered.append(low <= 0.5 <= high)
+        narrow.append(high - low)
+    assert 0.92 <= np.mean(covered) <= 0.99
+    assert np.median(narrow) < 0.25
+
+
+def test_tasks_that_share_a_training_are_one_unit():
     """A seed that is good on all tasks is one lucky training, not several."""
     means = np.linspace(0, 1, 12)
-    grid = {
-        (seed, task): Cell((task,), np.array([mean])) for seed, mean in enumerate(means) for task in range(6)
-    }
-    assert width(grid) == pytest.approx(means.std() / math.sqrt(12), rel=0.05)
+    grid = {key: cell for task in range(6) for key, cell in runs_of(means, task, 2).items()}
+    expected = stats.ttest_1samp(means, 0).confidence_interval(0.95)
+    assert grid_interval(grid, shared=True) == pytest.approx((expected.low, expected.high))
+    low, high = grid_interval(grid)
+    assert high - low < (expected.high - expected.low) / 2
 
 
 @pytest.mark.parametrize("outcome", [0, 1])
@@ -106,7 +116,7 @@ def test_a_rate_lies_in_its_interval_where_scenes_succeed_in_part():
 def test_a_difference_turned_around_is_its_negative(pairs):
     scenes = tuple(range(len(pairs)))
     a, b = ({(0, 1): Cell(scenes, np.array(side))} for side in zip(*pairs, strict=True))
-    there, back = grid_difference(a, b, resamples=500), grid_difference(b, a, resamples=500)
+    there, back = grid_difference(a, b), grid_difference(b, a)
     assert there.difference == -back.difference == pytest.approx(np.mean([x - y for x, y in pairs]))
     assert (there.wins, there.losses) == (back.losses, back.wins)
     assert there.ci95 == pytest.approx((-back.ci95[1], -back.ci95[0]), abs=1e-6)

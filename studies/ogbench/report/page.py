@@ -84,9 +84,9 @@ def _what_was_run(results: dict) -> str:
         + f"\n\n{about}\n\n"
         + "All agents of one seed share the data, the frozen behaviour policy of their chunk length, the scenes and "
         "the noise of every decision; filtered BC alone trains a policy of its own. Success is in per cent. Intervals "
-        "are 95 %: a bootstrap that resamples training seeds and scenes together and takes the tasks as given. Few "
-        "seeds are resampled coarsely, so each seed's mean is shown too. Differences are paired by task, seed and "
-        "scene. With so many comparisons, some intervals will miss the truth; nothing is corrected for that."
+        "are 95 %: a t interval over the means of training seeds, of one seed a bootstrap over scenes; tasks are "
+        "taken as given. Differences are paired by task, seed and scene. With so many comparisons, some "
+        "intervals will miss the truth; nothing is corrected for that."
     )
 
 

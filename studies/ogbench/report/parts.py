@@ -11,12 +11,15 @@ BINS = 10
 
 
 def level(grid: Grid) -> dict | None:
-    """Success over a grid of runs, with its interval and how many episodes it rests on."""
+    """Success over a grid of runs, with its interval and how many episodes it rests on.
+
+    A seed's tasks share a behaviour policy, so that the unit of the interval is the seed.
+    """
     if not grid:
         return None
     return {
         "success": grid_mean(grid),
-        "ci95": success_interval(grid),
+        "ci95": success_interval(grid, shared=True),
         "successes": sum(int(cell.values.sum()) for cell in grid.values()),
         "episodes": sum(len(cell.values) for cell in grid.values()),
         "runs": len(grid),
@@ -27,7 +30,7 @@ def level(grid: Grid) -> dict | None:
 
 def difference(a: Grid, b: Grid) -> dict | None:
     """a − b over the runs that both have, with a verdict: ahead, behind or undecided."""
-    result = grid_difference(a, b)
+    result = grid_difference(a, b, shared=True)
     if result is None:
         return None
     low, high = result.ci95
