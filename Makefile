@@ -8,6 +8,8 @@ TEST_ARGS ?=
 
 # One thread a process: two collapse as soon as another process takes a core.
 export OMP_NUM_THREADS ?= 1
+# Dozens of processes import torch here: let the first one keep what it compiled.
+export PYTHONDONTWRITEBYTECODE :=
 # Nothing that runs here downloads anything.
 export HF_HUB_OFFLINE := 1
 export HF_DATASETS_OFFLINE := 1

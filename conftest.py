@@ -1,0 +1,28 @@
+"""What all tests share, those of the studies too. It must run before torch, LeRobot or transformers is imported."""
+
+import os
+import sys
+from pathlib import Path
+
+from hypothesis import settings
+
+# One thread a process: two collapse as soon as another process takes a core. Child processes inherit it.
+os.environ["OMP_NUM_THREADS"] = "1"
+# No test asks for anything over the network.
+for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ[name] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+# Where Python may not write bytecode beside its sources, every process compiles torch, transformers and LeRobot anew
+# (15 to 20 s of a core); tests start some fifty processes. Their bytecode goes to a folder of its own instead.
+if sys.dont_write_bytecode:
+    sys.dont_write_bytecode = False
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    # The user's own folder, for bytecode is code.
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    sys.pycache_prefix = str(cache / "deas_vla_bytecode")
+    os.environ["PYTHONPYCACHEPREFIX"] = sys.pycache_prefix
+
+# The same examples every time, and no judgement of speed on a busy machine.
+settings.register_profile("deas_vla", deadline=None, derandomize=True, database=None, max_examples=50)
+settings.load_profile("deas_vla")
