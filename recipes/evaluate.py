@@ -22,9 +22,9 @@ from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
+from deas_vla.report.film import film_methods
 from deas_vla.report.run import write_run_report
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs, scenes_of
-from deas_vla.rollouts.film import film
 from deas_vla.rollouts.oracle import play_oracle
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator
@@ -161,7 +161,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
                             evaluate_method(name, workers, decider, jobs, place, parallel=parallel, **playing)
         accelerator.wait_for_everyone()
         if plan.video and accelerator.is_main_process:
-            film(
+            film_methods(
                 make_env(config.env_config(config.tasks[0])),
                 {"policy": methods["policy"], f"best of {n}": methods["best_of_n"]},
                 [

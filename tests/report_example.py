@@ -121,7 +121,7 @@ def panels(size: int = 320, length: int = 90) -> list[Panel]:
         decisions = []
         for step in range(0, len(frames), 16):
             scores = np.interp(step, at, values) + 4 * rng.standard_normal(8) if success else np.zeros(0)
-            decisions.append(Decision(step, scores, int(np.argmax(scores)) if success else 0))
+            decisions.append(Decision(step, int(np.argmax(scores)) if success else 0, scores=scores.tolist()))
         result.append(Panel(label, frames, at, values, decisions, success))
     return result
 

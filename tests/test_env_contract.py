@@ -7,8 +7,9 @@ from hypothesis import strategies as st
 
 from deas_vla.envs import rendering
 from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.panda_omron import as_commands, columns_of, panda_omron_contract
+from deas_vla.envs.panda_omron import columns_of, panda_omron_contract
 from deas_vla.envs.registry import contract_of, make_env
+from deas_vla.envs.stepping import as_commands
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 

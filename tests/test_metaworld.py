@@ -272,7 +272,7 @@ def test_goals_that_move_are_in_sight_and_scenes_differ(task, channel):
     pictures = [env.reset(scene)["images"]["workspace_right"] for scene in range(8)]
     assert min(seen(picture, channel) for picture in pictures) >= 3
     assert len(np.unique(np.stack(pictures).reshape(8, -1), axis=0)) == 8
-    large = env.picture(120, 160)
+    large = env.render(120, 160)
     assert large.shape == (120, 160, 3) and len(np.unique(large.reshape(-1, 3), axis=0)) > 500
     env.close()
 

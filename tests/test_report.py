@@ -317,9 +317,9 @@ def test_video_plays_back_what_was_drawn(tmp_path):
 def test_video_shows_value_and_success_only_once_they_are_there():
     frames = [np.full((64, 97, 3), 128, np.uint8)] * 12
     values = np.array([-50.0, -10.0, 0.0])
-    with_value = Panel("a", frames, np.array([0, 4, 8]), values, [Decision(4, np.array([-9.0, -20.0]), 0)], 8)
+    with_value = Panel("a", frames, np.array([0, 4, 8]), values, [Decision(4, 0, scores=[-9.0, -20.0])], 8)
     without = Panel("a", frames, np.array([0]), values[:1])
-    scale = Panel("scale", frames, np.array([0, 4, 8]), values, [Decision(4, np.array([-9.0, -20.0]), 0)])
+    scale = Panel("scale", frames, np.array([0, 4, 8]), values, [Decision(4, 0, scores=[-9.0, -20.0])])
     shown = [picture[:, :97] for picture in compose([with_value, scale], 20)]
     plain = [picture[:, :97] for picture in compose([without, scale], 20)]
     assert all(

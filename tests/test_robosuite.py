@@ -222,7 +222,7 @@ def test_the_cube_is_in_sight(lift, scene):
 
 def test_a_picture_for_people_is_large_and_not_empty(lift):
     lift.reset(0)
-    picture = lift.picture(120, 160)
+    picture = lift.render(120, 160)
     assert picture.shape == (120, 160, 3)
     assert len(np.unique(picture.reshape(-1, 3), axis=0)) > 500
 

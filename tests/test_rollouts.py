@@ -143,20 +143,21 @@ def test_processes_share_a_collection_and_collect_the_same(tmp_path):
 
 
 def test_the_oracle_chooses_the_candidate_that_ends_best(tmp_path):
-    records = play_oracle(
+    result = play_oracle(
         LineWorkers(), decider("best", 6), [0, 1, 2], tmp_path, seed=0, execute_steps=HORIZON
     )
-    for record in records:
+    for record in result.episodes:
         for decision in record["decisions"]:
             assert len(decision["returns"]) == len(decision["scores"]) == 6
             assert decision["returns"][decision["index"]] == max(decision["returns"])
     # It is never worse than choosing at random, and here, where some candidate always leads on, it wins.
-    assert all(record["success"] for record in records)
+    assert result.success.all()
 
 
 def test_the_oracle_plays_what_it_saw_in_the_branch(tmp_path):
     """The last decision of an episode decides it: its return must be the return of what was then really played."""
-    record = play_oracle(LineWorkers(), decider("best", 6), [4], tmp_path, seed=0, execute_steps=HORIZON)[0]
+    result = play_oracle(LineWorkers(), decider("best", 6), [4], tmp_path, seed=0, execute_steps=HORIZON)
+    record = result.episodes[0]
     last = record["decisions"][-1]
     left = record["steps"] - last["step"]
     expected = -sum(0.9**k for k in range(left - 1)) if record["success"] else None

@@ -59,6 +59,14 @@ class Observation:
             instruction=[frame["instruction"] for frame in frames],
         )
 
+    def frame(self, row: int) -> dict:
+        """One observation as `stack` takes it: ``images``, ``state``, ``instruction``."""
+        return {
+            "images": {name: image[row].cpu().numpy() for name, image in self.images.items()},
+            "state": self.state[row].cpu().numpy(),
+            "instruction": self.instruction[row],
+        }
+
 
 def episode_ids(observation: Observation) -> list[int]:
     """(B,) hash of each initial observation: the id of the episode that begins with it.

@@ -1,6 +1,9 @@
 """What to simulate: one plain dataclass for every simulator, so that a worker process can be told in one message."""
 
+from collections.abc import Collection
 from dataclasses import dataclass, field
+
+from deas_vla.errors import UserError, unknown
 
 
 @dataclass
@@ -45,3 +48,20 @@ class EnvConfig(EnvSettings):
 
     name: str = "robosuite"
     task: str = "lift"
+
+
+def check_cameras(config: EnvSettings, known: Collection[str]) -> None:
+    """Refuses cameras that the robot does not have.
+
+    Args:
+        config: its cameras and their size.
+        known: names of the cameras that there are.
+
+    Raises:
+        UserError: if a camera is unknown or given twice, there is none, or the size is too small.
+    """
+    for camera in config.cameras:
+        if camera not in known:
+            raise UserError(unknown("camera", camera, known))
+    if not config.cameras or len(set(config.cameras)) < len(config.cameras) or config.camera_size < 8:
+        raise UserError("a policy needs one to three different cameras of at least 8 pixels")

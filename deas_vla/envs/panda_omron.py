@@ -6,8 +6,6 @@ rotation, gripper. The simulator, and RoboCasa's HDF5 files, keep the same numbe
 goes by name.
 """
 
-import numpy as np
-
 from deas_vla.data.contract import Camera, Column, Contract
 from deas_vla.errors import UserError
 
@@ -66,22 +64,3 @@ def columns_of(columns: tuple[Column, ...], group: str) -> list[int]:
     if not found:
         raise UserError(f"there is no column group '{group}' in {[column.name for column in columns]}")
     return found
-
-
-def as_commands(actions: np.ndarray, contract: Contract) -> np.ndarray:
-    """(n, A) commands as they are really played: clipped to the limits, flags thresholded half-way.
-
-    Raises:
-        UserError: if the number of columns is wrong or a value is not finite.
-    """
-    actions = np.atleast_2d(np.asarray(actions, dtype=np.float32))
-    if actions.ndim != 2 or actions.shape[1] != contract.action_dim:
-        raise UserError(
-            f"{contract.embodiment} takes (steps, {contract.action_dim}) actions, got {actions.shape}"
-        )
-    if not np.isfinite(actions).all():
-        raise UserError(f"an action for {contract.embodiment} holds NaN or infinite values")
-    low = np.array([column.low for column in contract.action], dtype=np.float32)
-    high = np.array([column.high for column in contract.action], dtype=np.float32)
-    binary = np.array([column.kind == "binary" for column in contract.action])
-    return np.where(binary, np.where(actions > (low + high) / 2, high, low), np.clip(actions, low, high))

@@ -34,6 +34,14 @@ class ChunkResult:
     def done(self) -> bool:
         return bool(self.success[-1]) or self.truncated
 
+    def last_frame(self, instruction: str) -> dict:
+        """What the policy sees after the chunk: ``images``, ``state``, ``instruction``."""
+        return {
+            "images": {name: image[-1] for name, image in self.images.items()},
+            "state": self.states[-1],
+            "instruction": instruction,
+        }
+
 
 class ChunkEnv(Protocol):
     """One simulated task. A scene is a number; the same number gives the same initial state, bit for bit,
@@ -70,7 +78,7 @@ class ChunkEnv(Protocol):
         """Goes back to a saved state; what is played then is what would have been played, bit for bit."""
         ...
 
-    def picture(self, height: int, width: int) -> np.ndarray:
+    def render(self, height: int, width: int) -> np.ndarray:
         """(height, width, 3) uint8, full quality, for people."""
         ...
 

@@ -30,15 +30,6 @@ from deas_vla.errors import UserError
 EXPERT_SLOT = -1
 
 
-def frame_after(played: ChunkResult, instruction: str) -> dict:
-    """What the policy sees after a chunk: ``images``, ``state``, ``instruction``."""
-    return {
-        "images": {name: image[-1] for name, image in played.images.items()},
-        "state": played.states[-1],
-        "instruction": instruction,
-    }
-
-
 class EnvWorkers:
     """Several environments of one task, called in batches; use as a context manager.
 
@@ -82,26 +73,6 @@ class EnvWorkers:
             ]
         )
 
-    def branch(
-        self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0
-    ) -> list[list[ChunkResult]]:
-        """Plays each of N candidates from each slot's state and goes back to it.
-
-        Args:
-            slots: the slots.
-            chunks: for each slot (N, n, A) commands.
-            frame_every: as in `play`.
-
-        Returns:
-            For each slot, what happened with each candidate.
-        """
-        return self._run(
-            [
-                (slot, "branch", (np.asarray(candidates, np.float32), frame_every))
-                for slot, candidates in zip(slots, chunks, strict=True)
-            ]
-        )
-
     def save(self, slots: Sequence[int]) -> list[object]:
         """The complete states of these slots."""
         return self._run([(slot, "save", ()) for slot in slots])
@@ -109,10 +80,6 @@ class EnvWorkers:
     def restore(self, slots: Sequence[int], states: Sequence[object]) -> None:
         """Puts saved states into slots, whichever slots and workers they came from."""
         self._run([(slot, "restore", (state,)) for slot, state in zip(slots, states, strict=True)])
-
-    def pictures(self, slots: Sequence[int], height: int, width: int) -> list[np.ndarray]:
-        """One (height, width, 3) uint8 picture of each slot, for people."""
-        return self._run([(slot, "picture", (height, width)) for slot in slots])
 
     def expert_episodes(
         self, scenes: Sequence[int], seeds: Sequence[int], frame_every: int = 0
@@ -227,23 +194,11 @@ class _Host:
     def play(self, slot: int, actions: np.ndarray, frame_every: int) -> ChunkResult:
         return self._at(slot).play(actions, frame_every)
 
-    def branch(self, slot: int, candidates: np.ndarray, frame_every: int) -> list[ChunkResult]:
-        env = self._at(slot)
-        state = env.save()
-        results = []
-        for actions in candidates:
-            results.append(env.play(actions, frame_every))
-            env.restore(state)
-        return results
-
     def save(self, slot: int) -> object:
         return self._at(slot).save()
 
     def restore(self, slot: int, state: object) -> None:
         self._at(slot, fresh=True).restore(state)
-
-    def picture(self, slot: int, height: int, width: int) -> np.ndarray:
-        return self._at(slot).picture(height, width)
 
     def expert(self, slot: int, scene: int, seed: int, frame_every: int) -> tuple[dict, ChunkResult]:
         env = self._at(slot, fresh=True)

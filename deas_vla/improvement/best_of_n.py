@@ -39,12 +39,14 @@ class Choice:
         index: (B,) which candidate was chosen.
         scores: (B, N) the critic's score of every candidate, or None without a critic.
         value: (B,) the critic's V of the observation, or None without a critic.
+        returns: (B, N) Monte-Carlo return of every candidate, where they were played out (the oracle); else None.
     """
 
     candidates: Tensor
     index: Tensor
     scores: Tensor | None
     value: Tensor | None
+    returns: Tensor | None = None
 
     @property
     def commands(self) -> Tensor:

@@ -9,8 +9,9 @@ from deas_vla.report.data import (
     ValueTrace,
     collect_versions,
 )
-from deas_vla.report.video import Decision, Panel, write_video
+from deas_vla.report.video import Panel, write_video
 from deas_vla.report.writer import write_report
+from deas_vla.rollouts.play import Decision
 
 __all__ = [
     "Calibration",

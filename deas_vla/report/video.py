@@ -9,27 +9,13 @@ import numpy as np
 
 from deas_vla.errors import require
 from deas_vla.files import atomic_path
+from deas_vla.rollouts.play import Decision
 
 STRIP = 132  # height of the value strip, pixels
 HEADER = 30
 _SCALE = 2  # the strip is drawn at twice its size and shrunk: smooth lines
 _PAGE, _GRID, _INK, _SOFT = (16, 21, 28), (43, 54, 67), (232, 237, 243), (154, 167, 182)
 _VALUE, _CANDIDATE, _CHOSEN, _SUCCESS = (110, 163, 255), (118, 131, 143), (224, 170, 78), (63, 195, 148)
-
-
-@dataclass(frozen=True)
-class Decision:
-    """A choice among candidates.
-
-    Attributes:
-        step: control step at which the policy decided.
-        scores: (N,) the critic's scores; empty where nothing was scored.
-        chosen: index of the candidate that was played.
-    """
-
-    step: int
-    scores: np.ndarray
-    chosen: int = 0
 
 
 @dataclass(frozen=True)
@@ -162,7 +148,7 @@ class _PanelDrawer:
             for score in decision.scores:
                 self._dot(draw, x, self._y(score), 2.2, _CANDIDATE)
             if len(decision.scores):
-                self._dot(draw, x, self._y(decision.scores[decision.chosen]), 3.6, _CHOSEN)
+                self._dot(draw, x, self._y(decision.scores[decision.index]), 3.6, _CHOSEN)
         known = [
             (int(at), float(value))
             for at, value in zip(self.panel.value_steps, self.panel.values, strict=True)

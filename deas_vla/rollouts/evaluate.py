@@ -1,7 +1,7 @@
 """Paired evaluation: every method plays the same scenes with the same noise; each outcome is kept (design rule 10)."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +131,7 @@ def record_of(rollout: Rollout) -> dict:
         "success": bool(rollout.episode.terminated),
         "steps": len(rollout.episode.actions),
         "decisions": [
-            {"step": d.step, "index": d.index, "value": d.value, "scores": d.scores}
-            for d in rollout.decisions
+            {key: value for key, value in asdict(decision).items() if key != "returns" or value}
+            for decision in rollout.decisions
         ],
     }

@@ -1,77 +1,61 @@
-"""Films one scene for people: full-quality pictures of every step, with what the critic thought."""
+"""Plays an episode for people to look at: a full-quality image of every step, and what the critic said."""
 
-import json
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from deas_vla.data.observation import Observation, episode_ids
-from deas_vla.envs.protocol import ChunkEnv
-from deas_vla.envs.vector import frame_after
-from deas_vla.files import write_json
-from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
-from deas_vla.report.video import Decision, Panel, write_video
+from deas_vla.envs.protocol import ChunkEnv, ChunkResult
+from deas_vla.rollouts.play import Decider, Job, Rollout, play_episodes
 
-PICTURE = 288  # side of a picture in pixels
+SIDE = 288  # pixels
+
+
+class Filmed:
+    """A `Source` of one simulator that renders after each step; the simulator itself plays as ever.
+
+    Args:
+        env: the simulator.
+        side: height and width of the images in pixels.
+
+    Attributes:
+        frames: (side, side, 3) uint8 images, the start first.
+    """
+
+    def __init__(self, env: ChunkEnv, side: int = SIDE):
+        self.env, self.side = env, side
+        self.frames: list[np.ndarray] = []
+
+    def reset(self, slots: Sequence[int], scenes: Sequence[int]) -> list[dict]:
+        first = self.env.reset(scenes[0])
+        self.frames = [self.env.render(self.side, self.side)]
+        return [first]
+
+    def play(
+        self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0
+    ) -> list[ChunkResult]:
+        steps = []
+        for command in chunks[0]:
+            steps.append(self.env.play(command[None]))
+            self.frames.append(self.env.render(self.side, self.side))
+            if steps[-1].done:
+                break
+        joined = {
+            name: np.concatenate([getattr(step, name) for step in steps])
+            for name in ("states", "actions", "rewards", "success")
+        }
+        # Images that the policy sees are kept where it decides; the others were drawn for nothing, one a step.
+        return [replace(steps[-1], **joined, frames=np.array([len(steps)]))]
 
 
 def film(
-    env: ChunkEnv,
-    deciders: dict[str, BestOfN],
-    methods: list[Path],
-    path: Path,
-    *,
-    seed: int,
-    execute_steps: int,
-) -> None:
-    """Plays the same scene once with each decider and writes a video of them side by side.
+    env: ChunkEnv, decider: Decider, job: Job, *, seed: int, execute_steps: int, side: int = SIDE
+) -> tuple[list[np.ndarray], Rollout]:
+    """Plays one episode.
 
-    The scene is the first in which the methods ended differently, so that there is something to see; if there is
-    none, the first. A caption beside the video says so.
-
-    Args:
-        env: the simulator; it is closed.
-        deciders: label to decision maker, with a critic.
-        methods: outcomes of the same methods, as `evaluate_method` wrote them, in the same order.
-        path: the mp4 file; ``path`` with suffix ``.json`` gets the caption.
-        seed: seed of the policy's noise.
-        execute_steps: actions played of each chunk.
+    Returns:
+        The images, the start first and one more a step, and the episode with its decisions.
     """
-    outcomes = [[e for e in json.loads(method.read_text()) if e["sample"] == 0] for method in methods]
-    differing = [
-        row[0]["scene"] for row in zip(*outcomes, strict=True) if len({e["success"] for e in row}) > 1
-    ]
-    scene = differing[0] if differing else outcomes[0][0]["scene"]
-    why = "the first in which the two ended differently" if differing else "the first"
-    try:
-        panels = [
-            _play(env, label, decider, scene, seed, execute_steps) for label, decider in deciders.items()
-        ]
-    finally:
-        env.close()
-    write_video(path, panels, env.contract.rate_hz)
-    write_json(
-        path.with_suffix(".json"),
-        {"caption": f"Evaluation scene {scene}, {why}: {' beside '.join(deciders)}, same noise."},
-    )
-
-
-def _play(env: ChunkEnv, label: str, decider: BestOfN, scene: int, seed: int, execute_steps: int) -> Panel:
-    frame = env.reset(scene)
-    pictures, steps, values, decisions = [env.picture(PICTURE, PICTURE)], [], [], []
-    success_step, done, episode_id = None, False, episode_ids(Observation.stack([frame]))[0]
-    while not done:
-        step = len(pictures) - 1
-        choice = decider.choose(Observation.stack([frame]), [NoiseKey(seed, episode_id, 0, len(decisions))])
-        steps.append(step)
-        values.append(float(choice.value[0]))
-        decisions.append(Decision(step, choice.scores[0].cpu().numpy(), int(choice.index[0])))
-        for command in choice.commands[0, :execute_steps].cpu().numpy():
-            played = env.play(command[None])
-            pictures.append(env.picture(PICTURE, PICTURE))
-            frame = frame_after(played, frame["instruction"])
-            if played.done:
-                success_step = len(pictures) - 1 if played.success[-1] else None
-                done = True
-                break
-    return Panel(label, pictures, np.array(steps), np.array(values), decisions, success_step)
+    source = Filmed(env, side)
+    rollout = play_episodes(source, decider, [job], seed=seed, parallel=1, execute_steps=execute_steps)[0]
+    return source.frames, rollout

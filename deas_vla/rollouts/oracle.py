@@ -5,22 +5,58 @@ candidate after another, none chosen (the headroom); its branches are the return
 scored. It is no upper bound: each candidate is tried once, and a critic that goes on choosing may do better.
 """
 
-import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+import torch
 
-from deas_vla.data.observation import Observation, episode_ids
-from deas_vla.envs.vector import EnvWorkers, frame_after
-from deas_vla.files import write_json
-from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+from deas_vla.data.observation import Observation
+from deas_vla.envs.vector import EnvWorkers
+from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey
 from deas_vla.rollouts.branches import CONTINUATION_SAMPLE, play_branches, return_of
+from deas_vla.rollouts.evaluate import MethodResult, evaluate_method
+from deas_vla.rollouts.play import Job
 
 RETURNS = (
     "return of playing the candidate and then one of the candidates at each decision, once, "
     "with the same noise for all"
 )
+
+
+class Oracle:
+    """A `Decider` that plays every candidate out before it chooses one; for one episode at a time, in slot 0.
+
+    Args:
+        workers: simulators that can be branched, the source of the episodes too.
+        decider: policy, critic and number of candidates; its critic scores every candidate for the record.
+        execute_steps: actions played of each chunk.
+    """
+
+    def __init__(self, workers: EnvWorkers, decider: BestOfN, execute_steps: int):
+        self.workers, self.decider, self.execute_steps = workers, decider, execute_steps
+        self.policy = BestOfN(decider.policy, selection=decider.selection)
+
+    def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice:
+        """The candidate whose branch has the largest return; `Choice.returns` has those of all of them."""
+        choice = self.decider.choose(observation, keys)
+        candidates = choice.candidates[0, :, : self.execute_steps].cpu().numpy()
+        state = self.workers.save([0])[0]
+        branches = play_branches(
+            self.workers,
+            self.policy,
+            state,
+            observation.frame(0),
+            candidates,
+            [CONTINUATION_SAMPLE] * len(candidates),
+            seed=keys[0].seed,
+            episode_id=keys[0].scene,
+            execute_steps=self.execute_steps,
+        )
+        self.workers.restore([0], [state])
+        returns = np.array([return_of(branch, self.decider.scorer.return_config) for branch in branches])
+        best = torch.tensor([int(returns.argmax())], device=choice.index.device)
+        return replace(choice, index=best, returns=torch.from_numpy(returns[None]))
 
 
 def play_oracle(
@@ -32,83 +68,28 @@ def play_oracle(
     seed: int,
     execute_steps: int,
     line: int = 0,
-) -> list[dict]:
+) -> MethodResult:
     """Plays each scene once, choosing the candidate whose branch ends best; kept scene by scene.
 
     Args:
-        workers: simulators that can be branched.
-        decider: policy, critic and number of candidates; its critic scores every candidate for the record.
+        workers, decider, execute_steps: as of `Oracle`.
         scenes: evaluation scenes; the noise is that of sample 0 in the other methods.
         folder: outcomes are kept in ``folder/oracle.json``.
         seed: seed of the policy's noise.
-        execute_steps: actions played of each chunk.
         line: of the progress bar.
 
     Returns:
-        One record a scene, as of `evaluate_method`; each decision also has ``returns``, those of its candidates.
+        As of `evaluate_method`; each decision also has ``returns``, those of its candidates.
     """
-    path = folder / "oracle.json"
-    done: list[dict] = json.loads(path.read_text()) if path.is_file() else []
-    policy = BestOfN(decider.policy, selection=decider.selection)
-    bar = tqdm(
-        total=len(scenes),
-        initial=len(done),
-        desc="oracle",
-        unit="scene",
-        dynamic_ncols=True,
-        position=line,
-        leave=False,
+    return evaluate_method(
+        "oracle",
+        workers,
+        Oracle(workers, decider, execute_steps),
+        [Job(scene) for scene in scenes],
+        folder,
+        seed=seed,
+        parallel=1,
+        execute_steps=execute_steps,
+        block=1,
+        line=line,
     )
-    with bar:
-        for scene in scenes[len(done) :]:
-            done.append(_episode(workers, decider, policy, scene, seed, execute_steps))
-            write_json(path, done)
-            bar.update()
-            bar.set_postfix(success=f"{np.mean([e['success'] for e in done]):.0%}", refresh=False)
-    if bar.n > bar.initial:
-        tqdm.write(f"oracle: {np.mean([e['success'] for e in done]):.0%} of {len(done)} episodes")
-    return done
-
-
-def _episode(
-    workers: EnvWorkers, decider: BestOfN, policy: BestOfN, scene: int, seed: int, execute_steps: int
-) -> dict:
-    frame, steps, decisions, played = workers.reset([0], [scene])[0], 0, [], None
-    episode_id = episode_ids(Observation.stack([frame]))[0]
-    while played is None or not played.done:
-        choice = decider.choose(Observation.stack([frame]), [NoiseKey(seed, episode_id, 0, len(decisions))])
-        candidates = choice.candidates[0, :, :execute_steps].cpu().numpy()
-        state = workers.save([0])[0]
-        branches = play_branches(
-            workers,
-            policy,
-            state,
-            candidates,
-            frame["instruction"],
-            [CONTINUATION_SAMPLE] * len(candidates),
-            seed=seed,
-            episode_id=episode_id,
-            execute_steps=execute_steps,
-        )
-        returns = [return_of(branch, decider.scorer.return_config) for branch in branches]
-        best = int(np.argmax(returns))
-        workers.restore([0], [state])
-        played = workers.play([0], candidates[best][None])[0]
-        decisions.append(
-            {
-                "step": steps,
-                "index": best,
-                "value": float(choice.value[0]),
-                "scores": choice.scores[0].tolist(),
-                "returns": returns,
-            }
-        )
-        steps += len(played.actions)
-        frame = frame_after(played, frame["instruction"])
-    return {
-        "scene": scene,
-        "sample": 0,
-        "success": bool(played.success[-1]),
-        "steps": steps,
-        "decisions": decisions,
-    }

@@ -1,15 +1,66 @@
-"""Plays episodes with a chunk policy: many simulators at once, one batched decision for all of them."""
+"""The one play loop: an observation source, a decider, and what became of it. Simulators, films, branches and robots.
 
-from collections.abc import Callable
+A *source* has slots, each with one running episode: `EnvWorkers` (simulators in processes), `Branches` (one saved
+state, several continuations), `Filmed` (a simulator whose every step is rendered), or one robot:
+
+    class RobotSource:
+        '''One arm in real time: slot 0. It is `Stepped`, so a chunk is played by `play_steps`, one command a tick.'''
+
+        def reset(self, slots, scenes):
+            self.steps, self.over = 0, False
+            self.pace.start()
+            return [self.arm.frame(self.instruction)]
+
+        def play(self, slots, chunks, frame_every=0):
+            queue = iter(chunks[0])
+            # What is recorded is what was sent, after the limits.
+            return [play_steps(self, lambda: self.arm.send(next(queue)), len(chunks[0]), frame_every)]
+
+        def step(self, command):
+            self.pace.wait()  # the source blocks until the tick
+            self.steps, self.verdict = self.steps + 1, self.judge.now()
+            self.over = self.steps == self.limit or self.verdict is not None  # "again" and "quit" abort here
+            return self.verdict == "success"
+
+        def state(self): return self.arm.state()
+
+        def images(self): return self.arm.frame(self.instruction)["images"]
+
+    rollout = play_episodes(RobotSource(...), reranker, [Job(scene)], seed=seed, parallel=1, execute_steps=n)[0]
+
+A decider is anything with `choose`: `BestOfN`, the exported `Reranker`, the oracle of `oracle.py`.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 
 from deas_vla.data.episodes import Episode
 from deas_vla.data.observation import Observation, episode_ids
 from deas_vla.envs.protocol import ChunkResult
-from deas_vla.envs.vector import EnvWorkers, frame_after
-from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+from deas_vla.improvement.best_of_n import Choice, NoiseKey
+
+
+class Source(Protocol):
+    """Where observations come from and where commands go."""
+
+    def reset(self, slots: Sequence[int], scenes: Sequence[int]) -> list[dict]:
+        """Starts a scene in each slot; returns the first frames: ``images``, ``state``, ``instruction``."""
+        ...
+
+    def play(
+        self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0
+    ) -> list[ChunkResult]:
+        """Plays (n, A) commands in each slot, stopping at success and where an episode is over; see `ChunkEnv.play`."""
+        ...
+
+
+class Decider(Protocol):
+    """Chooses a chunk for each observation."""
+
+    def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice: ...
 
 
 @dataclass(frozen=True)
@@ -22,12 +73,21 @@ class Job:
 
 @dataclass
 class Decision:
-    """What the critic thought when a chunk was chosen; NaN and empty without a critic."""
+    """What the critic said when a chunk was chosen.
+
+    Attributes:
+        step: control steps played before.
+        index: of the candidate that was played.
+        value: V of the observation; NaN without a critic.
+        scores: (N,) of the candidates; empty without a critic.
+        returns: (N,) Monte-Carlo returns of the candidates, where the decider played them out; else empty.
+    """
 
     step: int
     index: int
-    value: float
-    scores: list[float]
+    value: float = float("nan")
+    scores: list[float] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)
 
 
 @dataclass
@@ -40,8 +100,8 @@ class Rollout:
 
 
 def play_episodes(
-    workers: EnvWorkers,
-    decider: BestOfN,
+    source: Source,
+    decider: Decider,
     jobs: list[Job],
     *,
     seed: int,
@@ -52,18 +112,18 @@ def play_episodes(
 ) -> list[Rollout]:
     """Plays every job to its end, in the order given.
 
-    All simulators decide together and play their chunks together; one whose episode has ended takes the next job.
-    The schedule depends on nothing but the outcomes, so the same jobs give the same episodes.
+    All slots decide in one batch and play their chunks together; a slot whose episode has ended takes the next job. The
+    schedule depends on nothing but the outcomes, so the same jobs give the same episodes.
 
     Args:
-        workers: the simulators.
+        source: the simulators, or a robot.
         decider: chooses a chunk for each observation.
         jobs: episodes to play.
         seed: seed of the policy's noise; with episode id, sample and decision it names each candidate.
-        parallel: episodes under way at once.
+        parallel: episodes under way at once: slots 0 to `parallel` − 1 are used.
         execute_steps: the first n actions of a chunk are played, then the policy decides again.
         frame_every: also store images every so many steps of an episode; 0: only where the policy decides.
-        finished: called with each rollout as it ends (progress).
+        finished: called with each rollout as it ends (progress, or a file).
 
     Returns:
         One rollout a job, in the jobs' order.
@@ -75,24 +135,24 @@ def play_episodes(
         free = [slot for slot in range(parallel) if slot not in playing][: len(waiting)]
         if free:
             taken = [waiting.pop() for _ in free]
-            frames = workers.reset(free, [jobs[number].scene for number in taken])
+            frames = source.reset(free, [jobs[number].scene for number in taken])
             for slot, number, frame in zip(free, taken, frames, strict=True):
                 playing[slot] = _Playing(number, jobs[number], frame)
         slots = sorted(playing)
-        keys = [
-            NoiseKey(seed, p.episode_id, p.job.sample, len(p.decisions)) for p in (playing[s] for s in slots)
-        ]
+        keys = [playing[slot].key(seed) for slot in slots]
         choice = decider.choose(Observation.stack([playing[slot].frame for slot in slots]), keys)
-        commands = choice.commands[:, :execute_steps].cpu().numpy()
+        chunks = choice.commands[:, :execute_steps].cpu().numpy()
         values = [float("nan")] * len(slots) if choice.value is None else choice.value.tolist()
-        scores = [[]] * len(slots) if choice.scores is None else choice.scores.tolist()
-        for row, played in enumerate(workers.play(slots, commands, frame_every)):
+        scores, returns = (
+            [[] for _ in slots] if each is None else each.tolist() for each in (choice.scores, choice.returns)
+        )
+        for row, result in enumerate(source.play(slots, chunks, frame_every)):
             current = playing[slots[row]]
             current.decisions.append(
-                Decision(current.steps, int(choice.index[row]), values[row], scores[row])
+                Decision(current.steps, int(choice.index[row]), values[row], scores[row], returns[row])
             )
-            current.add(played)
-            if played.done:
+            current.add(result)
+            if result.done:
                 rollout = Rollout(current.job, current.episode("rollout"), current.decisions)
                 results[current.number] = rollout
                 del playing[slots[row]]
@@ -111,10 +171,13 @@ class _Playing:
         self.decisions: list[Decision] = []
         self.steps = 0
 
-    def add(self, played: ChunkResult) -> None:
-        self.parts.append(played)
-        self.steps += len(played.actions)
-        self.frame = frame_after(played, self.first["instruction"])
+    def key(self, seed: int) -> NoiseKey:
+        return NoiseKey(seed, self.episode_id, self.job.sample, len(self.decisions))
+
+    def add(self, result: ChunkResult) -> None:
+        self.parts.append(result)
+        self.steps += len(result.actions)
+        self.frame = result.last_frame(self.first["instruction"])
 
     def episode(self, source: str) -> Episode:
         return episode_of(self.first, self.parts, self.job.scene, source)

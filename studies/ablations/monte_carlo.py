@@ -5,7 +5,7 @@ continuation of a chunk is a coin toss; several tell how good it was.
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -15,13 +15,14 @@ from safetensors.numpy import save_file
 from tqdm import tqdm
 
 from deas_vla.critic.critic import CriticConfig
-from deas_vla.data.observation import Observation, episode_ids
-from deas_vla.envs.vector import EnvWorkers, frame_after
+from deas_vla.data.observation import Observation
+from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
-from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey
 from deas_vla.improvement.selection import keyed
 from deas_vla.rollouts.branches import CONTINUATION_SAMPLE, play_branches, return_of
+from deas_vla.rollouts.play import Job, play_episodes
 
 PROBE_STREAM = 3  # of the random numbers that choose which decisions are probed
 
@@ -139,7 +140,6 @@ def collect_monte_carlo(
         UserError: if no decision was probed.
     """
     files = []
-    policy = BestOfN(proposer.policy)
     with tqdm(total=len(scenes), desc="monte_carlo", unit="scene", dynamic_ncols=True) as bar:
         for start in range(0, len(scenes), block):
             part = scenes[start : start + block]
@@ -149,9 +149,11 @@ def collect_monte_carlo(
             else:
                 probes = []
                 for scene in part:
-                    probes += _probe_scene(
-                        workers, proposer, policy, scene, seed, continuations, share, execute_steps
+                    prober = _Prober(workers, proposer, continuations, share, execute_steps)
+                    play_episodes(
+                        workers, prober, [Job(scene)], seed=seed, parallel=1, execute_steps=execute_steps
                     )
+                    probes += [replace(probe, scene=np.array([scene])) for probe in prober.probes]
                     bar.update()
                 if not probes:
                     continue
@@ -162,49 +164,51 @@ def collect_monte_carlo(
     return MonteCarloReturns.concatenate([MonteCarloReturns.load(path) for path in files])
 
 
-def _probe_scene(
-    workers: EnvWorkers,
-    proposer: BestOfN,
-    policy: BestOfN,
-    scene: int,
-    seed: int,
-    continuations: int,
-    share: float,
-    execute_steps: int,
-) -> list[MonteCarloReturns]:
-    frame, step, decision, played, probes = workers.reset([0], [scene])[0], 0, 0, None, []
-    episode_id = episode_ids(Observation.stack([frame]))[0]
-    while played is None or not played.done:
-        key = NoiseKey(seed, episode_id, 0, decision)
-        candidates = proposer.choose(Observation.stack([frame]), [key]).candidates[0].cpu().numpy()
-        if keyed(key, PROBE_STREAM).random() < share:
-            state = workers.save([0])[0]
-            branches = play_branches(
-                workers,
-                policy,
-                state,
-                candidates[:, :execute_steps].repeat(continuations, 0),
-                frame["instruction"],
-                [CONTINUATION_SAMPLE - k for k in range(continuations)] * len(candidates),
-                seed=seed,
-                episode_id=episode_id,
-                execute_steps=execute_steps,
-            )
-            workers.restore([0], [state])
-            shape = (1, len(candidates), continuations)
-            probes.append(
-                MonteCarloReturns(
-                    images={name: image[None] for name, image in frame["images"].items()},
-                    state=frame["state"][None].astype(np.float32),
-                    instruction=[frame["instruction"]],
-                    candidates=candidates[None],
-                    steps=np.array([len(branch) for branch in branches], np.int32).reshape(shape),
-                    success=np.array([branch[-1] for branch in branches]).reshape(shape),
-                    scene=np.array([scene]),
-                    step=np.array([step]),
-                )
-            )
-        played = workers.play([0], candidates[:1, :execute_steps])[0]
-        step, decision = step + len(played.actions), decision + 1
-        frame = frame_after(played, frame["instruction"])
-    return probes
+class _Prober:
+    """A `Decider`: the policy's first candidate is played; at some decisions all of them are played out before.
+
+    Args: as of `collect_monte_carlo`.
+    """
+
+    def __init__(
+        self, workers: EnvWorkers, proposer: BestOfN, continuations: int, share: float, execute_steps: int
+    ):
+        self.workers, self.proposer, self.policy = workers, proposer, BestOfN(proposer.policy)
+        self.continuations, self.share, self.execute_steps = continuations, share, execute_steps
+        self.probes: list[MonteCarloReturns] = []
+
+    def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice:
+        choice, (key,) = self.proposer.choose(observation, keys), keys
+        if keyed(key, PROBE_STREAM).random() < self.share:
+            state = self.workers.save([0])[0]
+            self.probes.append(self._probe(state, observation, choice, key))
+            self.workers.restore([0], [state])
+        return replace(choice, index=torch.zeros_like(choice.index))
+
+    def _probe(
+        self, state: object, observation: Observation, choice: Choice, key: NoiseKey
+    ) -> MonteCarloReturns:
+        frame, candidates = observation.frame(0), choice.candidates[0].cpu().numpy()
+        played = candidates[:, : self.execute_steps]
+        branches = play_branches(
+            self.workers,
+            self.policy,
+            state,
+            frame,
+            played.repeat(self.continuations, 0),
+            [CONTINUATION_SAMPLE - k for k in range(self.continuations)] * len(candidates),
+            seed=key.seed,
+            episode_id=key.scene,
+            execute_steps=self.execute_steps,
+        )
+        shape = (1, len(candidates), self.continuations)
+        return MonteCarloReturns(
+            images={name: image[None] for name, image in frame["images"].items()},
+            state=frame["state"][None].astype(np.float32),
+            instruction=[frame["instruction"]],
+            candidates=candidates[None],
+            steps=np.array([len(branch) for branch in branches], np.int32).reshape(shape),
+            success=np.array([branch[-1] for branch in branches]).reshape(shape),
+            scene=np.array([0]),
+            step=np.array([key.decision * played.shape[1]]),
+        )

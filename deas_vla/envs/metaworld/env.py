@@ -13,17 +13,15 @@ import numpy as np
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.metaworld.experts import Memory, NoisyExpert
 from deas_vla.envs.metaworld.tasks import VIEWS, View, metaworld_contract, task_of
-from deas_vla.envs.panda_omron import as_commands
-from deas_vla.envs.playing import play_steps
-from deas_vla.envs.protocol import ChunkResult
 from deas_vla.envs.rendering import SceneRenderer, choose_gl
+from deas_vla.envs.stepping import SteppedEnv
 from deas_vla.errors import UserError, require
 
 # Meta-World's groups of geometry are 0 (floor, walls), 1 (what is to be seen) and 4 (what collides); the arm's meshes
 # are put into a group of their own.
 SCENE_GROUPS, ARM_GROUP = (0, 1), 2
 LIMIT = 500  # steps after which Meta-World refuses to go on
-PICTURE_CAMERA = "workspace_right"
+RENDER_CAMERA = "workspace_right"
 # LeRobot's place of corner2.
 CORNER2 = (0.75, 0.075, 0.7)
 # What a scene moves in the model itself.
@@ -55,7 +53,7 @@ class EnvState:
     expert: Memory
 
 
-class MetaworldEnv:
+class MetaworldEnv(SteppedEnv):
     """One Meta-World task; a `ChunkEnv`.
 
     Args:
@@ -93,8 +91,8 @@ class MetaworldEnv:
         _group_arm(self.model)
         self.expert = NoisyExpert(experts[config.task](), config.expert_noise, config.expert_grasp_bias)
         self._fixture_start, self._attribute_start = self._fixtures(), self._attributes()
-        self._eyes: SceneRenderer | None = None
-        self._picture: SceneRenderer | None = None
+        self._observer: SceneRenderer | None = None
+        self._renderer: SceneRenderer | None = None
         self.scene, self.steps, self.reward = -1, 0, 0.0
         self.observation = np.zeros(39)
 
@@ -121,18 +119,9 @@ class MetaworldEnv:
         self.expert.reset()
         return self.frame()
 
-    def frame(self) -> dict:
-        """What the policy sees now: ``images``, ``state``, ``instruction``."""
-        return {"images": self.images(), "state": self.state(), "instruction": self.instruction}
-
-    def play(self, actions: np.ndarray, frame_every: int = 0) -> ChunkResult:
-        """Plays (n, 4) commands; see `ChunkEnv`."""
-        commands = iter(as_commands(actions, self.contract))
-        return play_steps(self, lambda: next(commands), len(actions), frame_every)
-
-    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> ChunkResult:
-        """Plays up to `steps` commands of the scripted expert; see `ChunkEnv`."""
-        return play_steps(self, lambda: self.expert.command(self.observation, noise), steps, frame_every)
+    def expert_command(self, noise: np.random.Generator) -> np.ndarray:
+        """(4,) the scripted expert's next command."""
+        return self.expert.command(self.observation, noise)
 
     def step(self, command: np.ndarray) -> bool:
         """Plays one (4,) command within the limits; returns whether the task has succeeded, by Meta-World's check."""
@@ -149,22 +138,22 @@ class MetaworldEnv:
 
     def images(self) -> dict[str, np.ndarray]:
         """Camera name to (h, w, 3) uint8, without shadows and without the arm."""
-        if self._eyes is None:
+        if self._observer is None:
             size = self.config.camera_size
-            self._eyes = SceneRenderer(self.model, size, size, groups=SCENE_GROUPS, sites=True)
+            self._observer = SceneRenderer(self.model, size, size, groups=SCENE_GROUPS, sites=True)
         return {
-            camera.name: self._eyes.render(self.model, self.data, VIEWS[camera.name].camera)
+            camera.name: self._observer.render(self.model, self.data, VIEWS[camera.name].camera)
             for camera in self.contract.cameras
         }
 
-    def picture(self, height: int, width: int) -> np.ndarray:
+    def render(self, height: int, width: int) -> np.ndarray:
         """(height, width, 3) uint8, full quality, for people."""
-        if self._picture is None or self._picture.size != (height, width):
-            if self._picture is not None:
-                self._picture.close()
+        if self._renderer is None or self._renderer.size != (height, width):
+            if self._renderer is not None:
+                self._renderer.close()
             groups = (*SCENE_GROUPS, ARM_GROUP)
-            self._picture = SceneRenderer(self.model, height, width, full=True, groups=groups, sites=True)
-        return self._picture.render(self.model, self.data, VIEWS[PICTURE_CAMERA].camera)
+            self._renderer = SceneRenderer(self.model, height, width, full=True, groups=groups, sites=True)
+        return self._renderer.render(self.model, self.data, VIEWS[RENDER_CAMERA].camera)
 
     # ---- branching -----------------------------------------------------------------------------------------
 
@@ -195,10 +184,10 @@ class MetaworldEnv:
         self.expert.memory = deepcopy(state.expert)
 
     def close(self) -> None:
-        for renderer in (self._eyes, self._picture):
+        for renderer in (self._observer, self._renderer):
             if renderer is not None:
                 renderer.close()
-        self._eyes = self._picture = None
+        self._observer = self._renderer = None
 
     def _fixtures(self) -> tuple[np.ndarray, ...]:
         return tuple(getattr(self.model, name).copy() for name in FIXTURES)

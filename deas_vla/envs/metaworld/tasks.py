@@ -3,8 +3,7 @@
 from dataclasses import dataclass
 
 from deas_vla.data.contract import Camera, Column, Contract
-from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.playing import check_cameras
+from deas_vla.envs.config import EnvConfig, check_cameras
 from deas_vla.errors import UserError, unknown
 
 RATE_HZ = 80.0  # 5 physics steps of 2.5 ms, as in Meta-World

@@ -11,17 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from deas_vla.data.contract import Contract
-from deas_vla.envs.config import EnvConfig
+from deas_vla.envs.config import EnvConfig, check_cameras
 from deas_vla.envs.panda_omron import (
     ACTION_GROUPS,
     ROBOCASA_CAMERAS,
     STATE_GROUPS,
-    as_commands,
     columns_of,
     panda_omron_contract,
 )
-from deas_vla.envs.playing import check_cameras, play_steps
-from deas_vla.envs.protocol import ChunkResult
+from deas_vla.envs.stepping import SteppedEnv
 from deas_vla.errors import UserError, unknown
 
 INSTALL_COMMANDS = (
@@ -32,7 +30,7 @@ ASSET_COMMANDS = (
     "python -m robocasa.scripts.setup_macros",
     "python -m robocasa.scripts.download_kitchen_assets  # about 10 GB",
 )
-PICTURE_CAMERA = "robot0_agentview_center"
+RENDER_CAMERA = "robot0_agentview_center"
 
 
 def robocasa_contract(config: EnvConfig) -> Contract:
@@ -41,7 +39,7 @@ def robocasa_contract(config: EnvConfig) -> Contract:
     Raises:
         UserError: if a camera is unknown, or the size is not positive.
     """
-    check_cameras(config)
+    check_cameras(config, ROBOCASA_CAMERAS)
     return panda_omron_contract(tuple(config.cameras), config.camera_size)
 
 
@@ -56,7 +54,7 @@ class EnvState:
     commands: tuple[np.ndarray, ...]
 
 
-class RoboCasaEnv:
+class RoboCasaEnv(SteppedEnv):
     """One of RoboCasa's tasks; a `ChunkEnv`.
 
     Args:
@@ -105,20 +103,12 @@ class RoboCasaEnv:
         self.scene, self._commands = int(scene), []
         self._look(True)
         self._observation, _ = self._gym.reset(seed=self.scene)
-        frame = {
-            "images": self.images(),
-            "state": self.state(),
-            "instruction": self._observation["annotation.human.task_description"],
-        }
+        self.instruction = self._observation["annotation.human.task_description"]
+        frame = self.frame()
         self._look(False)
         return frame
 
-    def play(self, actions: np.ndarray, frame_every: int = 0) -> ChunkResult:
-        """Plays (n, 12) commands; see `ChunkEnv`."""
-        commands = iter(as_commands(actions, self.contract))
-        return play_steps(self, lambda: next(commands), len(actions), frame_every)
-
-    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> ChunkResult:
+    def expert_command(self, noise: np.random.Generator) -> np.ndarray:
         """RoboCasa has none.
 
         Raises:
@@ -152,9 +142,9 @@ class RoboCasaEnv:
             self._look(False)
         return {camera.name: self._observation[f"video.{camera.name}"] for camera in self.contract.cameras}
 
-    def picture(self, height: int, width: int) -> np.ndarray:
+    def render(self, height: int, width: int) -> np.ndarray:
         """(height, width, 3) uint8 from behind the robot, for people."""
-        picture = self._kitchen.sim.render(height=height, width=width, camera_name=PICTURE_CAMERA)
+        picture = self._kitchen.sim.render(height=height, width=width, camera_name=RENDER_CAMERA)
         return np.ascontiguousarray(picture[::-1])
 
     def save(self) -> EnvState:

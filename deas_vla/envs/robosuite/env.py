@@ -12,15 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.panda_omron import RATE_HZ, as_commands, columns_of
-from deas_vla.envs.playing import play_steps
-from deas_vla.envs.protocol import ChunkResult
+from deas_vla.envs.panda_omron import RATE_HZ, columns_of
 from deas_vla.envs.rendering import SceneRenderer
 from deas_vla.envs.robosuite.tasks import build_simulator, robosuite_contract, task_of
+from deas_vla.envs.stepping import SteppedEnv
 from deas_vla.errors import UserError
 
 ARM_START_SPREAD = 0.02  # radians, robosuite's own
-PICTURE_CAMERA = "robot0_agentview_left"
+RENDER_CAMERA = "robot0_agentview_left"
 
 
 @dataclass(frozen=True)
@@ -44,7 +43,7 @@ class EnvState:
     expert: object
 
 
-class RobosuiteEnv:
+class RobosuiteEnv(SteppedEnv):
     """One robosuite task; a `ChunkEnv`.
 
     Args:
@@ -96,8 +95,8 @@ class RobosuiteEnv:
         }
         self._close = columns_of(self.contract.action, "gripper_close")[0]
         self._mode = columns_of(self.contract.action, "control_mode")[0]
-        self._eyes: SceneRenderer | None = None
-        self._picture: SceneRenderer | None = None
+        self._observer: SceneRenderer | None = None
+        self._renderer: SceneRenderer | None = None
         self.scene, self.steps = -1, 0
 
     # ---- episodes ------------------------------------------------------------------------------------------
@@ -116,20 +115,9 @@ class RobosuiteEnv:
         self.expert.reset()
         return self.frame()
 
-    def frame(self) -> dict:
-        """What the policy sees now: ``images``, ``state``, ``instruction``."""
-        return {"images": self.images(), "state": self.state(), "instruction": self.instruction}
-
-    def play(self, actions: np.ndarray, frame_every: int = 0) -> ChunkResult:
-        """Plays (n, 12) commands; see `ChunkEnv`."""
-        commands = iter(as_commands(actions, self.contract))
-        return play_steps(self, lambda: next(commands), len(actions), frame_every)
-
-    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> ChunkResult:
-        """Plays up to `steps` commands of the scripted expert; see `ChunkEnv`."""
-        return play_steps(
-            self, lambda: as_commands(self.expert.command(noise), self.contract)[0], steps, frame_every
-        )
+    def expert_command(self, noise: np.random.Generator) -> np.ndarray:
+        """(12,) the scripted expert's next command."""
+        return self.expert.command(noise)
 
     def step(self, command: np.ndarray) -> bool:
         """Plays one (12,) command within the limits; returns whether the task has succeeded."""
@@ -182,20 +170,20 @@ class RobosuiteEnv:
 
     def images(self) -> dict[str, np.ndarray]:
         """Camera name to (h, w, 3) uint8: collision geometry, in flat colours."""
-        if self._eyes is None:
-            self._eyes = SceneRenderer(self.model, self.config.camera_size, self.config.camera_size)
+        if self._observer is None:
+            self._observer = SceneRenderer(self.model, self.config.camera_size, self.config.camera_size)
         return {
-            camera.name: self._eyes.render(self.model, self.data, camera.name)
+            camera.name: self._observer.render(self.model, self.data, camera.name)
             for camera in self.contract.cameras
         }
 
-    def picture(self, height: int, width: int) -> np.ndarray:
+    def render(self, height: int, width: int) -> np.ndarray:
         """(height, width, 3) uint8, full quality, for people."""
-        if self._picture is None or self._picture.size != (height, width):
-            if self._picture is not None:
-                self._picture.close()
-            self._picture = SceneRenderer(self.model, height, width, full=True)
-        return self._picture.render(self.model, self.data, PICTURE_CAMERA)
+        if self._renderer is None or self._renderer.size != (height, width):
+            if self._renderer is not None:
+                self._renderer.close()
+            self._renderer = SceneRenderer(self.model, height, width, full=True)
+        return self._renderer.render(self.model, self.data, RENDER_CAMERA)
 
     # ---- branching -----------------------------------------------------------------------------------------
 
@@ -224,10 +212,10 @@ class RobosuiteEnv:
         self.expert.memory = deepcopy(state.expert)
 
     def close(self) -> None:
-        for renderer in (self._eyes, self._picture):
+        for renderer in (self._observer, self._renderer):
             if renderer is not None:
                 renderer.close()
-        self._eyes = self._picture = None
+        self._observer = self._renderer = None
 
     # ---- scenes --------------------------------------------------------------------------------------------
 

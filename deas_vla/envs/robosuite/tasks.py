@@ -11,9 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from deas_vla.data.contract import Contract
-from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.panda_omron import panda_omron_contract
-from deas_vla.envs.playing import check_cameras
+from deas_vla.envs.config import EnvConfig, check_cameras
+from deas_vla.envs.panda_omron import ROBOCASA_CAMERAS, panda_omron_contract
 from deas_vla.envs.rendering import COLLISION_GROUP, choose_gl
 from deas_vla.errors import UserError, require, unknown
 
@@ -123,7 +122,7 @@ def robosuite_contract(config: EnvConfig) -> Contract:
         UserError: if the task or a camera is unknown, or the size is not positive.
     """
     task_of(config)
-    check_cameras(config)
+    check_cameras(config, ROBOCASA_CAMERAS)
     return panda_omron_contract(tuple(config.cameras), config.camera_size)
 
 
