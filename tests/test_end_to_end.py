@@ -52,13 +52,9 @@ METHODS = {
     "policy", "random_candidate", "zero_noise", "worst_of_n", "best_of_1", "best_of_n", "filtered_bc",
     "advantage_weighted", "advantage_weighted + best_of_n", "oracle",
 }  # fmt: skip
-# Files whose appearance is the moment to kill, from early to late.
-KILL_AT = (
-    "policy/checkpoint.safetensors",
-    "rollouts/blocks",
-    "features",
-    "evaluation/methods/lift/policy.json",
-)
+# Files whose appearance is the moment to kill, from early to late. Each costs a start of two processes; other stages
+# (features, the image encoder, the critic) are killed in tests of their own.
+KILL_AT = ("policy/checkpoint.safetensors", "rollouts/blocks", "evaluation/methods/lift/policy.json")
 
 pytestmark = [pytest.mark.slow, pytest.mark.sim, pytest.mark.timeout(900)]
 

@@ -284,13 +284,15 @@ def test_goals_that_move_are_in_sight_and_scenes_differ(task, channel):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", TASKS)
 def test_the_expert_of_every_task_reaches_its_goal_in_time(task):
+    """Three of four scenes; where Meta-World's own expert is less sure, six of ten."""
+    scenes, enough = (10, 6) if task in HARD else (4, 3)
     env = MetaworldEnv(config(task))
     wins = 0
-    for scene in range(10):
+    for scene in range(scenes):
         env.reset(scene)
         wins += env.play_expert(env.horizon, np.random.default_rng(scene)).success[-1]
     env.close()
-    assert wins >= (6 if task in HARD else 8)
+    assert wins >= enough
 
 
 HARD = ("peg-insert-side-v3", "shelf-place-v3", "soccer-v3")
