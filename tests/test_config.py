@@ -1,9 +1,9 @@
 """The configuration grammar: what a command line means, what it refuses, and how it explains itself."""
 
 import dataclasses
-import importlib.util
+import importlib
 import json
-import sys
+import typing
 from dataclasses import dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Literal
@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deas_vla.config import fingerprint, from_json, help_text, options, parse, to_json
+from deas_vla.config import fingerprint, from_json, parse, to_json
 from deas_vla.errors import UserError
 
-RECIPES = sorted((Path(__file__).parent.parent / "recipes").glob("*.py"))
+RECIPES = sorted(path.stem for path in (Path(__file__).parent.parent / "recipes").glob("[a-z]*.py"))
 
 
 @dataclass(frozen=True)
@@ -25,11 +25,12 @@ class Head:
     Attributes:
         kind: categorical, or scalar
             for ablation.
-        low, high: ends of the support.
+        bins: number of bins.
+        low: lower end of the support.
+        high: upper end of the support.
     """
 
     kind: Literal["categorical", "scalar"] = "categorical"
-    # Number of bins.
     bins: int = 101
     low: float = -1.0
     high: float = 0.0
@@ -125,47 +126,25 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path, suffix
 
 @pytest.mark.unit
 @pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        (
-            {"critic.expectile": 0.9},
-            "'critic.expectile': names with dots are for flags; nest it under 'critic'",
-        ),
-        (
-            {"critic": {"head.bins": 3}},
-            "'head.bins': names with dots are for flags; nest it under 'critic.head'",
-        ),
-    ],
-)
-def test_a_name_with_dots_in_a_file_is_refused(tmp_path, values, words):
-    file = tmp_path / "c.yaml"
-    file.write_text(json.dumps(values))
-    for read in (lambda: parse(Recipe, [f"--config={file}"]), lambda: from_json(Recipe, values, file)):
-        with pytest.raises(UserError) as caught:
-            read()
-        assert str(caught.value) == f"{file}: {words}"
-
-
-@pytest.mark.unit
-@pytest.mark.parametrize(
     ("argv", "parts"),
     [
         (["--critic.expectle=1"], ["--critic.expectle", "did you mean --critic.expectile?"]),
         (["--expectile=0.9"], ["did you mean --critic.expectile?"]),
         (["--config_path=x"], ["did you mean --config?"]),
         (["--zzz=1"], ["--zzz", "--help"]),
-        (["--critic=1"], ["--critic"]),
+        (["--critic=1"], ["unknown flag --critic"]),
         (["Lift"], ["'Lift'", "--name=value"]),
-        (["--tasks"], ["--tasks needs a value"]),
-        (["--critic.expectile=high"], ["--critic.expectile must be float, not high"]),
-        (["--critic.expectile=true"], ["--critic.expectile must be float"]),
-        (["--critic.expectile=null"], ["--critic.expectile must be float"]),
-        (["--critic.head.bins=1.5"], ["--critic.head.bins must be int, not 1.5"]),
-        (["--critic.head.kind=tanh"], ["--critic.head.kind must be categorical|scalar, not tanh"]),
-        (["--critic.widths=a"], ["--critic.widths must be list of int"]),
-        (["--fast=2"], ["--fast must be true|false"]),
-        (["--limit=[1"], ["--limit must be float|null"]),
-        (["--critic.expectile=2"], ["--critic: expectile must be between 0 and 1"]),
+        (["--tasks"], ["--tasks", "Missing value"]),
+        (["--tasks", "Lift", "Stack"], ["'Stack'", "lists as --name=one,two"]),
+        (["--critic.expectile=high"], ["--critic.expectile", "float", "'high'"]),
+        (["--critic.expectile=true"], ["--critic.expectile", "float", "'true'"]),
+        (["--critic.expectile=null"], ["--critic.expectile", "float"]),
+        (["--critic.head.bins=1.5"], ["--critic.head.bins", "int", "'1.5'"]),
+        (["--critic.head.kind=tanh"], ["--critic.head.kind", "'tanh'", "'categorical', 'scalar'"]),
+        (["--critic.widths=a"], ["--critic.widths", "int", "'a'"]),
+        (["--fast=2"], ["--fast", "expected true or false, not '2'"]),
+        (["--limit=[1"], ["--limit", "null|FLOAT"]),
+        (["--critic.expectile=2"], ["critic: expectile must be between 0 and 1"]),
         (["--config=not_there.yaml"], ["not_there.yaml", "No such file"]),
     ],
 )
@@ -182,12 +161,11 @@ def test_a_mistake_is_one_line_that_names_the_flag(argv, parts):
 @pytest.mark.parametrize(
     ("text", "part"),
     [
-        ('{"critic": {"expectle": 1}}', "did you mean critic.expectile?"),
-        ('{"critic": 3}', "'critic' must hold names and values"),
-        ('{"tasks": "Lift"}', "--tasks must be list of str"),
+        ('{"critic": {"expectle": 1}}', "did you mean --critic.expectile?"),
+        ('{"critic": 3}', "unknown flag --critic"),
         ("[1]", "must hold names and values"),
         ('{"limit": ', "is not valid JSON or YAML"),
-        ('{"limit": "soon"}', "--limit must be float|null, not soon"),
+        ('{"limit": "soon"}', "--limit"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
@@ -203,7 +181,7 @@ def test_a_mistake_in_a_file_is_one_line(tmp_path, text, part, suffix):
 def test_a_field_without_default_must_be_given():
     cls = dataclasses.make_dataclass("Needy", [("path", str)])
     assert parse(cls, ["--path=x"]).path == "x"
-    with pytest.raises(UserError, match="--path must be given"):
+    with pytest.raises(UserError, match=r"--path STR \(required\)"):
         parse(cls, [])
 
 
@@ -228,6 +206,8 @@ def as_flags(value: dict, prefix: str = "") -> list[str]:
     for key, item in value.items():
         if isinstance(item, dict):
             flags += as_flags(item, f"{prefix}{key}.")
+        elif isinstance(item, list):
+            flags.append(f"--{prefix}{key}={','.join(map(str, item))}")
         else:
             flags.append(f"--{prefix}{key}={item if isinstance(item, str) else json.dumps(item)}")
     return flags
@@ -261,30 +241,30 @@ def test_help_explains_every_field(capsys):
     with pytest.raises(SystemExit) as stopped:
         parse(Recipe, ["--help"], prog="recipe.py")
     assert stopped.value.code == 0
-    text = " ".join(capsys.readouterr().out.split())
+    text = " ".join(capsys.readouterr().out.replace("│", "").split())
     assert "usage: recipe.py" in text and "Does the job." in text
-    for option in options(Recipe):
-        assert option.help, option.name
-        assert f"--{option.name}=" in text and option.help in text
-    assert "τ of the expectile loss, in (0, 1)." in text and "categorical, or scalar for ablation." in text
-    assert "--critic.head.kind=categorical|scalar (default: categorical)" in text
-    assert "--critic.head.bins=int (default: 51) Number of bins." in text
-    assert "--critic.head.low=float (default: -1.0) ends of the support." in text
+    assert "--critic.expectile FLOAT τ of the expectile loss, in (0, 1). (default: 0.7)" in text
+    assert "--critic.head.kind {categorical,scalar} categorical, or scalar for ablation." in text
+    assert "--critic.head.bins INT number of bins. (default: 51)" in text
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
-def test_every_recipe_explains_every_field(recipe, monkeypatch):
-    monkeypatch.syspath_prepend(recipe.parent)
-    # Under a name of its own: one recipe is called like the library that it uses.
-    name = f"recipe_{recipe.stem}"
-    spec = importlib.util.spec_from_file_location(name, recipe)
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
+def unexplained(cls: type, prefix: str = "") -> list[str]:
+    """The fields, nested ones too, for which ``--help`` has a default but no words."""
+    docstrings = pytest.importorskip("tyro._docstrings")
+    silent = []
+    for name, hint in typing.get_type_hints(cls).items():
+        if is_dataclass(hint):
+            silent += unexplained(hint, f"{prefix}{name}.")
+        elif not docstrings.get_field_docstring(cls, name, ()):
+            silent.append(prefix + name)
+    return silent
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_explains_every_field(recipe):
+    module = importlib.import_module(f"recipes.{recipe}")
     own = [v for v in vars(module).values() if is_dataclass(v) and v.__module__ == module.__name__]
-    assert own, f"{recipe.name} defines no configuration"
+    assert own, f"recipes/{recipe}.py defines no configuration"
     for cls in own:
-        silent = [option.name for option in options(cls) if not option.help]
-        assert not silent, f"{cls.__name__}: no explanation of {silent}"
-        assert help_text(cls, recipe.name)
+        assert unexplained(cls) == []
         assert parse(cls, []) == cls()

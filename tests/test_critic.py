@@ -72,13 +72,6 @@ def test_bad_configuration_names_the_flag(field, value):
         CriticConfig(**{field: value})
 
 
-def test_help_explains_every_field():
-    """draccus reads the help of a flag from the comment above the field."""
-    docstring = pytest.importorskip("draccus.wrappers.docstring")
-    for field in dataclasses.fields(CriticConfig):
-        assert docstring.get_attribute_docstring(CriticConfig, field.name).comment_above, field.name
-
-
 def test_rule_05_support_follows_the_steps_of_the_backup():
     """The chunk's length decides what Q sees, the backup's what a return can be."""
     n_step = CriticConfig(horizon=1, backup_horizon=16)

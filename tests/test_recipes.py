@@ -43,7 +43,7 @@ CONFIGS = {
         (collect_rollouts, ["--policy={folder}/none"], "none is not a finished stage"),
         (finetune_policy, ["--demonstrations={folder}/none"], "none is not a finished stage"),
         (finetune_policy, ["--method=filtered_bc"], "--method=filtered_bc needs --rollouts=FOLDER"),
-        (finetune_policy, ["--method=awr"], "bc|filtered_bc|advantage_weighted"),
+        (finetune_policy, ["--method=awr"], "('bc', 'filtered_bc', 'advantage_weighted')"),
         (finetune_policy, ["--training.steps=0"], "must be at least 1"),
         (train_critic, ["--critic.expectile=1.5"], "critic.expectile=1.5 must be"),
         (
