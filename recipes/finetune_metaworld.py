@@ -60,7 +60,7 @@ class FinetuneMetaworldConfig(FinetuneRobocasaConfig):
     # Rollouts of the cloned policy: all tasks share one critic, but few chunks of one tell about another.
     rollouts: RolloutsConfig = field(default_factory=lambda: RolloutsConfig(episodes=200))
     # From backbone tokens to the critic's features.
-    features: FeatureConfig = field(default_factory=lambda: FeatureConfig(dim=192, words_weight=20.0))
+    features: FeatureConfig = field(default_factory=lambda: FeatureConfig(dim=192, text_weight=20.0))
     # The critic and its losses.
     critic: CriticConfig = field(default_factory=lambda: replace(small_critic(), hidden_dim=384))
     # The critic's optimisation.

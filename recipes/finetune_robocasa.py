@@ -24,6 +24,7 @@ from deas_vla.improvement.advantage_weighted import AdvantageWeighting
 from deas_vla.launch import run_recipe
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.training.loop import TrainingConfig, make_accelerator
+from deas_vla.training.presets import preset
 from recipes.collect_demos import CollectDemosConfig, DemosConfig, collect_demos
 from recipes.collect_rollouts import CollectRolloutsConfig, RolloutsConfig, collect_rollouts
 from recipes.evaluate import EvaluateConfig, EvaluationConfig, evaluate
@@ -51,7 +52,7 @@ def improvement_defaults() -> ImitationConfig:
 
 def small_critic() -> CriticConfig:
     """The best chooser of studies/results/robosuite_choices.md: a small critic that predicts what chunks lead to."""
-    return CriticConfig(hidden_dim=256, num_layers=3, head="scalar", future_weight=1.0)
+    return preset("default").critic
 
 
 @dataclass

@@ -44,6 +44,7 @@ from deas_vla.scorers.scorer import SCORERS
 from deas_vla.training.features import cached_features, stored_features
 from deas_vla.training.image_encoder import trained_vision
 from deas_vla.training.loop import TrainingConfig, filled, make_accelerator, my_share, train
+from deas_vla.training.presets import preset
 from deas_vla.training.stages import numbered, run_stage
 
 
@@ -64,11 +65,11 @@ SMALLEST_MADE, SMALLEST_CHAINED = 0.25, 0.5
 
 
 def critic_training_defaults() -> TrainingConfig:
-    return TrainingConfig(steps=2500, batch_size=256, learning_rate=1e-3, weight_decay=1e-4, log_every=100)
+    return preset("default").training
 
 
 def vision_training_defaults() -> TrainingConfig:
-    return TrainingConfig(steps=600, batch_size=96, learning_rate=1.5e-3, weight_decay=1e-2)
+    return preset("default").image_encoder_training
 
 
 @dataclass

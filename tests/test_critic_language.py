@@ -8,7 +8,7 @@ from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.features.features import Features, fit_projection
 from deas_vla.features.pooling import FeatureConfig, pool_tokens
 
-FEATURES = FeatureConfig(grid=2, dim=12, words_weight=20.0)
+FEATURES = FeatureConfig(grid=2, dim=12, text_weight=20.0)
 
 
 def tell(config):

@@ -7,7 +7,7 @@ import torch
 
 from deas_vla.critic import losses
 from deas_vla.critic.heads import HLGauss, Scalar, return_bounds
-from deas_vla.critic.losses import pessimistic_head, q_loss, td_target, value_loss
+from deas_vla.critic.losses import q_loss, smallest_head, td_target, value_loss
 
 pytestmark = pytest.mark.unit
 
@@ -54,9 +54,9 @@ def test_rule_03_the_target():
     timed_out = -sum(0.9**k for k in range(3))
     succeeded = -sum(0.9**k for k in range(2))
     y = td_target(
-        returns=torch.tensor([full, timed_out, succeeded]),
-        bootstrap=torch.tensor([0.99**16, 0.99**3, 0.0]),
-        next_value=next_value,
+        returns_B=torch.tensor([full, timed_out, succeeded]),
+        bootstrap_B=torch.tensor([0.99**16, 0.99**3, 0.0]),
+        next_value_B=next_value,
     )
     # A full option is discounted by γ₂¹⁶, one cut short at 3 steps by γ₂³, a success is worth what it
     # collected.
@@ -79,11 +79,11 @@ def test_rule_03_shapes_that_would_broadcast_are_refused():
 
 def test_rule_04_detached(head):
     """Only recorded options enter, and every target is a constant for the gradient."""
-    for function in (td_target, pessimistic_head, value_loss, q_loss):
+    for function in (td_target, smallest_head, value_loss, q_loss):
         names = set(inspect.signature(function).parameters)
         assert names <= {
-            "head", "returns", "bootstrap", "next_value", "v_logits", "q_logits", "target_q_logits", "target",
-            "expectile",
+            "head", "returns_B", "bootstrap_B", "next_value_B", "v_logits_BM", "q_logits_KBM", "target_q_logits_KBM",
+            "target_B", "expectile",
         }  # fmt: skip
     assert "rand" not in inspect.getsource(losses)
 
@@ -107,7 +107,7 @@ def test_rule_04_detached_v_follows_the_head_with_the_smaller_mean(head):
     """Chosen for each sample; the whole distribution is followed, not a projection of its mean."""
     means = torch.tensor([[-10.0, -40.0, -30.0], [-20.0, -5.0, -30.5]])
     q_logits = logits_of(head, means)
-    chosen, mean = pessimistic_head(head, q_logits)
+    chosen, mean = smallest_head(head, q_logits)
     torch.testing.assert_close(mean, torch.tensor([-20.0, -40.0, -30.5]), atol=2e-3, rtol=0)
     expected = torch.stack([q_logits[1, 0], q_logits[0, 1], q_logits[1, 2]])
     torch.testing.assert_close(chosen, head.prediction(expected))

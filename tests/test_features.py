@@ -11,7 +11,7 @@ from data_example import ExampleEncoder, example_contract, example_episode
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Statistics
 from deas_vla.data.frames import FrameTable
-from deas_vla.data.observation import Context
+from deas_vla.data.observation import OTHER, TEXT, Context
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.features.cache import FeatureCache
@@ -126,7 +126,7 @@ def test_pooling_keeps_where_things_are(encoder, frames):
     text = context.mask[:, 32:, None]
     mean = (context.tokens[:, 32:] * text).sum(1) / text.sum(1)
     assert torch.allclose(pooled[:, -6:], mean, atol=1e-6)
-    flat = pool_tokens(context, FeatureConfig(pooling="mean"), 2)
+    flat = pool_tokens(context, FeatureConfig(grid=1), 2)
     assert torch.allclose(flat[:, :6], context.tokens[:, :16].mean(1), atol=1e-6)
 
 
@@ -199,10 +199,43 @@ def test_projection_refuses_what_it_cannot_fit():
 
 
 def test_configuration_is_checked():
-    with pytest.raises(UserError, match="grid or mean"):
-        FeatureConfig(pooling="max")
-    with pytest.raises(UserError, match="at least 1"):
-        FeatureConfig(dim=0)
+    with pytest.raises(UserError, match=r"features.grid \(-1\)"):
+        FeatureConfig(grid=-1)
+    with pytest.raises(UserError, match=r"features\.text_weight=0"):
+        FeatureConfig(text_weight=0)
+
+
+def test_one_average_of_all_tokens_and_no_projection(encoder, frames):
+    """What the preset `published` reads: every token counts alike, padding does not."""
+    seen = frames.observation(torch.arange(3))
+    context, config = encoder.encode(seen), FeatureConfig(grid=0, dim=0)
+    pooled = pool_tokens(context, config, 2)
+    mask = context.mask[..., None]
+    torch.testing.assert_close(pooled, (context.tokens * mask).sum(1) / mask.sum(1))
+    features = Features(CONTRACT, config, fit_projection(pooled, 0))
+    assert features.dim == pooled.shape[1] and torch.equal(features(context, seen)[0], pooled)
+
+
+def test_only_text_is_averaged_as_text(encoder, frames):
+    """Summaries of an image, marks around it and views that the robot lacks once were."""
+    context = encoder.encode(frames.observation(torch.arange(3)))
+    plain = pool_tokens(context, CONFIG, 2)
+    more = [torch.cat([part, new], 1) for part, new in (
+        (context.tokens, torch.full((3, 4, context.tokens.shape[2]), 50.0)),
+        (context.mask, torch.ones(3, 4, dtype=torch.bool)),
+        (context.camera, torch.full((3, 4), OTHER)),
+    )]  # fmt: skip
+    assert torch.equal(pool_tokens(context_of(*more), CONFIG, 2), plain)
+    more[2][:, -4:] = TEXT
+    assert not torch.allclose(pool_tokens(context_of(*more), CONFIG, 2), plain)
+
+
+def test_tokens_of_a_camera_that_the_contract_lacks_are_refused(encoder, frames):
+    """They were averaged into the text, or dropped, in silence."""
+    context = encoder.encode(frames.observation(torch.arange(2)))
+    for config in (CONFIG, FeatureConfig(grid=0)):
+        with pytest.raises(UserError, match="tokens of camera 1, the contract has 1 cameras"):
+            pool_tokens(context, config, 1)
 
 
 def test_rule_07_a_scorer_of_another_robot_is_refused(encoder, frames, tmp_path):

@@ -8,9 +8,9 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from deas_vla.critic import losses
 from deas_vla.critic.heads import HLGauss, Scalar, ValueHead, return_bounds
-from deas_vla.critic.losses import expectile_loss, future_loss, pessimistic_head, q_loss, td_target
-from deas_vla.critic.networks import EnsembleLinear, EnsembleMLP
+from deas_vla.critic.networks import EnsembleLinear, EnsembleMLP, ResidualMLP, feature_encoder
 from deas_vla.errors import UserError
 
 # Named, because the help of the command line is read from the source and sees no quotes in an annotation.
@@ -19,7 +19,7 @@ HeadName = Literal["hl_gauss", "scalar"]
 
 @dataclass(frozen=True)
 class CriticConfig:
-    """What the critic is and what it learns; the defaults are those of the paper's robot experiments."""
+    """What the critic is and what it learns; the defaults are those of the preset `default`, not the published ones."""
 
     # H, control steps in a chunk; the policy's chunks must have at least as many
     horizon: int = 16
@@ -31,23 +31,32 @@ class CriticConfig:
     bootstrap_discount: float = 0.99
     # τ, how much V leans towards the better recorded chunks, in (0, 1); 0.5 is their mean
     expectile: float = 0.7
-    # what the networks predict: hl_gauss (a distribution over bins) or scalar (plain regression, an ablation)
-    head: HeadName = "hl_gauss"
+    # what the networks predict: hl_gauss (a distribution over bins) or scalar (plain regression, as in IQL)
+    head: HeadName = "scalar"
     # bins of the distribution (hl_gauss)
     num_bins: int = 101
     # standard deviation of the target Gaussian, in bins (hl_gauss)
     sigma_bins: float = 0.75
+    # distance from the extreme returns to the ends of the bins, in standard deviations of the Gaussian (hl_gauss)
+    margin_sigmas: float = 4.0
     # K, number of Q networks; scores and targets take the smallest
     num_q: int = 2
     # how far the target Q networks move towards the online ones at every optimiser step, in (0, 1]
     polyak: float = 0.005
-    # width of the hidden layers
-    hidden_dim: int = 512
-    # number of hidden layers
-    num_layers: int = 4
+    # width of the hidden layers of Q and, without v_blocks, of V
+    hidden_dim: int = 256
+    # number of hidden layers of Q and, without v_blocks, of V
+    num_layers: int = 3
+    # residual blocks of V, as published; 0: V is a network like Q's
+    v_blocks: int = 0
+    # width of V's residual blocks
+    v_hidden_dim: int = 256
+    # widths of an encoder of the features that V and Q share and train, as published; empty: none, nothing that is
+    # trained is shared, so a target moves by Polyak averaging alone
+    encoder: list[int] = field(default_factory=list)
     # weight of the Q networks' error in the observation that the chunk leads to, beside their error in its value; 0:
     # they learn values alone, as published
-    future_weight: float = 0.0
+    future_weight: float = 1.0
     # probability of dropping a hidden unit while training; targets and scores never drop
     dropout: float = 0.0
     # smallest reward of one control step, as the critic sees rewards
@@ -62,7 +71,7 @@ class CriticConfig:
             if not holds:
                 raise UserError(f"critic.{name}={getattr(self, name)} must be {rule}")
 
-        for name in ("horizon", "num_q", "hidden_dim", "num_layers"):
+        for name in ("horizon", "num_q", "hidden_dim", "num_layers", "v_hidden_dim"):
             check(getattr(self, name) >= 1, name, "at least 1")
         backup_fits = self.backup_horizon == 0 or self.backup_horizon >= self.horizon
         check(backup_fits, "backup_horizon", f"0 or at least critic.horizon={self.horizon}")
@@ -70,6 +79,9 @@ class CriticConfig:
         check(0 < self.bootstrap_discount < 1, "bootstrap_discount", "above 0 and below 1")
         check(0 < self.expectile < 1, "expectile", "above 0 and below 1")
         check(0 < self.polyak <= 1, "polyak", "above 0 and at most 1")
+        check(self.v_blocks >= 0, "v_blocks", "at least 0")
+        check(all(width >= 1 for width in self.encoder), "encoder", "empty or widths of at least 1")
+        check(self.margin_sigmas >= 0, "margin_sigmas", "at least 0")
         check(self.future_weight >= 0, "future_weight", "at least 0")
         check(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
         check(self.head in ("hl_gauss", "scalar"), "head", "hl_gauss or scalar")
@@ -96,7 +108,7 @@ class CriticConfig:
         )
         if self.head == "scalar":
             return Scalar(low, high)
-        return HLGauss(low, high, self.num_bins, self.sigma_bins)
+        return HLGauss(low, high, self.num_bins, self.sigma_bins, self.margin_sigmas)
 
 
 @dataclass
@@ -112,7 +124,6 @@ class CriticBatch:
         next_features: (B, F) features of the observation after the option; any finite numbers where
             terminated.
         next_state: (B, S) its normalised state.
-        weight: (B,) weight of each option in the loss, of mean one over the data; None for equal weights.
         next_chunks: (B, N, H, A) the policy's own normalised chunks at the observation after the option, only for
             critics whose target asks the policy (`deas_vla.critic.q_chunking`).
     """
@@ -124,7 +135,6 @@ class CriticBatch:
     bootstrap: Tensor
     next_features: Tensor
     next_state: Tensor
-    weight: Tensor | None = None
     next_chunks: Tensor | None = None
 
     def to(self, device: torch.device | str) -> "CriticBatch":
@@ -137,39 +147,33 @@ class CriticBatch:
 class DeasCritic(nn.Module):
     """V(s) and K networks Q(s, chunk), learnt detached from any actor (DEAS, arXiv 2510.07730).
 
-    V, Q and the target Q take the features as they are: nothing that is trained is shared between them, so a
-    target moves only by Polyak averaging. The target copies have no gradient, which keeps them out of the
+    The equations are in `deas_vla.critic.losses`. The target copies of Q have no gradient, which keeps them out of the
     gradient exchange of distributed training, and are the same on all ranks because the online weights are.
 
     Weights stay float32 (autocast is fine): a Polyak step of 0.005 is lost in half-precision weights.
 
     Args:
         config: see `CriticConfig`.
-        feature_dim: F, width of the pooled backbone features.
+        feature_dim: F, width of the features.
         state_dim: S, columns of the state.
         action_dim: A, columns of the action.
     """
 
     def __init__(self, config: CriticConfig, feature_dim: int, state_dim: int, action_dim: int):
         super().__init__()
-        self.config = config
-        self.feature_dim = feature_dim
-        self.state_dim = state_dim
-        self.action_dim = action_dim
-        self.head = config.value_head()
+        self.config, self.head = config, config.value_head()
+        self.feature_dim, self.state_dim, self.action_dim = feature_dim, state_dim, action_dim
+        self.encoder = feature_encoder(feature_dim, config.encoder) if config.encoder else nn.Identity()
+        width = (config.encoder[-1] if config.encoder else feature_dim) + state_dim
 
         def network(heads: int, chunk_dim: int) -> EnsembleMLP:
-            return EnsembleMLP(
-                heads,
-                feature_dim + state_dim,
-                chunk_dim,
-                config.hidden_dim,
-                config.num_layers,
-                self.head.num_logits,
-                config.dropout,
-            )
+            sizes = (config.hidden_dim, config.num_layers, self.head.num_logits)
+            return EnsembleMLP(heads, width, chunk_dim, *sizes, config.dropout)
 
-        self.v = network(1, 0)
+        if config.v_blocks:
+            self.v = ResidualMLP(width, config.v_hidden_dim, config.v_blocks, self.head.num_logits)
+        else:
+            self.v = network(1, 0)
         self.q = network(config.num_q, config.horizon * action_dim)
         self.target_q = copy.deepcopy(self.q).requires_grad_(False)
         self.future = None
@@ -195,36 +199,33 @@ class DeasCritic(nn.Module):
         observation = self._observation(batch.features, batch.state)
         chunks = self._chunks(batch.chunk.unsqueeze(1))
         with torch.no_grad():
-            target = td_target(batch.returns, batch.bootstrap, self.next_value(batch))
-            followed, target_q = pessimistic_head(self.head, self.target_q(observation, chunks).squeeze(2))
+            target = losses.td_target(batch.returns, batch.bootstrap, self.next_value(batch))
+            target_q_logits = self.target_q(observation, chunks).squeeze(2)
         v_logits = self.v(observation, drop=self.training)[0]
         hidden = self.q.hidden_units(observation, chunks, drop=self.training)
         q_logits = self.q.output(hidden)
 
-        # `value_loss`, whose parts the metrics share.
-        value = self.head.mean(v_logits.detach())
-        upward = target_q >= value
-        v_losses = expectile_loss(self.head, v_logits, followed, upward, self.config.expectile)
-        q_losses = q_loss(self.head, q_logits, target)
-        losses, extra = v_losses + q_losses, {}
+        value_loss = losses.value_loss(self.head, v_logits, target_q_logits, self.config.expectile)
+        q_loss = losses.q_loss(self.head, q_logits, target)
+        loss, extra = value_loss + q_loss, {}
         if self.future is not None:
-            after = self._observation(batch.next_features, batch.next_state)
-            future_losses = future_loss(self.future(hidden), after - observation, batch.bootstrap > 0)
-            losses = losses + self.config.future_weight * future_losses
-            extra["future_loss"] = future_losses.detach().mean()
-        loss = (losses if batch.weight is None else losses * batch.weight).mean()
+            change = torch.cat([batch.next_features - batch.features, batch.next_state - batch.state], -1)
+            future_loss = losses.future_loss(self.future(hidden), change, batch.bootstrap > 0)
+            loss = loss + self.config.future_weight * future_loss
+            extra["future_loss"] = future_loss.detach().mean()
+        loss = loss.mean()
 
         with torch.no_grad():
-            q = self.head.mean(q_logits)
+            q, value = self.head.mean(q_logits), self.head.mean(v_logits)
             smallest = q.amin(0)
             metrics = {
                 "loss": loss.detach(),
-                "value_loss": v_losses.mean(),
-                "q_loss": q_losses.mean(),
+                "value_loss": value_loss.mean(),
+                "q_loss": q_loss.mean(),
                 "value": value.mean(),
                 "q": smallest.mean(),
                 "advantage": (smallest - value).mean(),
-                "upward": upward.float().mean(),
+                "upward": (self.head.mean(target_q_logits).amin(0) >= value).float().mean(),
                 "clamped": self.head.outside(target).float().mean(),
                 "disagreement": (q.amax(0) - smallest).mean(),
             }
@@ -234,20 +235,16 @@ class DeasCritic(nn.Module):
         """(B,) what a target takes for the value of the observation after the option: V (design rule 4)."""
         return self.head.mean(self.v(self._observation(batch.next_features, batch.next_state))[0])
 
-    @torch.no_grad()
     def update_target(self) -> None:
-        """θ̄ ← (1 − β) θ̄ + β θ; call it after every optimiser step.
+        """`polyak_update` of the target Q networks; call it after every optimiser step.
 
         Raises:
             UserError: if the weights are not float32.
         """
-        targets, online = list(self.target_q.parameters()), list(self.q.parameters())
-        for target in targets:
-            if target.dtype != torch.float32:
-                raise UserError(
-                    f"the critic trains in float32 weights, not {target.dtype}: set mixed_precision to 'no'"
-                )
-        torch._foreach_lerp_(targets, online, self.config.polyak)
+        dtype = next(self.target_q.parameters()).dtype
+        if dtype != torch.float32:
+            raise UserError(f"the critic trains in float32 weights, not {dtype}: set mixed_precision to 'no'")
+        losses.polyak_update(self.target_q.parameters(), self.q.parameters(), self.config.polyak)
 
     # ---- inference -----------------------------------------------------------------------------------------
 
@@ -272,7 +269,7 @@ class DeasCritic(nn.Module):
 
     def score(self, features: Tensor, state: Tensor, chunks: Tensor) -> Tensor:
         """(B, N) scores of the candidates: the smallest of the K `q_values`, whose arguments these are."""
-        return self.q_values(features, state, chunks).amin(0)
+        return losses.score(self.q_values(features, state, chunks))
 
     def advantage(self, features: Tensor, state: Tensor, chunk: Tensor) -> Tensor:
         """(B,) how much better a (B, H, A) chunk is than what V expects: score − V(s)."""
@@ -281,13 +278,13 @@ class DeasCritic(nn.Module):
     # ---- shapes --------------------------------------------------------------------------------------------
 
     def _observation(self, features: Tensor, state: Tensor) -> Tensor:
-        """(B, F + S)."""
+        """(B, E + S) encoded features and state: what V and Q read."""
         if features.shape[1:] != (self.feature_dim,) or state.shape[1:] != (self.state_dim,):
             raise ValueError(
                 f"features {tuple(features.shape)} and state {tuple(state.shape)}: this critic takes "
                 f"(B, {self.feature_dim}) and (B, {self.state_dim})"
             )
-        return torch.cat([features, state], dim=-1)
+        return torch.cat([self.encoder(features), state], dim=-1)
 
     def _chunks(self, chunks: Tensor) -> Tensor:
         """(B, N, H, A) to (B, N, H·A)."""

@@ -11,10 +11,6 @@ from abc import ABC, abstractmethod
 import torch
 from torch import Tensor
 
-# Distance from the extreme returns to the ends of the support, in standard deviations of the target. Here
-# 6e-5 of a Gaussian around an extreme return is cut off, which moves its mean by about 1e-4 of a bin.
-MARGIN_SIGMAS = 4.0
-
 
 def return_bounds(
     horizon: int, reward_discount: float, bootstrap_discount: float, reward_min: float, reward_max: float
@@ -95,22 +91,24 @@ class ValueHead(ABC):
 class HLGauss(ValueHead):
     """Cross-entropy to a Gaussian in bins (HL-Gauss: Imani & White, 2018; Farebrother et al., 2024).
 
-    M equal bins of width w cover [low, high] and a margin of `MARGIN_SIGMAS` standard deviations on either
-    side: a support that ended at an extreme return could not have it as its mean.
+    M equal bins of width w cover [low, high] and a margin on either side: a support that ended at an extreme return
+    could not have it as its mean. With a margin of four standard deviations, 6e-5 of a Gaussian around an extreme
+    return is cut off, which moves its mean by about 1e-4 of a bin; published code has none.
 
     Args:
         low: lowest possible return.
         high: highest possible return.
         num_bins: M.
         sigma_bins: standard deviation of the target Gaussian, in bins: σ = sigma_bins · w.
+        margin_sigmas: distance from the extreme returns to the ends of the support, in units of σ.
 
     Raises:
         ValueError: if fewer than two bins are left between the margins.
     """
 
-    def __init__(self, low: float, high: float, num_bins: int, sigma_bins: float):
+    def __init__(self, low: float, high: float, num_bins: int, sigma_bins: float, margin_sigmas: float = 4.0):
         super().__init__(low, high)
-        margin = MARGIN_SIGMAS * sigma_bins
+        margin = margin_sigmas * sigma_bins
         if num_bins - 2 * margin < 2:
             raise ValueError(
                 f"{num_bins} bins leave no room for returns: the margins alone take {2 * margin:g} bins at "

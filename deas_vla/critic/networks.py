@@ -1,4 +1,4 @@
-"""The networks of the critic: K multilayer perceptrons evaluated as one."""
+"""The networks of the critic: K perceptrons evaluated as one, and the published encoder and V."""
 
 import math
 
@@ -118,3 +118,42 @@ class EnsembleMLP(nn.Module):
     def _activate(self, x: Tensor, layer: int, drop: bool) -> Tensor:
         x = F.gelu(self.norms[layer](x))
         return F.dropout(x, self.dropout) if drop and self.dropout else x
+
+
+class ResidualMLP(nn.Module):
+    """The published V, after BRO (Nauman et al., 2024): a first layer, then residual blocks, with LayerNorm and ReLU.
+
+    Args:
+        inputs: width of the observation.
+        hidden_dim: width of the hidden layers.
+        num_blocks: number of residual blocks, of three layers each.
+        num_logits: M, width of the output.
+    """
+
+    def __init__(self, inputs: int, hidden_dim: int, num_blocks: int, num_logits: int):
+        super().__init__()
+
+        def layer(width: int) -> list[nn.Module]:
+            return [nn.Linear(width, hidden_dim), nn.LayerNorm(hidden_dim)]
+
+        self.first = nn.Sequential(*layer(inputs), nn.ReLU())
+        self.blocks = nn.ModuleList(
+            nn.Sequential(*layer(hidden_dim), nn.ReLU(), *layer(hidden_dim), nn.ReLU(), *layer(hidden_dim))
+            for _ in range(num_blocks)
+        )
+        self.output = nn.Linear(hidden_dim, num_logits)
+
+    def forward(self, observation: Tensor, drop: bool = False) -> Tensor:
+        """(B, inputs) to (1, B, M) logits, as of an ensemble of one; it has no dropout."""
+        x = self.first(observation)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.output(x).unsqueeze(0)
+
+
+def feature_encoder(inputs: int, widths: list[int]) -> nn.Sequential:
+    """The published encoder of the backbone's features, trained with V and Q: linear layers, SiLU, tanh at the end."""
+    layers: list[nn.Module] = []
+    for before, after in zip([inputs, *widths], widths, strict=False):
+        layers += [nn.Linear(before, after), nn.SiLU()]
+    return nn.Sequential(*layers[:-1], nn.Tanh())

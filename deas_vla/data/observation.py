@@ -85,6 +85,11 @@ def episode_ids(observation: Observation) -> list[int]:
     return names
 
 
+# What a token is that comes from none of the contract's cameras: text, or anything else (marks around an image, a
+# summary of it, a view that the robot lacks), which no feature is made of.
+TEXT, OTHER = -1, -2
+
+
 @dataclass
 class Context:
     """What a policy's backbone makes of B observations: computed once a decision, shared by all candidates.
@@ -92,7 +97,7 @@ class Context:
     Attributes:
         tokens: (B, L, D) the backbone's output tokens; rows of padding are zero.
         mask: (B, L) bool, True for real tokens.
-        camera: (B, L) int64, which camera a token comes from (its index in the contract), -1 for text and others.
+        camera: (B, L) int64, which camera a token comes from (its index in the contract), or `TEXT` or `OTHER`.
             The tokens of one camera are in row-major order of a square grid, top left first.
         state: (B, S) float32, the normalised proprioceptive state.
         extras: tensors of the policy's own, first dimension B (for example projected keys and values).

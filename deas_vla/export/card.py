@@ -104,8 +104,8 @@ def facts(manifest: dict) -> dict[str, str]:
         )
     features = {}
     if "features.dim" in scorer:
-        pooling = f"{scorer['features.pooling']} pooling of {policy['feature_source']}"
-        features = {"features": f"{scorer['features.dim']} numbers, {pooling}"}
+        grid = f"a grid of {scorer['features.grid']} x {scorer['features.grid']} for each camera"
+        features = {"features": f"{scorer['features.dim']} of {grid}, from {policy['feature_source']}"}
     return {
         "policy": f"{policy['kind']}, chunks of {policy['horizon']} steps, "
         f"encoder {policy['encoder_fingerprint'][:12]}",

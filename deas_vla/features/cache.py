@@ -121,7 +121,7 @@ class FeatureCache(FrameCache):
     """
 
     def __init__(self, folder: Path, policy, frames: FrameTable, config: FeatureConfig, block: int = BLOCK):
-        depends = f"{policy.encoder_fingerprint} {config.side} {config.words_weight}"
+        depends = f"{policy.encoder_fingerprint} {config.grid} {config.text_weight}"
         super().__init__(folder, frames, depends, block)
         self.policy, self.config = policy.eval(), config
 

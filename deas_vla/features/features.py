@@ -31,7 +31,7 @@ class Projection(NamedTuple):
     Attributes:
         mean: (P,) float32.
         components: (P, dim) float32, scaled so that each feature has variance 1 on the frames it was fitted on; zero
-            where the frames have no more directions.
+            where the frames have no more directions. With dim 0 nothing is projected.
     """
 
     mean: Tensor
@@ -43,12 +43,14 @@ def fit_projection(pooled: Tensor, dim: int, among: Tensor | None = None) -> Pro
 
     Args:
         pooled: of all frames.
-        dim: features of a frame after the projection.
+        dim: features of a frame after the projection; 0: none is fitted, the pooled tokens are the features.
         among: (M,) int64 rows of the frames that it may be fitted on (training episodes); None: all.
 
     Raises:
         UserError: if there are fewer than two frames or a value is not finite.
     """
+    if dim == 0:
+        return Projection(torch.zeros(pooled.shape[1]), torch.zeros(pooled.shape[1], 0))
     among = torch.arange(len(pooled)) if among is None else among
     if len(among) < 2:
         raise UserError("the critic's features need at least two training frames; collect more episodes")
@@ -104,7 +106,9 @@ class Features(nn.Module):
     def dim(self) -> int:
         """F, features of an observation."""
         encoder = self.image_encoder
-        return self.components.shape[1] + (len(encoder.cameras) * encoder.dim if encoder is not None else 0)
+        return (self.config.dim or len(self.mean)) + (
+            len(encoder.cameras) * encoder.dim if encoder is not None else 0
+        )
 
     @torch.no_grad()
     def forward(self, context: Context, observation: Observation) -> tuple[Tensor, Tensor]:
@@ -131,6 +135,8 @@ class Features(nn.Module):
     @torch.no_grad()
     def project(self, pooled: Tensor) -> Tensor:
         """The part of the features that comes from (B, P) pooled tokens: (B, dim), where the tokens are."""
+        if self.config.dim == 0:
+            return pooled
         parts = [(rows.to(self.mean.device) - self.mean) @ self.components for rows in pooled.split(ROWS)]
         return torch.cat([part.to(pooled.device) for part in parts])
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from deas_vla.data.observation import Context
+from deas_vla.data.observation import TEXT, Context
 from deas_vla.errors import UserError
 
 
@@ -14,59 +14,64 @@ from deas_vla.errors import UserError
 class FeatureConfig:
     """How backbone tokens become the critic's features."""
 
-    # `grid` keeps a small grid of averaged tokens for each camera; `mean` one average for each (loses positions).
-    pooling: str = "grid"
-    # Side of that grid; a camera with fewer tokens keeps the grid it has.
+    # Side of the grid of averaged tokens that is kept for each camera, which tells where things are; a camera with
+    # fewer tokens keeps the grid it has. 1: one average for each camera; 0: one of all tokens, text as well.
     grid: int = 4
-    # Numbers a frame after the projection.
+    # Features of a frame after the projection, whitened; 0: the averages as they are.
     dim: int = 128
-    # How much the words count beside one cell of a camera; with many instructions, 1 loses them among the images.
-    words_weight: float = 1.0
+    # How much the text counts beside one cell of a camera; with many instructions, 1 loses it among the images.
+    text_weight: float = 1.0
 
     def __post_init__(self):
-        if self.pooling not in ("grid", "mean"):
-            raise UserError(f"feature pooling is {self.pooling!r}; choose grid or mean")
-        if self.grid < 1 or self.dim < 1:
-            raise UserError(f"feature grid ({self.grid}) and dim ({self.dim}) must be at least 1")
-        if not self.words_weight > 0:
-            raise UserError(f"features.words_weight={self.words_weight} must be above 0")
-
-    @property
-    def side(self) -> int:
-        """Side of the grid that is kept for a camera."""
-        return self.grid if self.pooling == "grid" else 1
+        if self.grid < 0 or self.dim < 0:
+            raise UserError(f"features.grid ({self.grid}) and features.dim ({self.dim}) must be at least 0")
+        if not self.text_weight > 0:
+            raise UserError(f"features.text_weight={self.text_weight} must be above 0")
 
 
 def pool_tokens(context: Context, config: FeatureConfig, num_cameras: int) -> Tensor:
-    """Averages tokens on a grid for each camera, and over all others (text); padding does not count.
+    """Averages tokens on a grid for each camera, and over the text; padding does not count.
 
     Args:
         context: of B observations.
-        config: pooling and grid.
+        config: the grid.
         num_cameras: how many cameras the contract has.
 
     Returns:
-        (B, P) float32: for each camera its cells, row-major, then the mean of the other tokens times their weight.
+        (B, P) float32: for each camera its cells, row-major, then the mean of the text times its weight; with grid 0
+        the mean of all tokens.
 
     Raises:
-        UserError: if a camera's tokens are not a square grid, or their number differs between observations.
+        UserError: if a camera's tokens are not a square grid, their number differs between observations, or there are
+            tokens of a camera that the contract does not have.
     """
-    batch, _, width = context.tokens.shape
     tokens = context.tokens.float()
+    if bool(((context.camera >= num_cameras) & context.mask).any()):
+        raise UserError(
+            f"the backbone gives tokens of camera {int(context.camera.max())}, the contract has {num_cameras} cameras: "
+            "they would be lost; give the policy the cameras of the contract"
+        )
+    if config.grid == 0:
+        return _mean(tokens, context.mask)
     parts = []
     for camera in range(num_cameras):
         chosen = (context.camera == camera) & context.mask
-        count = int(chosen[0].sum())
+        counts = chosen.sum(1)
+        count = int(counts[0])
         side = round(count**0.5)
-        if (chosen.sum(1) != count).any():
-            numbers = sorted(set(chosen.sum(1).tolist()))
+        if (counts != count).any():
+            numbers = sorted(set(counts.tolist()))
             raise UserError(f"camera {camera} has {numbers} tokens in different observations of one batch")
         if count == 0 or side * side != count:
             raise UserError(f"camera {camera} has {count} tokens, which are not a square grid")
-        grid = tokens[chosen].view(batch, side, side, width).permute(0, 3, 1, 2)
-        cells = functional.adaptive_avg_pool2d(grid, min(side, config.side))
+        grid = tokens[chosen].view(len(tokens), side, side, tokens.shape[2]).permute(0, 3, 1, 2)
+        cells = functional.adaptive_avg_pool2d(grid, min(side, config.grid))
         parts.append(cells.permute(0, 2, 3, 1).flatten(1))
-    others = ((context.camera < 0) & context.mask).unsqueeze(-1)
-    mean = torch.where(others, tokens, 0).sum(1) / others.sum(1).clamp_min(1)
-    parts.append(config.words_weight * mean)
+    parts.append(config.text_weight * _mean(tokens, (context.camera == TEXT) & context.mask))
     return torch.cat(parts, 1)
+
+
+def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
+    """(B, L, D) tokens to (B, D) means of those in the (B, L) mask; 0 where there are none."""
+    kept = mask.unsqueeze(-1)
+    return torch.where(kept, tokens, 0).sum(1) / kept.sum(1).clamp_min(1)

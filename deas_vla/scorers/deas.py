@@ -6,11 +6,12 @@ from typing import Self
 from torch import Tensor
 
 from deas_vla.critic.critic import CriticConfig, DeasCritic
+from deas_vla.critic.losses import Aggregation
 from deas_vla.critic.q_chunking import QChunkingCritic
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError
 from deas_vla.features.features import Features
-from deas_vla.scorers.scorer import Aggregation, Encoded, Scorer, common_arguments, register_scorer
+from deas_vla.scorers.scorer import Encoded, Scorer, common_arguments, register_scorer
 
 
 @register_scorer("deas")

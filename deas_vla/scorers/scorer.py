@@ -18,7 +18,7 @@ import hashlib
 import json
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import safetensors.torch
 import torch
@@ -26,6 +26,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from deas_vla.critic.critic import CriticConfig
+from deas_vla.critic.losses import Aggregation, score
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError
@@ -33,7 +34,6 @@ from deas_vla.files import atomic_path, write_json
 from deas_vla.registry import Registry
 
 WEIGHTS_FILE, DESCRIPTION_FILE = "scorer.safetensors", "scorer.json"
-Aggregation = Literal["min", "mean"]
 
 SCORERS: Registry[type["Scorer"]] = Registry(
     "scorer",
@@ -112,7 +112,7 @@ class Scorer(nn.Module, ABC):
 
     def aggregate(self, q_values: Tensor) -> Tensor:
         """(K, B, N) values to (B, N) scores."""
-        return q_values.amin(0) if self.aggregation == "min" else q_values.mean(0)
+        return score(q_values, self.aggregation)
 
     def score(self, encoded: Encoded, chunks: Tensor) -> Tensor:
         """(B, N, H, A) normalised chunks to (B, N) scores: higher is better."""

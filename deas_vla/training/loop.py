@@ -46,7 +46,7 @@ class TrainingConfig:
     cosine: bool = True
     # AdamW's decoupled weight decay.
     weight_decay: float = 1e-5
-    # Largest norm of the gradient; longer ones are scaled down.
+    # Largest norm of the gradient; longer ones are scaled down. 0: they stay as they are.
     gradient_clip: float = 1.0
     # Steps between two lines of metrics.
     log_every: int = 50
@@ -158,7 +158,7 @@ def train(
             group["lr"] = config.learning_rate_at(step)
         loss, metrics = wrapped(*batch_at(step))
         accelerator.backward(loss)
-        norm = accelerator.clip_grad_norm_(parameters, config.gradient_clip)
+        norm = accelerator.clip_grad_norm_(parameters, config.gradient_clip or math.inf)
         optimizer.step()
         optimizer.zero_grad()
         if after_step is not None:

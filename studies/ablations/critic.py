@@ -50,7 +50,7 @@ VARIANTS: dict[str, list[str]] = {
     "future_weight=5": ["--critic.future_weight=5"],
     "no_image_encoder": ["--vision.dim=0"],
     "encoder_future=0": ["--vision.future_weight=0"],
-    "mean_pooled": ["--features.pooling=mean"],
+    "mean_pooled": ["--features.grid=1"],
     "grid=2": ["--features.grid=2"],
     "features=32": ["--features.dim=32"],
     "features=512": ["--features.dim=512"],

@@ -21,7 +21,7 @@ class Encoded:
     Attributes:
         tokens: (B, L, D) float32, what the critic reads; padding is zero.
         mask: (B, L) bool, True for real tokens.
-        camera: (L,) or (B, L) int64, index of the token's camera in the contract, -1 for words and others.
+        camera: (L,) or (B, L) int64, index of the token's camera in the contract, or `TEXT` or `OTHER`.
         memory: what the sampler reads, first dimension B.
     """
 
@@ -36,8 +36,8 @@ class Family(ABC):
 
     Args:
         policy: LeRobot's.
-        cameras: for each of the policy's image features, in its order, the camera's index in the contract; -1 for
-            one that the robot lacks.
+        cameras: for each of the policy's image features, in its order, the camera's index in the contract; `OTHER`
+            for one that the robot lacks.
 
     Attributes:
         horizon: steps of the chunks that the model makes, from the observation's own step on.

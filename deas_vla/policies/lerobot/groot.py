@@ -10,6 +10,7 @@ from lerobot.policies.groot.configuration_groot import infer_groot_n1_7_action_h
 from torch import Tensor, nn
 from transformers.feature_extraction_utils import BatchFeature
 
+from deas_vla.data.observation import OTHER, TEXT
 from deas_vla.errors import UserError
 from deas_vla.policies.lerobot.families import Encoded, Family
 from deas_vla.policies.lerobot.noise import GivenNoise
@@ -96,10 +97,10 @@ class Groot(Family):
 
     def _layout(self, image: Tensor, views: int) -> Tensor:
         """(B, L) the camera of each token; of several images a camera, older ones count as others."""
-        camera = torch.tensor([-1] * (views - len(self.cameras)) + self.cameras, device=image.device)
+        camera = torch.tensor([OTHER] * (views - len(self.cameras)) + self.cameras, device=image.device)
         each = image.sum(1, keepdim=True) // views
         number = (image.long().cumsum(1) - 1).clamp_min(0) // each
-        return torch.where(image, camera[number.clamp_max(views - 1)], -1)
+        return torch.where(image, camera[number.clamp_max(views - 1)], TEXT)
 
     def _autocast(self):
         """As LeRobot runs the model."""

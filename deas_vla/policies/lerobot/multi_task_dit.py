@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from deas_vla.data.observation import TEXT
 from deas_vla.policies.lerobot.diffusion import denoising_error
 from deas_vla.policies.lerobot.families import Encoded, Family, camera_layout, outputs_of, square_grid
 from deas_vla.policies.lerobot.noise import GivenNoise
@@ -58,7 +59,7 @@ class MultiTaskDiT(Family):
         return Encoded(
             tokens,
             torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device),
-            F.pad(camera, (0, 1), value=-1),
+            F.pad(camera, (0, 1), value=TEXT),
             {"condition": condition},
         )
 

@@ -9,6 +9,7 @@ from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.common.vla_utils import make_att_2d_masks, pad_vector, prepare_attention_masks_4d
 from torch import Tensor, nn
 
+from deas_vla.data.observation import TEXT
 from deas_vla.policies.lerobot.cache import pack, unpack
 from deas_vla.policies.lerobot.families import Encoded, Family, camera_layout
 
@@ -47,7 +48,7 @@ class Pi0(Family):
         )
         words = batch[TOKENS].shape[1]
         layout = camera_layout(self.cameras, (pad.shape[1] - words) // len(images), hidden.device)
-        camera = torch.cat([layout, layout.new_full((words,), -1)])
+        camera = torch.cat([layout, layout.new_full((words,), TEXT)])
         memory = {"cache": pack(cache), "pad": pad} | self._state(batch)
         return Encoded(hidden.float() * pad[..., None], pad, camera, memory)
 

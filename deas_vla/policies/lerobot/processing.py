@@ -20,7 +20,7 @@ from torch import Tensor
 
 from deas_vla.data.contract import ACTION_SPREAD_FLOOR, STATE_SPREAD_FLOOR, Contract, Statistics
 from deas_vla.data.lerobot import EMPTY_CAMERA, IMAGES
-from deas_vla.data.observation import Observation
+from deas_vla.data.observation import OTHER, Observation
 from deas_vla.errors import ContractMismatch, UserError
 
 STATE, ACTION, TASK = "observation.state", "action", "task"
@@ -100,15 +100,15 @@ class Processors:
     # ---- the contract --------------------------------------------------------------------------------------
 
     def cameras(self, contract: Contract) -> list[int]:
-        """The contract's index of each camera in the order in which the policy sees them; -1 for one it fills in."""
+        """The contract's index of each camera in the policy's own order; `OTHER` where it fills in."""
         names = [camera.name for camera in contract.cameras]
         keys = list(self.image_keys)
         for step in self.preprocessor.steps:
             if _packs(step):
                 keys = step._ordered_image_keys(dict.fromkeys(keys))
         mine = [camera_name(self.image_keys[key]) for key in keys]
-        indices = [names.index(name) if name in names else -1 for name in mine]
-        return indices + [-1] * (len(self.config.image_features) - len(indices))
+        indices = [names.index(name) if name in names else OTHER for name in mine]
+        return indices + [OTHER] * (len(self.config.image_features) - len(indices))
 
     def require_fits(self, contract: Contract) -> None:
         """Compares widths, cameras and image sizes with the policy's configuration, which LeRobot does not.

@@ -9,6 +9,7 @@ from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.common.vla_utils import make_att_2d_masks, pad_vector
 from torch import Tensor, nn
 
+from deas_vla.data.observation import OTHER, TEXT
 from deas_vla.errors import UserError
 from deas_vla.policies.lerobot.cache import pack, unpack
 from deas_vla.policies.lerobot.families import Encoded, Family, outputs_of
@@ -80,5 +81,5 @@ class SmolVLA(Family):
         before, after = (2, 1) if self.config.add_image_special_tokens else (0, 0)
         layout = []
         for camera in self.cameras:
-            layout += [-1] * before + [camera] * image_tokens + [-1] * after
-        return torch.tensor(layout + [-1] * words, device=device)
+            layout += [OTHER] * before + [camera] * image_tokens + [OTHER] * after
+        return torch.tensor(layout + [TEXT] * words, device=device)

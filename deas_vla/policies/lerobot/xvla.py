@@ -10,6 +10,7 @@ from lerobot.policies.common.vla_utils import pad_vector
 from torch import Tensor, nn
 from torch.func import vmap
 
+from deas_vla.data.observation import OTHER, TEXT
 from deas_vla.policies.lerobot.diffusion import uniform_of
 from deas_vla.policies.lerobot.families import Encoded, Family
 
@@ -47,7 +48,7 @@ class XVLA(Family):
         # The first token of a view is the mean of the others. The words follow the first view.
         layout = []
         for number, view in enumerate(self._views(present.shape[1])):
-            layout += [-1] + [view] * (each - 1) + [-1] * (words if number == 0 else 0)
+            layout += [OTHER] + [view] * (each - 1) + [TEXT] * (words if number == 0 else 0)
         camera = torch.tensor(layout, device=tokens.device)
         seen = present.repeat_interleave(each, 1)
         mask = torch.cat([seen[:, :each], batch[MASK], seen[:, each:]], 1)
@@ -75,7 +76,7 @@ class XVLA(Family):
 
     def _views(self, count: int) -> list[int]:
         """The camera of each view that the model sees; views beyond the cameras are blank."""
-        return self.cameras[:count] + [-1] * (count - len(self.cameras))
+        return self.cameras[:count] + [OTHER] * (count - len(self.cameras))
 
     def _predict(self, memory: dict[str, Tensor], noise: Tensor, chunk: Tensor, level: Tensor) -> Tensor:
         """The chunk that the model sees behind a mix of a chunk and noise."""

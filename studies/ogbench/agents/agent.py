@@ -28,7 +28,7 @@ def agent_critic(horizon: int, reward_discount: float, backup_horizon: int = 0) 
     """
     return CriticConfig(
         horizon=horizon, backup_horizon=backup_horizon, reward_discount=reward_discount, bootstrap_discount=0.99,
-        head="scalar", polyak=0.02, hidden_dim=256, num_layers=3,
+        polyak=0.02, future_weight=0.0,
     )  # fmt: skip
 
 
