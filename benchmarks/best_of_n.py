@@ -22,7 +22,7 @@ from deas_vla.data.observation import Observation
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.registry import contract_of
 from deas_vla.features.features import Features, fit_projection
-from deas_vla.features.image_encoder import CriticVision, VisionConfig
+from deas_vla.features.image_encoder import ImageEncoder, ImageEncoderConfig
 from deas_vla.features.pooling import FeatureConfig, pool_tokens
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
@@ -62,8 +62,8 @@ def decision_makers(seed: int) -> dict[str, BestOfN]:
         context = policy.encode(random_observation(torch.Generator().manual_seed(seed)))
         size = pool_tokens(context, config, len(contract.cameras)).shape[1]
     projection = fit_projection(torch.randn(2 * config.dim, size), config.dim)
-    vision = CriticVision(len(contract.cameras), VisionConfig().dim)
-    features = Features(contract, config, projection, vision)
+    encoder = ImageEncoder(len(contract.cameras), ImageEncoderConfig().dim)
+    features = Features(contract, config, projection, encoder)
     sizes = CriticConfig(horizon=policy.horizon, hidden_dim=256, num_layers=3)  # as the demo has it
     scorer = DeasScorer.untrained(features, sizes, policy.encoder_fingerprint).eval()
     makers = {"policy": BestOfN(policy)}

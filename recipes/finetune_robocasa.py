@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.options import RewardSpec
 from deas_vla.envs.simulator import SimulatorConfig
-from deas_vla.features.image_encoder import VisionConfig
+from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.features.pooling import FeatureConfig
 from deas_vla.improvement.advantage_weighted import AdvantageWeighting
 from deas_vla.launch import run_recipe
@@ -33,9 +33,9 @@ from recipes.train_critic import (
     MixConfig,
     TrainCriticConfig,
     critic_training_defaults,
+    image_encoder_training_defaults,
     require_fit,
     train_critic,
-    vision_training_defaults,
 )
 
 # Folder of a run in which all its critics keep what was computed of frames.
@@ -76,9 +76,9 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     # From backbone tokens to the critic's features.
     features: FeatureConfig = field(default_factory=FeatureConfig)
     # The critic's own image encoder.
-    vision: VisionConfig = field(default_factory=VisionConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     # Its optimisation, before the critic's.
-    vision_training: TrainingConfig = field(default_factory=vision_training_defaults)
+    image_encoder_training: TrainingConfig = field(default_factory=image_encoder_training_defaults)
     # The critic and its losses.
     critic: CriticConfig = field(default_factory=small_critic)
     # What a batch of the critic is made of.
@@ -184,8 +184,8 @@ def improvement_round(
             seed=seed,
             reward=config.reward,
             features=config.features,
-            vision=config.vision,
-            vision_training=config.vision_training,
+            image_encoder=config.image_encoder,
+            image_encoder_training=config.image_encoder_training,
             critic=config.critic,
             mix=config.mix,
             training=config.critic_training,

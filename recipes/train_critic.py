@@ -31,7 +31,7 @@ from deas_vla.data.options import (
 )  # fmt: skip
 from deas_vla.errors import UserError
 from deas_vla.features.features import Features, fit_projection
-from deas_vla.features.image_encoder import VisionConfig
+from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.features.pooling import FeatureConfig
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import require_fitting_horizon
@@ -42,7 +42,7 @@ from deas_vla.rollouts.collect import collected
 from deas_vla.scorers.deas import DeasScorer
 from deas_vla.scorers.scorer import SCORERS
 from deas_vla.training.features import cached_features, stored_features
-from deas_vla.training.image_encoder import trained_vision
+from deas_vla.training.image_encoder import train_image_encoder
 from deas_vla.training.loop import TrainingConfig, filled, make_accelerator, my_share, train
 from deas_vla.training.presets import preset
 from deas_vla.training.stages import numbered, run_stage
@@ -68,7 +68,7 @@ def critic_training_defaults() -> TrainingConfig:
     return preset("default").training
 
 
-def vision_training_defaults() -> TrainingConfig:
+def image_encoder_training_defaults() -> TrainingConfig:
     return preset("default").image_encoder_training
 
 
@@ -97,9 +97,9 @@ class TrainCriticConfig:
     # From backbone tokens to features.
     features: FeatureConfig = field(default_factory=FeatureConfig)
     # The critic's own image encoder.
-    vision: VisionConfig = field(default_factory=VisionConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     # Its optimisation, before the critic's.
-    vision_training: TrainingConfig = field(default_factory=vision_training_defaults)
+    image_encoder_training: TrainingConfig = field(default_factory=image_encoder_training_defaults)
     # What is trained: deas, q_chunking, iql, or your own, FILE.py:NAME; one that needs no training is stored as it is.
     scorer: str = "deas"
     # The critic and its losses.
@@ -186,11 +186,11 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
         pooled = cached_features(accelerator, policy, frames, config.features, cache or folder / "features")
         seen = torch.from_numpy(~held_out)[frames.episode]
         projection = fit_projection(pooled, config.features.dim, among=torch.where(seen)[0])
-        vision = trained_vision(
-            accelerator, config.vision, config.vision_training, episodes, frames, policy.contract, seen,
+        image_encoder = train_image_encoder(
+            accelerator, config.image_encoder, config.image_encoder_training, episodes, frames, policy.contract, seen,
             cache or folder / "features", horizon=policy.horizon, seed=config.seed,
         )  # fmt: skip
-        reads = Features(policy.contract, config.features, projection, vision).to(accelerator.device)
+        reads = Features(policy.contract, config.features, projection, image_encoder).to(accelerator.device)
         features = stored_features(accelerator, reads, pooled, frames, cache or folder / "features")
         state = policy.contract.normalize_state(frames.state)
         del pooled

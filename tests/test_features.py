@@ -16,7 +16,7 @@ from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.features.cache import FeatureCache
 from deas_vla.features.features import Features, Projection, fit_projection
-from deas_vla.features.image_encoder import CriticVision
+from deas_vla.features.image_encoder import ImageEncoder
 from deas_vla.features.pooling import FeatureConfig, pool_tokens
 from deas_vla.scorers.deas import DeasScorer
 from deas_vla.scorers.scorer import load_scorer
@@ -49,7 +49,7 @@ def trained(encoder, frames, folder) -> tuple[Features, torch.Tensor]:
     cache.fill()
     pooled = cache.read()
     torch.manual_seed(0)
-    features = Features(CONTRACT, CONFIG, fit_projection(pooled, CONFIG.dim), CriticVision(2, 3))
+    features = Features(CONTRACT, CONFIG, fit_projection(pooled, CONFIG.dim), ImageEncoder(2, 3))
     return features, features.of_pooled(pooled, frames.images)
 
 

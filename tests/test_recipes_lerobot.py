@@ -71,8 +71,12 @@ def test_from_lerobots_checkpoint_to_a_verified_reranker(run):
     assert changed and not any(".rgb_encoder.backbone." in name for name in changed)
 
     critic = ("--policy={run}/policy", "--output={run}/critic", "--critic.horizon=16", "--features.dim=4")
-    vision = ("--vision.dim=4", "--vision_training.steps=2", "--vision_training.batch_size=4")
-    called(train_critic, train_critic.TrainCriticConfig, run, *stages, *small, *critic, *vision)
+    encoder = (
+        "--image_encoder.dim=4",
+        "--image_encoder_training.steps=2",
+        "--image_encoder_training.batch_size=4",
+    )
+    called(train_critic, train_critic.TrainCriticConfig, run, *stages, *small, *critic, *encoder)
     export_run(ExportConfig(run=str(run), output=str(run / "reranker"), candidates=3, policy="filtered_bc"))
     assert "decided as before" in verify(run / "reranker")
     assert json.loads((run / "reranker" / "manifest.json").read_text())["policy"]["kind"] == "lerobot"

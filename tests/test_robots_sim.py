@@ -145,7 +145,7 @@ def test_while_meta_worlds_arm_holds_its_place_it_holds_what_is_in_its_gripper(c
 
 def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsys):
     from deas_vla.critic.critic import CriticConfig
-    from deas_vla.features.image_encoder import VisionConfig
+    from deas_vla.features.image_encoder import ImageEncoderConfig
     from deas_vla.features.pooling import FeatureConfig
 
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "recipes"))
@@ -182,10 +182,10 @@ def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsy
         policy=str(tmp_path / "policy"),
         held_out=0.0,
         features=FeatureConfig(grid=2, dim=4),
-        vision=VisionConfig(dim=4),
+        image_encoder=ImageEncoderConfig(dim=4),
         critic=CriticConfig(horizon=3, hidden_dim=16, num_layers=2),  # the distance of the decisions
     )
-    critic.vision_training.steps = critic.training.steps = critic.training.log_every = 3
+    critic.image_encoder_training.steps = critic.training.steps = critic.training.log_every = 3
     train_critic(make_accelerator(), critic)
     assert (tmp_path / "critic" / "critic" / "scorer.safetensors").is_file()
 

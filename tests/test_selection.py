@@ -43,9 +43,9 @@ def decision(
 ) -> tuple[Tensor, Tensor, list[NoiseKey]]:
     """Opinions, chunks and keys; the columns of the chunks have units of very different size."""
     generator = torch.Generator().manual_seed(seed)
-    opinions = torch.randn(networks, batch, count, generator=generator)
+    q_values = torch.randn(networks, batch, count, generator=generator)
     chunks = torch.randn(batch, count, 4, 3, generator=generator) * torch.tensor([1.0, 0.01, 30.0])
-    return opinions, chunks, [NoiseKey(seed, scene, 0, 0) for scene in range(batch)]
+    return q_values, chunks, [NoiseKey(seed, scene, 0, 0) for scene in range(batch)]
 
 
 def gumbel(batch: int, count: int, seed: int = 0) -> Tensor:
@@ -64,47 +64,47 @@ def test_rule_08_one_candidate_is_the_policy(rule):
 @few
 @given(seed=seeds, count=st.integers(2, 40))
 def test_the_order_of_the_candidates_does_not_matter(rule, seed, count):
-    opinions, chunks, keys = decision(seed, count)
+    q_values, chunks, keys = decision(seed, count)
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    index = select(CONFIG, rule, opinions[:, :, order], chunks[:, order], keys)
-    assert torch.equal(order[index], select(CONFIG, rule, opinions, chunks, keys))
+    index = select(CONFIG, rule, q_values[:, :, order], chunks[:, order], keys)
+    assert torch.equal(order[index], select(CONFIG, rule, q_values, chunks, keys))
 
 
 @pytest.mark.parametrize("rule", RULES)
 @few
 @given(seed=seeds, count=st.integers(1, 20))
 def test_a_decision_does_not_depend_on_the_others(rule, seed, count):
-    opinions, chunks, keys = decision(seed, count)
-    alone = [select(CONFIG, rule, opinions[:, [b]], chunks[[b]], [keys[b]]) for b in range(3)]
-    assert torch.equal(torch.cat(alone), select(CONFIG, rule, opinions, chunks, keys))
+    q_values, chunks, keys = decision(seed, count)
+    alone = [select(CONFIG, rule, q_values[:, [b]], chunks[[b]], [keys[b]]) for b in range(3)]
+    assert torch.equal(torch.cat(alone), select(CONFIG, rule, q_values, chunks, keys))
 
 
 @pytest.mark.parametrize("rule", BY_SCORE)
 @few
 @given(seed=seeds, shift=st.floats(-100, 100), scale=st.floats(0.1, 100))
 def test_the_scale_of_values_does_not_matter(rule, seed, shift, scale):
-    opinions, chunks, keys = decision(seed, 16)
-    opinions = opinions.double()
-    index = select(CONFIG, rule, opinions, chunks, keys)
-    assert torch.equal(select(CONFIG, rule, scale * opinions + shift, chunks, keys), index)
+    q_values, chunks, keys = decision(seed, 16)
+    q_values = q_values.double()
+    index = select(CONFIG, rule, q_values, chunks, keys)
+    assert torch.equal(select(CONFIG, rule, scale * q_values + shift, chunks, keys), index)
 
 
 @pytest.mark.parametrize("rule", DETERMINISTIC)
 @few
 @given(seed=seeds, unit=st.floats(0.01, 100))
 def test_the_units_of_actions_do_not_matter(rule, seed, unit):
-    opinions, chunks, keys = decision(seed, 16)
+    q_values, chunks, keys = decision(seed, 16)
     units = torch.tensor([1.0, unit, 1 / unit])
     moved = chunks.double() * units + torch.tensor([0.0, 3 * unit, -unit])
     assert torch.equal(
-        select(CONFIG, rule, opinions, moved, keys), select(CONFIG, rule, opinions, chunks.double(), keys)
+        select(CONFIG, rule, q_values, moved, keys), select(CONFIG, rule, q_values, chunks.double(), keys)
     )
 
 
 @pytest.mark.parametrize("rule", BY_SCORE)
 def test_candidates_that_are_all_the_same_are_no_problem(rule):
-    opinions, chunks, keys = torch.full((2, 3, 8), -4.0), torch.ones(3, 8, 4, 3), decision(0, 8)[2]
-    assert ((index := select(CONFIG, rule, opinions, chunks, keys)) >= 0).all() and (index < 8).all()
+    q_values, chunks, keys = torch.full((2, 3, 8), -4.0), torch.ones(3, 8, 4, 3), decision(0, 8)[2]
+    assert ((index := select(CONFIG, rule, q_values, chunks, keys)) >= 0).all() and (index < 8).all()
     # A column that does not move says nothing; those that do still count.
     chunks[:, :, :, 0] = torch.arange(8.0)[None, :, None]
     assert squared_distances(chunks).isfinite().all()
@@ -115,9 +115,9 @@ def test_candidates_that_are_all_the_same_are_no_problem(rule):
 
 @given(seed=seeds)
 def test_limits_are_the_best_candidate(seed):
-    opinions, chunks, keys = decision(seed, 24)
-    best = select(CONFIG, "best", opinions, chunks, keys)
-    scores = opinions.amin(0)
+    q_values, chunks, keys = decision(seed, 24)
+    best = select(CONFIG, "best", q_values, chunks, keys)
+    scores = q_values.amin(0)
     assert torch.equal(scores.gather(1, best[:, None])[:, 0], scores.amax(1))
     assert torch.equal(softmax(scores, gumbel(3, 24), 0.0), best)
     assert torch.equal(dense(scores, chunks, 0.3, weight=0.0), best)
@@ -132,26 +132,26 @@ def test_limits_are_the_best_candidate(seed):
 
 @given(seed=seeds, count=st.integers(1, 8))
 def test_as_best_of_m_is_best_up_to_m(seed, count):
-    opinions, chunks, keys = decision(seed, count)
+    q_values, chunks, keys = decision(seed, count)
     for rule in ("quantile", "consensus"):
         config = replace(CONFIG, as_best_of=8)
         assert torch.equal(
-            select(config, rule, opinions, chunks, keys), select(config, "best", opinions, chunks, keys)
+            select(config, rule, q_values, chunks, keys), select(config, "best", q_values, chunks, keys)
         )
 
 
 @given(seed=seeds)
 def test_two_networks_one_deviation_apart_are_their_minimum(seed):
-    opinions = decision(seed, 16, networks=2)[0].double()
-    assert torch.equal(lower_bound(opinions, 1.0), opinions.amin(0).argmax(1))
-    assert torch.equal(lower_bound(opinions, 0.0), opinions.mean(0).argmax(1))
-    assert torch.equal(lower_bound(opinions[:1], 3.0), opinions[0].argmax(1))
+    q_values = decision(seed, 16, networks=2)[0].double()
+    assert torch.equal(lower_bound(q_values, 1.0), q_values.amin(0).argmax(1))
+    assert torch.equal(lower_bound(q_values, 0.0), q_values.mean(0).argmax(1))
+    assert torch.equal(lower_bound(q_values[:1], 3.0), q_values[0].argmax(1))
 
 
 @given(seed=seeds)
 def test_a_wide_kernel_follows_the_covariance_of_chunk_and_score(seed):
-    opinions, chunks, _ = decision(seed, 16)
-    scores, chunks = opinions.amin(0).double(), chunks.double()
+    q_values, chunks, _ = decision(seed, 16)
+    scores, chunks = q_values.amin(0).double(), chunks.double()
     centred = chunks - chunks.mean(1, keepdim=True)
     points = (centred / centred.square().mean((1, 2), keepdim=True).sqrt()).flatten(2)
     covariance = torch.einsum("bn,bnd->bd", scores - scores.mean(1, keepdim=True), points)
@@ -161,8 +161,8 @@ def test_a_wide_kernel_follows_the_covariance_of_chunk_and_score(seed):
 
 @given(seed=seeds, m=st.integers(1, 16))
 def test_a_wide_kernel_takes_the_chunk_nearest_to_the_mean_winner(seed, m):
-    opinions, chunks, _ = decision(seed, 16)
-    scores, chunks = opinions.amin(0).double(), chunks.double()
+    q_values, chunks, _ = decision(seed, 16)
+    scores, chunks = q_values.amin(0).double(), chunks.double()
     centred = chunks - chunks.mean(1, keepdim=True)
     points = (centred / centred.square().mean((1, 2), keepdim=True).sqrt()).flatten(2)
     mean = torch.einsum("bn,bnd->bd", best_of_weights(scores, m), points)

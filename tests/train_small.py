@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import RewardSpec, build_options, sample_indices
-from deas_vla.features.image_encoder import VisionConfig
+from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.improvement.imitation import Examples, FlowImitation, ImitationBatches
 from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig, SmallVLAConfig
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
-from deas_vla.training.image_encoder import trained_vision
+from deas_vla.training.image_encoder import train_image_encoder
 from deas_vla.training.loop import TrainingConfig, make_accelerator, my_share, train
 
 CONFIG = TrainingConfig(steps=6, batch_size=8, learning_rate=1e-3, log_every=2, checkpoint_every=4)
@@ -74,14 +74,14 @@ def main(folder: Path) -> None:
         accelerator, critic, batch_at, CONFIG, folder / "critic",
         name="critic", seed=0, after_step=critic.update_target,
     )  # fmt: skip
-    vision = trained_vision(
-        accelerator, VisionConfig(dim=4, dropout=0.0), CONFIG, episodes, frames, contract,
+    encoder = train_image_encoder(
+        accelerator, ImageEncoderConfig(dim=4, dropout=0.0), CONFIG, episodes, frames, contract,
         torch.ones(len(frames), dtype=torch.bool), folder, horizon=4, seed=0,
     )  # fmt: skip
     if accelerator.is_main_process:
         tensors = {f"policy.{k}": v for k, v in policy.state_dict().items()}
         tensors |= {f"critic.{k}": v for k, v in critic.state_dict().items()}
-        tensors |= {f"vision.{k}": v for k, v in vision.state_dict().items()}
+        tensors |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
         tensors = {k: v.clone().contiguous() for k, v in tensors.items()}
         save_file(
             tensors, folder / "weights.safetensors", metadata={"processes": str(accelerator.num_processes)}

@@ -142,7 +142,7 @@ class ImageCache(FrameCache):
         digest = hashlib.sha256()
         for tensor in features.image_encoder.state_dict().values():
             digest.update(tensor.cpu().numpy())
-        super().__init__(folder, frames, f"vision {digest.hexdigest()}", block)
+        super().__init__(folder, frames, f"images {digest.hexdigest()}", block)
         self.features = features
 
     def compute(self, rows: Tensor) -> Tensor:

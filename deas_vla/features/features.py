@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError
-from deas_vla.features.image_encoder import CriticVision
+from deas_vla.features.image_encoder import ImageEncoder
 from deas_vla.features.pooling import FeatureConfig, pool_tokens
 
 # Components are fitted on at most this many frames, evenly spaced: the exact decomposition then takes seconds.
@@ -93,7 +93,7 @@ class Features(nn.Module):
         contract: Contract,
         config: FeatureConfig,
         projection: Projection,
-        image_encoder: CriticVision | None = None,
+        image_encoder: ImageEncoder | None = None,
     ):
         super().__init__()
         self.contract, self.config = contract, config
@@ -166,5 +166,5 @@ class Features(nn.Module):
         pooled, encoder_dim = values.pop("pooled_dim"), values.pop("image_encoder_dim")
         config = FeatureConfig(**values)
         projection = Projection(torch.empty(pooled), torch.empty(pooled, config.dim))
-        encoder = CriticVision(len(contract.cameras), encoder_dim) if encoder_dim else None
+        encoder = ImageEncoder(len(contract.cameras), encoder_dim) if encoder_dim else None
         return cls(contract, config, projection, encoder)

@@ -1,17 +1,20 @@
-"""The critic's own look at the images, for what a policy's backbone leaves out.
+"""The critic's own image encoder, and what it learns from.
 
 A backbone that was trained to imitate keeps of an image what imitation needs; what it drops, no critic on top of it can
-see. This encoder is small, starts from new weights and learns from the recorded episodes, before the critic and apart
-from it: whether the episode will end in success, and where the robot is later on in those that do. The second is what
-makes it look for the object: a successful hand ends where the object was.
+see. This encoder is small, starts from new weights and is trained on the recorded episodes, before the critic and apart
+from it, to predict whether the episode will end in success, and where the robot is later on in those that do. The
+second makes it find the object: a successful hand ends where the object was. Neither needs labels.
 """
 
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from deas_vla.data.contract import Contract
+from deas_vla.data.episodes import Episode
 from deas_vla.errors import UserError
 
 # Images are brought to this many pixels a side first; the network is made for it.
@@ -20,13 +23,21 @@ SIDE = 64
 # most of the encoder's time.
 PATCH = 4
 CHANNELS = (32, 64)
+# Width of the heads' hidden layer.
+HIDDEN = 128
+# Later steps whose states are predicted, in chunks; the last step of the episode is always one.
+CHUNKS_AHEAD = (1, 2, 4)
+# Later states are cut off at this many standard deviations.
+LARGEST = 5.0
+# A column with a smaller standard deviation counts as constant.
+SMALLEST_STD = 1e-2
 
 
 @dataclass
-class VisionConfig:
+class ImageEncoderConfig:
     """The critic's own image encoder."""
 
-    # Numbers for each camera; 0: no such encoder, the critic sees the backbone's tokens only.
+    # Features for each camera; 0: no such encoder, the critic sees the backbone's tokens only.
     dim: int = 64
     # Weight of the error in where the robot will be, beside the error in success.
     future_weight: float = 3.0
@@ -36,18 +47,19 @@ class VisionConfig:
     max_shift: int = 4
 
     def __post_init__(self):
-        if self.dim < 0 or self.future_weight < 0 or self.max_shift < 0:
-            raise UserError("vision.dim, vision.future_weight and vision.max_shift must be at least 0")
+        for name in ("dim", "future_weight", "max_shift"):
+            if getattr(self, name) < 0:
+                raise UserError(f"image_encoder.{name}={getattr(self, name)} must be at least 0")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"vision.dropout={self.dropout} must be at least 0 and below 1")
+            raise UserError(f"image_encoder.dropout={self.dropout} must be at least 0 and below 1")
 
 
-class CriticVision(nn.Module):
+class ImageEncoder(nn.Module):
     """A convolutional encoder for each camera.
 
     Args:
         num_cameras: C.
-        dim: numbers for each camera.
+        dim: features for each camera.
     """
 
     def __init__(self, num_cameras: int, dim: int):
@@ -60,7 +72,7 @@ class CriticVision(nn.Module):
                 nn.GELU(),
                 nn.Conv2d(CHANNELS[0], CHANNELS[1], 3, stride=2, padding=1),
                 nn.GELU(),
-                # Flat, not pooled: each place has weights of its own, so places stay apart.
+                # Flat, not pooled: each position has weights of its own, so positions are told apart.
                 nn.Flatten(),
                 nn.Linear(CHANNELS[1] * side * side, dim),
             )
@@ -75,6 +87,17 @@ class CriticVision(nn.Module):
         parts = [network(_pixels(image)) for network, image in zip(self.cameras, images, strict=True)]
         return self.norm(torch.cat(parts, 1))
 
+    @torch.no_grad()
+    def standardise(self, features: Tensor) -> None:
+        """Shifts and scales the output to mean 0 and standard deviation 1, as it is in these (B, C·dim) features.
+
+        The backbone's components beside it have that scale, and a network learns from large inputs first.
+        """
+        std, mean = torch.std_mean(features, 0, correction=0)
+        std = std.clamp_min(SMALLEST_STD)
+        self.norm.weight.div_(std)
+        self.norm.bias.sub_(mean).div_(std)
+
 
 def _pixels(images: Tensor) -> Tensor:
     """(B, h, w, 3) uint8 to (B, 3, SIDE, SIDE) in [-1, 1]."""
@@ -84,70 +107,115 @@ def _pixels(images: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(pixels, SIDE)
 
 
+# ---- what it learns from ---------------------------------------------------------------------------------------
+
+
 @dataclass
-class VisionBatch:
+class FrameOutcomes:
+    """What came of F stored frames.
+
+    Attributes:
+        success: (F,) 1.0 where the episode ended in success.
+        labelled: (F,) 1.0 where predicting that teaches something: before the end of a rollout. Demonstrations are
+            chosen for their success.
+        future: (F, T) states at the later steps, of standard deviation 1 over successful episodes; constant columns
+            are 0.
+        future_known: (F,) 1.0 where the later states are worth predicting: in successful episodes.
+    """
+
+    success: Tensor
+    labelled: Tensor
+    future: Tensor
+    future_known: Tensor
+
+    @classmethod
+    def of(cls, episodes: list[Episode], contract: Contract, horizon: int) -> "FrameOutcomes":
+        """Of the frames of these episodes, in the order of their `FrameTable`.
+
+        Args:
+            episodes: as the frames were made from.
+            contract: normalises states.
+            horizon: H, control steps of a chunk.
+        """
+        success, labelled, later = [], [], []
+        for episode in episodes:
+            steps = episode.frame_steps
+            success.append(np.full(len(steps), episode.terminated))
+            labelled.append((steps < episode.length) & (episode.source == "rollout"))
+            ahead = [np.minimum(steps + chunks * horizon, episode.length) for chunks in CHUNKS_AHEAD]
+            ahead.append(np.full(len(steps), episode.length))
+            later.append(episode.states[np.stack(ahead, 1)])
+        success, labelled = (torch.from_numpy(np.concatenate(flags)) for flags in (success, labelled))
+        states = contract.normalize_state(torch.from_numpy(np.concatenate(later))).flatten(1)
+        good = states[success] if success.any() else states
+        std = good.std(0, unbiased=False)
+        scale = torch.where(std > SMALLEST_STD, 1 / std.clamp_min(SMALLEST_STD), 0.0)
+        future = ((states - good.mean(0)) * scale).clamp(-LARGEST, LARGEST)
+        return cls(success.float(), labelled.float(), future, success.float())
+
+
+@dataclass
+class ImageBatch:
     """B frames of recorded episodes, and what came of them.
 
     Attributes:
         images: C tensors (B, h, w, 3) uint8.
         state: (B, S) normalised.
-        won: (B,) 1.0 where the episode ended in success.
-        won_weight: (B,) how much that counts.
+        success: (B,) 1.0 where the episode ended in success.
+        success_weight: (B,) how much that counts.
         future: (B, T) normalised states of the robot at later steps.
         future_weight: (B,) how much those count.
     """
 
     images: list[Tensor]
     state: Tensor
-    won: Tensor
-    won_weight: Tensor
+    success: Tensor
+    success_weight: Tensor
     future: Tensor
     future_weight: Tensor
 
-    def to(self, device: torch.device | str) -> "VisionBatch":
+    def to(self, device: torch.device | str) -> "ImageBatch":
         """The batch on another device."""
         moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "images"}
-        return VisionBatch(
+        return ImageBatch(
             images=[image.to(device) for image in self.images],
             **{name: tensor.to(device) for name, tensor in moved.items()},
         )
 
 
-class VisionLearning(nn.Module):
+class ImageEncoderLearning(nn.Module):
     """The encoder and the two heads it learns with; the heads are left behind.
 
     Args:
-        vision: what is trained.
+        encoder: what is trained.
         config: the weight of the second loss.
         state_dim: S.
         future_dim: T.
     """
 
-    HIDDEN = 128
-
-    def __init__(self, vision: CriticVision, config: VisionConfig, state_dim: int, future_dim: int):
+    def __init__(self, encoder: ImageEncoder, config: ImageEncoderConfig, state_dim: int, future_dim: int):
         super().__init__()
-        self.vision, self.config = vision, config
-        width = len(vision.cameras) * vision.dim + state_dim
-        self.won = self._head(width, 1)
+        self.encoder, self.config = encoder, config
+        width = len(encoder.cameras) * encoder.dim + state_dim
+        self.success = self._head(width, 1)
         self.future = self._head(width, future_dim)
 
     def _head(self, inputs: int, outputs: int) -> nn.Sequential:
         return nn.Sequential(
-            nn.Linear(inputs, self.HIDDEN),
-            nn.LayerNorm(self.HIDDEN),
+            nn.Linear(inputs, HIDDEN),
+            nn.LayerNorm(HIDDEN),
             nn.GELU(),
             nn.Dropout(self.config.dropout),
-            nn.Linear(self.HIDDEN, outputs),
+            nn.Linear(HIDDEN, outputs),
         )
 
-    def forward(self, batch: VisionBatch) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """Cross-entropy of success plus weighted squared error of the later states: loss and metrics."""
-        seen = torch.cat([self.vision(batch.images), batch.state], 1)
-        won = functional.binary_cross_entropy_with_logits(
-            self.won(seen).squeeze(1), batch.won, weight=batch.won_weight
+        inputs = torch.cat([self.encoder(batch.images), batch.state], 1)
+        success = functional.binary_cross_entropy_with_logits(
+            self.success(inputs).squeeze(1), batch.success, weight=batch.success_weight
         )
-        apart = (self.future(seen) - batch.future).square().mean(1)
-        future = (apart * batch.future_weight).mean()
-        loss = won + self.config.future_weight * future
-        return loss, {"won_loss": won.detach(), "future_loss": future.detach()}
+        error = (self.future(inputs) - batch.future).square().mean(1)
+        future = (error * batch.future_weight).mean()
+        loss = success + self.config.future_weight * future
+        return loss, {"success_loss": success.detach(), "future_loss": future.detach()}

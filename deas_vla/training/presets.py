@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.errors import UserError, unknown
-from deas_vla.features.image_encoder import VisionConfig
+from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.features.pooling import FeatureConfig
 from deas_vla.training.loop import TrainingConfig
 
@@ -27,7 +27,7 @@ class Preset:
 
     critic: CriticConfig
     features: FeatureConfig
-    image_encoder: VisionConfig
+    image_encoder: ImageEncoderConfig
     training: TrainingConfig
     image_encoder_training: TrainingConfig
 
@@ -45,7 +45,7 @@ def default() -> Preset:
     return Preset(
         critic=CriticConfig(),
         features=FeatureConfig(),
-        image_encoder=VisionConfig(),
+        image_encoder=ImageEncoderConfig(),
         training=TrainingConfig(
             steps=2500, batch_size=256, learning_rate=1e-3, weight_decay=1e-4, log_every=100
         ),
@@ -78,7 +78,7 @@ def published() -> Preset:
             polyak=0.005, future_weight=0.0, dropout=0.0,
         ),
         features=FeatureConfig(grid=0, dim=0),
-        image_encoder=VisionConfig(dim=0),
+        image_encoder=ImageEncoderConfig(dim=0),
         training=TrainingConfig(
             steps=30_000, batch_size=32, learning_rate=1e-4, warmup=0.0, cosine=False, weight_decay=0.0,
             gradient_clip=0.0, log_every=100,

@@ -32,19 +32,19 @@ class Score:
     worst: float
 
 
-def score(opinions: np.ndarray, returns: np.ndarray, success: np.ndarray, scene: np.ndarray) -> Score:
+def score(q_values: np.ndarray, returns: np.ndarray, success: np.ndarray, scene: np.ndarray) -> Score:
     """Judges scores of candidates.
 
     Args:
-        opinions: (C, D, N) scores by C critics.
+        q_values: (C, D, N) scores by C critics.
         returns: (D, N, K) return of each continuation.
         success: (D, N, K) bool.
         scene: (D,) what the bootstrap resamples.
     """
     monte_carlo, rate = returns.mean(2), success.mean(2)
-    rankings = [rank_against_oracle(one, monte_carlo, scene, resamples=RESAMPLES) for one in opinions]
-    chosen = _chosen_by_each(opinions, rate) - rate.mean(1)
-    worst = _chosen_by_each(-opinions, rate) - rate.mean(1)
+    rankings = [rank_against_oracle(one, monte_carlo, scene, resamples=RESAMPLES) for one in q_values]
+    chosen = _chosen_by_each(q_values, rate) - rate.mean(1)
+    worst = _chosen_by_each(-q_values, rate) - rate.mean(1)
     possible = _possible(returns, success)
     low, high = np.mean([ranking.spearman_ci95 or (np.nan, np.nan) for ranking in rankings], 0)
     return Score(
@@ -57,13 +57,13 @@ def score(opinions: np.ndarray, returns: np.ndarray, success: np.ndarray, scene:
     )
 
 
-def gain_over(opinions: np.ndarray, others: np.ndarray, success: np.ndarray, scene: np.ndarray) -> dict:
+def gain_over(q_values: np.ndarray, others: np.ndarray, success: np.ndarray, scene: np.ndarray) -> dict:
     """How much more choosing by these critics gains than by others, in the same decisions.
 
     The luck of a decision is in both and cancels: the interval is narrower than those of the two gains.
 
     Args:
-        opinions, others: (C, D, N) and (C', D, N) scores.
+        q_values, others: (C, D, N) and (C', D, N) scores.
         success: (D, N, K) bool.
         scene: (D,) what the bootstrap resamples.
 
@@ -71,7 +71,7 @@ def gain_over(opinions: np.ndarray, others: np.ndarray, success: np.ndarray, sce
         ``difference``, a share, and ``ci95``.
     """
     rate = success.mean(2)
-    more = _chosen_by_each(opinions, rate) - _chosen_by_each(others, rate)
+    more = _chosen_by_each(q_values, rate) - _chosen_by_each(others, rate)
     return {"difference": float(more.mean()), "ci95": _interval(more, scene)}
 
 
@@ -128,9 +128,9 @@ def _chosen(scores: np.ndarray, rate: np.ndarray) -> np.ndarray:
     return (rate * best).sum(1) / best.sum(1)
 
 
-def _chosen_by_each(opinions: np.ndarray, rate: np.ndarray) -> np.ndarray:
+def _chosen_by_each(q_values: np.ndarray, rate: np.ndarray) -> np.ndarray:
     """(C, D, N) scores to the (D,) mean over critics of `_chosen`."""
-    return np.mean([_chosen(one, rate) for one in opinions], 0)
+    return np.mean([_chosen(one, rate) for one in q_values], 0)
 
 
 def _possible(returns: np.ndarray, success: np.ndarray) -> np.ndarray:

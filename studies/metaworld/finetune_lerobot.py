@@ -29,7 +29,7 @@ from deas_vla.envs.rendering import choose_gl
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
 from deas_vla.export.run import ExportConfig, export_run
-from deas_vla.features.image_encoder import VisionConfig
+from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.features.pooling import FeatureConfig
 from deas_vla.files import write_json
 from deas_vla.launch import run_recipe
@@ -46,8 +46,8 @@ from recipes.finetune_robocasa import small_critic
 from recipes.train_critic import (
     TrainCriticConfig,
     critic_training_defaults,
+    image_encoder_training_defaults,
     train_critic,
-    vision_training_defaults,
 )
 from studies.metaworld.lerobot_section import (
     OURS,
@@ -108,9 +108,9 @@ class FinetuneLerobotConfig(SimulatorConfig):
     # From the policy's tokens to the critic's features.
     features: FeatureConfig = field(default_factory=lambda: FeatureConfig(dim=128))
     # The critic's own image encoder.
-    vision: VisionConfig = field(default_factory=VisionConfig)
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     # Its optimisation, before the critic's.
-    vision_training: TrainingConfig = field(default_factory=vision_training_defaults)
+    image_encoder_training: TrainingConfig = field(default_factory=image_encoder_training_defaults)
     # The critic and its losses.
     critic: CriticConfig = field(default_factory=small_critic)
     # The critic's optimisation.
@@ -368,8 +368,8 @@ def main(config: FinetuneLerobotConfig) -> None:
             policy=policy,
             seed=seed,
             features=config.features,
-            vision=config.vision,
-            vision_training=config.vision_training,
+            image_encoder=config.image_encoder,
+            image_encoder_training=config.image_encoder_training,
             critic=config.critic,
             training=config.critic_training,
         ),

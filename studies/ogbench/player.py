@@ -84,10 +84,10 @@ class Player:
         noise = torch.stack([candidate_noise(k.seed, k.scene, k.sample, k.decision, *shape) for k in keys])
         chunks = self.agent.propose(observations, self.selection.noise_scale * noise)
         scored = chunks[:, :, : self.execute] if self.agent.scores_parts else chunks
-        opinions = self.agent.opinions(observations, scored)
+        q_values = self.agent.q_values(observations, scored)
         played = chunks[:, :, : self.execute]
-        index = select(self.selection, self.method.rule, opinions, scored, keys)
+        index = select(self.selection, self.method.rule, q_values, scored, keys)
         rows = torch.arange(len(index))
-        if opinions is None:
+        if q_values is None:
             return Decision(played[rows, index], None, None)
-        return Decision(played[rows, index], opinions.amin(0)[rows, index], self.agent.value(observations))
+        return Decision(played[rows, index], q_values.amin(0)[rows, index], self.agent.value(observations))

@@ -19,11 +19,16 @@ from studies.ablations import policy as policy_ablation
 pytestmark = [pytest.mark.slow, pytest.mark.sim, pytest.mark.timeout(900)]
 
 SIMULATOR = ["--tasks=lift", "--workers=0", "--parallel_episodes=3", "--simulator.horizon=48"]
-SMALL_CRITIC = ["--critic.hidden_dim=32", "--critic.num_layers=2", "--features.dim=8", "--vision.dim=8"]
+SMALL_CRITIC = [
+    "--critic.hidden_dim=32",
+    "--critic.num_layers=2",
+    "--features.dim=8",
+    "--image_encoder.dim=8",
+]
 BRIEF = ["--training.steps=4", "--training.batch_size=8"]
 RUN = [
     *SIMULATOR, *SMALL_CRITIC, "--demos.episodes=4", "--bc.steps=4", "--bc.batch_size=8", "--rollouts.episodes=6",
-    "--vision_training.steps=6", "--vision_training.batch_size=8", "--critic_training.steps=6",
+    "--image_encoder_training.steps=6", "--image_encoder_training.batch_size=8", "--critic_training.steps=6",
     "--critic_training.batch_size=16", "--improvement.steps=4", "--improvement.batch_size=8",
 ]  # fmt: skip
 
@@ -77,8 +82,8 @@ def test_ways_to_fine_tune_become_a_table(run, tmp_path, monkeypatch, capsys):
 
 
 def test_critics_become_a_table(run, tmp_path, monkeypatch, capsys):
-    brief = ["--training.steps=4", "--training.batch_size=16", "--vision_training.steps=4"]
-    brief += [*SMALL_CRITIC, "--vision_training.batch_size=8"]
+    brief = ["--training.steps=4", "--training.batch_size=16", "--image_encoder_training.steps=4"]
+    brief += [*SMALL_CRITIC, "--image_encoder_training.batch_size=8"]
     monkeypatch.setattr(
         critic_ablation,
         "VARIANTS",

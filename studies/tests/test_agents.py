@@ -284,14 +284,14 @@ def test_dqc_what_is_not_played_yet_is_not_seen():
     agent = make("dqc", lengths=[1, 3], value_length=3)
     state, chunks = torch.rand(4, S), torch.rand(4, 6, 5, A)
     for length in (1, 3, 5):
-        opinion = agent.opinions(state, chunks[:, :, :length])
-        assert opinion.shape == (2, 4, 6)
+        value = agent.q_values(state, chunks[:, :, :length])
+        assert value.shape == (2, 4, 6)
     # A beginning that was played is told from one that is cut off, also where its actions are zero.
     zeros = torch.zeros(4, 6, 2, A)
-    longer = agent.opinions(state, torch.cat([chunks[:, :, :1], zeros], 2))
-    assert not torch.allclose(agent.opinions(state, chunks[:, :, :1]), longer)
+    longer = agent.q_values(state, torch.cat([chunks[:, :, :1], zeros], 2))
+    assert not torch.allclose(agent.q_values(state, chunks[:, :, :1]), longer)
     with pytest.raises(UserError, match=r"can play 1, 3, 5 actions of a chunk, not 2: train it with 2 among"):
-        agent.opinions(state, chunks[:, :, :2])
+        agent.q_values(state, chunks[:, :, :2])
 
 
 @pytest.mark.parametrize(
@@ -380,9 +380,9 @@ def test_save_and_load(name, tmp_path):
     torch.testing.assert_close(other.propose(state, noise), chunks)
     # The first of many candidates are what few would be.
     torch.testing.assert_close(agent.propose(state, noise[:, :1]), chunks[:, :1])
-    opinions = agent.opinions(state, chunks)
-    assert opinions.shape == (2, 4, 3)
-    torch.testing.assert_close(other.opinions(state, chunks), opinions)
+    q_values = agent.q_values(state, chunks)
+    assert q_values.shape == (2, 4, 3)
+    torch.testing.assert_close(other.q_values(state, chunks), q_values)
     assert (agent.value(state) is None) == (name in COUPLED)
 
     with pytest.raises(UserError, match="another configuration"):

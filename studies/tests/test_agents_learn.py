@@ -30,7 +30,7 @@ def test_training_fits_the_targets_and_the_target_networks_follow(name):
         optimizer.zero_grad()
         agent.after_step()
         assert not any(value.requires_grad or value.ndim for value in metrics.values())
-        q = agent.opinions(batch.observation, batch.chunk.unsqueeze(1)).squeeze(2)
+        q = agent.q_values(batch.observation, batch.chunk.unsqueeze(1)).squeeze(2)
         losses.append((q - batch.returns).square().mean().item())
     assert losses[-1] < 0.3 * losses[0]
     assert copies
@@ -57,7 +57,7 @@ def test_qc_learns_a_chain_and_its_optimism_grows_with_n():
             optimizer.zero_grad()
             agent.after_step()
         chunks = torch.zeros(1, 1, horizon, A)
-        values[samples] = agent.opinions(torch.ones(1, S), chunks).mean().item()
+        values[samples] = agent.q_values(torch.ones(1, S), chunks).mean().item()
     # Q(s, 0) = −1/2 + 1/2 V; V = r̄ + 1/2 V with r̄ the mean reward of the chosen chunk.
     noise = torch.randn(20000, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
     for samples, value in values.items():
@@ -109,8 +109,8 @@ def test_dqc_partial_critic_is_optimistic_over_continuations(name, value_length)
         optimizer.zero_grad()
         agent.after_step()
 
-    def opinion(length):
-        return agent.opinions(state, chunks[:, None, :length]).squeeze(2)
+    def value(length):
+        return agent.q_values(state, chunks[:, None, :length]).squeeze(2)
 
     best = 0.8 * -1 + 0.2 * -5
     expected = {
@@ -121,7 +121,7 @@ def test_dqc_partial_critic_is_optimistic_over_continuations(name, value_length)
         4: [-1.0, -5.0, -4.0],
     }
     for length, values in expected.items():
-        torch.testing.assert_close(opinion(length), torch.tensor(values).expand(2, -1), atol=0.25, rtol=0)
+        torch.testing.assert_close(value(length), torch.tensor(values).expand(2, -1), atol=0.25, rtol=0)
     # With τ = 1/2, V is the mean over what was recorded of the critic that it follows.
     mean = sum(expected[value_length]) / 3
     assert agent.value(state[:1]).item() == pytest.approx(mean, abs=0.25)
@@ -148,5 +148,5 @@ def test_behaviour_cloning_learns_both_modes_of_the_data():
     assert near.float().mean() > 0.85
     assert 0.35 < (chunks[0, near, 0, 0] > 0).float().mean() < 0.65
     assert ((chunks[1] - 0.2).abs() < 0.15).float().mean() > 0.9
-    assert clone.opinions(state, chunks) is None
+    assert clone.q_values(state, chunks) is None
     assert clone.value(state) is None

@@ -21,7 +21,8 @@ from studies.metaworld.finetune_lerobot import LAST, FinetuneLerobotConfig
 SMALL = (
     "--kind=smolvla", "--tasks=drawer-close-v3", "--simulator.camera_size=32", "--workers=0", "--demos.episodes=3",
     "--demos.frame_every=8", "--lerobot.steps=2", "--lerobot.batch_size=2", "--rollouts.episodes=3",
-    "--features.dim=4", "--vision.dim=4", "--vision_training.steps=2", "--vision_training.batch_size=4",
+    "--features.dim=4", "--image_encoder.dim=4", "--image_encoder_training.steps=2",
+    "--image_encoder_training.batch_size=4",
     "--critic_training.steps=2", "--critic_training.batch_size=4", "--evaluation.scenes=3",
     "--evaluation.num_candidates=3", "--evaluation.candidate_counts=3",
 )  # fmt: skip

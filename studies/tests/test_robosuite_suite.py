@@ -19,8 +19,8 @@ from studies.robosuite import suite as robosuite_suite
 TINY = (
     "--workers=0 --demos.episodes=4 --bc.steps=4 --bc.batch_size=8 --policy.layers=2 "
     "--policy.embedded.vision_layers=1 --policy.embedded.text_layers=1 --rollouts.episodes=6 --parallel_episodes=3 "
-    "--simulator.horizon=48 --critic.hidden_dim=32 --critic.num_layers=2 --features.dim=8 --vision.dim=8 "
-    "--vision_training.steps=6 --vision_training.batch_size=8 --critic_training.steps=6 "
+    "--simulator.horizon=48 --critic.hidden_dim=32 --critic.num_layers=2 --features.dim=8 --image_encoder.dim=8 "
+    "--image_encoder_training.steps=6 --image_encoder_training.batch_size=8 --critic_training.steps=6 "
     "--critic_training.batch_size=16 --improvement.steps=4 --improvement.batch_size=8 --evaluation.scenes=2 "
     "--evaluation.samples=1 --evaluation.num_candidates=2 --evaluation.candidate_counts=1,2 "
     "--evaluation.oracle_scenes=1 --evaluation.video=false"
@@ -58,10 +58,10 @@ def test_two_rounds_and_two_baselines_become_a_page(tmp_path, capsys):
     assert settings["settings"]["skip"] == 6 and "advantage_weighted" in settings["sources"]["policy"]
     critic = json.loads((run / "critic_2" / "settings.json").read_text())
     assert set(critic["inputs"]) == {"demonstrations", "rollouts", "rollouts_2", "policy"}
-    # Q-chunking sees through the same eyes: nothing was computed twice. Single steps have rollouts of their own, in
+    # Q-chunking sees through the same encoders: nothing was computed twice. Single steps have rollouts of their own, in
     # which every step joins the next.
-    eyes = list((run / "features").glob("vision-*"))
-    assert len(eyes) == 3
+    encoders = list((run / "features").glob("image-encoder-*"))
+    assert len(encoders) == 3
     dense = json.loads((run / "dense_rollouts" / "settings.json").read_text())["settings"]
     assert (dense["skip"], dense["rollouts"]["episodes"], dense["rollouts"]["frame_every"]) == (12, 1, 1)
     steps = json.loads((run / "iql_critic" / "validation.json").read_text())["data"]

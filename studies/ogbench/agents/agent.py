@@ -82,7 +82,7 @@ class Agent(nn.Module):
         backup: n, steps of the return before the bootstrap.
         reward_discount: γ₁.
         bootstrap_discount: γ₂.
-        scores_parts: whether `opinions` takes only as many actions of a chunk as will be played.
+        scores_parts: whether `q_values` takes only as many actions of a chunk as will be played.
     """
 
     scores_parts: bool = False
@@ -116,7 +116,7 @@ class Agent(nn.Module):
         """(B, S) standardised states and (B, N, H, A) noise to (B, N, H, A) candidate chunks in [-1, 1]."""
         return self.behaviour.sample(observation, noise)
 
-    def opinions(self, observation: Tensor, chunks: Tensor) -> Tensor | None:
+    def q_values(self, observation: Tensor, chunks: Tensor) -> Tensor | None:
         """(B, S) states and (B, N, h, A) chunks to (K, B, N) values, one by each network; None without a critic."""
         return None
 

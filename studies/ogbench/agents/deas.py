@@ -68,7 +68,7 @@ class DeasAgent(CriticAgent):
     def after_step(self) -> None:
         self.critic.update_target()
 
-    def opinions(self, observation: Tensor, chunks: Tensor) -> Tensor:
+    def q_values(self, observation: Tensor, chunks: Tensor) -> Tensor:
         return self.critic.q_values(no_features(observation), observation, chunks)
 
     def value(self, observation: Tensor) -> Tensor:

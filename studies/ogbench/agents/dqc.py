@@ -140,7 +140,7 @@ class DqcAgent(CriticAgent):
         follow(self.target.parameters(), self._followed.parameters(), self.critic_config.polyak)
 
     @torch.no_grad()
-    def opinions(self, observation: Tensor, chunks: Tensor) -> Tensor:
+    def q_values(self, observation: Tensor, chunks: Tensor) -> Tensor:
         """(B, S) states and (B, N, h, A) first actions to (K, B, N) values; h is H or a trained length.
 
         Raises:

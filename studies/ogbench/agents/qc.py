@@ -115,7 +115,7 @@ class QAgent(CriticAgent):
         follow(self.target_q.parameters(), self.q.parameters(), self.critic_config.polyak)
 
     @torch.no_grad()
-    def opinions(self, observation: Tensor, chunks: Tensor) -> Tensor:
+    def q_values(self, observation: Tensor, chunks: Tensor) -> Tensor:
         return self.head.mean(self.q(observation, chunks.flatten(2)))
 
     def together(self, network: EnsembleMLP, observation: Tensor, chunks: Tensor) -> Tensor:

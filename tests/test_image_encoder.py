@@ -10,15 +10,11 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
 from deas_vla.features.cache import ImageCache
 from deas_vla.features.features import Features, fit_projection
-from deas_vla.features.image_encoder import CriticVision, VisionConfig
+from deas_vla.features.image_encoder import CHUNKS_AHEAD, FrameOutcomes, ImageEncoder, ImageEncoderConfig
 from deas_vla.features.pooling import FeatureConfig
 from deas_vla.training import image_encoder as training_of
 from deas_vla.training.features import stored_features
-from deas_vla.training.image_encoder import (
-    CHUNKS_AHEAD,
-    FrameOutcomes,
-    trained_vision,
-)
+from deas_vla.training.image_encoder import train_image_encoder
 from deas_vla.training.loop import TrainingConfig
 
 pytestmark = pytest.mark.unit
@@ -45,9 +41,9 @@ def episodes():
 def learn(episodes, folder, seen=None, **training):
     frames = FrameTable.of(episodes)
     plan = {"steps": 80, "batch_size": 32, "learning_rate": 3e-3, "checkpoint_every": 10} | training
-    return trained_vision(
+    return train_image_encoder(
         Accelerator(cpu=True),
-        VisionConfig(dim=8, max_shift=0),
+        ImageEncoderConfig(dim=8, max_shift=0),
         TrainingConfig(**plan),
         episodes,
         frames,
@@ -67,11 +63,11 @@ def test_what_came_of_a_frame():
         example_episode(rng, 9, True, frames=[3], source="demonstration"),
     ]
     outcomes = FrameOutcomes.of(episodes, CONTRACT, HORIZON)
-    assert outcomes.won.tolist() == outcomes.known.tolist() == [1, 1, 1, 0, 0, 1]
-    assert outcomes.judged.tolist() == [1, 1, 0, 1, 0, 0]  # neither ends nor demonstrations
+    assert outcomes.success.tolist() == outcomes.future_known.tolist() == [1, 1, 1, 0, 0, 1]
+    assert outcomes.labelled.tolist() == [1, 1, 0, 1, 0, 0]  # neither ends nor demonstrations
     columns = 3 * (len(CHUNKS_AHEAD) + 1)
     assert outcomes.future.shape == (6, columns)
-    good = outcomes.future[outcomes.won.bool()]
+    good = outcomes.future[outcomes.success.bool()]
     assert torch.allclose(good.mean(0), torch.zeros(columns), atol=1e-5)
     # Of the last frame, every later state is the last one; of the first, each is another.
     last = torch.tensor(episodes[0].states[[4, 8, 10, 10]])
@@ -84,24 +80,24 @@ def test_what_came_of_a_frame():
 
 def test_columns_that_never_differ_are_not_learned(episodes):
     outcomes = FrameOutcomes.of(episodes, CONTRACT, HORIZON)
-    assert (outcomes.future.view(len(outcomes.won), -1, 3)[..., 2] == 0).all()
+    assert (outcomes.future.view(len(outcomes.success), -1, 3)[..., 2] == 0).all()
 
 
-def test_its_numbers_have_mean_0_and_spread_1(episodes, tmp_path):
+def test_its_output_has_mean_0_and_standard_deviation_1(episodes, tmp_path):
     frames = FrameTable.of(episodes)
-    vision = learn(episodes, tmp_path, torch.ones(len(frames), dtype=torch.bool))
+    encoder = learn(episodes, tmp_path, torch.ones(len(frames), dtype=torch.bool))
     with torch.no_grad():
-        seen = vision([frames.images[camera.name] for camera in CONTRACT.cameras])
+        seen = encoder([frames.images[camera.name] for camera in CONTRACT.cameras])
     spread, mean = torch.std_mean(seen, 0, correction=0)
     torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
     torch.testing.assert_close(spread, torch.ones_like(spread), atol=1e-3, rtol=0)
 
 
-def test_it_sees_where_the_hand_will_be(episodes, tmp_path):
+def test_it_learns_where_the_hand_will_be(episodes, tmp_path):
     """On episodes that it never saw: the square's place can be read off the features, off new weights' less so."""
     frames = FrameTable.of(episodes)
     held_out = frames.episode >= 30
-    vision = learn(episodes, tmp_path, ~held_out)
+    encoder = learn(episodes, tmp_path, ~held_out)
     place = torch.tensor(np.stack([e.states[-1, :2] for e in episodes]))[frames.episode]
 
     def error(encoder) -> float:
@@ -112,21 +108,21 @@ def test_it_sees_where_the_hand_will_be(episodes, tmp_path):
         return float((seen[held_out] @ weights - place[held_out]).square().mean().sqrt())
 
     torch.manual_seed(0)
-    untrained = error(CriticVision(2, 8).eval())
-    assert error(vision) < 0.7 * untrained and error(vision) < 2.0
+    untrained = error(ImageEncoder(2, 8).eval())
+    assert error(encoder) < 0.7 * untrained and error(encoder) < 2.0
 
 
 def test_rule_12_a_killed_training_ends_the_same(episodes, tmp_path, monkeypatch):
     whole = learn(episodes, tmp_path / "whole", steps=25)
 
-    class Killed(training_of.VisionBatches):
+    class Killed(training_of.ImageBatches):
         def __call__(self, step):
             if step == 17:
                 raise KeyboardInterrupt
             return super().__call__(step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_of, "VisionBatches", Killed)
+        patch.setattr(training_of, "ImageBatches", Killed)
         with pytest.raises(KeyboardInterrupt):
             learn(episodes, tmp_path / "killed", steps=25)
     resumed = learn(episodes, tmp_path / "killed", steps=25)
@@ -144,18 +140,18 @@ def test_rule_12_a_killed_training_ends_the_same(episodes, tmp_path, monkeypatch
 def test_without_rollouts_there_is_nothing_to_learn(episodes, tmp_path):
     for episode in episodes:
         episode.source = "demonstration"
-    with pytest.raises(UserError, match=r"vision\.dim=0"):
+    with pytest.raises(UserError, match=r"image_encoder\.dim=0"):
         learn(episodes, tmp_path)
 
 
-def test_stored_frames_are_looked_at_once_and_seen_as_live_ones(episodes, tmp_path, monkeypatch):
+def test_stored_images_are_encoded_once_and_as_live_ones(episodes, tmp_path, monkeypatch):
     frames, accelerator = FrameTable.of(episodes), Accelerator(cpu=True)
     pooled = torch.randn(len(frames), 6, generator=torch.Generator().manual_seed(0))
     projection = fit_projection(pooled, 4)
 
     def features(seed: int) -> Features:
         torch.manual_seed(seed)
-        return Features(CONTRACT, FeatureConfig(dim=4), projection, CriticVision(2, 8))
+        return Features(CONTRACT, FeatureConfig(dim=4), projection, ImageEncoder(2, 8))
 
     cached = stored_features(accelerator, features(0), pooled, frames, tmp_path)
     torch.testing.assert_close(cached, features(0).of_pooled(pooled, frames.images), rtol=1e-5, atol=1e-5)
@@ -173,8 +169,8 @@ def test_stored_frames_are_looked_at_once_and_seen_as_live_ones(episodes, tmp_pa
 
 @pytest.mark.parametrize("side", [16, 64, 100])
 def test_images_of_any_size(side):
-    vision = CriticVision(2, 5).eval()
+    encoder = ImageEncoder(2, 5).eval()
     images = [torch.randint(0, 256, (3, side, side + 8, 3), dtype=torch.uint8) for _ in range(2)]
-    assert vision(images).shape == (3, 10)
+    assert encoder(images).shape == (3, 10)
     with pytest.raises(ValueError, match="made for 2"):
-        vision(images[:1])
+        encoder(images[:1])
