@@ -83,7 +83,7 @@ class Comparison:
         episodes = [random_episode(rng, 80, i % 2 == 0) for i in range(8)]
         torch.manual_seed(0)
         self.batch_size = batch_size
-        config = SmallVLAConfig(embedded=backbone, encode_group=32)
+        config = SmallVLAConfig(embedded=backbone, encode_batch=32)
         self.policy = SmallVLAPolicy(config, contract, ["lift the red cube"]).eval()
         self.config = FeatureConfig()
         self.frames = FrameTable.of(episodes)

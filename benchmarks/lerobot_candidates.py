@@ -62,8 +62,8 @@ def shared(policy: LeRobotPolicy, observation: Observation, noise: torch.Tensor)
 
 def repeated(policy: LeRobotPolicy, observation: Observation, noise: torch.Tensor) -> torch.Tensor:
     parts = policy._encode(observation[[0] * len(noise)])
-    actions = policy.family.sample(
-        {name.removeprefix("memory."): value for name, value in parts.items()}, policy.family.widened(noise)
+    actions = policy.adapter.sample(
+        {name.removeprefix("memory."): value for name, value in parts.items()}, policy.adapter.widened(noise)
     )
     return policy.processors.commands(actions, observation.state.expand(len(noise), -1))
 

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from deas_vla.errors import UserError
+
 # Begins the note on an error that happened while a file was written; the file's path follows.
 WRITING = "while writing "
 # Ends the name under which a process writes, which is .NAME.PROCESS.partial.
@@ -56,6 +58,21 @@ def write_json(path: Path, value: object) -> None:
     """Writes JSON, whole or not at all."""
     with atomic_path(path) as temporary:
         temporary.write_text(json.dumps(value, indent=1) + "\n")
+
+
+def read_json(path: Path) -> dict:
+    """A JSON object from a file.
+
+    Raises:
+        UserError: if there is none: the file is missing, cut off or holds something else.
+    """
+    try:
+        value = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: missing, cut off or damaged ({error})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: not a JSON object")
+    return value
 
 
 def sha256_of(path: Path) -> str:

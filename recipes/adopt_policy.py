@@ -22,7 +22,6 @@ from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.files import sha256_of
 from deas_vla.launch import run_recipe
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
-from deas_vla.policies.registry import save_policy
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage
 
@@ -50,7 +49,7 @@ def adopt_policy(accelerator: Accelerator, config: AdoptPolicyConfig) -> None:
     def work(folder: Path) -> None:
         policy = LeRobotPolicy.load(checkpoint, contract, config.feature or None)
         require_same_names(policy, dataset)
-        save_policy(policy, folder / "policy")
+        policy.save(folder / "policy")
 
     settings = {
         "checkpoint": sha256_of(checkpoint),

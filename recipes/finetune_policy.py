@@ -18,10 +18,12 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-from deas_vla.config import to_json
+from deas_vla.config import from_json, to_json
+from deas_vla.data.contract import Contract
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Options, RewardSpec, build_options
 from deas_vla.errors import UserError
+from deas_vla.files import read_json
 from deas_vla.improvement.advantage_weighted import (
     AdvantageWeighting,
     advantage_weights,
@@ -34,9 +36,8 @@ from deas_vla.improvement.filtered_bc import demonstration_weights, filtered_bc_
 from deas_vla.improvement.imitation import Examples, FlowImitation, ImitationBatches
 from deas_vla.launch import run_recipe
 from deas_vla.policies.chunk_policy import ChunkPolicy
-from deas_vla.policies.registry import load_policy, save_policy
+from deas_vla.policies.registry import POLICIES, load_policy
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
-from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.rollouts.collect import collected
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.features import encode_frames
@@ -85,8 +86,12 @@ class FinetunePolicyConfig:
     freeze_encoder: bool = True
     # Chooses the initial weights and the order of the data.
     seed: int = 1
-    # The model; not read when starting from a policy.
+    # What a new policy is: a registered name, MODULE:NAME or FILE.py:NAME; not read when starting from a policy.
+    policy_type: str = "small_vla"
+    # The model, for the type small_vla.
     policy: SmallVLAConfig = field(default_factory=SmallVLAConfig)
+    # JSON file with the model's settings, for another type; empty: its defaults.
+    policy_settings: str = ""
     # The optimisation.
     training: ImitationConfig = field(default_factory=ImitationConfig)
     # How advantages become weights; only for advantage_weighted.
@@ -109,7 +114,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
             if config.freeze_encoder:
                 policy.freeze_encoder()
         else:
-            policy = SmallVLAPolicy(config.policy, contract, sorted({e.instruction for e in episodes}))
+            policy = new_policy(config, contract, sorted({episode.instruction for episode in episodes}))
         policy.to(accelerator.device)
         frames = FrameTable.of(episodes)
         # Rewards and discounts matter to critics only; imitation needs the chunks.
@@ -136,10 +141,20 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
             accelerator, FlowImitation(policy), batches, config.training, folder, name=folder.name, seed=config.seed
         )  # fmt: skip
         if accelerator.is_main_process:
-            save_policy(policy, folder / "policy")
+            policy.save(folder / "policy")
 
     settings = to_json(config) | dict.fromkeys((*others, "rollouts", "output", "cache"))
     run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
+
+
+def new_policy(config: FinetunePolicyConfig, contract: Contract, instructions: list[str]) -> ChunkPolicy:
+    """A policy of the type that is asked for, with new weights."""
+    policy_class, settings = POLICIES.get(config.policy_type), config.policy
+    if not isinstance(settings, policy_class.Config or ()):
+        where = config.policy_settings
+        given = read_json(Path(where)) if where else {}
+        settings = from_json(policy_class.Config, given, where) if policy_class.Config else None
+    return policy_class.create(settings, contract, instructions)
 
 
 def what_to_imitate(

@@ -34,10 +34,10 @@ def own_chunks(policy: LeRobotPolicy, observation, noise: torch.Tensor) -> torch
         torch.manual_seed(3)
         chunk = inner._generate_actions(inner._prepare_batch(batch))
     elif inner.config.type in ("groot", "xvla"):
-        with GivenNoise(policy.family.widened(noise), first=True):
+        with GivenNoise(policy.adapter.widened(noise), first=True):
             chunk = inner.predict_action_chunk(batch)
     else:
-        chunk = inner.predict_action_chunk(batch, noise=policy.family.widened(noise))
+        chunk = inner.predict_action_chunk(batch, noise=policy.adapter.widened(noise))
     return policy.contract.normalize_action(policy.processors.postprocessor(chunk))
 
 
@@ -58,7 +58,7 @@ def own_loss(policy: LeRobotPolicy, observation, commands: torch.Tensor) -> tupl
     kind = inner.config.type
     if kind in ("smolvla", "pi0", "pi05"):
         noise, time = normal(count, H, A, seed=5), sample_time((count,), torch.Generator().manual_seed(5))
-        wide = policy.family.widened(noise)
+        wide = policy.adapter.widened(noise)
         if kind == "smolvla":
             return inner.forward(batch, noise=wide, time=1 - time)[0], noise[:, None], time[:, None]
         images, present = inner._preprocess_images(batch)
@@ -77,13 +77,13 @@ def own_loss(policy: LeRobotPolicy, observation, commands: torch.Tensor) -> tupl
         return loss, noise[:, None], 1 - level[:, None] ** (1 / TIME_BETA) / TIME_CUTOFF
     if kind == "groot":  # it draws noise, then times
         noise = normal(count, H, A, seed=5)
-        wide = widen(noise, H, policy.family.width)
+        wide = widen(noise, H, policy.adapter.width)
         torch.manual_seed(5)
         with GivenNoise(wide, first=True):
             loss = inner.forward(batch)[0]
         torch.manual_seed(5)
         torch.randn(wide.shape)
-        time = policy.family.head.sample_time(count, noise.device, noise.dtype)
+        time = policy.adapter.head.sample_time(count, noise.device, noise.dtype)
         return loss, noise[:, None], time[:, None]
     torch.manual_seed(5)
     batch["action_is_pad"] = torch.zeros(count, H, dtype=torch.bool)

@@ -19,11 +19,20 @@ def small_config(**changes) -> SmallVLAConfig:
     return SmallVLAConfig(**(values | changes))
 
 
+def trained(policy: torch.nn.Module) -> list[torch.nn.Parameter]:
+    return [parameter for parameter in policy.parameters() if parameter.requires_grad]
+
+
+def close(a: torch.Tensor, b: torch.Tensor, relative: float = 1e-5) -> bool:
+    """Whether two code paths agree in fp32: within 1e-5 of the largest value (design rules 1 and 14)."""
+    return a.shape == b.shape and (a - b).abs().max() <= relative * b.abs().max().clamp_min(1e-30)
+
+
 def shake(policy: SmallVLAPolicy, size: float = 0.1) -> SmallVLAPolicy:
     """Moves every trained weight: a new head is zero in places, where a mistake would not be seen."""
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():
-        for parameter in policy.trainable_parameters():
+        for parameter in trained(policy):
             parameter += size * torch.randn(parameter.shape, generator=generator)
     return policy
 

@@ -81,7 +81,7 @@ def forge_contract(folder: Path, contract: Contract) -> None:
     scorer.contract, scorer.encoder_fingerprint = contract, policy.encoder_fingerprint
     scorer.save(folder / "critic")
 
-    told = told_by_parts("groot", policy, scorer)
+    told = told_by_parts(policy, scorer)
     rewrite_json(folder / "manifest.json", lambda manifest: manifest.update(told))
     golden = Golden.load(folder / "golden.safetensors")
     golden.contract = contract.fingerprint

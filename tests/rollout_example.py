@@ -90,15 +90,12 @@ class LinePolicy(ChunkPolicy):
     def sample(self, context, noise):
         return noise + self.drift
 
-    def loss(self, context, chunks, noise, time, valid=None, reduction="none"):
+    def loss(self, context, chunks, noise, time, valid=None):
         raise NotImplementedError
 
     @property
     def encoder_fingerprint(self):
         return self.encoder.encoder_fingerprint
-
-    def save(self, folder):
-        raise NotImplementedError
 
 
 class MovesRight(Scorer):

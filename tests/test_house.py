@@ -53,9 +53,6 @@ STILL_UP = {
 }
 STILL_CIRCLES = {
     "deas_vla.improvement.best_of_n": "critic",
-    "deas_vla.policies.small_vla.checkpoint": "policies",
-    "deas_vla.policies.lerobot.batched": "policies",
-    "deas_vla.policies.lerobot.checkpoint": "policies",
     "deas_vla.export.export": "export",
 }
 STILL_TWICE = {

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deas_vla.errors import UserError
-from deas_vla.policies.lerobot.noise import GivenNoise, more_noise, noise_keys, widen
+from deas_vla.policies.lerobot.noise import GivenNoise, MoreNoise, seed_of, widen
 
 pytestmark = pytest.mark.unit
 
@@ -29,29 +29,40 @@ def test_rule_10_a_candidate_alone_gets_what_it_gets_among_others(rows, row, wid
 
 def test_derived_noise_is_normal_and_independent():
     noise = normal(20_000, 2, 3)
-    keys = noise_keys(noise)
-    assert len(keys.unique()) == len(keys)
-    draws = torch.cat([noise.flatten(1), *(more_noise(keys, i, (2,)) for i in range(3))], 1)
-    assert draws.mean(0).abs().max() < 0.03
-    assert (draws.var(0) - 1).abs().max() < 0.05
-    assert ((draws**4).mean(0) - 3).abs().max() < 0.3
-    correlation = torch.corrcoef(draws.T) - torch.eye(draws.shape[1])
+    more = MoreNoise(noise)
+    samples = torch.cat([noise.flatten(1), *(more(2) for _ in range(3))], 1)
+    assert samples.mean(0).abs().max() < 0.03
+    assert (samples.var(0) - 1).abs().max() < 0.05
+    assert ((samples**4).mean(0) - 3).abs().max() < 0.3
+    correlation = torch.corrcoef(samples.T) - torch.eye(samples.shape[1])
     assert correlation.abs().max() < 0.03
-    # Within one candidate's long draw as well.
-    long = more_noise(keys[:1], 5, (20_000,))[0]
+    # Within one candidate's long sample as well.
+    long = MoreNoise(noise[:1])(20_000)[0]
     assert abs(long.mean()) < 0.03 and abs(torch.corrcoef(torch.stack([long[1:], long[:-1]]))[0, 1]) < 0.03
     assert long.isfinite().all()
 
 
 def test_every_bit_of_the_noise_counts():
     noise = normal(1, 4, 2)
-    prints = {noise_keys(noise).item()}
+    first = {MoreNoise(noise)(1).item()}
+    seeds = {seed_of(noise)}
     for place in range(8):
         other = noise.clone().view(-1)
         other[place] = torch.nextafter(other[place], torch.tensor(9.0))
-        prints.add(noise_keys(other.view(1, 4, 2)).item())
-    prints.add(noise_keys(noise.flip(1)).item())
-    assert len(prints) == 10
+        first.add(MoreNoise(other.view(1, 4, 2))(1).item())
+        seeds.add(seed_of(other))
+    first.add(MoreNoise(noise.flip(1))(1).item())
+    assert len(first) == 10 and len(seeds) == 9
+
+
+def test_no_noise_stays_no_noise():
+    noise = normal(3, 4, 2)
+    noise[1] = 0
+    wide = widen(noise, 6, 3)
+    assert (wide[1] == 0).all() and (wide[[0, 2]].abs().amin((1, 2)) > 0).all()
+    with GivenNoise(noise, first=False):
+        drawn = torch.randn(3, 4, 2)
+    assert (drawn[1] == 0).all() and (drawn[0] != 0).all()
 
 
 def test_a_sampler_gets_the_noise_it_was_given():

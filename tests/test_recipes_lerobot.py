@@ -40,7 +40,7 @@ def run(tmp_path_factory) -> Path:
         ]
         write_dataset(run / name / "dataset", episodes, CONTRACT, f"local/{name}")
         write_json(run / name / "stage.json", {"fingerprint": name, "settings": {}})
-    diffusion(CONTRACT, resize_shape=(SIZE, SIZE)).save(run / "checkpoint")
+    diffusion(CONTRACT, resize_shape=(SIZE, SIZE)).save(run / "checkpoint", standalone=False)
     (run / "checkpoint" / "contract.json").unlink()
     return run
 
@@ -94,7 +94,7 @@ def test_a_checkpoint_of_another_robot_is_refused(run, tmp_path):
     other = example_contract(action=CONTRACT.action[:1] * 3, statistics=None)
     with pytest.raises(UserError, match=r"is not a folder that LeRobot wrote"):
         called(adopt_policy, adopt_policy.AdoptPolicyConfig, run, *ADOPT, f"--checkpoint={tmp_path}")
-    diffusion(other, resize_shape=(SIZE, SIZE)).save(tmp_path / "checkpoint")
+    diffusion(other, resize_shape=(SIZE, SIZE)).save(tmp_path / "checkpoint", standalone=False)
     (tmp_path / "checkpoint" / "contract.json").unlink()
     with pytest.raises(ContractMismatch, match="action: 3 columns against 2"):
         called(

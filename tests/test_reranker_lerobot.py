@@ -19,7 +19,7 @@ from deas_vla.export.verify import verify
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
-from deas_vla.policies.registry import kind_in
+from deas_vla.policies.registry import saved_class
 
 KINDS = ("diffusion", "dit_flow", "smolvla", "pi0", "pi05", "groot", "xvla")
 RULE = SelectionConfig(rule="best")
@@ -53,7 +53,7 @@ def exports(tmp_path_factory):
                 selection=RULE,
                 execute_steps=8,
             )
-            policy.save(place / "plain")
+            policy.save(place / "plain", standalone=False)
             shutil.rmtree(place / "sources", ignore_errors=True)
             made[kind] = policy, scorer, folder
         return made[kind]
@@ -74,8 +74,9 @@ def test_rule_01_an_export_decides_as_its_parts_do_and_needs_nothing_else(export
     reranker, observation = Reranker.load(moved), observations(2, seed=9)
     mine = BestOfN(policy, 4, "best", scorer, RULE).choose(observation, KEYS)
     its = reranker.choose(observation, KEYS)
-    for name in ("candidates", "index", "scores", "value", "commands"):
-        assert torch.equal(getattr(its, name), getattr(mine, name)), name
+    for name in ("candidates", "scores", "value", "commands"):
+        torch.testing.assert_close(getattr(its, name), getattr(mine, name), rtol=1e-5, atol=2e-5)
+    assert torch.equal(its.index, mine.index)
     assert reranker.policy.encoder_fingerprint == policy.encoder_fingerprint
     assert read_manifest(moved)["origin"]["policy"]["kind"] == policy.policy.config.type
 
@@ -132,7 +133,8 @@ def test_what_lerobots_own_command_trains_is_exported(kind, tmp_path):
     verify(exported)
     its = Reranker.load(exported)
     mine = BestOfN(policy, 4, "best", scorer, RULE).choose(observations(2, seed=9), KEYS)
-    assert torch.equal(its.choose(observations(2, seed=9), KEYS).commands, mine.commands)
+    commands = its.choose(observations(2, seed=9), KEYS).commands
+    torch.testing.assert_close(commands, mine.commands, rtol=1e-2, atol=1e-2)
     numbers = {parameter.dtype for parameter in its.policy.parameters()}
     assert numbers == {torch.bfloat16, torch.float32}
     # Reading an export changes no arithmetic of the process that reads it.
@@ -140,8 +142,8 @@ def test_what_lerobots_own_command_trains_is_exported(kind, tmp_path):
 
 
 def test_the_kind_of_a_saved_policy_is_found(exports):
-    exported = exports("diffusion")[3]
-    assert isinstance(kind_in(exported / "policy").load(exported / "policy"), LeRobotPolicy)
+    exported = exports("diffusion")[2]
+    assert isinstance(saved_class(exported / "policy").load(exported / "policy"), LeRobotPolicy)
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------
@@ -259,7 +261,7 @@ def test_models_are_read_as_always_elsewhere(exports, tmp_path):
     from transformers import CLIPModel, PreTrainedModel
 
     before = PreTrainedModel.__dict__["from_pretrained"]
-    Reranker.load(exports("dit_flow")[3])
+    Reranker.load(exports("dit_flow")[2])
     assert PreTrainedModel.__dict__["from_pretrained"] is before
     from lerobot_example import clip_folder
 
@@ -269,11 +271,12 @@ def test_models_are_read_as_always_elsewhere(exports, tmp_path):
 
 
 def test_candidates_are_the_policys(exports):
-    policy, _, _, exported = exports("smolvla")
+    policy, _, exported = exports("smolvla")
     reranker, noise, observation = Reranker.load(exported), normal(1, 2, H, A), observations(1)
     with torch.no_grad():
         expected = policy.sample(policy.encode(observation), noise)
-        assert torch.equal(reranker.policy.sample(reranker.policy.encode(observation), noise), expected)
+        chunks = reranker.policy.sample(reranker.policy.encode(observation), noise)
+    torch.testing.assert_close(chunks, expected, rtol=1e-5, atol=2e-5)
 
 
 def test_a_policy_that_computes_in_bfloat16_is_replayed_as_one(tmp_path):

@@ -6,7 +6,7 @@ import peft
 import pytest
 import torch
 from data_example import example_contract
-from policy_example import normal, observations, shake, small_config
+from policy_example import close, normal, observations, shake, small_config
 from reranker_example import small_scorer
 from safetensors.torch import load_file
 from tiny_checkpoints import FAMILIES, write_checkpoint
@@ -14,9 +14,8 @@ from tiny_checkpoints import FAMILIES, write_checkpoint
 from deas_vla.errors import UserError
 from deas_vla.export.reranker import Reranker
 from deas_vla.export.verify import verify
-from deas_vla.policies import adapters
+from deas_vla.policies import lora
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
-from deas_vla.policies.small_vla.standalone import standalone
 
 
 @pytest.fixture
@@ -66,9 +65,7 @@ def test_merged_outputs_are_equal_and_weights_are_changed(checkpoint, tmp_path, 
     assert loaded.policy.encoder_fingerprint != policy.encoder_fingerprint
     assert exported.policy.encoder_fingerprint == loaded.policy.encoder_fingerprint
     # What was given is as it was: it can be trained on.
-    assert policy.config.tune == "lora" and torch.equal(sampled_again := sampled(policy), expected), (
-        sampled_again
-    )
+    assert policy.config.tune == "lora" and close(sampled(policy), expected)
     assert all(torch.equal(value, before[name]) for name, value in policy.state_dict().items())
 
 
@@ -80,7 +77,7 @@ def test_a_frozen_backbone_is_exported_with_the_policy(checkpoint, tmp_path):
     shutil.rmtree(home)
     verify(tmp_path / "reranker")
     loaded = Reranker.load(tmp_path / "reranker")
-    assert torch.equal(sampled(loaded.policy), expected)
+    assert close(sampled(loaded.policy), expected)
     # No weight is another one, so neither is the encoder that the critic was trained on.
     assert loaded.policy.encoder_fingerprint == policy.encoder_fingerprint
     assert loaded.manifest["merged"]["layers"] == 0
@@ -116,12 +113,12 @@ def test_a_merge_that_is_lost_on_the_way_is_found(checkpoint, tmp_path, monkeypa
     policy = shake(policy_of(checkpoint("llava")))
 
     def drop(module):
-        merged = adapters.merge_adapters(module)
+        merged = lora.merge_adapters(module)
         clean = policy_of(tmp_path / "llava", "frozen").state_dict()
         module.load_state_dict({k: v for k, v in clean.items() if k.startswith("backbone.")}, strict=False)
         return merged
 
-    monkeypatch.setattr("deas_vla.policies.small_vla.standalone.merge_adapters", drop)
+    monkeypatch.setattr("deas_vla.policies.small_vla.modeling.merge_adapters", drop)
     with pytest.raises(
         UserError, match=r"the written policy does not decide as the given one does.*features"
     ):
@@ -132,9 +129,9 @@ def test_a_merge_that_is_lost_on_the_way_is_found(checkpoint, tmp_path, monkeypa
 def test_a_policy_without_adapters_is_copied_as_it_is():
     torch.manual_seed(0)
     policy = SmallVLAPolicy(small_config(), example_contract()).eval()
-    copied, merged = standalone(policy)
+    copied, merged = policy.standalone()
     assert (merged.layers, merged.changed) == (0, 0)
-    assert torch.equal(sampled(copied), sampled(policy))
+    assert close(sampled(copied), sampled(policy))
     with torch.no_grad():
         next(copied.parameters()).add_(1)
     assert not torch.equal(next(copied.parameters()), next(policy.parameters()))

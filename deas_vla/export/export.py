@@ -15,7 +15,6 @@ from deas_vla.files import atomic_path, sha256_of, write_json
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
-from deas_vla.policies.registry import KINDS, kind_of
 from deas_vla.report.data import collect_versions
 from deas_vla.scorers.scorer import Scorer, load_scorer
 
@@ -40,31 +39,29 @@ def export(
     if not 1 <= execute_steps <= policy.horizon:
         raise UserError(f"execute_steps={execute_steps} must be 1 to {policy.horizon}, the steps of a chunk")
     given = BestOfN(policy.eval(), num_candidates, selection.rule, scorer, selection)
-    name = kind_of(policy)
-    kind = KINDS[name]
     require_fit(observation, policy.contract)
-    origin = {"policy": kind.origin(policy), "critic": {}}
+    origin = {"policy": policy.origin(), "critic": {}}
     for part, path in origins.items():
         origin[part] |= {"folder": "/".join(Path(path).parts[-NAMED_PARTS:]), "sha256": sha256_of(Path(path))}
 
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        alone, merged = kind.standalone(policy)
-        kind.save(alone, temporary / POLICY)
+        alone, merged = policy.standalone()
+        alone.save(temporary / POLICY)
         # The same tokens but for rounding, which is checked below, under the fingerprint of the merged weights.
         bound = scorer.bound_to(alone.encoder_fingerprint)
         del alone
         bound.save(temporary / CRITIC)
 
         # From here on everything is made of what was written.
-        policy, scorer = kind.load(temporary / POLICY), load_scorer(temporary / CRITIC)
+        policy, scorer = type(policy).load(temporary / POLICY), load_scorer(temporary / CRITIC)
         written = BestOfN(policy, num_candidates, selection.rule, scorer, selection)
         apart = _require_same_decisions(given, written, observation)
         golden = Golden.record(written, observation, _keys(observation))
         golden.save(temporary / GOLDEN)
         manifest = {
             "format": FORMAT,
-            **told_by_parts(name, policy, scorer),
+            **told_by_parts(policy, scorer),
             "selection": selection_section(num_candidates, selection, execute_steps),
             "golden": {"inputs": len(observation)},
             "origin": origin,

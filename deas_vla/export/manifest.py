@@ -8,7 +8,6 @@ from deas_vla.data.contract import Contract
 from deas_vla.errors import UserError
 from deas_vla.improvement.selection import NUMBERS, SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
-from deas_vla.policies.registry import KINDS
 from deas_vla.scorers.scorer import Scorer
 
 FORMAT = "deas_vla reranker 3"
@@ -26,11 +25,10 @@ MEANING = {
 # ---- writing ---------------------------------------------------------------------------------------------------
 
 
-def told_by_parts(kind: str, policy: ChunkPolicy, scorer: Scorer) -> dict:
+def told_by_parts(policy: ChunkPolicy, scorer: Scorer) -> dict:
     """The sections of a manifest that follow from the parts.
 
     Args:
-        kind: name of the policy's kind.
         policy: proposes chunks.
         scorer: scores them.
     """
@@ -38,11 +36,11 @@ def told_by_parts(kind: str, policy: ChunkPolicy, scorer: Scorer) -> dict:
     del described["contract"]  # it is the policy's
     return {
         "policy": {
-            "kind": kind,
+            "kind": policy.type_name,
             "horizon": policy.horizon,
             "encoder_fingerprint": policy.encoder_fingerprint,
-            "feature_source": KINDS[kind].feature_source,
-            "image_keys": KINDS[kind].image_keys(policy),
+            "feature_source": policy.feature_source,
+            "image_keys": policy.image_keys(),
         },
         "scorer": {
             **_flat(described),

@@ -12,7 +12,7 @@ from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey
 from deas_vla.improvement.prefix import Prefix
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
-from deas_vla.policies.registry import kind_named
+from deas_vla.policies.registry import class_named
 from deas_vla.scorers.scorer import Scorer, load_scorer
 
 POLICY, CRITIC = "policy", "critic"
@@ -71,9 +71,9 @@ class Reranker:
         manifest = read_manifest(folder)
         count, selection = selection_of(manifest, folder / MANIFEST)
         kind = manifest["policy"].get("kind")
-        policy = kind_named(kind, folder / MANIFEST).load(folder / POLICY)
+        policy = class_named(kind, folder / MANIFEST).load(folder / POLICY)
         scorer = load_scorer(folder / CRITIC)
-        parts = told_by_parts(kind, policy, scorer)
+        parts = told_by_parts(policy, scorer)
         told = Contract.from_json(manifest["contract"], folder / MANIFEST)
         lines = differences(manifest, parts)
         lines += [f"the critic's {line}" for line in told.differences(scorer.contract)]
@@ -101,7 +101,7 @@ class Reranker:
         one that was given, within rounding; the golden inputs are recorded on the CPU from what was read.
 
         Args:
-            policy: of one of the kinds in `deas_vla.policies.registry`; it is put into evaluation mode.
+            policy: of a type that is registered in `deas_vla.policies.registry`; it is put into evaluation mode.
             scorer: trained on its features.
             folder: must not exist.
             observation: G observations to keep as golden inputs; stored frames of the policy's own robot.

@@ -1,60 +1,67 @@
-"""What the rest of the project asks of a policy that acts in chunks."""
+"""What the rest of the project asks of a policy that acts in chunks.
 
+Shapes: B observations, N candidate chunks, K noise samples in training, H steps, A action columns, S state columns.
+"""
+
+import copy
 import hashlib
 from abc import ABC, abstractmethod
 from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from deas_vla.data.contract import Contract
+from deas_vla.data.lerobot import IMAGES
 from deas_vla.data.observation import Context, Observation
+from deas_vla.errors import UserError
+from deas_vla.files import atomic_path, write_json
+from deas_vla.policies.lora import Merged, merge_adapters
+
+TYPE_FILE = "policy_type.json"
 
 
 class ChunkPolicy(nn.Module, ABC):
     """A policy that proposes chunks of H actions from one observation.
 
     An observation is encoded once; any number of chunks are then sampled from, or scored by, that context. Chunks
-    are normalised as in the contract; `contract.to_command` turns them into what is played.
+    are normalised as in the contract; `contract.to_command` turns them into what is played. A new policy implements
+    `encode`, `sample`, `loss` and `encoder_fingerprint`; `write` and `load` to be saved; `create` to be trained from
+    scratch. `@register_policy("name")` (see `registry.py`) makes it known to recipes, export and robots.
 
     Attributes:
         contract: columns, cameras, rate and normalisation of what goes in and comes out.
         horizon: H, steps in a chunk.
+        type_name: the name it is registered under.
+        Config: dataclass of what `create` needs; None for a policy that is trained elsewhere.
+        feature_source: which of its tensors the critic's features are pooled from, in words.
+        autocasts: whether it computes in bfloat16 whatever its weights are: replays then differ by more.
+        any_noise_scale: whether noise may be scaled by other numbers than 0 and 1, see `require_noise_scale`.
     """
 
     contract: Contract
     horizon: int
+    type_name: ClassVar[str] = ""
+    Config: ClassVar[type | None] = None
+    feature_source: ClassVar[str] = "the tokens of its encoder"
+    autocasts: bool = False
+    any_noise_scale: bool = True
+
+    # ---- the three calls of a policy -----------------------------------------------------------------------
 
     @abstractmethod
     def encode(self, observation: Observation) -> Context:
-        """Runs the backbone on B observations.
-
-        In evaluation mode a frame's tokens are the same, bit for bit, whatever else is in the batch (on one kind of
-        processor with one number of threads).
-        """
+        """Runs the backbone on B observations as a batch; what else is in it changes a frame by rounding only."""
 
     @abstractmethod
     def sample(self, context: Context, noise: Tensor) -> Tensor:
-        """Turns noise into chunks, N for each of B contexts.
-
-        Args:
-            context: of B observations.
-            noise: (B, N, H, A) standard normal.
-
-        Returns:
-            (B, N, H, A) normalised chunks.
-        """
+        """(B, N, H, A) standard normal noise to (B, N, H, A) normalised chunks, N for each of B contexts."""
 
     @abstractmethod
     def loss(
-        self,
-        context: Context,
-        chunks: Tensor,
-        noise: Tensor,
-        time: Tensor,
-        valid: Tensor | None = None,
-        reduction: str = "none",
+        self, context: Context, chunks: Tensor, noise: Tensor, time: Tensor, valid: Tensor | None = None
     ) -> Tensor:
         """How badly the policy would have proposed these chunks.
 
@@ -63,11 +70,11 @@ class ChunkPolicy(nn.Module, ABC):
             chunks: (B, H, A) normalised chunks to imitate.
             noise: (B, K, H, A) standard normal, K samples that share the context.
             time: (B, K) flow times, see `deas_vla.policies.flow.sample_time`.
-            valid: (B, H) True for steps that were played before the episode ended; None: all.
-            reduction: ``none`` for one loss a sample, ``mean`` for their mean.
+            valid: (B, H) True for steps that were played before the episode ended; None: all. What stands in the
+                other steps changes nothing.
 
         Returns:
-            (B,) losses, or their mean.
+            (B,) losses.
         """
 
     def forward(
@@ -81,14 +88,74 @@ class ChunkPolicy(nn.Module, ABC):
         """(B,) losses from observations: what a data-parallel wrapper calls."""
         return self.loss(self.encode(observation), chunks, noise, time, valid)
 
+    # ---- training and identity -----------------------------------------------------------------------------
+
     @property
     @abstractmethod
     def encoder_fingerprint(self) -> str:
         """SHA-256 over everything that the tokens and the state of a context depend on."""
 
-    @abstractmethod
-    def save(self, folder: str | Path) -> None:
-        """Writes the policy to a folder, whole or not at all."""
+    def freeze_encoder(self) -> None:
+        """From here on trains only what leaves the critic's features as they are."""
+        raise UserError(f"a policy of type {self.type_name} has no encoder that can be frozen")
+
+    @classmethod
+    def create(cls, config: Any, contract: Contract, instructions: list[str]) -> Self:
+        """A new policy, to be trained from scratch on data with these instructions; config is of class `Config`."""
+        raise UserError(
+            f"policies of type {cls.type_name} are not trained from scratch here; start from a saved one"
+        )
+
+    def origin(self) -> dict[str, str | int | None]:
+        """What a reader of an export should know of the base model: its name, revision and tuning."""
+        return {}
+
+    def image_keys(self) -> dict[str, str]:
+        """Camera of the contract to its key in LeRobot's observations."""
+        return {camera.name: IMAGES + camera.name for camera in self.contract.cameras}
+
+    # ---- files ---------------------------------------------------------------------------------------------
+
+    def standalone(self) -> tuple["ChunkPolicy", Merged]:
+        """A copy in evaluation mode that is saved whole: adapters merged, no checkpoint that it refers to."""
+        copied = copy.deepcopy(self).eval()
+        return copied, merge_adapters(copied)
+
+    def save(self, folder: str | Path, **settings: Any) -> None:
+        """Writes the policy to a folder, whole or not at all; `load_policy` (registry.py) reads it."""
+        if not self.type_name:
+            raise UserError(f"{type(self).__name__} cannot be saved: decorate it with @register_policy(NAME)")
+        with atomic_path(Path(folder)) as temporary:
+            temporary.mkdir()
+            self.write(temporary, **settings)
+            write_json(temporary / TYPE_FILE, {"type": self.type_name})
+
+    def write(self, folder: Path) -> None:
+        """Writes the policy's files to an empty folder: JSON and safetensors."""
+        raise UserError(f"a policy of type {self.type_name} cannot be saved")
+
+    @classmethod
+    def load(cls, folder: str | Path, contract: Contract | None = None) -> Self:
+        """Reads what `save` wrote, in evaluation mode.
+
+        Raises:
+            UserError: naming the file that is missing, cut off or does not fit.
+            ContractMismatch: if a contract is given and the policy has another one.
+        """
+        raise UserError(f"{folder}: a policy of type {cls.type_name} cannot be loaded")
+
+
+def require_noise_scale(policy: ChunkPolicy, scale: float) -> None:
+    """Refuses a noise scale that a policy would apply to a part of its noise only.
+
+    Raises:
+        UserError: for a policy without `any_noise_scale`, and a scale other than 0 and 1.
+    """
+    if not policy.any_noise_scale and scale not in (0, 1):
+        raise UserError(
+            f"noise_scale={scale:g}: this policy's sampler draws fresh noise at every step, which cannot be scaled; "
+            "set noise_scale to 1 or 0, or use the policy with a DDIM scheduler (noise_scheduler_type)"
+        )
 
 
 def candidate_noise(
@@ -111,6 +178,11 @@ def candidate_noise(
     Returns:
         (n, H, A) float32 standard normal.
     """
-    digest = hashlib.sha256(f"candidate noise {seed} {scene} {sample} {decision}".encode()).digest()
-    stream = np.random.Generator(np.random.Philox(key=int.from_bytes(digest[:16], "little")))
+    stream = seeded(f"candidate noise {seed} {scene} {sample} {decision}".encode())
     return torch.from_numpy(stream.standard_normal((n, horizon, action_dim)).astype(np.float32))
+
+
+def seeded(name: bytes) -> np.random.Generator:
+    """A generator (Philox) that any bytes seed; the same numbers on every processor."""
+    key = int.from_bytes(hashlib.sha256(name).digest()[:16], "little")
+    return np.random.Generator(np.random.Philox(key=key))

@@ -12,7 +12,7 @@ from transformers import (
 
 from deas_vla.policies.small_vla.embedded import (
     BEGIN_TOKEN,
-    EMBEDDING_SPREAD,
+    EMBEDDING_STD,
     END_TOKEN,
     FAKE_TOKEN,
     GLOBAL_TOKEN,
@@ -65,7 +65,7 @@ def write_small_smolvlm(
         "head_dim": HEAD,
         "vocab_size": VOCABULARY_SIZE,
         "pad_token_id": words.pad_token_id,
-        "initializer_range": EMBEDDING_SPREAD,
+        "initializer_range": EMBEDDING_STD,
     }
     vision = {
         "hidden_size": width,

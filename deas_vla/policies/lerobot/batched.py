@@ -6,21 +6,15 @@ images.
 """
 
 import inspect
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from deas_vla.errors import UserError
-from deas_vla.policies.lerobot.families import (
-    FAMILIES,
-    Encoded,
-    Family,
-    camera_layout,
-    outputs_of,
-    square_grid,
-)
-from deas_vla.policies.lerobot.noise import GivenNoise, noise_keys
-from deas_vla.policies.lerobot.processing import TASK, sentences_of
+from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, Encoded, camera_layout, outputs_of, square_grid
+from deas_vla.policies.lerobot.noise import GivenNoise, seed_of
+from deas_vla.policies.lerobot.processing import TASK, instructions_of
 
 # Kinds that sample from queues of past observations, which only LeRobot's own loop fills.
 FROM_QUEUES = ("diffusion", "multi_task_dit", "tdmpc", "vqbet")
@@ -28,28 +22,33 @@ FROM_QUEUES = ("diffusion", "multi_task_dit", "tdmpc", "vqbet")
 AUTOCAST = ("evo1", "groot", "molmoact2", "vla_jepa")
 
 
-class Batched(Family):
-    """Tokens are what the named module returns, for one camera after another; there are none of the words.
+class Batched(Adapter):
+    """Tokens are what the named module returns, for one camera after another; there are none of the text.
+
+    Observations are encoded one by one: of a module that is called once for several observations and cameras, nothing
+    says in which order it sees them.
 
     Args:
         policy: LeRobot's.
-        cameras: see `Family`.
+        cameras: see `Adapter`.
         feature: name of the module in the policy, for example ``model.vision_encoder``.
 
     Raises:
         UserError: if there is no such module, or the policy cannot be run on a batch.
     """
 
-    reads_sentences = True
+    reads_instructions = True
+    largest_batch = 1
 
     def __init__(self, policy: nn.Module, cameras: list[int], feature: str) -> None:
         super().__init__(policy, cameras)
         kind = self.config.type
         self.autocasts = kind in AUTOCAST
         if kind in FROM_QUEUES:
-            mend = "name no feature: its kind has an adapter" if kind in FAMILIES else "it needs an adapter"
+            known = kind in ADAPTERS.names()
+            hint = "name no feature: its kind has an adapter" if known else "it needs an adapter"
             raise UserError(
-                f"the {kind} policy samples from queues of observations, not from a batch; {mend}"
+                f"the {kind} policy samples from queues of observations, not from a batch; {hint}"
             )
         if not hasattr(self.config, "n_action_steps"):
             raise UserError(
@@ -79,11 +78,11 @@ class Batched(Family):
             raise UserError(
                 f"the {self.config.type} policy reads {odd[0]}, which has no row for each observation"
             )
-        # A policy has no way to encode alone: it samples, and what the module returns meanwhile is kept.
+        # Such a policy cannot only encode: it samples, and what the module returns meanwhile is kept.
         blank = torch.zeros(count, self.horizon, self.width, device=next(iter(batch.values())).device)
-        with outputs_of(self.module) as seen:
+        with outputs_of(self.module) as outputs:
             self.sample(batch, blank)
-        grids = [_tokens(output) for output in seen[: len(self.cameras)]]
+        grids = [_tokens(output) for output in outputs[: len(self.cameras)]]
         if grids and len(grids[0]) == count * len(self.cameras):
             grids = list(grids[0].unflatten(0, (count, -1)).unbind(1))
         if len(grids) != len(self.cameras) or any(len(grid) != count for grid in grids):
@@ -94,12 +93,18 @@ class Batched(Family):
         mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
         return Encoded(tokens, mask, camera_layout(self.cameras, grids[0].shape[1], tokens.device), batch)
 
+    def write_parts(self, folder: Path) -> dict[str, object]:
+        kind = self.config.type
+        if kind not in ADAPTERS.names():
+            return {}
+        return ADAPTERS.get(kind)(self.policy, self.cameras).write_parts(folder)
+
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
         self.policy.reset()
         modes = {module: module.training for module in self.policy.modules()}
         self.policy.eval()
         with GivenNoise(noise, first=True) as given:
-            chunks = self.policy.predict_action_chunk(_told(memory))
+            chunks = self.policy.predict_action_chunk(_as_text(memory))
         for module, training in modes.items():
             module.training = training
         if not given.draws:
@@ -118,18 +123,18 @@ class Batched(Family):
         }
         devices = [actions.device] if actions.is_cuda else []
         with torch.random.fork_rng(devices):
-            torch.manual_seed(int(noise_keys(noise).sum()))
+            torch.manual_seed(seed_of(noise))
             if "reduction" in inspect.signature(self.policy.forward).parameters:
-                losses = self.policy.forward(_told(batch), reduction="none")[0]
+                losses = self.policy.forward(_as_text(batch), reduction="none")[0]
             else:
                 rows = [{name: value[[row]] for name, value in batch.items()} for row in range(len(actions))]
-                losses = torch.stack([self.policy.forward(_told(row))[0] for row in rows])
+                losses = torch.stack([self.policy.forward(_as_text(row))[0] for row in rows])
         return losses[:, None, None].expand(-1, actions.shape[1], 1)
 
 
-def _told(batch: dict[str, Tensor]) -> dict:
-    """A batch as the policy reads it: with its sentences as texts."""
-    return batch | ({TASK: sentences_of(batch[TASK])} if TASK in batch else {})
+def _as_text(batch: dict[str, Tensor]) -> dict:
+    """A batch as the policy reads it: with its instructions as text."""
+    return batch | ({TASK: instructions_of(batch[TASK])} if TASK in batch else {})
 
 
 def _tokens(output) -> Tensor:

@@ -1,32 +1,50 @@
-"""LeRobotPolicy: a policy that LeRobot made, as a chunk policy."""
+"""LeRobotPolicy: a policy that LeRobot made, as a chunk policy.
 
-import hashlib
-import json
+Files of a saved policy:
+
+config.json, model.safetensors                         LeRobot's policy
+policy_preprocessor.json, policy_postprocessor.json    its processors, and their statistics as safetensors
+contract.json                                          columns, cameras, rate and statistics
+critic_feature.json                                    the module that was named for a kind without an adapter
+parts/                                                 of a standalone folder: what else it is built from
+"""
+
 from pathlib import Path
+from typing import Self
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError, require
+from deas_vla.files import read_json, write_json
 from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.policies.fingerprint import Fingerprint
 from deas_vla.policies.flow import hold_last
-from deas_vla.policies.small_vla.backbone import hash_tensors
+from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, join
+from deas_vla.policies.registry import register_policy
 
 # How what is in a context's extras is called; the sampler's own memory has this before its names.
 RAW_STATE, MEMORY = "raw_state", "memory."
+CONFIG, WEIGHTS, CONTRACT = "config.json", "model.safetensors", "contract.json"
+FEATURE = "critic_feature.json"
+PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
+# Kinds whose chunk is a function of the observation alone.
+ONE_CHUNK = {"act": "its latent is zero at inference"}
 
 
+@register_policy("lerobot")
 class LeRobotPolicy(ChunkPolicy):
     """A LeRobot policy for the robot of one contract.
 
-    The observation is encoded once; candidates and draws of noise are rows that share what was encoded. Noise and
+    The observation is encoded once; candidates and samples of noise are rows that share what was encoded. Noise and
     chunks at this boundary have the contract's columns: the policy's own normalisation and padding stay inside, so
     that ``contract.to_command(sample(...))`` is what LeRobot's postprocessor gives, within the columns' limits.
 
     Args:
-        policy: of a kind in `families.FAMILIES`, or any that draws normal noise, with a `feature`.
+        policy: of a kind with an adapter in `adapters/`, or any that draws normal noise, with a `feature`.
         preprocessor: LeRobot's, made for this policy.
         postprocessor: likewise.
         contract: what the columns mean. Without statistics it gets those of the data that the policy was trained on.
@@ -37,37 +55,38 @@ class LeRobotPolicy(ChunkPolicy):
         ContractMismatch: if the contract has other columns, cameras or image sizes than the policy.
     """
 
+    feature_source = (
+        "what the policy's own encoder makes of images and text, before what is trained with its head"
+    )
+
     def __init__(
         self, policy: nn.Module, preprocessor, postprocessor, contract: Contract, feature: str | None = None
     ) -> None:
         super().__init__()
         require("lerobot.policies", "lerobot")
-        from deas_vla.policies.lerobot.families import family_of
         from deas_vla.policies.lerobot.processing import Processors
 
         self.processors = Processors(policy.config, preprocessor, postprocessor)
-        self.family = family_of(policy, self.processors.cameras(contract), feature)
+        self.adapter = _adapter_of(policy, self.processors.cameras(contract), feature)
         self.processors.require_fits(contract)
         if contract.statistics is None:
             contract = contract.with_statistics(self.processors.statistics())
-        self.policy, self.contract, self.horizon = policy, contract, self.family.horizon
-        self.feature, self._frozen = feature, False
+        self.policy, self.contract, self.horizon = policy, contract, self.adapter.horizon
+        self.autocasts, self.any_noise_scale = self.adapter.autocasts, self.adapter.any_noise_scale
+        self.feature, self._frozen, self._fingerprint = feature, False, Fingerprint()
 
     # ---- the three calls of a policy -----------------------------------------------------------------------
 
     def encode(self, observation: Observation) -> Context:
-        from deas_vla.policies.lerobot.families import join
-
-        learns = self.training and torch.is_grad_enabled() and _learns(self.family.prefix)
-        padded = self.family.sees_padding and len(set(observation.instruction)) > 1
+        learns = self.training and torch.is_grad_enabled() and _learns(self.adapter.prefix)
+        batches = self._batches(observation, len(observation) if learns else self.adapter.largest_batch)
         with torch.set_grad_enabled(learns):
-            if learns and not padded:
-                parts = self._encode(observation)
-            else:
-                # One by one: a matrix product of another batch size rounds differently in its last bits.
-                parts = join([self._encode(observation[[row]]) for row in range(len(observation))])
-        state = observation.state.to(parts["tokens"].device)
+            parts = join([self._encode(observation[rows]) for rows in batches])
+        order = torch.tensor([row for rows in batches for row in rows]).argsort()
+        if len(batches) > 1:
+            parts = {name: tensor[order.to(tensor.device)] for name, tensor in parts.items()}
         tokens, mask, camera = (parts.pop(name) for name in ("tokens", "mask", "camera"))
+        state = observation.state.to(tokens.device)
         return Context(
             tokens, mask, camera, self.contract.normalize_state(state), parts | {RAW_STATE: state.float()}
         )
@@ -75,99 +94,93 @@ class LeRobotPolicy(ChunkPolicy):
     def sample(self, context: Context, noise: Tensor) -> Tensor:
         count, rows = noise.shape[1], noise.flatten(0, 1)
         memory, raw_state = self._memory(context, count)
-        actions = self.family.sample(memory, self.family.widened(rows))
+        actions = self.adapter.sample(memory, self.adapter.widened(rows))
         commands = self.processors.commands(actions, raw_state)
         return self.contract.normalize_action(commands).view(noise.shape)
 
     def loss(
-        self,
-        context: Context,
-        chunks: Tensor,
-        noise: Tensor,
-        time: Tensor,
-        valid: Tensor | None = None,
-        reduction: str = "none",
+        self, context: Context, chunks: Tensor, noise: Tensor, time: Tensor, valid: Tensor | None = None
     ) -> Tensor:
-        if valid is not None:
-            chunks = hold_last(chunks, valid)
-        draws = noise.shape[1]
+        if valid is None:
+            valid = torch.ones(chunks.shape[:2], dtype=torch.bool, device=chunks.device)
+        chunks, samples = hold_last(chunks, valid), noise.shape[1]
         actions = self.processors.actions(self.contract.to_command(chunks), context.extras[RAW_STATE])
-        memory, _ = self._memory(context, draws)
-        error = self.family.error(
+        memory, _ = self._memory(context, samples)
+        error = self.adapter.error(
             memory,
-            actions.repeat_interleave(draws, 0),
-            self.family.widened(noise.flatten(0, 1)),
+            actions.repeat_interleave(samples, 0),
+            self.adapter.widened(noise.flatten(0, 1)),
             time.flatten(),
         )
-        error = error.mean(-1).unflatten(0, (-1, draws)).mean(1)
-        if valid is None:
-            losses = error.mean(1)
-        else:
-            losses = (error * valid).sum(1) / valid.sum(1).clamp_min(1)
-        return losses.mean() if reduction == "mean" else losses
+        error = error.mean(-1).unflatten(0, (-1, samples)).mean(1)
+        return (error * valid).sum(1) / valid.sum(1).clamp_min(1)
 
-    # ---- parameters ----------------------------------------------------------------------------------------
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+    # ---- training and identity -----------------------------------------------------------------------------
 
     def freeze_encoder(self) -> None:
-        """Trains what does not change the critic's features only, from here on: those that were computed stay valid.
-
-        Frozen modules stay in evaluation mode: batch normalisation would otherwise go on counting.
-        """
+        """Frozen modules stay in evaluation mode: batch normalisation would otherwise go on counting."""
         self._frozen = True
-        for module in self.family.encoder:
+        for module in self.adapter.encoder:
             module.requires_grad_(False).eval()
 
-    def train(self, mode: bool = True) -> "LeRobotPolicy":
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         if self._frozen:
-            for module in self.family.encoder:
+            for module in self.adapter.encoder:
                 module.eval()
+        elif mode:
+            self._fingerprint.forget()
         return self
-
-    @property
-    def autocasts(self) -> bool:
-        """Whether it computes in bfloat16 though its weights may be float32: replays differ by more."""
-        return self.family.autocasts
 
     @property
     def encoder_fingerprint(self) -> str:
         weights = {
             f"{number}.{name}": tensor
-            for number, module in enumerate(self.family.encoder)
-            for name, tensor in module.state_dict().items()
+            for number, module in enumerate(self.adapter.encoder)
+            for name, tensor in module.state_dict(keep_vars=True).items()
         }
-        config = self.family.config
+        config = self.adapter.config
         settings = {
             "kind": config.type,
-            "weights": hash_tensors(weights),
             "processing": self.processors.fingerprint,
             "contract": self.contract.fingerprint,
-            "config": {name: getattr(config, name) for name in self.family.settings},
+            "config": {name: getattr(config, name) for name in self.adapter.settings},
             "feature": self.feature,
         }
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return self._fingerprint.of(weights, settings, self.training and not self._frozen)
+
+    def origin(self) -> dict[str, str | int | None]:
+        return {"kind": self.policy.config.type, "feature": self.feature}
+
+    def image_keys(self) -> dict[str, str]:
+        from deas_vla.policies.lerobot.processing import camera_name
+
+        return {camera_name(key): key for key in self.processors.image_keys.values()}
 
     # ---- files ---------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path, standalone: bool = False) -> None:
+    def write(self, folder: Path, standalone: bool = True) -> None:
         """Writes what LeRobot writes for a policy and its processors, and the contract beside it.
 
         Args:
-            folder: whole or not at all.
+            folder: empty.
             standalone: LeRobot refers to the checkpoints that a policy was built from by path or by name; True
                 writes what is needed of them too, so that the folder can be moved and asks no hub.
         """
-        from deas_vla.policies.lerobot.checkpoint import save_policy
+        from deas_vla.policies.lerobot.standalone import make_standalone
 
-        save_policy(self, Path(folder), standalone)
+        self.policy.save_pretrained(folder)
+        pipelines = (self.processors.preprocessor, self.processors.postprocessor)
+        for name, pipeline in zip(PROCESSORS, pipelines, strict=True):
+            pipeline.save_pretrained(folder, config_filename=name)
+        write_json(folder / CONTRACT, self.contract.to_json())
+        if self.feature is not None:
+            write_json(folder / FEATURE, {"module": self.feature})
+        if standalone:
+            make_standalone(folder, pipelines[0].steps, self.adapter.write_parts(folder))
 
     @classmethod
-    def load(
-        cls, folder: str | Path, contract: Contract | None = None, feature: str | None = None
-    ) -> "LeRobotPolicy":
+    def load(cls, folder: str | Path, contract: Contract | None = None, feature: str | None = None) -> Self:
         """Reads a folder that `save` or LeRobot wrote (``…/pretrained_model``), in evaluation mode.
 
         Args:
@@ -180,19 +193,59 @@ class LeRobotPolicy(ChunkPolicy):
             UserError: naming the file that is missing, cut off or does not fit.
         """
         require("lerobot.policies", "lerobot")
-        from deas_vla.policies.lerobot.checkpoint import load_policy
+        from lerobot.configs import PreTrainedConfig
+        from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
-        return load_policy(Path(folder), contract, feature)
+        from deas_vla.policies.lerobot.standalone import find_parts, without_weights
+
+        folder = Path(folder)
+        for name in (CONFIG, WEIGHTS, *PROCESSORS):
+            if not (folder / name).is_file():
+                adapted = (folder / "adapter_config.json").is_file()
+                hint = "merge its adapter first" if adapted else "copy it again"
+                raise UserError(f"{folder / name}: missing, and no LeRobot policy is without it; {hint}")
+        contract = _stored_contract(folder, contract)
+        if feature is None and (folder / FEATURE).is_file():
+            feature = str(read_json(folder / FEATURE).get("module"))
+        try:
+            config = PreTrainedConfig.from_pretrained(folder, local_files_only=True)
+            overrides = {"device_processor": {"device": config.device}, **find_parts(config, folder)}
+            with without_weights(folder):
+                policy = get_policy_class(config.type).from_pretrained(
+                    folder, config=config, local_files_only=True
+                )
+            _require_loaded(policy, folder / WEIGHTS)
+            processors = make_pre_post_processors(config, str(folder), preprocessor_overrides=overrides)
+        except (
+            OSError,
+            SafetensorError,
+            ValueError,
+            KeyError,
+            RuntimeError,
+            ImportError,
+            TypeError,
+        ) as error:
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{folder}: LeRobot cannot read this policy ({first_line})") from error
+        return cls(policy, *processors, contract, feature).eval()
 
     # ---- details -------------------------------------------------------------------------------------------
 
+    def _batches(self, observation: Observation, size: int) -> list[list[int]]:
+        """Rows that are encoded together: those of one instruction, where padding would be read as text."""
+        groups: dict[str, list[int]] = {}
+        for row, instruction in enumerate(observation.instruction):
+            groups.setdefault(instruction if self.adapter.sees_padding else "", []).append(row)
+        return [rows[i : i + size] for rows in groups.values() for i in range(0, len(rows), size)]
+
     def _encode(self, observation: Observation) -> dict[str, Tensor]:
+        """Tokens, mask and camera, of what the critic reads, and the sampler's memory; first dimension B."""
         device = next(self.policy.parameters()).device
-        batch = self.processors.batch(observation, self.family.reads_sentences)
+        batch = self.processors.batch(observation, self.adapter.reads_instructions)
         batch = {name: value.to(device) for name, value in batch.items()}
-        made = self.family.encode(batch)
-        parts = {"tokens": made.tokens, "mask": made.mask}
-        parts["camera"] = made.camera.expand(len(observation), -1)
+        made = self.adapter.encode(batch)
+        camera = made.camera.expand(len(observation), -1)
+        parts = {"tokens": made.tokens, "mask": made.mask, "camera": camera}
         return parts | {f"{MEMORY}{name}": value for name, value in made.memory.items()}
 
     def _memory(self, context: Context, count: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -206,3 +259,72 @@ class LeRobotPolicy(ChunkPolicy):
 
 def _learns(modules: list[nn.Module]) -> bool:
     return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+
+def _adapter_of(policy: nn.Module, cameras: list[int], feature: str | None) -> Adapter:
+    """The adapter of a policy's kind.
+
+    Raises:
+        UserError: if its candidates would all be the same, or no adapter is written and no feature named.
+    """
+    from deas_vla.policies.lerobot.batched import Batched
+
+    kind, known = policy.config.type, ADAPTERS.names()
+    if kind in ONE_CHUNK:
+        raise UserError(
+            f"the policy is of kind '{kind}': {ONE_CHUNK[kind]}, so that all candidates would be one and the same "
+            f"chunk; train one that samples ({', '.join(known)})"
+        )
+    if feature is not None:
+        return Batched(policy, cameras, feature)
+    if kind not in known:
+        raise UserError(
+            f"the policy is of kind '{kind}', and there are adapters for {', '.join(known)}; for another one name "
+            "the module that encodes its images, as the critic's feature"
+        )
+    return ADAPTERS.get(kind)(policy, cameras)
+
+
+def _stored_contract(folder: Path, given: Contract | None) -> Contract:
+    path = folder / CONTRACT
+    if not path.is_file():
+        if given is None:
+            raise UserError(
+                f"{folder} has no {CONTRACT} to say what its columns mean; give a contract for it"
+            )
+        return given
+    stored = Contract.from_json(read_json(path), path)
+    if given is not None:
+        stored.require_same(given, f"policy {folder}", "what it is used for")
+    return stored
+
+
+def _require_loaded(policy: nn.Module, path: Path) -> None:
+    """Refuses a policy whose weights are not those of the file.
+
+    LeRobot loads with a warning what fits, and leaves the rest as it was drawn; π0 even goes on without any weights.
+    """
+    kind = policy.config.type
+    adapter = ADAPTERS.get(kind) if kind in ADAPTERS.names() else Adapter
+    state = policy.state_dict()
+    missing = {tensor.data_ptr() for tensor in state.values() if tensor.numel()}
+    with safe_open(path, "pt") as file:
+        names = list(file.keys())
+        renamed = adapter.renaming(policy, names)
+        for name in names:
+            known = name in state or f"model.{name}" in state
+            stored = file.get_tensor(name)
+            for new, tensor in ({name: stored} if known else renamed({name: stored})).items():
+                mine = state.get(new, state.get(f"model.{new}"))
+                if mine is None:
+                    raise UserError(
+                        f"{path}: {name} is not a weight of this policy; its {CONFIG} is of another one"
+                    )
+                if mine.shape != tensor.shape or not torch.equal(mine.cpu(), tensor.to(mine.dtype)):
+                    raise UserError(f"{path}: {name} was not loaded; its {CONFIG} is of another policy")
+                missing.discard(mine.data_ptr())
+    absent = [name for name, tensor in state.items() if tensor.data_ptr() in missing]
+    if absent:
+        raise UserError(
+            f"{path}: {len(absent)} weights of the policy are not in it, the first is {absent[0]}"
+        )

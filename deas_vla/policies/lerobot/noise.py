@@ -1,75 +1,67 @@
 """More noise from given noise.
 
 A candidate is a pure function of its noise, (H, A) standard normal numbers. Some policies want more: columns that
-pad the action to a fixed width, or fresh noise at every step of a stochastic sampler. That noise is derived from the
-given one, candidate by candidate, so that candidates stay nested and independent of their batch (design rules 8, 10).
+pad the action to a fixed width, or fresh noise at every step of a stochastic sampler. That noise is drawn from a
+generator that the candidate's own noise seeds, so that candidates stay nested and independent of their batch (design
+rules 6 and 8). A candidate whose noise is zero gets zeros: the control `zero_noise` stays one deterministic chunk.
+Noise at another scale is followed by noise at scale 1.
 """
 
+import hashlib
+
+import numpy as np
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from deas_vla.errors import UserError
-
-# SplitMix64 (Steele, Lea and Flood, 2014): the increment and the two multipliers, as signed 64-bit numbers.
-INCREMENT = 0x9E3779B97F4A7C15 - 2**64
-MULTIPLIERS = (0xBF58476D1CE4E5B9 - 2**64, 0x94D049BB133111EB - 2**64)
-# Draws of one candidate start this many numbers apart.
-STRIDE = 2**32
+from deas_vla.policies.chunk_policy import seeded
 
 
-def noise_keys(noise: Tensor) -> Tensor:
-    """A number for each candidate, from every bit of its noise and the bits' places.
+class MoreNoise:
+    """Standard normal numbers for each of M candidates, from a generator that its noise seeds.
 
     Args:
-        noise: (M, ...) float32.
-
-    Returns:
-        (M,) int64.
+        noise: (M, ...) of the candidates.
     """
-    bits = noise.detach().float().contiguous().view(len(noise), -1).view(torch.int32).long()
-    places = torch.arange(1, bits.shape[1] + 1, device=bits.device) * INCREMENT
-    return _mix(_mix(bits + places).sum(1))
+
+    def __init__(self, noise: Tensor) -> None:
+        rows = noise.detach().float().cpu().flatten(1).numpy()
+        self._generators = [seeded(row.tobytes()) for row in rows]
+        self._zero, self._device = ~rows.any(1), noise.device
+
+    def __call__(self, *shape: int) -> Tensor:
+        """(M, *shape) float32, other numbers at each call; on the device of the noise."""
+        drawn = np.stack([each.standard_normal(shape, np.float32) for each in self._generators])
+        drawn[self._zero] = 0
+        return torch.from_numpy(drawn).to(self._device)
 
 
-def more_noise(keys: Tensor, draw: int, shape: tuple[int, ...]) -> Tensor:
-    """Standard normal numbers that depend on the keys and on nothing else, computed where the keys are.
-
-    Args:
-        keys: (M,) from `noise_keys`.
-        draw: number of the draw, at least 0; different draws are independent.
-        shape: of one candidate's draw.
-
-    Returns:
-        (M, *shape) float32.
-    """
-    count = torch.Size(shape).numel()
-    counters = torch.arange(1 + draw * STRIDE, 1 + draw * STRIDE + count, device=keys.device)
-    mixed = _mix(keys[:, None] + counters * INCREMENT)
-    # 53 bits to the middle of their interval: neither 0 nor 1, whose normal quantiles are infinite.
-    uniform = (_shift(mixed, 11).double() + 0.5) * 2.0**-53
-    normal = 2**0.5 * torch.erfinv(2 * uniform - 1)
-    return normal.float().view(len(keys), *shape)
+def seed_of(noise: Tensor) -> int:
+    """A seed from every bit of the noise of a batch."""
+    digest = hashlib.sha256(noise.detach().float().cpu().contiguous().numpy().tobytes()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1
 
 
-def widen(noise: Tensor, steps: int, width: int) -> Tensor:
-    """(M, H, A) noise with derived columns, then derived steps, up to (M, steps, width)."""
-    keys, (_, horizon, columns) = noise_keys(noise), noise.shape
+def widen(noise: Tensor, steps: int, width: int, more: MoreNoise | None = None) -> Tensor:
+    """(M, H, A) noise with further columns, then further steps, up to (M, steps, width)."""
+    more, (_, horizon, columns) = more or MoreNoise(noise), noise.shape
     if width > columns:
-        noise = torch.cat([noise, more_noise(keys, 0, (horizon, width - columns))], 2)
+        noise = torch.cat([noise, more(horizon, width - columns)], 2)
     if steps > horizon:
-        noise = torch.cat([noise, more_noise(keys, 1, (steps - horizon, width))], 1)
+        noise = torch.cat([noise, more(steps - horizon, width)], 1)
     return noise
 
 
 class GivenNoise(TorchFunctionMode):
     """Inside, normal numbers that a policy draws for itself are those it is given.
 
-    For policies whose sampler has no argument for noise.
+    For policies whose sampler has no argument for noise: `torch.randn` and its like are answered here, in this thread
+    and only inside the block. The alternative, a copy of LeRobot's samplers, would have to follow every change of them.
 
     Args:
         noise: (M, H, W) one row a candidate.
-        first: whether the first draw is the noise itself, widened; if not, every draw is derived from it.
+        first: whether the first draw is the noise itself, widened; if not, every draw follows from it.
 
     Attributes:
         draws: how many draws were answered.
@@ -80,7 +72,7 @@ class GivenNoise(TorchFunctionMode):
 
     def __init__(self, noise: Tensor, first: bool) -> None:
         super().__init__()
-        self.noise, self.first, self.keys, self.draws = noise, first, noise_keys(noise), 0
+        self.noise, self.first, self.more, self.draws = noise, first, MoreNoise(noise), 0
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
@@ -104,9 +96,8 @@ class GivenNoise(TorchFunctionMode):
                 f"{tuple(self.noise.shape)}; it needs an adapter of its own"
             )
         if starts:
-            return widen(self.noise, *drawn.shape[1:]).to(drawn)
-        # The draws before are those of `widen`.
-        return more_noise(self.keys, 1 + self.draws, drawn.shape[1:]).to(drawn)
+            return widen(self.noise, *drawn.shape[1:], self.more).to(drawn)
+        return self.more(*drawn.shape[1:]).to(drawn)
 
 
 NORMAL = {torch.randn, torch.randn_like, torch.normal, Tensor.normal_}
@@ -118,15 +109,3 @@ OTHER_RANDOM = {
     torch.multinomial,
     torch.bernoulli,
 }
-
-
-def _shift(x: Tensor, bits: int) -> Tensor:
-    """Logical shift to the right."""
-    return (x >> bits) & ((1 << (64 - bits)) - 1)
-
-
-def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's output function: every bit of the result depends on every bit of the input."""
-    x = (x ^ _shift(x, 30)) * MULTIPLIERS[0]
-    x = (x ^ _shift(x, 27)) * MULTIPLIERS[1]
-    return x ^ _shift(x, 31)

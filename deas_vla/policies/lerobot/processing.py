@@ -3,6 +3,7 @@
 import hashlib
 import json
 from dataclasses import replace
+from functools import cached_property
 
 import torch
 from lerobot.configs.types import NormalizationMode
@@ -25,7 +26,7 @@ from deas_vla.errors import ContractMismatch, UserError
 
 STATE, ACTION, TASK = "observation.state", "action", "task"
 # Settings that say where something lies, not what it is.
-PLACES = ("tokenizer_name", "model_name", "device")
+PATHS = ("tokenizer_name", "model_name", "device")
 
 
 def camera_name(key: str) -> str:
@@ -50,7 +51,7 @@ class Processors:
     ) -> None:
         self.config, self.preprocessor, self.postprocessor = config, preprocessor, postprocessor
         # Every prompt is padded to one length, as masked tokens: what a frame becomes then does not depend on the
-        # other sentences of its batch.
+        # other instructions of its batch.
         steps = [
             replace(step, padding="max_length", tokenizer=step.input_tokenizer)
             if isinstance(step, TokenizerProcessorStep)
@@ -100,7 +101,10 @@ class Processors:
     # ---- the contract --------------------------------------------------------------------------------------
 
     def cameras(self, contract: Contract) -> list[int]:
-        """The contract's index of each camera in the policy's own order; `OTHER` where it fills in."""
+        """The contract's index of each camera in the order in which the policy sees them.
+
+        `OTHER` stands for the empty cameras that the policy fills in: the critic does not read their tokens.
+        """
         names = [camera.name for camera in contract.cameras]
         keys = list(self.image_keys)
         for step in self.preprocessor.steps:
@@ -142,7 +146,7 @@ class Processors:
             )
 
     def statistics(self) -> Statistics:
-        """Means and spreads of the data that the policy was trained on, from its normaliser.
+        """Means and standard deviations of the data that the policy was trained on, from its normaliser.
 
         Raises:
             UserError: if it has none.
@@ -158,17 +162,18 @@ class Processors:
                 std = {key: tuple(numbers[key]["std"].clamp_min(floors[key]).tolist()) for key in floors}
                 return Statistics(mean[STATE], std[STATE], mean[ACTION], std[ACTION])
         raise UserError(
-            f"the {self.config.type} policy does not hold mean and spread of its data; give a contract with statistics"
+            f"the {self.config.type} policy does not hold mean and standard deviation of its data; "
+            "give a contract with statistics"
         )
 
     # ---- observations --------------------------------------------------------------------------------------
 
-    def batch(self, observation: Observation, sentences: bool = False) -> dict[str, Tensor]:
+    def batch(self, observation: Observation, instructions: bool = False) -> dict[str, Tensor]:
         """What the policy's model reads, for B observations.
 
         Args:
             observation: of all cameras.
-            sentences: whether the sentences are in it too, as ``task``: bytes, see `sentences_of`.
+            instructions: whether these are in it too, as ``task``: bytes, see `instructions_of`.
 
         Raises:
             UserError: if a camera is missing or its images have another size than the policy was trained on.
@@ -188,7 +193,7 @@ class Processors:
             batch[given] = image.permute(0, 3, 1, 2).float() / 255
         made = self._padded(batch)
         tensors = {key: value for key, value in made.items() if isinstance(value, Tensor)}
-        return tensors | ({TASK: _as_bytes(made.get(TASK, observation.instruction))} if sentences else {})
+        return tensors | ({TASK: _as_bytes(made.get(TASK, observation.instruction))} if instructions else {})
 
     # ---- actions -------------------------------------------------------------------------------------------
 
@@ -218,26 +223,26 @@ class Processors:
         return self.postprocessor(actions).to(actions.device)
 
     def _transition(self, raw_state: Tensor, commands: Tensor | None = None) -> dict:
-        words = {TASK: [""] * len(raw_state)}
-        return create_transition(observation={STATE: raw_state}, action=commands, complementary_data=words)
+        text = {TASK: [""] * len(raw_state)}
+        return create_transition(observation={STATE: raw_state}, action=commands, complementary_data=text)
 
     # ---- identity ------------------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides how an observation becomes a batch; no path or device is in it."""
         digest = hashlib.sha256()
         for step in self._padded.steps:
-            settings = {key: value for key, value in step.get_config().items() if key not in PLACES}
+            settings = {key: value for key, value in step.get_config().items() if key not in PATHS}
             digest.update(
                 f"{type(step).__name__} {json.dumps(settings, sort_keys=True, default=str)}".encode()
             )
             for key, tensor in sorted(step.state_dict().items()):
                 digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
             if isinstance(step, TokenizerProcessorStep):
-                digest.update(_words(step.input_tokenizer).encode())
+                digest.update(_tokenizer_as_text(step.input_tokenizer).encode())
             elif hasattr(step, "proc"):  # GR00T's: a whole processor of its own
-                digest.update(_words(step.proc.tokenizer).encode())
+                digest.update(_tokenizer_as_text(step.proc.tokenizer).encode())
                 digest.update(step.proc.image_processor.to_json_string().encode())
         features = {
             key: [str(feature.type), list(feature.shape)]
@@ -247,15 +252,15 @@ class Processors:
         return digest.hexdigest()
 
 
-def _as_bytes(sentences: list[str]) -> Tensor:
+def _as_bytes(instructions: list[str]) -> Tensor:
     """(B, L) UTF-8, filled up with zeros: rows that can be repeated, joined and cut like any other."""
-    encoded = [sentence.encode() for sentence in sentences]
+    encoded = [instruction.encode() for instruction in instructions]
     longest = max(map(len, encoded))
     return torch.tensor([[*text, *[0] * (longest - len(text))] for text in encoded], dtype=torch.uint8)
 
 
-def sentences_of(encoded: Tensor) -> list[str]:
-    """The sentences in what `Processors.batch` made of them, padded or not."""
+def instructions_of(encoded: Tensor) -> list[str]:
+    """The instructions in what `Processors.batch` made of them, padded or not."""
     return [bytes(row).rstrip(b"\0").decode() for row in encoded.tolist()]
 
 
@@ -264,7 +269,7 @@ def _packs(step) -> bool:
     return type(step).__name__ == "GrootN17PackInputsStep"
 
 
-def _words(tokenizer) -> str:
+def _tokenizer_as_text(tokenizer) -> str:
     """A tokenizer as text, without the padding and truncation of its last call."""
     if not tokenizer.is_fast:
         return json.dumps(tokenizer.get_vocab(), sort_keys=True)

@@ -9,21 +9,16 @@ tokenizers and image processors, and for weights that it then replaces. Here all
 import inspect
 import json
 import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
-
 from deas_vla.errors import UserError
-from deas_vla.files import write_json
+from deas_vla.files import read_json, write_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-    from deas_vla.policies.lerobot.modeling import LeRobotPolicy
 
 CONFIG, PREPROCESSOR = "config.json", "policy_preprocessor.json"
 PARTS = "parts"
@@ -33,8 +28,8 @@ HISTORY = ("pretrained_path", "pretrained_revision", "repo_id")
 COMPILED = "compile_model"
 # Where tokenizers and models note the folder that they were read from.
 NOTES = ("name_or_path", "_name_or_path")
-# A tokenizer's files. Without one it is read all the same: with no words, or with no padding.
-WORDS = ("tokenizer_config.json", "tokenizer.json")
+# A tokenizer's files. Without one it is read all the same: without a vocabulary, or without padding.
+TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 # Step of a preprocessor to its field that names a tokenizer or processor, and what stands for it.
 STEPS = {
     "tokenizer_processor": ("tokenizer_name", f"{PARTS}/tokenizer"),
@@ -45,98 +40,47 @@ STEPS = {
 # ---- writing ---------------------------------------------------------------------------------------------------
 
 
-def make_standalone(policy: "LeRobotPolicy", folder: Path) -> None:
-    """Turns what `LeRobotPolicy.save` wrote into a folder that needs nothing else.
+def make_standalone(folder: Path, steps: Sequence, fields: dict[str, object]) -> None:
+    """Turns the folder of a LeRobot policy into one that needs nothing else.
 
     Args:
-        policy: that was written.
-        folder: where; nobody else reads it yet.
+        folder: with LeRobot's files and the parts that the policy's adapter wrote; nobody else reads it yet.
+        steps: of the policy's preprocessor.
+        fields: of the configuration, as `Adapter.write_parts` gives them.
 
     Raises:
         UserError: if its configuration names another folder that this version does not know to replace.
     """
-    inner = policy.policy
-    config = _read(folder / CONFIG)
+    config = read_json(folder / CONFIG)
     config |= dict.fromkeys(HISTORY) | {"device": "cpu"}
     if COMPILED in config:
         config[COMPILED] = False
-    config |= WRITERS.get(inner.config.type, _nothing)(inner, folder)
-    write_json(folder / CONFIG, config)
+    write_json(folder / CONFIG, config | fields)
 
-    steps = policy.processors.preprocessor.steps
-    written = _read(folder / PREPROCESSOR)
+    written = read_json(folder / PREPROCESSOR)
     for step, entry in zip(steps, written["steps"], strict=True):
         name, settings = entry.get("registry_name"), entry["config"]
         if "device" in settings:
             settings["device"] = "cpu"
         if name in STEPS:
-            field, place = STEPS[name]
-            parts = _words_and_images(step)
+            field, part_name = STEPS[name]
+            parts = _tokenizer_and_processors(step)
             for part in parts:
-                part.save_pretrained(folder / place)
-            settings[field] = place
+                part.save_pretrained(folder / part_name)
+            settings[field] = part_name
     write_json(folder / PREPROCESSOR, written)
     for path in sorted(folder.rglob("*.json")):
-        write_json(path, _without_notes(_read(path)))
+        write_json(path, _without_notes(json.loads(path.read_text(encoding="utf-8"))))
         _require_no_other_folder(path)
 
 
-def _smolvla(inner: nn.Module, folder: Path) -> dict:
-    both = inner.model.vlm_with_expert
-    both.config.save_pretrained(folder / PARTS / "vlm")
-    both.processor.save_pretrained(folder / PARTS / "vlm")
-    return {"vlm_model_name": f"{PARTS}/vlm"}
-
-
-def _multi_task_dit(inner: nn.Module, folder: Path) -> dict:
-    observer = inner.observation_encoder
-    seeing = (observer.vision_encoders or [observer.vision_encoder])[0].model
-    # LeRobot wants "clip" in the names.
-    places = {"vision_encoder_name": "clip_vision", "text_encoder_name": "clip_text"}
-    towers = (seeing, observer.text_encoder.text_encoder)
-    for name, model in zip(places.values(), towers, strict=True):
-        _save_config(model, folder / PARTS / name)
-    return {field: f"{PARTS}/{name}" for field, name in places.items()}
-
-
-def _groot(inner: nn.Module, folder: Path) -> dict:
-    place, model = folder / PARTS / "groot", inner._groot_model
-    _save_config(model, place)
-    base = Path(inner.config.base_model_path)
-    # A checkpoint of NVIDIA's has horizons and embodiments beside its configuration.
-    for path in sorted(base.glob("*.json")) if base.is_dir() else ():
-        if not (place / path.name).exists() and not path.name.endswith("index.json"):
-            shutil.copy(path, place)
-    if Path(model.config.model_name).is_absolute():
-        _save_config(model.backbone.model, place / "backbone")
-        settings = _read(place / CONFIG)
-        write_json(place / CONFIG, settings | {"model_name": "backbone"})
-    return {"base_model_path": f"{PARTS}/groot"}
-
-
-def _nothing(inner: nn.Module, folder: Path) -> dict:
-    return {}
-
-
-# Kind of policy to what writes its parts and gives the fields of its configuration that name them. The kinds that
-# are not here are built from their configuration alone.
-WRITERS: dict[str, Callable[[nn.Module, Path], dict]] = {
-    "smolvla": _smolvla,
-    "multi_task_dit": _multi_task_dit,
-    "groot": _groot,
-    "xvla": lambda inner, folder: {"tokenizer_name": f"{PARTS}/tokenizer"},
-    # Weights that torchvision would fetch, only for them to be replaced.
-    "diffusion": lambda inner, folder: {"pretrained_backbone_weights": None},
-}
-
-
-def _save_config(model: "PreTrainedModel", place: Path) -> None:
-    """Writes a model's configuration with the type of its numbers, which only saving its weights would note."""
+def save_config(model: "PreTrainedModel", folder: Path) -> None:
+    """Writes a model's configuration with the type of its weights, which only saving its weights would note."""
     model.config.dtype = model.dtype
-    model.config.save_pretrained(place)
+    model.config.save_pretrained(folder)
 
 
-def _words_and_images(step) -> list:
+def _tokenizer_and_processors(step) -> list:
     """The tokenizer of a step, and the image processors where it has some."""
     if hasattr(step, "input_tokenizer"):
         return [step.input_tokenizer]
@@ -150,7 +94,7 @@ def _without_notes(value: object) -> object:
 
 
 def _require_no_other_folder(path: Path) -> None:
-    for key, text in _texts(_read(path)):
+    for key, text in _texts(json.loads(path.read_text(encoding="utf-8"))):
         if os.path.isabs(text):
             raise UserError(
                 f"{path.name} of the policy names another folder ({key} = {text}), and this version does not know "
@@ -175,7 +119,7 @@ def is_standalone(folder: Path) -> bool:
 
 
 def find_parts(config, folder: Path) -> dict[str, dict[str, str]]:
-    """Makes the places in a policy's configuration those of its folder, wherever that is now.
+    """Makes the relative paths in a policy's configuration absolute, wherever its folder is now.
 
     Args:
         config: LeRobot's, changed in place.
@@ -191,12 +135,12 @@ def find_parts(config, folder: Path) -> dict[str, dict[str, str]]:
         if isinstance(value, str) and value.startswith(f"{PARTS}/"):
             setattr(config, field, str(_there(folder / value)))
     overrides = {}
-    for entry in _read(folder / PREPROCESSOR).get("steps", []):
-        field, place = STEPS.get(entry.get("registry_name"), (None, None))
-        if field is not None and entry["config"].get(field) == place:
-            for name in WORDS:
-                _there(folder / place / name)
-            overrides[entry["registry_name"]] = {field: str(folder / place)}
+    for entry in read_json(folder / PREPROCESSOR).get("steps", []):
+        field, part_name = STEPS.get(entry.get("registry_name"), (None, None))
+        if field is not None and entry["config"].get(field) == part_name:
+            for name in TOKENIZER_FILES:
+                _there(folder / part_name / name)
+            overrides[entry["registry_name"]] = {field: str(folder / part_name)}
     return overrides
 
 
@@ -210,7 +154,9 @@ def without_weights(folder: Path):
     """A block in which the parts of a standalone folder are built from their configurations.
 
     LeRobot builds a policy with the weights of the checkpoints that it started from, and then replaces them with the
-    policy's own; a standalone folder holds only these. Other folders are read as always.
+    policy's own; a standalone folder holds only these. LeRobot calls `PreTrainedModel.from_pretrained` for that and
+    takes no argument that says otherwise, so that method is replaced, for the length of the block and in the whole
+    process: read one policy at a time. Other folders are read as always.
     """
     return _from_configurations() if is_standalone(folder) else nullcontext()
 
@@ -221,13 +167,13 @@ def _from_configurations() -> Iterator[None]:
 
     original = PreTrainedModel.__dict__["from_pretrained"]
 
-    def from_configuration(cls, place, *_, config=None, **settings):
+    def from_configuration(cls, folder, *_, config=None, **settings):
         dtype = settings.pop("torch_dtype", settings.pop("dtype", None))
         if config is None:
-            config, settings = cls.config_class.from_pretrained(place, return_unused_kwargs=True, **settings)
+            config, settings = cls.config_class.from_pretrained(folder, return_unused_kwargs=True, **settings)
         name = getattr(config, "model_name", None)
-        if isinstance(name, str) and (Path(place) / name).is_dir():
-            config.model_name = str(Path(place) / name)
+        if isinstance(name, str) and (Path(folder) / name).is_dir():
+            config.model_name = str(Path(folder) / name)
         known = inspect.signature(cls.__init__).parameters
         settings = {name: value for name, value in settings.items() if name in known}
         return cls._from_config(config, dtype=dtype or config.dtype, **settings)
@@ -237,10 +183,3 @@ def _from_configurations() -> Iterator[None]:
         yield
     finally:
         PreTrainedModel.from_pretrained = original
-
-
-def _read(path: Path):
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: cut off or damaged ({error})") from error

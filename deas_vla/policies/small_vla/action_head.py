@@ -12,34 +12,14 @@ from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 # Sines and cosines that represent the flow time, and the longest period in units of 1/1000 of the unit interval.
 TIME_FEATURES = 64
 TIME_MAX_PERIOD = 10_000.0
-# The direct readout sees each camera as a grid of this side, with this many numbers a cell.
+# The direct readout sees each camera as a grid of this side, with this many channels a cell.
 READOUT_GRID = 4
 READOUT_WIDTH = 32
 
 
-class EmbodimentLinear(nn.Module):
-    """A linear layer with separate weights for every robot."""
-
-    def __init__(self, embodiments: int, inputs: int, outputs: int) -> None:
-        super().__init__()
-        bound = 1 / math.sqrt(inputs)
-        self.weight = nn.Parameter(torch.empty(embodiments, outputs, inputs).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.zeros(embodiments, outputs))
-
-    def forward(self, x: Tensor, embodiment: int) -> Tensor:
-        return F.linear(x, self.weight[embodiment], self.bias[embodiment])
-
-
-class EmbodimentMLP(nn.Module):
-    """Two linear layers with separate weights for every robot."""
-
-    def __init__(self, embodiments: int, inputs: int, hidden: int, outputs: int) -> None:
-        super().__init__()
-        self.first = EmbodimentLinear(embodiments, inputs, hidden)
-        self.second = EmbodimentLinear(embodiments, hidden, outputs)
-
-    def forward(self, x: Tensor, embodiment: int) -> Tensor:
-        return self.second(F.silu(self.first(x, embodiment)), embodiment)
+def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
+    """Two linear layers."""
+    return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
 
 
 class Block(nn.Module):
@@ -115,9 +95,9 @@ class Conditioning:
 
 
 class DirectReadout(nn.Module):
-    """One vector from all context tokens: each place in each camera read by its own weights, the words by their mean.
+    """One vector from all context tokens: each cell of each camera read by its own weights, the text by its mean.
 
-    Attention learns where to look only after it has seen many images; a linear map of tokens in fixed places knows
+    Attention learns where to look only after it has seen many images; a linear map of a fixed grid of tokens knows
     where they are from the first step. It is what lets a small policy learn to find an object in minutes.
 
     Args:
@@ -130,9 +110,9 @@ class DirectReadout(nn.Module):
         super().__init__()
         self.cameras = cameras
         self.narrow = nn.Linear(context_width, READOUT_WIDTH)
-        self.places = nn.Linear(cameras * READOUT_GRID**2 * READOUT_WIDTH, width)
-        self.words = nn.Linear(context_width, width)
-        nn.init.zeros_(self.words.weight)
+        self.cells = nn.Linear(cameras * READOUT_GRID**2 * READOUT_WIDTH, width)
+        self.text = nn.Linear(context_width, width)
+        nn.init.zeros_(self.text.weight)
 
     def forward(self, tokens: Tensor, mask: Tensor, camera: Tensor) -> Tensor:
         """Reads a context.
@@ -140,41 +120,37 @@ class DirectReadout(nn.Module):
         Args:
             tokens: (B, L, C) context tokens; those of a camera in row-major order of a square grid.
             mask: (B, L) True for real tokens.
-            camera: (L,) which camera a token comes from, -1 for words.
+            camera: (L,) which camera a token comes from, -1 for text.
 
         Returns:
             (B, D).
         """
-        seen = tokens[:, camera >= 0]
-        batch, side = len(tokens), math.isqrt(seen.shape[1] // self.cameras)
-        grids = self.narrow(seen).view(batch * self.cameras, side, side, -1)
+        images = tokens[:, camera >= 0]
+        batch, side = len(tokens), math.isqrt(images.shape[1] // self.cameras)
+        grids = self.narrow(images).view(batch * self.cameras, side, side, -1)
         if side != READOUT_GRID:
             grids = F.adaptive_avg_pool2d(grids.permute(0, 3, 1, 2), READOUT_GRID).permute(0, 2, 3, 1)
-        said = (mask & (camera < 0))[..., None].float()
-        words = (tokens * said).sum(1) / said.sum(1).clamp_min(1)
-        return self.places(grids.reshape(batch, -1)) + self.words(words)
+        is_text = (mask & (camera < 0))[..., None].float()
+        text = (tokens * is_text).sum(1) / is_text.sum(1).clamp_min(1)
+        return self.cells(grids.reshape(batch, -1)) + self.text(text)
 
 
 class ActionHead(nn.Module):
     """The clean chunk behind noisy ones, given a context.
 
-    A sequence of one state token and H action tokens passes through blocks that attend to
-    the context and to each other in turn. State encoder, action encoder and decoder have separate weights for every
-    robot. Columns beyond the robot's own are zeros on the way in and are cut off on the way out.
+    A sequence of one state token and H action tokens passes through blocks that attend to the context and to each
+    other in turn.
     """
 
     def __init__(
         self, config: SmallVLAConfig, context_width: int, cameras: int, state_dim: int, action_dim: int
     ) -> None:
         super().__init__()
-        width, robots = config.width, config.num_embodiments
-        self.embodiment, self.horizon = config.embodiment, config.horizon
-        self.state_dim, self.action_dim = state_dim, action_dim
-        self.max_state_dim, self.max_action_dim = config.max_state_dim, config.max_action_dim
-        self.state_encoder = EmbodimentMLP(robots, config.max_state_dim, width, width)
-        self.action_encoder = EmbodimentMLP(robots, config.max_action_dim, width, width)
-        self.action_time = EmbodimentLinear(robots, TIME_FEATURES, width)
-        self.decoder = EmbodimentMLP(robots, width, width, config.max_action_dim)
+        width, self.horizon = config.width, config.horizon
+        self.state_encoder = mlp(state_dim, width, width)
+        self.action_in, self.action_out = nn.Linear(action_dim, width), nn.Linear(width, width)
+        self.action_time = nn.Linear(TIME_FEATURES, width)
+        self.decoder = mlp(width, width, action_dim)
         self.readout = DirectReadout(cameras, context_width, width)
         self.positions = nn.Parameter(0.02 * torch.randn(config.horizon, width))
         self.time_mlp = nn.Sequential(
@@ -183,7 +159,8 @@ class ActionHead(nn.Module):
         self.modulation = nn.Linear(width, (6 * config.layers + 2) * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
-        nn.init.zeros_(self.decoder.second.weight)
+        nn.init.zeros_(self.decoder[-1].weight)
+        nn.init.zeros_(self.decoder[-1].bias)
         self.blocks = nn.ModuleList(
             Block(width, width // config.head_width, config.mlp_ratio, context_width if i % 2 == 0 else None)
             for i in range(config.layers)
@@ -198,7 +175,7 @@ class ActionHead(nn.Module):
         Args:
             tokens: (B, L, C) context tokens.
             mask: (B, L) True for real tokens.
-            camera: (L,) which camera a token comes from, -1 for words.
+            camera: (L,) which camera a token comes from, -1 for text.
 
         Returns:
             ``key_values`` (B, layers, 2, heads, L, d) of all cross-attention layers, and ``readout`` (B, D).
@@ -223,12 +200,11 @@ class ActionHead(nn.Module):
             (p[0], 1 + p[1], p[2], p[3], 1 + p[4], p[5])
             for p in (parts[6 * i : 6 * i + 6] for i in range(len(self.blocks)))
         ]
-        return Conditioning(self.action_time(features, self.embodiment), blocks, (parts[-2], 1 + parts[-1]))
+        return Conditioning(self.action_time(features), blocks, (parts[-2], 1 + parts[-1]))
 
     def embed_state(self, state: Tensor) -> Tensor:
         """(B, S) normalised states to (B, 1, 1, D), one token each."""
-        padded = F.pad(state, (0, self.max_state_dim - self.state_dim))
-        return self.state_encoder(padded, self.embodiment)[:, None, None]
+        return self.state_encoder(state)[:, None, None]
 
     def forward(
         self,
@@ -250,9 +226,7 @@ class ActionHead(nn.Module):
         Returns:
             (B, N, H, A).
         """
-        padded = F.pad(noisy, (0, self.max_action_dim - self.action_dim))
-        hidden = self.action_encoder.first(padded, self.embodiment) + conditioning.action
-        actions = self.action_encoder.second(F.silu(hidden), self.embodiment) + self.positions
+        actions = self.action_out(F.silu(self.action_in(noisy) + conditioning.action)) + self.positions
         actions = actions + memory["readout"][:, None, None]
         x = torch.cat([state.expand(-1, noisy.shape[1], -1, -1), actions], 2)
         mask = mask[:, None, None]
@@ -261,4 +235,4 @@ class ActionHead(nn.Module):
             x = block(x, conditioning.blocks[i], key_value, mask)
         x = x[:, :, -self.horizon :]
         x = torch.addcmul(conditioning.final[0], F.layer_norm(x, x.shape[-1:]), conditioning.final[1])
-        return self.decoder(x, self.embodiment)[..., : self.action_dim]
+        return self.decoder(x)

@@ -1,25 +1,17 @@
 """The vision-language backbone: any image-text-to-text model of `transformers`, cut at a layer."""
 
-import hashlib
 import inspect
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deas_vla.data.contract import Camera
 from deas_vla.errors import UserError, require
+from deas_vla.policies.fingerprint import hash_tensors
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
-from deas_vla.policies.small_vla.embedded import EMBEDDING_SPREAD, build_embedded
-
-
-def hash_tensors(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 over names, types, shapes and bytes of tensors."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
+from deas_vla.policies.small_vla.embedded import EMBEDDING_STD, build_embedded
 
 
 class Backbone(nn.Module):
@@ -27,12 +19,12 @@ class Backbone(nn.Module):
 
     Args:
         model: the `transformers` model that returns hidden states.
-        tune: frozen, lora or full.
+        config: select_layer, tune (frozen, lora or full) and the adapters' size.
     """
 
     def __init__(self, model: nn.Module, config: SmallVLAConfig) -> None:
         super().__init__()
-        self.model, self.tune = model, config.tune
+        self.model = model
         cut_language_model(model, config.select_layer)
         # Adapters change neither the base weights nor, from here on, this hash.
         self.base_hash = (
@@ -61,15 +53,50 @@ class Backbone(nn.Module):
         """Names of the model's inputs."""
         return set(inspect.signature(type(self.model).forward).parameters)
 
-    def train(self, mode: bool = True) -> "Backbone":
-        """A frozen backbone stays in evaluation mode."""
-        return super().train(mode and self.tune != "frozen")
-
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """(B, L, C) float32 hidden states after the last layer that was kept."""
         inputs = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         extra = {"use_cache": False} if "use_cache" in self.accepted else {}
         return self.model(**inputs, **extra).last_hidden_state.float()
+
+
+class ContextLayer(nn.Module):
+    """Pre-norm self-attention over the real tokens, and a feed-forward layer."""
+
+    def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.up, self.down = nn.Linear(width, mlp_ratio * width), nn.Linear(mlp_ratio * width, width)
+
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        batch, length, width = x.shape
+        packed = self.query_key_value(self.norm(x)).view(batch, length, 3, self.heads, -1).transpose(1, 3)
+        attended = F.scaled_dot_product_attention(*packed.unbind(2), attn_mask=mask)
+        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
+        return x + self.down(F.silu(self.up(self.norm_mlp(x))))
+
+
+class ContextEncoder(nn.Module):
+    """Layer norm and a few self-attention layers over the backbone's tokens (GR00T N1.5)."""
+
+    def __init__(self, config: SmallVLAConfig, width: int) -> None:
+        super().__init__()
+        heads = max(1, width // config.head_width)
+        while width % heads:
+            heads -= 1
+        self.norm = nn.LayerNorm(width)
+        self.layers = nn.ModuleList(
+            ContextLayer(width, heads, config.mlp_ratio) for _ in range(config.context_layers)
+        )
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        """(B, L, C) backbone tokens and their (B, L) mask to (B, L, C) context tokens; padding becomes zero."""
+        x = self.norm(tokens)
+        for layer in self.layers:
+            x = layer(x, mask[:, None, None])
+        return x * mask[..., None]
 
 
 def cut_language_model(model: nn.Module, layers: int) -> None:
@@ -108,7 +135,7 @@ def add_lora(model: nn.Module, rank: int, alpha: int) -> None:
     peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), model)
 
 
-def new_backbone(config: SmallVLAConfig, cameras: tuple[Camera, ...], sentences: list[str]):
+def new_backbone(config: SmallVLAConfig, cameras: tuple[Camera, ...], instructions: list[str]):
     """A backbone from its checkpoint, or a freshly initialised embedded one, and its processor.
 
     Raises:
@@ -118,10 +145,10 @@ def new_backbone(config: SmallVLAConfig, cameras: tuple[Camera, ...], sentences:
     from transformers import AutoModelForImageTextToText
 
     if not config.backbone:
-        model_config, processor = build_embedded(config.embedded, cameras, sentences)
+        model_config, processor = build_embedded(config.embedded, cameras, instructions)
         model = _headless(AutoModelForImageTextToText.from_config(model_config))
-        # A narrow model's usual 0.02 makes words so short that normalising them makes training unstable.
-        torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_SPREAD)
+        # A narrow model's usual 0.02 makes text embeddings so short that normalising them makes training unstable.
+        torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
         return Backbone(model, config), processor
     return load_checkpoint(config), _read_processor(config.backbone, config.backbone)
 

@@ -9,7 +9,7 @@ TUNE_MODES = ("frozen", "lora", "full")
 
 @dataclass
 class EmbeddedBackboneConfig:
-    """A vision-language model small enough for a CPU, built from these numbers instead of a checkpoint.
+    """A vision-language model small enough for a CPU, built from these sizes instead of a checkpoint.
 
     It is a real `transformers` model (Idefics3: a SigLIP vision tower, pixel shuffle and a Llama), randomly
     initialised, with a tokenizer and an image processor of its own.
@@ -57,8 +57,8 @@ class SmallVLAConfig:
     backbone_dtype: str = "float32"
     # Room for the instruction, in tokens; every prompt is padded to the same length.
     max_instruction_tokens: int = 16
-    # Frames encoded together outside training, so that none depends on its batch; 0: 8 if embedded, else 1.
-    encode_group: int = 0
+    # Most frames that are encoded at once outside training: bounds the memory of filling a cache.
+    encode_batch: int = 64
     # Self-attention layers over the backbone's tokens, before the action head (4 in GR00T N1.5).
     context_layers: int = 0
     # Steps in an action chunk (H).
@@ -71,14 +71,6 @@ class SmallVLAConfig:
     head_width: int = 32
     # Width of the feed-forward layers, in multiples of the width.
     mlp_ratio: int = 2
-    # Columns that the action encoder and decoder have room for.
-    max_action_dim: int = 32
-    # Columns that the state encoder has room for.
-    max_state_dim: int = 64
-    # Robots that the encoders and decoders have room for.
-    num_embodiments: int = 1
-    # Which of them this policy drives.
-    embodiment: int = 0
     # Euler steps from noise to a chunk.
     denoising_steps: int = 4
 
@@ -89,13 +81,6 @@ class SmallVLAConfig:
             raise UserError(f"backbone_dtype={self.backbone_dtype!r} is unknown; choose float32 or bfloat16")
         if self.width % self.head_width:
             raise UserError(f"width={self.width} is not a multiple of head_width={self.head_width}")
-        if not 0 <= self.embodiment < self.num_embodiments:
-            raise UserError(f"embodiment={self.embodiment} is outside num_embodiments={self.num_embodiments}")
-        for name in ("horizon", "layers", "denoising_steps", "max_instruction_tokens"):
+        for name in ("horizon", "layers", "denoising_steps", "max_instruction_tokens", "encode_batch"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1")
-
-    @property
-    def group(self) -> int:
-        """Frames that `encode` runs together outside training."""
-        return self.encode_group or (1 if self.backbone else 8)

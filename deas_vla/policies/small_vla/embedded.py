@@ -12,10 +12,10 @@ IMAGE_TOKEN, FAKE_TOKEN, GLOBAL_TOKEN, END_TOKEN = (
 )
 PAD_TOKEN, BEGIN_TOKEN, STOP_TOKEN = "<pad>", "<s>", "</s>"
 VOCABULARY_SIZE = 1024
-# Spread of new word embeddings, about that of the image tokens beside them.
-EMBEDDING_SPREAD = 0.2
+# Standard deviation of new word embeddings, about that of the image tokens beside them.
+EMBEDDING_STD = 0.2
 
-# Words that robots are told: they become one token each. Any other word is spelled in bytes.
+# Words that robots' instructions use: they become one token each. Any other word is spelled in bytes.
 WORDS = (
     "a all and at away back banana bar basket behind below beside big block blue bottle bottom bowl bowls box bread",
     "brown burner button cabinet can cans cart center cereal clear close coffee corner counter cube cup cutting desk",
@@ -29,16 +29,18 @@ WORDS = (
 )
 
 
-def build_tokenizer(sentences: list[str]):
-    """A byte-level tokenizer that knows the words above and those of the given sentences.
+def build_tokenizer(instructions: list[str]):
+    """A byte-level tokenizer that knows the words above and those of the given instructions.
 
     Args:
-        sentences: instructions whose words become one token each.
+        instructions: instructions whose words become one token each.
     """
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted({word for s in (*WORDS, *sentences) for word in s.lower().replace(".", " ").split()})
+    words = sorted(
+        {word for line in (*WORDS, *instructions) for word in line.lower().replace(".", " ").split()}
+    )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
@@ -56,13 +58,13 @@ def build_tokenizer(sentences: list[str]):
     )
 
 
-def build_embedded(config: EmbeddedBackboneConfig, cameras: tuple[Camera, ...], sentences: list[str]):
+def build_embedded(config: EmbeddedBackboneConfig, cameras: tuple[Camera, ...], instructions: list[str]):
     """Model configuration and processor of the embedded backbone.
 
     Args:
         config: sizes.
         cameras: must be square, of one size, a multiple of a token's side.
-        sentences: instructions whose words the tokenizer should know.
+        instructions: instructions whose words the tokenizer should know.
 
     Returns:
         A `transformers` model configuration and a processor.
@@ -80,7 +82,7 @@ def build_embedded(config: EmbeddedBackboneConfig, cameras: tuple[Camera, ...], 
             f"the embedded backbone needs square cameras of one size, a multiple of {token} pixels; "
             f"got {', '.join(f'{c.name} {c.height}x{c.width}' for c in cameras)}"
         )
-    tokenizer = build_tokenizer(sentences)
+    tokenizer = build_tokenizer(instructions)
     image_processor = Idefics3ImageProcessor(
         do_image_splitting=False,
         resample=PILImageResampling.BICUBIC,

@@ -1,52 +1,71 @@
-"""SmallVLAPolicy: a vision-language backbone and a flow-matching action head."""
+"""SmallVLAPolicy: a vision-language backbone and a flow-matching action head.
 
-import hashlib
-import json
+Files of a saved policy:
+
+config.json          settings, format, and the hash of the backbone's weights where they are only referred to
+contract.json        columns, cameras, rate and statistics
+model.safetensors    every weight that is not in a checkpoint of its own
+backbone/            the backbone's configuration, tokenizer and image processor
+"""
+
+import copy
+from dataclasses import replace
 from pathlib import Path
+from typing import Self
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from deas_vla.config import from_json, to_json
 from deas_vla.data.contract import Contract
-from deas_vla.data.grouping import in_fixed_groups
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError
+from deas_vla.files import read_json, write_json
 from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.policies.fingerprint import Fingerprint
 from deas_vla.policies.flow import flow_loss, hold_last, integrate, interpolate
+from deas_vla.policies.lora import Merged, merge_adapters
+from deas_vla.policies.registry import register_policy
 from deas_vla.policies.small_vla.action_head import ActionHead
-from deas_vla.policies.small_vla.backbone import Backbone, hash_tensors, new_backbone
+from deas_vla.policies.small_vla.backbone import Backbone, ContextEncoder, new_backbone, saved_backbone
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
-from deas_vla.policies.small_vla.context import ContextEncoder
 from deas_vla.policies.small_vla.processing import PromptProcessor
 
+FORMAT = "deas_vla SmallVLAPolicy 2"
+WEIGHTS, CONFIG, CONTRACT, BACKBONE = "model.safetensors", "config.json", "contract.json", "backbone"
 
+
+@register_policy("small_vla")
 class SmallVLAPolicy(ChunkPolicy):
     """A GR00T-style policy for the robot of one contract.
 
     Args:
         config: sizes and training mode.
         contract: with statistics; its cameras are shown to the backbone in order.
-        sentences: instructions that the embedded backbone's tokenizer should know; others are spelled in bytes.
+        instructions: those that the embedded backbone's tokenizer should know; others are spelled in bytes.
         backbone: a backbone and its processor to use instead of making them.
 
     Raises:
-        UserError: if the robot has more columns than the encoders have room for, or the backbone cannot be read.
+        UserError: if the backbone cannot be read.
     """
+
+    Config = SmallVLAConfig
+    feature_source = (
+        "the tokens that the action head attends to, after the backbone's last layer that is kept"
+    )
 
     def __init__(
         self,
         config: SmallVLAConfig,
         contract: Contract,
-        sentences: list[str] | None = None,
+        instructions: list[str] | None = None,
         backbone: tuple[Backbone, object] | None = None,
     ) -> None:
         super().__init__()
-        for what in ("state", "action"):
-            needed, room = getattr(contract, f"{what}_dim"), getattr(config, f"max_{what}_dim")
-            if needed > room:
-                raise UserError(f"max_{what}_dim={room}, but the robot has {needed} {what} columns; raise it")
         self.config, self.contract, self.horizon = config, contract, config.horizon
-        self.backbone, self.processor = backbone or new_backbone(config, contract.cameras, sentences or [])
+        self.backbone, self.processor = backbone or new_backbone(config, contract.cameras, instructions or [])
         self.prompts = PromptProcessor(
             self.processor,
             contract.cameras,
@@ -61,24 +80,28 @@ class SmallVLAPolicy(ChunkPolicy):
         times = torch.arange(config.denoising_steps) / config.denoising_steps
         self.register_buffer("times", times[None], persistent=False)
         self.register_buffer("token_camera", self.prompts.camera_index, persistent=False)
+        self._fingerprint = Fingerprint()
+
+    @classmethod
+    def create(cls, config: SmallVLAConfig, contract: Contract, instructions: list[str]) -> Self:
+        return cls(config, contract, instructions)
 
     # ---- the three calls of a policy -----------------------------------------------------------------------
 
     def encode(self, observation: Observation) -> Context:
-        if self.training and torch.is_grad_enabled():
-            with torch.set_grad_enabled(self._encoder_learns()):
-                parts = self._tokens(observation)
-        else:
-            with torch.no_grad():
-                parts = in_fixed_groups(
-                    lambda rows: self._tokens(observation[rows]), len(observation), self.config.group
-                )
-        state = self.contract.normalize_state(observation.state.to(self.times.device))
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.training and self._encoder_learns()):
+            if torch.is_grad_enabled():
+                tokens, mask = self._tokens(observation)
+            else:
+                size = self.config.encode_batch
+                starts = range(0, len(observation), size)
+                parts = [self._tokens(observation[start : start + size]) for start in starts]
+                tokens, mask = (torch.cat(part) for part in zip(*parts, strict=True))
         context = Context(
-            tokens=parts["tokens"],
-            mask=parts["mask"],
+            tokens=tokens,
+            mask=mask,
             camera=self.token_camera.expand(len(observation), -1),
-            state=state,
+            state=self.contract.normalize_state(observation.state.to(tokens.device)),
         )
         context.extras.update(self._memory(context))
         return context
@@ -94,86 +117,149 @@ class SmallVLAPolicy(ChunkPolicy):
         return integrate(predict, noise, self.config.denoising_steps)
 
     def loss(
-        self,
-        context: Context,
-        chunks: Tensor,
-        noise: Tensor,
-        time: Tensor,
-        valid: Tensor | None = None,
-        reduction: str = "none",
+        self, context: Context, chunks: Tensor, noise: Tensor, time: Tensor, valid: Tensor | None = None
     ) -> Tensor:
         if valid is not None:
+            # The head sees all H noisy steps, as at inference: what was not played is filled in, then masked.
             chunks = hold_last(chunks, valid)
         noisy = interpolate(chunks[:, None], noise, time)
         state, memory = self.head.embed_state(context.state), self._memory(context)
         predicted = self.head(noisy, self.head.condition(time), state, memory, context.mask)
-        losses = flow_loss(predicted, chunks, valid)
-        return losses.mean() if reduction == "mean" else losses
+        return flow_loss(predicted, chunks, valid)
 
-    # ---- parameters ----------------------------------------------------------------------------------------
-
-    def trainable_parameters(self) -> list[nn.Parameter]:
-        return [parameter for parameter in self.parameters() if parameter.requires_grad]
+    # ---- training and identity -----------------------------------------------------------------------------
 
     def freeze_encoder(self) -> None:
-        """Trains the action head only, from here on: features that were computed stay valid."""
-        self.backbone.requires_grad_(False)
-        self.context_encoder.requires_grad_(False)
+        for part in self._encoder:
+            part.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """What does not learn stays in evaluation mode: with its dropout it would give other features."""
+        super().train(mode)
+        for part in self._encoder:
+            part.train(mode and _learns(part))
+        if mode and self._encoder_learns():
+            self._fingerprint.forget()
+        return self
 
     @property
     def encoder_fingerprint(self) -> str:
+        weights = {
+            f"{number}.{name}": tensor
+            for number, part in enumerate(self._encoder)
+            for name, tensor in part.state_dict(keep_vars=True).items()
+        }
         settings = {
-            "weights": hash_tensors(self._encoder_state()),
             "processing": self.prompts.fingerprint,
             "contract": self.contract.fingerprint,
             "config": {
                 name: getattr(self.config, name)
-                for name in ("select_layer", "backbone_dtype", "context_layers", "head_width", "group")
+                for name in ("select_layer", "backbone_dtype", "context_layers", "head_width")
             },
         }
-        return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        return self._fingerprint.of(weights, settings, self.training and self._encoder_learns())
+
+    def origin(self) -> dict[str, str | int | None]:
+        return {
+            "backbone": self.config.backbone or "embedded",
+            "backbone_weights": self.backbone.base_hash,
+            "tune": self.config.tune,
+        }
 
     # ---- files ---------------------------------------------------------------------------------------------
 
-    def save(self, folder: str | Path) -> None:
-        from deas_vla.policies.small_vla.checkpoint import save_policy
-
-        save_policy(self, Path(folder))
-
-    @classmethod
-    def load(cls, folder: str | Path, expected_contract: Contract | None = None) -> "SmallVLAPolicy":
-        """Reads a policy that `save` wrote, in evaluation mode.
-
-        Args:
-            folder: of the policy.
-            expected_contract: refuse a policy for another robot or with other statistics.
+    def standalone(self) -> tuple["SmallVLAPolicy", Merged]:
+        """A copy of a fully tuned backbone, which is the one that stores all its weights; for a moment both exist.
 
         Raises:
-            UserError: naming the file that is missing, cut off or does not fit.
+            UserError: if there are adapters that change nothing.
         """
-        from deas_vla.policies.small_vla.checkpoint import load_policy
+        # Prompts and processor hold no weights and are shared.
+        copied = copy.deepcopy(self, {id(part): part for part in (self.prompts, self.processor)})
+        merged = merge_adapters(copied)
+        copied.config = replace(copied.config, tune="full")
+        copied.backbone.base_hash = None
+        return copied.eval(), merged
 
-        return load_policy(Path(folder), expected_contract)
+    def write(self, folder: Path) -> None:
+        weights = self.state_dict()
+        save_file(
+            {name: weights[name].detach().cpu().contiguous() for name in self._stored()}, folder / WEIGHTS
+        )
+        self.backbone.model.config.save_pretrained(folder / BACKBONE)
+        self.processor.save_pretrained(folder / BACKBONE)
+        settings = {
+            "format": FORMAT,
+            "backbone_hash": self.backbone.base_hash,
+            "policy": to_json(self.config),
+        }
+        write_json(folder / CONFIG, settings)
+        write_json(folder / CONTRACT, self.contract.to_json())
+
+    @classmethod
+    def load(cls, folder: str | Path, contract: Contract | None = None) -> Self:
+        folder = Path(folder)
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no saved policy there")
+        settings = read_json(folder / CONFIG)
+        if settings.get("format") != FORMAT or not {"backbone_hash", "policy"} <= settings.keys():
+            raise UserError(f"{folder / CONFIG}: format {settings.get('format')!r} is not {FORMAT!r}")
+        config = from_json(SmallVLAConfig, settings["policy"], folder / CONFIG)
+        stored = Contract.from_json(read_json(folder / CONTRACT), folder / CONTRACT)
+        if contract is not None:
+            stored.require_same(contract, f"policy {folder}", "what it is used for")
+        backbone, processor = saved_backbone(config, folder / BACKBONE)
+        if backbone.base_hash != settings["backbone_hash"]:
+            raise UserError(
+                f"{folder / CONFIG}: this policy was trained on another backbone than the one at {config.backbone} "
+                f"(weights {str(settings['backbone_hash'])[:12]} against {str(backbone.base_hash)[:12]})"
+            )
+        policy = cls(config, stored, backbone=(backbone, processor))
+        policy._fill(folder / WEIGHTS)
+        return policy.eval()
+
+    def _stored(self) -> list[str]:
+        """Names of the weights that are written: all but those of a backbone that has a checkpoint of its own."""
+        own = self.backbone.base_hash is None
+        return [n for n in self.state_dict() if own or not n.startswith("backbone.") or ".lora_" in n]
+
+    def _fill(self, path: Path) -> None:
+        try:
+            weights = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise UserError(
+                f"{path}: missing, cut off or damaged ({error}); save the policy again"
+            ) from error
+        state = self.state_dict()
+        shapes = {name: state[name].shape for name in self._stored()}
+        given = {name: tensor.shape for name, tensor in weights.items()}
+        wrong = sorted(n for n in shapes.keys() | given.keys() if shapes.get(n) != given.get(n))
+        if wrong:
+            raise UserError(
+                f"{path}: {len(wrong)} weights do not fit the settings in {CONFIG} beside it, the first is {wrong[0]}"
+            )
+        self.load_state_dict({n: tensor.to(state[n].dtype) for n, tensor in weights.items()}, strict=False)
 
     # ---- details -------------------------------------------------------------------------------------------
 
-    def _tokens(self, observation: Observation) -> dict[str, Tensor]:
-        device = self.times.device
-        inputs = {name: value.to(device) for name, value in self.prompts(observation).items()}
+    @property
+    def _encoder(self) -> tuple[nn.Module, nn.Module]:
+        """The modules that the critic's tokens depend on."""
+        return self.backbone, self.context_encoder
+
+    def _encoder_learns(self) -> bool:
+        return any(map(_learns, self._encoder))
+
+    def _tokens(self, observation: Observation) -> tuple[Tensor, Tensor]:
+        """(B, L, C) context tokens and their (B, L) mask."""
+        inputs = {name: value.to(self.times.device) for name, value in self.prompts(observation).items()}
         mask = inputs["attention_mask"].bool()
-        return {"tokens": self.context_encoder(self.backbone(inputs), mask), "mask": mask}
+        return self.context_encoder(self.backbone(inputs), mask), mask
 
     def _memory(self, context: Context) -> dict[str, Tensor]:
         """What the head reads of a context; computed here for one that was made elsewhere and carries none."""
         return context.extras or self.head.read_context(context.tokens, context.mask, self.token_camera)
 
-    def _encoder_state(self) -> dict[str, Tensor]:
-        parts = {"backbone": self.backbone, "context_encoder": self.context_encoder}
-        return {f"{p}.{name}": t for p, module in parts.items() for name, t in module.state_dict().items()}
 
-    def _encoder_learns(self) -> bool:
-        return any(
-            parameter.requires_grad
-            for part in (self.backbone, self.context_encoder)
-            for parameter in part.parameters()
-        )
+def _learns(module: nn.Module) -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

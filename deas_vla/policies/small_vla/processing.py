@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import warnings
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +20,9 @@ class PromptProcessor:
     """Turns images and instructions into model inputs; the prompt is "one image per camera, then the instruction".
 
     The real processor writes every distinct prompt once, with blank images of the cameras' size: what it returns
-    beside the pixels depends on the words and on image sizes only, and is kept. Every prompt is padded on the right
+    beside the pixels depends on the text and on image sizes only, and is kept. Every prompt is padded on the right
     to one length. Pixels go through plain tensor operations if these reproduce the real image processor on a probe
-    (no resizing, no splitting), else through the real image processor.
+    (no resizing, no splitting), else through the real image processor, which is several times slower: with a warning.
 
     Args:
         processor: a `transformers` processor with an image processor and a tokenizer.
@@ -46,6 +48,13 @@ class PromptProcessor:
         self._prompts: dict[str, dict[str, Tensor]] = {}
         self._length = self._write("")["input_ids"].shape[1] + max_instruction_tokens
         self._scale, self._offset, self._leading = self._probe()
+        if not self.fast:
+            sizes = ", ".join(f"{camera.name} {camera.height}x{camera.width}" for camera in cameras)
+            warnings.warn(
+                f"images ({sizes}) go through {type(processor.image_processor).__name__} on the CPU, which is slow: it "
+                "resizes or splits them; cameras of the backbone's own image size avoid it",
+                stacklevel=2,
+            )
         self.camera_index = self._find_cameras()
 
     def __call__(self, observation: Observation) -> dict[str, Tensor]:
@@ -63,15 +72,15 @@ class PromptProcessor:
         """Whether pixels bypass the real image processor."""
         return self._scale is not None
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 of everything that decides how words and pixels become inputs."""
+        """SHA-256 of everything that decides how text and pixels become inputs."""
         tokenizer = self.processor.tokenizer
-        words = (
+        text = (
             tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
         )
         pixels = self.processor.image_processor.to_json_string()
-        settings = [words, pixels, str(self._length), self._render(""), str([str(c) for c in self.cameras])]
+        settings = [text, pixels, str(self._length), self._render(""), str([str(c) for c in self.cameras])]
         return hashlib.sha256("\0".join(settings).encode()).hexdigest()
 
     def real_pixels(self, images: Tensor) -> Tensor:
@@ -79,7 +88,7 @@ class PromptProcessor:
         nested = [list(sample) for sample in images.cpu().permute(0, 1, 4, 2, 3)]
         return self.processor.image_processor(images=nested, return_tensors="pt")[IMAGES]
 
-    # ---- words ---------------------------------------------------------------------------------------------
+    # ---- text ----------------------------------------------------------------------------------------------
 
     def _render(self, instruction: str) -> str:
         count = len(self.cameras)
@@ -144,7 +153,7 @@ class PromptProcessor:
     def _pixels(self, images: Tensor) -> Tensor:
         if not self.fast:
             return self.real_pixels(images).to(images.device)
-        # Put in order while they are bytes: convolutions would copy strided numbers, at four times the size.
+        # Made contiguous while they are bytes: convolutions would copy strided floats, at four times the size.
         pixels = images.permute(0, 1, 4, 2, 3).contiguous().float()
         scaled = torch.addcmul(self._offset.to(images.device), pixels, self._scale.to(images.device))
         return scaled if self._leading == 2 else scaled.flatten(0, 1)

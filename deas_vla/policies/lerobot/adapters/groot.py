@@ -1,9 +1,12 @@
 """LeRobot's GR00T N1.7: a Qwen3-VL cut at a layer, and a diffusion transformer that attends to its tokens.
 
 Backbone, vision-language self-attention and state encoder run once an observation. The self-attention has no mask:
-padding would be read as words. So observations are encoded without padding, and only what the masked cross-attention
-of the head reads is padded afterwards.
+padding would be read as text. So only observations with one instruction are encoded together, which need no padding,
+and what the masked cross-attention of the head reads is padded afterwards.
 """
+
+import shutil
+from pathlib import Path
 
 import torch
 from lerobot.policies.groot.configuration_groot import infer_groot_n1_7_action_horizon
@@ -12,11 +15,14 @@ from transformers.feature_extraction_utils import BatchFeature
 
 from deas_vla.data.observation import OTHER, TEXT
 from deas_vla.errors import UserError
-from deas_vla.policies.lerobot.families import Encoded, Family
+from deas_vla.files import read_json, write_json
+from deas_vla.policies.lerobot.base import Adapter, Encoded, register_adapter
 from deas_vla.policies.lerobot.noise import GivenNoise
+from deas_vla.policies.lerobot.standalone import CONFIG, PARTS, save_config
 
 
-class Groot(Family):
+@register_adapter("groot")
+class Groot(Adapter):
     """Tokens are the backbone's hidden states, before the layers that are trained with the head."""
 
     sees_padding = True
@@ -92,11 +98,24 @@ class Groot(Family):
             velocity = head.action_decoder(made, memory["embodiment"])[:, -actions.shape[1] :]
         return (velocity.float() - (actions - noise)).square()[:, : self.horizon, : self.action_dim]
 
+    def write_parts(self, folder: Path) -> dict[str, object]:
+        part, model = folder / PARTS / "groot", self.model
+        save_config(model, part)
+        base = Path(self.config.base_model_path)
+        # A checkpoint of NVIDIA's has horizons and embodiments beside its configuration.
+        for path in sorted(base.glob("*.json")) if base.is_dir() else ():
+            if not (part / path.name).exists() and not path.name.endswith("index.json"):
+                shutil.copy(path, part)
+        if Path(model.config.model_name).is_absolute():
+            save_config(model.backbone.model, part / "backbone")
+            write_json(part / CONFIG, read_json(part / CONFIG) | {"model_name": "backbone"})
+        return {"base_model_path": f"{PARTS}/groot"}
+
     def _masks(self, memory: dict[str, Tensor]) -> BatchFeature:
         return BatchFeature({"image_mask": memory["image"], "backbone_attention_mask": memory["mask"]})
 
     def _layout(self, image: Tensor, views: int) -> Tensor:
-        """(B, L) the camera of each token; of several images a camera, older ones count as others."""
+        """(B, L) the camera of each token; of several images a camera, older ones are not read."""
         camera = torch.tensor([OTHER] * (views - len(self.cameras)) + self.cameras, device=image.device)
         each = image.sum(1, keepdim=True) // views
         number = (image.long().cumsum(1) - 1).clamp_min(0) // each

@@ -1,8 +1,10 @@
 """LeRobot's SmolVLA: a small vision-language model and an action expert that reads its keys and values.
 
-The prefix (images, words, state) runs once an observation; its keys and values are copied for each candidate, which
+The prefix (images, text, state) runs once an observation; its keys and values are copied for each candidate, which
 costs memory traffic and no arithmetic. In training, the draws of noise share the prefix as well.
 """
+
+from pathlib import Path
 
 import torch
 from lerobot.policies.common.flow_matching import euler_integrate
@@ -11,16 +13,24 @@ from torch import Tensor, nn
 
 from deas_vla.data.observation import OTHER, TEXT
 from deas_vla.errors import UserError
-from deas_vla.policies.lerobot.cache import pack, unpack
-from deas_vla.policies.lerobot.families import Encoded, Family, outputs_of
+from deas_vla.policies.lerobot.base import (
+    Adapter,
+    Encoded,
+    outputs_of,
+    pack,
+    register_adapter,
+    unpack,
+)
+from deas_vla.policies.lerobot.standalone import PARTS
 
 TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
 
 
-class SmolVLA(Family):
-    """Tokens are the language model's last hidden states of images and words.
+@register_adapter("smolvla")
+class SmolVLA(Adapter):
+    """Tokens are the language model's last hidden states of images and text.
 
-    The state token is left out: it passes through a projection that is trained with the expert, and images and words
+    The state token is left out: it passes through a projection that is trained with the expert, and images and text
     do not attend to it, so that features stay valid while the expert learns. The critic gets the state beside them.
     """
 
@@ -45,7 +55,7 @@ class SmolVLA(Family):
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         images, present = self.policy.prepare_images(batch)
         state = self.policy.prepare_state(batch)
-        with outputs_of(self.encoder[0].connector) as seen:
+        with outputs_of(self.encoder[0].connector) as image_outputs:
             embedded, pad, kind = self.model.embed_prefix(
                 images, present, batch[TOKENS], batch[MASK], state=state
             )
@@ -56,7 +66,7 @@ class SmolVLA(Family):
             inputs_embeds=[embedded, None],
             use_cache=True,
         )
-        camera = self._layout(seen[0].shape[1], batch[TOKENS].shape[1], hidden.device)
+        camera = self._layout(image_outputs[0].shape[1], batch[TOKENS].shape[1], hidden.device)
         mask = pad[:, : len(camera)]
         tokens = hidden[:, : len(camera)].float() * mask[..., None]
         return Encoded(tokens, mask, camera, {"cache": pack(cache), "pad": pad})
@@ -76,10 +86,16 @@ class SmolVLA(Family):
         velocity = self.model.denoise_step(memory["pad"], unpack(memory["cache"]), x, time)
         return (velocity - (noise - actions)).square()[..., : self.action_dim]
 
-    def _layout(self, image_tokens: int, words: int, device: torch.device) -> Tensor:
+    def write_parts(self, folder: Path) -> dict[str, object]:
+        both = self.model.vlm_with_expert
+        both.config.save_pretrained(folder / PARTS / "vlm")
+        both.processor.save_pretrained(folder / PARTS / "vlm")
+        return {"vlm_model_name": f"{PARTS}/vlm"}
+
+    def _layout(self, image_tokens: int, text_tokens: int, device: torch.device) -> Tensor:
         """(L,) the camera of each token of the prefix, the state token and what follows it left out."""
         before, after = (2, 1) if self.config.add_image_special_tokens else (0, 0)
         layout = []
         for camera in self.cameras:
             layout += [OTHER] * before + [camera] * image_tokens + [OTHER] * after
-        return torch.tensor(layout + [TEXT] * words, device=device)
+        return torch.tensor(layout + [TEXT] * text_tokens, device=device)

@@ -1,8 +1,10 @@
-"""LeRobot's π0 and π0.5: a PaliGemma and an action expert that reads its keys and values.
+"""LeRobot's π0 (and π0.5, see `pi05.py`): a PaliGemma and an action expert that reads its keys and values.
 
-The prefix (images and words; for π0.5 also the state, as words) runs once an observation; its keys and values are
+The prefix (images and text; for π0.5 also the state, as text) runs once an observation; its keys and values are
 copied for each candidate, which costs memory traffic and no arithmetic. In training, the draws of noise share it too.
 """
+
+from collections.abc import Callable
 
 import torch
 from lerobot.policies.common.flow_matching import euler_integrate
@@ -10,14 +12,21 @@ from lerobot.policies.common.vla_utils import make_att_2d_masks, pad_vector, pre
 from torch import Tensor, nn
 
 from deas_vla.data.observation import TEXT
-from deas_vla.policies.lerobot.cache import pack, unpack
-from deas_vla.policies.lerobot.families import Encoded, Family, camera_layout
+from deas_vla.policies.lerobot.base import (
+    Adapter,
+    Encoded,
+    camera_layout,
+    pack,
+    register_adapter,
+    unpack,
+)
 
 TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
 
 
-class Pi0(Family):
-    """Tokens are the language model's last hidden states of images and words; π0's state is not among them."""
+@register_adapter("pi0")
+class Pi0(Adapter):
+    """Tokens are the language model's last hidden states of images and text; π0's state is not among them."""
 
     settings = ("image_resolution", "dtype", "empty_cameras")
 
@@ -46,9 +55,9 @@ class Pi0(Family):
             inputs_embeds=[embedded, None],
             use_cache=True,
         )
-        words = batch[TOKENS].shape[1]
-        layout = camera_layout(self.cameras, (pad.shape[1] - words) // len(images), hidden.device)
-        camera = torch.cat([layout, layout.new_full((words,), TEXT)])
+        text = batch[TOKENS].shape[1]
+        layout = camera_layout(self.cameras, (pad.shape[1] - text) // len(images), hidden.device)
+        camera = torch.cat([layout, layout.new_full((text,), TEXT)])
         memory = {"cache": pack(cache), "pad": pad} | self._state(batch)
         return Encoded(hidden.float() * pad[..., None], pad, camera, memory)
 
@@ -62,18 +71,15 @@ class Pi0(Family):
         x = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
         return (self._velocity(memory)(x, time) - (noise - actions)).square()[..., : self.action_dim]
 
+    @staticmethod
+    def renaming(policy: nn.Module, names: list[str]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+        return lambda weights: policy._fix_pytorch_state_dict_keys(weights, policy.config)
+
     def _state(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the expert is told beside the prefix."""
+        """What the expert reads beside the prefix."""
         return {"state": self.policy.prepare_state(batch)}
 
     def _velocity(self, memory: dict[str, Tensor]):
         rest = {"prefix_pad_masks": memory["pad"], "past_key_values": unpack(memory["cache"])}
         rest |= {name: memory[name] for name in memory.keys() & {"state"}}
         return lambda x, time: self.model.denoise_step(x_t=x, timestep=time, **rest)
-
-
-class Pi05(Pi0):
-    """Tokens as π0's; the state is among them, as words that the preprocessor writes."""
-
-    def _state(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {}

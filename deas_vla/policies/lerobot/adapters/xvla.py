@@ -5,23 +5,29 @@ The encoder runs once an observation. LeRobot's sampler encodes and draws noise 
 action space that the policy is configured with.
 """
 
+from collections.abc import Callable
+from pathlib import Path
+
 import torch
 from lerobot.policies.common.vla_utils import pad_vector
+from lerobot.policies.xvla import modeling_xvla
 from torch import Tensor, nn
 from torch.func import vmap
 
 from deas_vla.data.observation import OTHER, TEXT
-from deas_vla.policies.lerobot.diffusion import uniform_of
-from deas_vla.policies.lerobot.families import Encoded, Family
+from deas_vla.policies.lerobot.adapters.diffusion import uniform_of
+from deas_vla.policies.lerobot.base import Adapter, Encoded, register_adapter
+from deas_vla.policies.lerobot.standalone import PARTS
 
 TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
 VIEWS, AUXILIARY, STATE, DOMAIN = "vlm_features", "aux_visual_inputs", "proprio", "domain_id"
 
 
-class XVLA(Family):
-    """Tokens are the encoder's hidden states of the first camera and the words, and the other cameras' features.
+@register_adapter("xvla")
+class XVLA(Adapter):
+    """Tokens are the encoder's hidden states of the first camera and the text, and the other cameras' features.
 
-    X-VLA attends to the padding of its sentences; they are always padded to one length here. In pooling, padding is
+    X-VLA attends to the padding of its instructions; they are always padded to one length here. In pooling, padding is
     masked.
     """
 
@@ -42,16 +48,16 @@ class XVLA(Family):
         inputs = self.policy._build_model_inputs(batch)
         present = inputs["image_mask"]
         features = self.model.forward_vlm(inputs["input_ids"], inputs["image_input"].to(self.dtype), present)
-        words = batch[TOKENS].shape[1]
+        text = batch[TOKENS].shape[1]
         tokens = torch.cat([features[VIEWS], features[AUXILIARY]], 1)
-        each = features[VIEWS].shape[1] - words
-        # The first token of a view is the mean of the others. The words follow the first view.
+        each = features[VIEWS].shape[1] - text
+        # The first token of a view is the mean of the others. The text follows the first view.
         layout = []
         for number, view in enumerate(self._views(present.shape[1])):
-            layout += [OTHER] + [view] * (each - 1) + [TEXT] * (words if number == 0 else 0)
+            layout += [OTHER] + [view] * (each - 1) + [TEXT] * (text if number == 0 else 0)
         camera = torch.tensor(layout, device=tokens.device)
-        seen = present.repeat_interleave(each, 1)
-        mask = torch.cat([seen[:, :each], batch[MASK], seen[:, each:]], 1)
+        shown = present.repeat_interleave(each, 1)
+        mask = torch.cat([shown[:, :each], batch[MASK], shown[:, each:]], 1)
         memory = features | {STATE: inputs["proprio"].to(self.dtype), DOMAIN: inputs["domain_id"]}
         return Encoded(tokens.float() * mask[..., None], mask, camera, memory)
 
@@ -73,6 +79,15 @@ class XVLA(Family):
 
         # The action space's losses are means over steps: of single steps they are what is asked for.
         return vmap(vmap(one_step))(predicted, actions)[..., None]
+
+    def write_parts(self, folder: Path) -> dict[str, object]:
+        return {"tokenizer_name": f"{PARTS}/tokenizer"}
+
+    @staticmethod
+    def renaming(policy: nn.Module, names: list[str]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+        if modeling_xvla._is_vendored_florence_state_dict(dict.fromkeys(names)):
+            return modeling_xvla._remap_vendored_florence_state_dict
+        return lambda weights: weights
 
     def _views(self, count: int) -> list[int]:
         """The camera of each view that the model sees; views beyond the cameras are blank."""

@@ -1,17 +1,26 @@
 """LeRobot's Diffusion Policy: a ResNet a camera, a U-Net that turns noise into chunks.
 
 The candidates share the conditioning vector. With the DDIM scheduler a chunk is a function of its first noise. DDPM
-draws fresh noise at every step; that noise is derived from the first, candidate by candidate (see `noise.py`), so
-that a candidate is still a pure function of its noise. DDIM needs a tenth of the steps.
+draws fresh noise at every step; that noise follows from the first, candidate by candidate (see `noise.py`), so that a
+candidate is still a pure function of its noise. It has one scale: zero noise stays zero, others than 0 and 1 are
+refused. DDIM needs a tenth of the steps.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from deas_vla.policies.flow import TIME_BETA, TIME_CUTOFF
-from deas_vla.policies.lerobot.families import Encoded, Family, camera_layout, outputs_of, square_grid
+from deas_vla.policies.lerobot.base import (
+    Adapter,
+    Encoded,
+    camera_layout,
+    outputs_of,
+    register_adapter,
+    square_grid,
+)
 from deas_vla.policies.lerobot.noise import GivenNoise
 
 STATE, IMAGES = "observation.state", "observation.images"
@@ -55,7 +64,8 @@ def denoising_error(
     return (predict(scheduler.add_noise(actions, noise, steps), steps) - target).square()
 
 
-class Diffusion(Family):
+@register_adapter("diffusion")
+class Diffusion(Adapter):
     """Tokens are the last feature map of the ResNets: it keeps where things are, and no keypoint was chosen yet."""
 
     settings = ("resize_shape", "crop_shape", "use_separate_rgb_encoder_per_camera")
@@ -65,6 +75,7 @@ class Diffusion(Family):
         self.model = policy.diffusion
         self.horizon = self.steps = self.config.horizon
         self.width = self.action_dim
+        self.any_noise_scale = self.config.noise_scheduler_type == "DDIM"
 
     @property
     def encoder(self) -> list[nn.Module]:
@@ -108,3 +119,7 @@ class Diffusion(Family):
             return self.model.unet(x, steps, global_cond=memory["condition"])
 
         return denoising_error(self.model.noise_scheduler, predict, actions, noise, time)
+
+    def write_parts(self, folder: Path) -> dict[str, object]:
+        # Weights that torchvision would fetch, only for them to be replaced.
+        return {"pretrained_backbone_weights": None}

@@ -1,17 +1,23 @@
 """What differs between kinds of LeRobot policies: how each encodes, samples and is trained."""
 
+import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deas_vla.errors import UserError
+from deas_vla.data.observation import TEXT
 from deas_vla.policies.lerobot.noise import widen
+from deas_vla.registry import Registry
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
 
 
 @dataclass
@@ -21,7 +27,7 @@ class Encoded:
     Attributes:
         tokens: (B, L, D) float32, what the critic reads; padding is zero.
         mask: (B, L) bool, True for real tokens.
-        camera: (L,) or (B, L) int64, index of the token's camera in the contract, or `TEXT` or `OTHER`.
+        camera: (L,) or (B, L) int64, index of the token's camera in the contract, `TEXT` or `OTHER`.
         memory: what the sampler reads, first dimension B.
     """
 
@@ -31,22 +37,24 @@ class Encoded:
     memory: dict[str, Tensor]
 
 
-class Family(ABC):
+class Adapter(ABC):
     """One kind of policy.
 
     Args:
         policy: LeRobot's.
-        cameras: for each of the policy's image features, in its order, the camera's index in the contract; `OTHER`
-            for one that the robot lacks.
+        cameras: for each of the policy's image features, in its order, the camera's index in the contract;
+            `OTHER` for one that the robot lacks.
 
     Attributes:
         horizon: steps of the chunks that the model makes, from the observation's own step on.
         steps: steps of the model's noise, at least `horizon`; the steps beyond it pad.
         width: columns of the model's noise, at least A; the columns beyond A pad.
         settings: names of the configuration's fields, beside weights and processing, that tokens depend on.
-        sees_padding: whether the encoder reads padding like words, so that no batch may have any.
+        sees_padding: whether the encoder reads padding like text, so that only prompts of one length share a batch.
+        largest_batch: most observations that are encoded together outside training.
         autocasts: whether it computes in bfloat16 whatever the type of its weights is.
-        reads_sentences: whether the batch must hold the sentences themselves, see `processing.Processors.batch`.
+        any_noise_scale: see `ChunkPolicy`.
+        reads_instructions: whether the batch must hold the instructions as text, see `processing.Processors.batch`.
     """
 
     horizon: int
@@ -54,8 +62,10 @@ class Family(ABC):
     width: int
     settings: tuple[str, ...] = ()
     sees_padding = False
+    largest_batch = 64
     autocasts = False
-    reads_sentences = False
+    any_noise_scale = True
+    reads_instructions = False
 
     def __init__(self, policy: nn.Module, cameras: list[int]) -> None:
         self.policy, self.config, self.cameras = policy, policy.config, cameras
@@ -105,49 +115,40 @@ class Family(ABC):
             (M, H, A).
         """
 
+    # ---- files ---------------------------------------------------------------------------------------------
 
-# Kind of policy, as LeRobot registers it, to the module and the class that adapt it.
-FAMILIES = {
-    "diffusion": ("diffusion", "Diffusion"),
-    "multi_task_dit": ("multi_task_dit", "MultiTaskDiT"),
-    "smolvla": ("smolvla", "SmolVLA"),
-    "pi0": ("pi", "Pi0"),
-    "pi05": ("pi", "Pi05"),
-    "groot": ("groot", "Groot"),
-    "xvla": ("xvla", "XVLA"),
-}
-# Kinds whose chunk is a function of the observation alone.
-ONE_CHUNK = {"act": "its latent is zero at inference"}
+    def write_parts(self, folder: Path) -> dict[str, object]:
+        """Writes what the policy is built from beside its weights, for a folder that needs no other.
+
+        Args:
+            folder: of the policy; parts go to `standalone.PARTS` in it.
+
+        Returns:
+            The fields of LeRobot's configuration that name the parts, with their new values.
+        """
+        return {}
+
+    @staticmethod
+    def renaming(policy: nn.Module, names: list[str]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+        """What LeRobot does to weights of older files when it reads them: other names, other shapes, some left out.
+
+        Args:
+            policy: LeRobot's, as it was read.
+            names: of the weights in the file.
+        """
+        return lambda weights: weights
 
 
-def family_of(policy: nn.Module, cameras: list[int], feature: str | None) -> Family:
-    """The adapter of a policy's kind.
-
-    Args:
-        policy: LeRobot's.
-        cameras: see `Family`.
-        feature: for a kind without an adapter of its own, the module whose output the critic reads.
-
-    Raises:
-        UserError: if its candidates would all be the same, or no adapter is written and no feature named.
-    """
-    kind = policy.config.type
-    if kind in ONE_CHUNK:
-        raise UserError(
-            f"the policy is of kind '{kind}': {ONE_CHUNK[kind]}, so that all candidates would be one and the same "
-            f"chunk; train one that samples ({', '.join(FAMILIES)})"
-        )
-    if kind not in FAMILIES and feature is None:
-        raise UserError(
-            f"the policy is of kind '{kind}', and there are adapters for {', '.join(FAMILIES)}; for another one name "
-            "the module that encodes its images, as the critic's feature"
-        )
-    if feature is not None:
-        from deas_vla.policies.lerobot.batched import Batched
-
-        return Batched(policy, cameras, feature)
-    module, name = FAMILIES[kind]
-    return getattr(import_module(f"deas_vla.policies.lerobot.{module}"), name)(policy, cameras)
+# LeRobot's name of a kind of policy to the class that adapts it; a file in `adapters/` has the name of its kind.
+ADAPTERS: Registry[type[Adapter]] = Registry(
+    "kind of LeRobot policy",
+    "deas_vla.lerobot_adapters",
+    {
+        module.name: f"{__package__}.adapters.{module.name}"
+        for module in pkgutil.iter_modules([str(Path(__file__).parent / "adapters")])
+    },
+)
+register_adapter = ADAPTERS.register
 
 
 @contextmanager
@@ -165,13 +166,13 @@ def outputs_of(*modules: nn.Module) -> Iterator[list]:
 def join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     """One batch of several; where they differ in length (dimension 1), the shorter ones are padded with zeros.
 
-    Padding of ``camera`` is -1.
+    Padding of ``camera`` is `TEXT`.
     """
     joined = {}
     for name in parts[0]:
         tensors = [part[name] for part in parts]
         if tensors[0].dim() > 1 and len(lengths := {tensor.shape[1] for tensor in tensors}) > 1:
-            fill, ends = -1 if name == "camera" else 0, [0, 0] * (tensors[0].dim() - 2)
+            fill, ends = TEXT if name == "camera" else 0, [0, 0] * (tensors[0].dim() - 2)
             tensors = [
                 F.pad(tensor, (*ends, 0, max(lengths) - tensor.shape[1]), value=fill) for tensor in tensors
             ]
@@ -183,6 +184,21 @@ def square_grid(maps: Tensor) -> Tensor:
     """(B, C, h, w) feature maps to (B, side * side, C) tokens, row-major; side is the shorter of h and w."""
     side = min(maps.shape[-2:])
     return F.adaptive_avg_pool2d(maps, side).flatten(2).transpose(1, 2)
+
+
+def pack(cache: "DynamicCache") -> Tensor:
+    """(B, layers, 2, heads, L, d) keys and values of all layers of a prefix, a row for each observation."""
+    return torch.stack([torch.stack([layer.keys, layer.values], 1) for layer in cache.layers], 1)
+
+
+def unpack(packed: Tensor) -> "DynamicCache":
+    """A cache whose content is what `pack` was given, row for row."""
+    from transformers import DynamicCache  # a diffusion policy needs nothing of it
+
+    cache = DynamicCache()
+    for number, layer in enumerate(packed.unbind(1)):
+        cache.update(layer[:, 0], layer[:, 1], number)
+    return cache
 
 
 def camera_layout(cameras: list[int], tokens: int, device: torch.device) -> Tensor:

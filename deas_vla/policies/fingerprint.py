@@ -1,0 +1,55 @@
+"""What identifies an encoder: SHA-256 over its weights and settings, computed once and again only after a change."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+
+def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes of tensors."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class Fingerprint:
+    """Remembers the last hash of an encoder, because hashing a few billion weights takes seconds.
+
+    A weight has changed if its memory or its version is another one: reading weights, merging adapters and copying are
+    noticed. PyTorch's fused optimisers change weights without counting their version up, so a policy that is about to
+    learn calls `forget`, and asks with `learning=True` as long as it does.
+    """
+
+    def __init__(self) -> None:
+        self._key: tuple | None = None
+        self._value = ""
+
+    def forget(self) -> None:
+        self._key = None
+
+    def of(
+        self, tensors: Mapping[str, Tensor], settings: Mapping[str, object], learning: bool = False
+    ) -> str:
+        """The fingerprint of weights and settings (JSON values).
+
+        Args:
+            tensors: read only if one has changed since the last call.
+            settings: what else the encoder's output depends on.
+            learning: an optimiser may change the weights after this call: nothing is remembered.
+        """
+        described = json.dumps(settings, sort_keys=True)
+        key = (described, *((name, t.data_ptr(), _version(t)) for name, t in tensors.items()))
+        if key != self._key:
+            digest = hashlib.sha256(described.encode())
+            digest.update(hash_tensors(tensors).encode())
+            self._key, self._value = None if learning else key, digest.hexdigest()
+        return self._value
+
+
+def _version(tensor: Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
