@@ -25,7 +25,8 @@ from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.data.contract import Contract, Statistics
 from deas_vla.data.episodes import Episode
 from deas_vla.data.frames import FrameTable
-from deas_vla.data.options import Options, RewardSpec, build_options, sample_indices
+from deas_vla.data.options import Options, RewardSpec, build_options
+from deas_vla.data.sampling import sample_indices
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.registry import contract_of
 from deas_vla.features.features import Features, fit_projection

@@ -21,7 +21,7 @@ from accelerate import Accelerator
 from deas_vla.config import from_json, to_json
 from deas_vla.data.contract import Contract
 from deas_vla.data.frames import FrameTable
-from deas_vla.data.options import Options, RewardSpec, build_options
+from deas_vla.data.options import Chunks, build_chunks
 from deas_vla.errors import UserError
 from deas_vla.files import read_json
 from deas_vla.improvement.advantage_weighted import (
@@ -117,21 +117,12 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
             policy = new_policy(config, contract, sorted({episode.instruction for episode in episodes}))
         policy.to(accelerator.device)
         frames = FrameTable.of(episodes)
-        # Rewards and discounts matter to critics only; imitation needs the chunks.
-        options = build_options(
-            episodes,
-            contract,
-            horizon=policy.horizon,
-            reward_discount=1.0,
-            bootstrap_discount=1.0,
-            reward=RewardSpec(),
-            need_end=False,
-        )
+        recorded = build_chunks(episodes, contract, horizon=policy.horizon)
         batches = ImitationBatches(
             accelerator,
             policy,
             frames,
-            what_to_imitate(accelerator, config, inputs, policy, frames, options, folder),
+            what_to_imitate(accelerator, config, inputs, policy, frames, recorded, folder),
             config.training,
             flow_samples=config.training.flow_samples,
             max_shift=config.training.max_shift,
@@ -163,14 +154,14 @@ def what_to_imitate(
     inputs: dict[str, Path],
     policy: ChunkPolicy,
     frames: FrameTable,
-    options: Options,
+    recorded: Chunks,
     folder: Path,
 ) -> Examples:
     """The chunks of this method and how much each counts."""
     if config.method == "bc":
-        return Examples.recorded(options, demonstration_weights(options))
+        return Examples.recorded(recorded, demonstration_weights(recorded))
     if config.method == "filtered_bc":
-        return Examples.recorded(options, filtered_bc_weights(options))
+        return Examples.recorded(recorded, filtered_bc_weights(recorded))
     scorer = load_scorer(inputs["critic"] / "critic", policy.contract).to(accelerator.device)
     require_same_encoder(policy, scorer)
     if scorer.horizon != policy.horizon:
@@ -182,11 +173,11 @@ def what_to_imitate(
     weighting = config.weighting
     if not weighting.proposals:
         encoded = encode_frames(accelerator, scorer, policy, frames, cache)
-        advantages = advantages_of(scorer.to("cpu"), encoded, options)
-        return Examples.recorded(options, advantage_weights(advantages, weighting))
+        advantages = advantages_of(scorer.to("cpu"), encoded, recorded)
+        return Examples.recorded(recorded, advantage_weights(advantages, weighting))
 
     # Where a recorded chunk of a rollout starts, the policy is asked for others.
-    rows = options.start_frame[options.group != options.DEMONSTRATION].unique()
+    rows = recorded.start_frame[recorded.group != recorded.DEMONSTRATION].unique()
     rows = rows[torch.randperm(len(rows), generator=step_generator(config.seed, 0))[: weighting.frames]]
     rows = rows.sort().values
     asked = frames.subset(rows)

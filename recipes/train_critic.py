@@ -21,14 +21,8 @@ from deas_vla.config import to_json
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.mixture import MixtureConfig, read_mixture
-from deas_vla.data.options import (
-    Options,
-    RewardSpec,
-    build_options,
-    group_probabilities,
-    sample_indices,
-    split_by_episode,
-)  # fmt: skip
+from deas_vla.data.options import Options, RewardSpec, build_options
+from deas_vla.data.sampling import group_probabilities, sample_indices, split_by_episode
 from deas_vla.errors import UserError
 from deas_vla.features.features import Features, fit_projection
 from deas_vla.features.image_encoder import ImageEncoderConfig
@@ -236,6 +230,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
             facts = {
                 "options": len(options),
                 "images_without_option": options.dropped,
+                "images_before_a_timeout": options.cut,
                 "chained": options.chained,
             }
             validated = validation(critic, features, state, options, held_out, candidates)

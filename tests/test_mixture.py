@@ -14,7 +14,7 @@ from deas_vla.data.contract import Column, Statistics
 from deas_vla.data.lerobot.reader import declare_dataset
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.data.mixture import MixtureConfig, read_mixture
-from deas_vla.data.options import group_probabilities, sample_indices
+from deas_vla.data.sampling import group_probabilities, sample_indices
 from deas_vla.errors import ContractMismatch, UserError
 
 EQUAL = {"demonstration": 1.0, "success": 1.0, "failure": 1.0}

@@ -11,20 +11,19 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import (
     Options,
     RewardSpec,
+    build_chunks,
     build_options,
     chunk_return,
-    group_probabilities,
     returns_to_go,
-    sample_indices,
-    split_by_episode,
 )
+from deas_vla.data.sampling import group_probabilities, sample_indices, split_by_episode
 from deas_vla.errors import UserError
 
 pytestmark = pytest.mark.unit
 CONTRACT = example_contract()
 
 
-def build(episodes, horizon=4, reward=None, discounts=(0.9, 0.99), **options):
+def build(episodes, horizon=4, reward=None, discounts=(0.9, 0.99)):
     return build_options(
         episodes,
         CONTRACT,
@@ -32,7 +31,6 @@ def build(episodes, horizon=4, reward=None, discounts=(0.9, 0.99), **options):
         reward_discount=discounts[0],
         bootstrap_discount=discounts[1],
         reward=reward or RewardSpec(),
-        **options,
     )
 
 
@@ -51,7 +49,7 @@ def reference_options(episodes, horizon, discounts):
                     m, done = m + 1, done or bool(episode.success[t + k])
                 else:
                     chunk.append(episode.actions[-1])
-            if m and (done or t + m in row_of):
+            if m and (done or (m == horizon and t + m in row_of)):
                 bootstrap = 0.0 if done else discounts[1] ** m
                 options[number, t] = (row, row_of.get(t + m), m, done, collected, bootstrap, np.array(chunk))
     return options
@@ -75,11 +73,11 @@ def test_options_follow_the_definition(episodes, horizon):
     expected = reference_options(episodes, horizon, (0.8, 0.95))
     starts = sum(int((episode.frame_steps < episode.length).sum()) for episode in episodes)
     if not expected:
-        with pytest.raises(UserError, match=f"{starts} dropped"):
+        with pytest.raises(UserError, match=f"{starts} dropped" if starts else "followed by an action"):
             build(episodes, horizon, discounts=(0.8, 0.95))
         return
     options = build(episodes, horizon, discounts=(0.8, 0.95))
-    assert options.dropped == starts - len(expected)
+    assert options.dropped + options.cut == starts - len(expected)
     assert list(expected) == list(zip(options.episode.tolist(), options.step.tolist(), strict=True))
     for i, (start, end, m, done, collected, bootstrap, chunk) in enumerate(expected.values()):
         assert int(options.start_frame[i]) == start
@@ -131,14 +129,26 @@ def test_options_that_do_not_join_are_told_from_those_that_do():
     assert 0.8 < build(half, 1).chained < 1.0
     # Whoever ends with the episode joins nothing, and need not.
     assert build([example_episode(rng, 8, False, every=8)], 8).chained == 1.0
+    # Nor is it a fault of the images that a timeout cut short what would have started there.
+    assert build([example_episode(rng, 64, False, every=8)], 16).chained == 1.0
 
 
-def test_imitation_needs_no_image_at_the_end_of_a_chunk():
-    episode = example_episode(np.random.default_rng(0), 30, False, frames=[0, 8, 16])
+def test_imitation_needs_neither_rewards_nor_an_image_at_the_end_of_a_chunk():
+    rng = np.random.default_rng(0)
+    episodes = [
+        example_episode(rng, 30, False, frames=[0, 8, 16]),
+        example_episode(rng, 5, True, frames=[3, 5]),
+    ]
+    episodes[0].rewards[:] = np.nan
     with pytest.raises(UserError, match="3 dropped"):
-        build([episode], 12)
-    options = build([episode], 12, need_end=False)
-    assert options.step.tolist() == [0, 8, 16] and options.dropped == 0
+        build(episodes[:1], 12)
+    chunks = build_chunks(episodes, CONTRACT, horizon=12)
+    assert (chunks.step.tolist(), chunks.episode.tolist()) == ([0, 8, 16, 3], [0, 0, 0, 1])
+    assert chunks.start_frame.tolist() == [0, 1, 2, 3] and chunks.valid.sum(1).tolist() == [12, 12, 12, 2]
+    for row, (number, step) in enumerate([(0, 0), (0, 8), (0, 16), (1, 3)]):
+        played = episodes[number].actions[np.arange(step, step + 12).clip(max=episodes[number].length - 1)]
+        assert torch.equal(chunks.chunk[row], CONTRACT.normalize_action(torch.from_numpy(played)))
+    assert build_chunks(episodes[1:], CONTRACT, horizon=2).group.tolist() == [Options.SUCCESS]
 
 
 def test_rule_02_terminated_is_not_truncated():
@@ -149,22 +159,48 @@ def test_rule_02_terminated_is_not_truncated():
     won = options.episode == 0
     assert torch.equal(options.terminated, ends & won)
     assert (options.bootstrap[options.terminated] == 0).all()
-    # At the timeout the last stored observation is bootstrapped from, discounted by the steps really played.
+    # Both options that meet the success are kept, the short one too.
+    assert options.length[ends & won].tolist() == [4, 2]
+    # At the timeout a whole option bootstraps from the last stored observation; a shorter one is dropped.
     last = ends & ~won
-    assert torch.equal(options.length[last], torch.tensor([4, 2]))
-    assert torch.allclose(options.bootstrap[last], torch.tensor([0.99**4, 0.99**2]))
+    assert options.length[last].tolist() == [4] and options.cut == 1
+    assert torch.allclose(options.bootstrap[last], torch.tensor([0.99**4]))
     frames = FrameTable.of([success, timeout])
     assert (frames.step[options.end_frame[last]] == 10).all()
+
+
+def test_rule_02_a_failure_is_worth_failing_for_ever():
+    """A tabular chain: the robot is stuck in one place until the time is up, or walks to the goal.
+
+    The value of being stuck is the fixed point −(1 − γ₁ᴴ) / ((1 − γ₁)(1 − γ₂ᴴ)). Options that a timeout cuts short are
+    discounted like options of another horizon, whose fixed point is another one: they would pull it down.
+    """
+    rng, horizon, g1, g2 = np.random.default_rng(0), 16, 0.9, 0.99
+    stuck = example_episode(rng, 40, False, every=8)
+    walk = example_episode(rng, 24, True, every=1)
+    options = build([stuck, walk], horizon, discounts=(g1, g2))
+    frames = FrameTable.of([stuck, walk])
+    # State 0: stuck. State 1 + t: the walk after t steps.
+    state = torch.where(frames.episode == 0, 0, 1 + frames.step)
+    value = torch.zeros(1 + 25)
+    for _ in range(400):
+        targets = options.returns + options.bootstrap * value[state[options.end_frame]]
+        start = state[options.start_frame]
+        total = torch.zeros_like(value).index_add(0, start, targets)
+        value = total / torch.bincount(start, minlength=len(value)).clamp_min(1)
+    forever = -(1 - g1**horizon) / ((1 - g1) * (1 - g2**horizon))
+    assert value[0].item() == pytest.approx(forever, rel=1e-4)
+    assert value[24] == 0 and (value[1:25].diff() >= 0).all() and value[1] > forever / 2
 
 
 def test_rule_02_a_timeout_without_a_stored_observation_is_dropped():
     rng = np.random.default_rng(0)
     stored = example_episode(rng, 10, False, frames=[0, 2, 4, 6, 8, 10])
     missing = example_episode(rng, 10, False, frames=[0, 2, 4, 6, 8])
-    assert build([stored]).step.tolist() == [0, 2, 4, 6, 8]
+    assert build([stored]).step.tolist() == [0, 2, 4, 6]
     options = build([missing])
-    # Steps 6 and 8 would end at row 10.
-    assert (options.step.tolist(), options.dropped) == ([0, 2, 4], 2)
+    # Step 6 would end at row 10, step 8 after it.
+    assert (options.step.tolist(), options.dropped, options.cut) == ([0, 2, 4], 1, 1)
     assert not options.terminated.any() and (options.bootstrap > 0).all()
 
 
@@ -175,12 +211,13 @@ def test_rule_02_no_reward_after_the_end():
 
 
 def test_rule_03_short_options_discount_by_the_steps_played():
-    """y = Σ_{k<m} γ₁ᵏ r + γ₂ᵐ (1 − terminated) V for one full and one short option."""
-    episode = example_episode(np.random.default_rng(0), 6, False, frames=[0, 4, 6])
+    """y = Σ_{k<m} γ₁ᵏ r + γ₂ᵐ (1 − terminated) V for one full option and one that a success ends."""
+    episode = example_episode(np.random.default_rng(0), 6, True, frames=[0, 4, 6])
     options = build([episode])
     value = torch.tensor([-3.0, -5.0])
     target = options.returns + options.bootstrap * value
-    expected = [-(1 + 0.9 + 0.81 + 0.729) + 0.99**4 * -3.0, -(1 + 0.9) + 0.99**2 * -5.0]
+    expected = [-(1 + 0.9 + 0.81 + 0.729) + 0.99**4 * -3.0, -1.0]
+    assert options.length.tolist() == [4, 2]
     assert torch.allclose(target, torch.tensor(expected))
 
 
@@ -237,20 +274,25 @@ def test_rule_09_rewards_are_declared():
     assert options.returns.tolist() == [0 + 1 + 2 + 3, 4 + 5 + 6 + 7]
 
 
-DISCOUNTS = {"reward_discount": 0.9, "bootstrap_discount": 0.99, "minimum": -1.0}
+DISCOUNTS = {"reward_discount": 0.9, "bootstrap_discount": 0.99, "forever": -1.0}
 
 
 def test_returns_to_go_have_the_closed_form():
-    won = returns_to_go(np.array([-1.0] * 7 + [0.0]), True, horizon=4, **DISCOUNTS)
-    lost = returns_to_go(np.full(8, -1.0), False, horizon=4, **DISCOUNTS)
+    done = np.arange(8) == 7
+    won = returns_to_go(done - 1.0, done, horizon=4, **DISCOUNTS)
+    lost = returns_to_go(np.full(8, -1.0), np.zeros(8, bool), horizon=4, **DISCOUNTS)
     chunk = 1 + 0.9 + 0.81 + 0.729
     assert won[8] == 0 and won[7] == 0 and won[6] == pytest.approx(-1)
     assert won[0] == pytest.approx(-chunk - 0.99**4 * (chunk - 0.729))
-    # A failure that goes on for ever is worth the same from everywhere, wherever whole options lead to its end.
-    forever = -chunk / (1 - 0.99**4)
-    assert lost[[8, 4, 0]] == pytest.approx([forever] * 3)
+    # A failure that goes on for ever is worth the same from everywhere.
+    assert lost == pytest.approx(np.full(9, -chunk / (1 - 0.99**4)))
+    # What is recorded after the task was done does not count.
+    longer = returns_to_go(
+        np.append(done - 1.0, [-1.0] * 3), np.append(done, [False] * 3), horizon=4, **DISCOUNTS
+    )
+    assert longer[:8] == pytest.approx(won[:8])
     with pytest.raises(ValueError, match="bootstrap_discount"):
-        returns_to_go(np.zeros(3), True, horizon=4, **(DISCOUNTS | {"bootstrap_discount": 1.0}))
+        returns_to_go(np.zeros(3), np.zeros(3, bool), horizon=4, **(DISCOUNTS | {"bootstrap_discount": 1.0}))
 
 
 @settings(deadline=None, max_examples=50)
@@ -258,7 +300,7 @@ def test_returns_to_go_have_the_closed_form():
 def test_returns_to_go_satisfy_the_options_own_recursion(episodes, horizon):
     """G_t = R_t + bootstrap · G_{t+m} for every option: what V must agree with if it is exact."""
     returns = [
-        returns_to_go(RewardSpec().of(episode), episode.terminated, horizon=horizon, **DISCOUNTS)
+        returns_to_go(RewardSpec().of(episode), episode.success, horizon=horizon, **DISCOUNTS)
         for episode in episodes
     ]
     try:

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.data.frames import FrameTable
-from deas_vla.data.options import RewardSpec, build_options, sample_indices
+from deas_vla.data.options import RewardSpec, build_options
+from deas_vla.data.sampling import sample_indices
 from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.improvement.imitation import Examples, FlowImitation, ImitationBatches
 from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig, SmallVLAConfig

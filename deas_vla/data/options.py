@@ -1,11 +1,22 @@
 """Episodes to options: what happened in the H steps after a frame, as contiguous arrays.
 
-An option starts at a stored frame, plays the H actions that follow it (fewer at an episode's end) and ends at
-another stored frame. The frames themselves are in a `FrameTable` made from the same list of episodes.
+An option starts at a stored frame, plays the H actions that follow it (fewer where a success ends it) and ends at
+another stored frame. The frames themselves are in a `FrameTable` made from the same list of episodes. Who only imitates
+reads `build_chunks`, which knows no reward; a critic learns from `build_options`.
+
+What an option is worth is computed in one place, `option_targets`, for recorded episodes and for the rows of OGBench
+alike. Fewer than H steps can follow a frame for two reasons, and they are not the same:
+
+- The task was done. The option is terminal: nothing follows, and its m < H steps say all there is.
+- The episode was cut off (a timeout). The option is dropped. It would bootstrap from the value of the last observation
+  after m < H steps, and that value is learnt from nothing, since no option starts there: it drifts to the lower end
+  of the support and takes the frames before it along. (Tabular, H = 16, γ₁ = .9, γ₂ = .99: a state that fails for
+  ever is worth −54.8; with the short options of 8 steps it comes out lower.) Whole options that end exactly at the
+  last observation stay and bootstrap from it: that is how a failure is told from a success (design rule 2).
 """
 
 from dataclasses import dataclass, fields
-from typing import ClassVar
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -13,13 +24,7 @@ from torch import Tensor
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import GROUPS, Episode
-from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
-
-__all__ = [
-    "FrameTable", "Options", "RewardSpec", "build_options", "chunk_return", "group_probabilities",
-    "returns_to_go", "sample_indices", "split_by_episode",
-]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -83,27 +88,18 @@ def chunk_return(rewards: Tensor, valid: Tensor, discount: float) -> Tensor:
 
 
 @dataclass
-class Options:
-    """O options of m ≤ H steps.
+class Chunks:
+    """O recorded chunks of H actions and the frames at which they start.
 
     Attributes:
         start_frame: (O,) int64 row of the frame table: s_t.
-        end_frame: (O,) int64 row of the frame table: s_{t+m}; where terminated (its value is multiplied by 0), or
-            where no end was needed, any frame of the episode.
         chunk: (O, H, A) float32 normalised commands that were played. Steps after the episode's end repeat the
             last action: a policy's candidates are always full, and a tail of zeros would tell the critic that the
             episode ends here.
         valid: (O, H) bool, True for the m steps that were played.
-        returns: (O,) float32 Σ_{k<m} γ₁ᵏ r_{t+k}.
-        bootstrap: (O,) float32 γ₂ᵐ (1 − terminated).
-        terminated: (O,) bool, the task was done inside the option.
-        length: (O,) int64 m.
         episode: (O,) int64 which episode of the list.
         step: (O,) int64 t.
         group: (O,) int64 `DEMONSTRATION`, `SUCCESS` or `FAILURE`.
-        dropped: frames from which no option was made because no frame is stored where it would end.
-        chained: share of the options ending within their episode that end where another one starts. The others
-            bootstrap from a value that nothing is said about.
     """
 
     DEMONSTRATION: ClassVar[int] = GROUPS.index("demonstration")
@@ -111,26 +107,81 @@ class Options:
     FAILURE: ClassVar[int] = GROUPS.index("failure")
 
     start_frame: Tensor
-    end_frame: Tensor
     chunk: Tensor
     valid: Tensor
-    returns: Tensor
-    bootstrap: Tensor
-    terminated: Tensor
-    length: Tensor
     episode: Tensor
     step: Tensor
     group: Tensor
-    dropped: int = 0
-    chained: float = 1.0
 
     def __len__(self) -> int:
         return len(self.start_frame)
 
-    def batch(self, rows: Tensor) -> "Options":
-        """The options at these rows: indices (B,) or a mask (O,)."""
-        tensors = [field.name for field in fields(self) if field.name not in ("dropped", "chained")]
-        return Options(**{name: getattr(self, name)[rows] for name in tensors})
+    def batch(self, rows: Tensor) -> Self:
+        """Those at these rows: indices (B,) or a mask (O,)."""
+        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
+        picked = {name: value[rows] for name, value in tensors.items() if isinstance(value, Tensor)}
+        return type(self)(**picked)
+
+
+@dataclass
+class Options(Chunks):
+    """O options of m ≤ H steps, of which m < H only where the task was done.
+
+    Attributes:
+        end_frame: (O,) int64 row of the frame table: s_{t+m}; where terminated (its value is multiplied by 0), any
+            frame of the episode.
+        returns: (O,) float32 Σ_{k<m} γ₁ᵏ r_{t+k}.
+        bootstrap: (O,) float32 γ₂ᵐ (1 − terminated).
+        terminated: (O,) bool, the task was done inside the option.
+        length: (O,) int64 m.
+        dropped: frames from which no option was made because no frame is stored where it would end.
+        cut: frames from which none was made because the episode was cut off within H steps.
+        chained: share of the options ending within their episode that end where another one starts, or would but
+            for the cut. The others bootstrap from a value that nothing is said about.
+    """
+
+    end_frame: Tensor
+    returns: Tensor
+    bootstrap: Tensor
+    terminated: Tensor
+    length: Tensor
+    dropped: int = 0
+    cut: int = 0
+    chained: float = 1.0
+
+
+def build_chunks(episodes: list[Episode], contract: Contract, *, horizon: int) -> Chunks:
+    """One chunk from each stored frame of each episode that is followed by an action.
+
+    Args:
+        episodes: in the order of the frame table.
+        contract: with statistics: chunks are stored normalised.
+        horizon: H.
+
+    Raises:
+        UserError: if no frame is followed by an action.
+    """
+    lengths = np.array([episode.length for episode in episodes])
+    counts = np.array([len(episode.frame_steps) for episode in episodes])
+    number = np.repeat(np.arange(len(episodes)), counts)
+    step = np.concatenate([episode.frame_steps for episode in episodes])
+    frame = np.flatnonzero(step < lengths[number])
+    if not len(frame):
+        raise UserError(f"none of the {len(step)} stored frames is followed by an action; record them anew")
+    number, step = number[frame], step[frame]
+    # Actions of all episodes, one after the other; `first` is where those of each begin.
+    first, actions = np.cumsum(lengths) - lengths, np.concatenate([episode.actions for episode in episodes])
+    offsets = step[:, None] + np.arange(horizon)
+    played = first[number][:, None] + offsets.clip(max=lengths[number][:, None] - 1)
+    groups = np.array([GROUPS.index(episode.group) for episode in episodes])
+    return Chunks(
+        start_frame=torch.from_numpy(frame),
+        chunk=contract.normalize_action(torch.from_numpy(actions[played])),
+        valid=torch.from_numpy(offsets < lengths[number][:, None]),
+        episode=torch.from_numpy(number),
+        step=torch.from_numpy(step),
+        group=torch.from_numpy(groups[number]),
+    )
 
 
 def build_options(
@@ -141,12 +192,11 @@ def build_options(
     reward_discount: float,
     bootstrap_discount: float,
     reward: RewardSpec,
-    need_end: bool = True,
 ) -> Options:
-    """One option from each stored frame of each episode.
+    """One option from each stored frame of each episode, unless it would bootstrap from nowhere.
 
-    An option is terminal only if the task was done inside it. One that ends at a timeout bootstraps from the last
-    observation like any other; one that ends where no frame is stored is dropped and counted (design rules 2, 3).
+    An option is terminal only if the task was done inside it. One that is shorter than H for another reason, or ends
+    where no frame is stored, is dropped and counted (design rules 2, 3; the module's docstring says why).
 
     Args:
         episodes: in the order of the frame table.
@@ -155,192 +205,152 @@ def build_options(
         reward_discount: γ₁, inside an option.
         bootstrap_discount: γ₂, per step, between options.
         reward: what a step is worth.
-        need_end: False keeps options that end where no frame is stored, for who reads their chunks alone.
 
     Raises:
         UserError: if no option can be made.
     """
-    parts, first_frame, dropped, inside, joined = [], 0, 0, 0, 0
-    for number, episode in enumerate(episodes):
-        part = _episode_options(episode, horizon)
-        kept = part.pop("kept") | (not need_end)
-        dropped += int((~kept).sum())
-        within = kept & (part["step"] + part["length"] < episode.length)
-        inside += int(within.sum())
-        joined += int(np.isin(part["end"][within], part["start"][kept]).sum())
-        rewards = reward.of(episode)[part["rows"]]
-        parts.append(
-            {
-                "start_frame": first_frame + part["start"][kept],
-                "end_frame": first_frame + part["end"][kept],
-                "command": episode.actions[part["rows"][kept]],
-                "valid": part["valid"][kept],
-                "reward": rewards[kept],
-                "terminated": part["terminated"][kept],
-                "length": part["length"][kept],
-                "episode": np.full(kept.sum(), number),
-                "step": part["step"][kept],
-                "group": np.full(kept.sum(), GROUPS.index(episode.group)),
-            }
-        )
-        first_frame += len(episode.frame_steps)
-    if not any(len(part["step"]) for part in parts):
+    chunks = build_chunks(episodes, contract, horizon=horizon)
+    lengths = np.array([episode.length for episode in episodes])
+    first = np.cumsum(lengths) - lengths
+    number, step = chunks.episode.numpy(), chunks.step.numpy()
+    targets = option_targets(
+        np.concatenate([reward.of(episode) for episode in episodes]),
+        np.concatenate([episode.success for episode in episodes]),
+        first[number] + step,
+        (first + lengths)[number],
+        steps=horizon,
+        reward_discount=reward_discount,
+        bootstrap_discount=bootstrap_discount,
+    )
+    terminated, length = targets.terminated.numpy(), targets.length.numpy()
+    # Each frame by its episode and step as one number, in the order of the table.
+    stride = lengths.max() + 1
+    table = np.concatenate([i * stride + episode.frame_steps for i, episode in enumerate(episodes)])
+    end = number * stride + step + length
+    end_frame = np.searchsorted(table, end).clip(max=len(table) - 1)
+    stored = table[end_frame] == end
+    cut = ~terminated & (length < horizon)
+    kept = terminated | (stored & ~cut)
+    if not kept.any():
         raise UserError(
             f"no option of {horizon} steps starts and ends at a stored frame in {len(episodes)} episodes "
-            f"({dropped} dropped); store more frames, or choose a horizon that is a multiple of their distance"
+            f"({len(kept)} dropped, {int(cut.sum())} of them because their episode was cut off before the last step); "
+            "store more frames, or choose a horizon that is a multiple of their distance"
         )
-    columns = {key: torch.from_numpy(np.concatenate([part[key] for part in parts])) for key in parts[0]}
-    returns = chunk_return(columns.pop("reward"), columns["valid"], reward_discount)
-    bootstrap = (bootstrap_discount ** columns["length"].double()) * ~columns["terminated"]
-    chunk = contract.normalize_action(columns.pop("command"))
-    chained = joined / inside if inside else 1.0
+    inside = (kept | (cut & stored)) & (step + length < lengths[number])
+    starts = chunks.start_frame.numpy()[kept | (cut & stored)]
+    rows = torch.from_numpy(np.flatnonzero(kept))
     return Options(
-        chunk=chunk, returns=returns, bootstrap=bootstrap.float(), dropped=dropped, chained=chained, **columns
+        **vars(chunks.batch(rows)),
+        end_frame=torch.from_numpy(np.where(stored, end_frame, chunks.start_frame.numpy())[kept]),
+        returns=targets.returns[rows],
+        bootstrap=targets.bootstrap[rows],
+        terminated=targets.terminated[rows],
+        length=targets.length[rows],
+        dropped=int((~kept & ~cut).sum()),
+        cut=int(cut.sum()),
+        chained=float(np.isin(end_frame[inside], starts).mean()) if inside.any() else 1.0,
     )
 
 
-def _episode_options(episode: Episode, horizon: int) -> dict[str, np.ndarray]:
-    """Where the options of one episode start and end; frames are counted from the episode's first."""
-    frames, steps = episode.frame_steps, episode.length
-    start = np.flatnonzero(frames < steps)
-    step = frames[start]
-    length = np.minimum(horizon, steps - step)
-    terminated = (step + length == steps) & episode.terminated
-    end = np.searchsorted(frames, step + length)
-    stored = np.isin(step + length, frames)
-    offsets = step[:, None] + np.arange(horizon)
-    return {
-        "start": start,
-        "end": np.where(stored, end, start),
-        "step": step,
-        "length": length,
-        "terminated": terminated,
-        "kept": stored | terminated,
-        "valid": offsets < steps,
-        "rows": offsets.clip(max=steps - 1),
-    }
+class OptionTargets(NamedTuple):
+    """What is known of the targets y = returns + bootstrap · V(s_{t+m}) of O options.
+
+    Attributes:
+        returns: (O,) Σ_{k<m} γ₁ᵏ r_{t+k}, in the rewards' type.
+        bootstrap: (O,) float32 γ₂ᵐ (1 − terminated).
+        terminated: (O,) bool.
+        length: (O,) int64 m.
+    """
+
+    returns: Tensor
+    bootstrap: Tensor
+    terminated: Tensor
+    length: Tensor
+
+
+def option_targets(
+    rewards: np.ndarray,
+    done: np.ndarray,
+    start: np.ndarray,
+    stop: np.ndarray,
+    *,
+    steps: int,
+    reward_discount: float,
+    bootstrap_discount: float,
+) -> OptionTargets:
+    """Follows each option through the steps of many episodes, which lie one after the other.
+
+    Args:
+        rewards: (T,) reward of each step.
+        done: (T,) bool, the task was done by this step: its reward is the last that counts.
+        start: (O,) the option's first step.
+        stop: (O,) the first step after the option's episode.
+        steps: n, the most steps of an option; H, or more for n-step returns.
+        reward_discount: γ₁.
+        bootstrap_discount: γ₂, per step.
+    """
+    offsets = start[:, None] + np.arange(steps)
+    inside = offsets < stop[:, None]
+    offsets = offsets.clip(max=len(rewards) - 1)
+    ended = done[offsets] & inside
+    # Nothing counts after the step in which the task was done.
+    valid = inside & (np.cumsum(ended, 1) - ended == 0)
+    terminated, length = (ended & valid).any(1), torch.from_numpy(valid.sum(1))
+    bootstrap = np.where(terminated, 0.0, bootstrap_discount ** length.numpy())
+    return OptionTargets(
+        chunk_return(torch.from_numpy(rewards[offsets]), torch.from_numpy(valid), reward_discount),
+        torch.from_numpy(bootstrap).to(torch.float32),
+        torch.from_numpy(terminated),
+        length,
+    )
 
 
 def returns_to_go(
     rewards: np.ndarray,
-    terminated: bool,
+    done: np.ndarray,
     *,
     horizon: int,
     reward_discount: float,
     bootstrap_discount: float,
-    minimum: float,
+    forever: float,
 ) -> np.ndarray:
-    """The Monte-Carlo return from each step of an episode on, against which values are calibrated.
+    """What was really collected from each step of an episode on: the Monte-Carlo return that values are held against.
 
-    G_t = R_t + γ₂ᵐ G_{t+m}: options of H steps one after the other, the last one shorter. After a success G is 0.
-    After a timeout nothing is known; G goes on as if every later step had the smallest reward, r_min S_H / (1 − γ₂ᴴ)
-    with S_H = Σ_{k<H} γ₁ᵏ. That is what failing for ever is worth, and a lower bound.
+    G_t = R_t + γ₂ᴴ G_{t+H}: options of H steps one after the other, 0 after the task was done. What follows a timeout
+    is not known; G goes on as if every later step were worth the same, so G_T = r S_H / (1 − γ₂ᴴ) with
+    S_H = Σ_{k<H} γ₁ᵏ. With the smallest reward that is a lower bound: failing for ever. With H = 1 it is the usual
+    return of discount γ₂.
 
     Args:
         rewards: (T,) reward of each step.
-        terminated: the episode ended in success.
+        done: (T,) bool, the task was done by this step; the recording may go on.
         horizon: H.
         reward_discount: γ₁.
-        bootstrap_discount: γ₂.
-        minimum: smallest reward of one step.
+        bootstrap_discount: γ₂, in (0, 1).
+        forever: r, what every step after the last is worth; read only if the last step is not done.
 
     Returns:
-        (T + 1,) float32; entry T belongs to the last observation.
+        (T + 1,) float64; entry T belongs to the last observation.
 
     Raises:
         ValueError: if γ₂ is not in (0, 1).
     """
     if not 0 < bootstrap_discount < 1:
         raise ValueError(f"bootstrap_discount must be in (0, 1), got {bootstrap_discount}")
-    powers = reward_discount ** np.arange(horizon)
-    steps = len(rewards)
-    returns = np.empty(steps + 1)
-    returns[steps] = 0.0 if terminated else minimum * powers.sum() / (1 - bootstrap_discount**horizon)
+    steps, carried = len(rewards), bootstrap_discount**horizon
+    limit = forever * (reward_discount ** np.arange(horizon)).sum() / (1 - carried)
+    targets = option_targets(
+        np.append(rewards.astype(np.float64), np.full(horizon, float(forever))),
+        np.append(done, np.zeros(horizon, bool)),
+        np.arange(steps),
+        np.full(steps, steps + horizon),
+        steps=horizon,
+        reward_discount=reward_discount,
+        bootstrap_discount=bootstrap_discount,
+    )
+    collected, goes_on = targets.returns.numpy(), ~targets.terminated.numpy()
+    returns = np.full(steps + horizon, 0.0 if done[-1] else limit)
     for t in range(steps - 1, -1, -1):
-        m = min(horizon, steps - t)
-        returns[t] = rewards[t : t + m] @ powers[:m] + bootstrap_discount**m * returns[t + m]
-    return returns.astype(np.float32)
-
-
-def group_probabilities(
-    group: Tensor,
-    weights: dict[str, float],
-    dataset: Tensor | None = None,
-    dataset_weights: list[float] | None = None,
-) -> np.ndarray:
-    """Chances that balance demonstrations, successes and failures, and data sets, whatever their number.
-
-    Args:
-        group: (O,) codes as in `Options.group`.
-        weights: share of each group by name, at least 0; groups without options leave theirs to the others.
-        dataset: (O,) int64 which data set an option comes from; None: all from one.
-        dataset_weights: how a group's share is divided among the data sets that have options of that group.
-
-    Returns:
-        (O,) float64, sum 1; options of one group and data set are equally likely.
-
-    Raises:
-        UserError: if a name is unknown, a weight negative, or nothing is left to draw from.
-    """
-    if set(weights) != set(GROUPS) or min(weights.values()) < 0:
-        raise UserError(f"group weights are {weights}; give one of at least 0 to each of {', '.join(GROUPS)}")
-    codes = group.numpy()
-    datasets = np.zeros_like(codes) if dataset is None else dataset.numpy()
-    shares = np.array([weights[name] for name in GROUPS])
-    parts = np.ones(1) if dataset_weights is None else np.array(dataset_weights, np.float64)
-    if (len(datasets) and datasets.max() >= len(parts)) or (parts < 0).any():
-        raise UserError(f"data set weights are {dataset_weights}; give one of at least 0 to each data set")
-    counts = np.zeros((len(GROUPS), len(parts)), np.int64)
-    np.add.at(counts, (codes, datasets), 1)
-    present = np.where(counts > 0, parts, 0.0)
-    total = present.sum(1, keepdims=True)
-    divided = shares[:, None] * np.divide(present, total, out=np.zeros_like(present), where=total > 0)
-    each = np.divide(divided, counts, out=np.zeros_like(divided), where=counts > 0)[codes, datasets]
-    if not each.sum() > 0:
-        there = dict(zip(GROUPS, counts.sum(1).tolist(), strict=True))
-        raise UserError(f"group weights {weights} leave nothing to draw: the data has {there} options")
-    return each / each.sum()
-
-
-def sample_indices(seed: int, step: int, batch_size: int, probabilities: np.ndarray) -> np.ndarray:
-    """Draws a batch with replacement, as a pure function of (seed, step).
-
-    A run that was killed and resumed at any step sees the same batches as one that was not.
-
-    Args:
-        seed: names the sequence of batches.
-        step: number of the optimiser step.
-        batch_size: B.
-        probabilities: (O,) chances, sum 1.
-
-    Returns:
-        (B,) int64 indices.
-    """
-    stream = np.random.Generator(np.random.Philox(key=[seed, step]))
-    cumulative = np.cumsum(probabilities)
-    # Rounding leaves the last entry a little off 1; scaled by it, no draw falls past the end.
-    return np.searchsorted(cumulative, stream.random(batch_size) * cumulative[-1], side="right")
-
-
-def split_by_episode(episodes: list[Episode], held_out: float, seed: int) -> np.ndarray:
-    """Chooses episodes for validation, the same share of each group.
-
-    Frames of one episode are alike: a split by frame would validate on what was trained on.
-
-    Args:
-        episodes: demonstrations and rollouts.
-        held_out: share to hold out, in [0, 1).
-        seed: the same seed chooses the same episodes.
-
-    Returns:
-        (E,) bool, True for episodes that are held out.
-    """
-    if not 0 <= held_out < 1:
-        raise UserError(f"the share of held-out episodes is {held_out}; choose one in [0, 1)")
-    codes = np.array([GROUPS.index(episode.group) for episode in episodes])
-    mask = np.zeros(len(episodes), bool)
-    for code in range(len(GROUPS)):
-        members = np.flatnonzero(codes == code)
-        stream = np.random.Generator(np.random.Philox(key=[seed, code]))
-        mask[stream.permutation(members)[: round(held_out * len(members))]] = True
-    return mask
+        returns[t] = collected[t] + (carried * returns[t + horizon] if goes_on[t] else 0.0)
+    return returns[: steps + 1]

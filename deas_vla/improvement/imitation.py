@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.observation import Observation
-from deas_vla.data.options import Options, sample_indices
+from deas_vla.data.options import Chunks
+from deas_vla.data.sampling import sample_indices
 from deas_vla.errors import UserError
 from deas_vla.policies.augment import shift_observation
 from deas_vla.policies.chunk_policy import ChunkPolicy
@@ -53,7 +54,7 @@ class Examples:
     weight: Tensor
 
     @classmethod
-    def recorded(cls, options: Options, weight: Tensor) -> "Examples":
+    def recorded(cls, options: Chunks, weight: Tensor) -> "Examples":
         """What was really played, at these weights."""
         return cls(options.start_frame, options.chunk, weight)
 

@@ -140,16 +140,15 @@ def _calibration(episodes: list[dict], critic: dict) -> Calibration:
     """Q of what the policy played on the evaluation scenes, against what came of it."""
     q, returns, group = [], [], []
     for episode in episodes:
-        rewards = np.full(episode["steps"], -1.0)
-        if episode["success"]:
-            rewards[-1] = 0.0
+        done = np.zeros(episode["steps"], bool)
+        done[-1] = episode["success"]
         to_go = returns_to_go(
-            rewards,
-            episode["success"],
+            done - 1.0,
+            done,
             horizon=critic["horizon"],
             reward_discount=critic["reward_discount"],
             bootstrap_discount=critic["bootstrap_discount"],
-            minimum=RewardSpec().minimum,
+            forever=RewardSpec().minimum,
         )
         for decision in episode["decisions"]:
             q.append(decision["scores"][decision["index"]])

@@ -101,10 +101,10 @@ def return_of(success: np.ndarray, config: CriticConfig) -> float:
     """A critic's return of a branch: -1 a step until success, a timeout continued as failing for ever."""
     to_go = returns_to_go(
         success.astype(np.float64) - 1,
-        bool(success[-1]),
+        success,
         horizon=config.horizon,
         reward_discount=config.reward_discount,
         bootstrap_discount=config.bootstrap_discount,
-        minimum=-1.0,
+        forever=-1.0,
     )
     return float(to_go[0])

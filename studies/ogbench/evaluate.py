@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from deas_vla.data.options import returns_to_go
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import NoiseKey
@@ -134,14 +135,12 @@ def monte_carlo(
     rewards = np.repeat(
         [reward for reward, _ in record["rewards"]], [steps for _, steps in record["rewards"]]
     )
-    steps = len(rewards)
-    forever = 0.0 if record["success"] else float(rewards[-1])
-    powers = reward_discount ** np.arange(backup)
-    carried = bootstrap_discount**backup
-    rewards = np.concatenate([rewards, np.full(backup, forever)])
-    after = np.full(steps + backup, forever * powers.sum() / (1 - carried))
-    for t in range(steps - 1, -1, -1):
-        after[t] = powers @ rewards[t : t + backup] + carried * after[t + backup]
+    done = np.zeros(len(rewards), bool)
+    done[-1] = record["success"]
+    after = returns_to_go(
+        rewards, done, horizon=backup, reward_discount=reward_discount, bootstrap_discount=bootstrap_discount,
+        forever=float(rewards[-1]),
+    )  # fmt: skip
     return [float(after[decision["step"]]) for decision in record["decisions"]]
 
 

@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from deas_vla.config import to_json
+from deas_vla.critic.critic import CriticConfig
 from deas_vla.errors import UserError
 from deas_vla.improvement.selection import WITHOUT_CRITIC, SelectionConfig
 from deas_vla.launch import run_recipe
@@ -36,7 +37,7 @@ from studies.ogbench.env import OGBenchEnvs, OGBenchTask, relabel
 from studies.ogbench.evaluate import evaluate_method
 from studies.ogbench.player import Method, Player
 from studies.ogbench.scripted_data import make_dataset
-from studies.ogbench.transitions import OptionTable, Transitions, returns_to_go
+from studies.ogbench.transitions import OptionTable, Transitions
 
 # Stream of the random numbers that choose the options of a batch, apart from those of the losses.
 BATCH_STREAM = 1000
@@ -142,17 +143,12 @@ def ogbench(accelerator: Accelerator, config: OGBenchConfig) -> Path:
     file = data_file(accelerator, config, task)
     transitions = load(task, file)
     mean, scale = transitions.statistics()
-    facts = TaskFacts(
-        observation_dim=transitions.observations.shape[1],
-        action_dim=transitions.actions.shape[1],
-        reward_min=float(-task.num_subgoals),
-        lowest_return=float(returns_to_go(transitions, 0.99).min()),
-    )
+    own = None if config.agent == "bc" else getattr(config, config.agent)
+    facts = task_facts(task, transitions, getattr(own, "critic", None))
     runs = Path(config.output) / task.dataset.removesuffix("-v0") / f"seed-{config.seed}"
     folder = runs / f"task{task.number}" / (config.variant or config.agent)
     source = {"data": file.name, "data_bytes": file.stat().st_size, "seed": config.seed}
 
-    own = None if config.agent == "bc" else getattr(config, config.agent)
     agent: Agent
     if config.agent == "filtered_bc":
         agent = BehaviourCloning(config.flow, own.horizon, facts)
@@ -170,7 +166,10 @@ def ogbench(accelerator: Accelerator, config: OGBenchConfig) -> Path:
             table = option_table(agent, transitions, mean, scale)
             options = None
             if config.agent == "filtered_bc":
-                options = best_options(returns_to_go(transitions, own.discount)[table.start], own.share)
+                returns = transitions.returns_to_go(
+                    horizon=1, reward_discount=1.0, bootstrap_discount=own.discount
+                )
+                options = best_options(returns[table.start], own.share)
             fit(accelerator, agent, table, options, config.training, path, config)
 
         settings = source | {"task": config.task, "agent": config.agent, "flow": to_json(config.flow)}
@@ -193,6 +192,24 @@ def data_file(accelerator: Accelerator, config: OGBenchConfig, task: OGBenchTask
         make_dataset(task.dataset, config.transitions, config.data_seed, folder, workers=2)
     accelerator.wait_for_everyone()
     return folder / f"{task.dataset}.npz"
+
+
+def task_facts(task: OGBenchTask, transitions: Transitions, critic: CriticConfig | None) -> TaskFacts:
+    """What an agent with this critic must know; the lowest return is that of its own options and discounts."""
+    lowest = 0.0
+    if critic is not None:
+        returns = transitions.returns_to_go(
+            horizon=critic.backup,
+            reward_discount=critic.reward_discount,
+            bootstrap_discount=critic.bootstrap_discount,
+        )
+        lowest = float(returns.min())
+    return TaskFacts(
+        observation_dim=transitions.observations.shape[1],
+        action_dim=transitions.actions.shape[1],
+        reward_min=float(-task.num_subgoals),
+        lowest_return=lowest,
+    )
 
 
 def load(task: OGBenchTask, file: Path) -> Transitions:

@@ -1,7 +1,8 @@
 """State-only data for offline reinforcement learning: rows of trajectories to options of H actions.
 
 The rows are OGBench's: a trajectory is s_0 … s_T with the action of each row; the action of its last row led nowhere
-that was stored. A reward and a success belong to the row's own state: r_t = r(s_t).
+that was stored. A reward and a success belong to the row's own state: r_t = r(s_t). What an option is worth is computed
+by `deas_vla.data.options`; here is only what differs: every row is a frame, and chunks are a view of the actions.
 """
 
 from dataclasses import dataclass, fields
@@ -10,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deas_vla.data.options import option_targets, returns_to_go
 from deas_vla.errors import UserError
 
 # Columns that hardly move are not blown up by standardisation.
@@ -46,6 +48,31 @@ class Transitions:
         """(S,) mean and (S,) standard deviation of the observations, in their units."""
         return self.observations.mean(0), self.observations.std(0).clamp_min(SMALLEST_SCALE)
 
+    def steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """(T,) float64 rewards and (T,) bool `done` of the action of each row, as `option_targets` takes them.
+
+        Reward and success belong to the row's state: an action from a state in which the task is done counts nothing.
+        """
+        done = self.success.numpy()
+        return np.where(done, 0.0, self.rewards.numpy().astype(np.float64)), done
+
+    def returns_to_go(self, *, horizon: int, reward_discount: float, bootstrap_discount: float) -> np.ndarray:
+        """(T,) float64 return from each row until the task is done, see `deas_vla.data.options.returns_to_go`.
+
+        Nothing is known of what follows a trajectory's last row; it goes on as if every later step had the smallest
+        reward of the data, a lower bound: where a recording stops is no success (design rule 2).
+        """
+        rewards, done = self.steps()
+        ends = np.flatnonzero(self.last.numpy()) + 1
+        parts = zip(np.split(rewards, ends[:-1]), np.split(done, ends[:-1]), strict=True)
+        return np.concatenate([
+            returns_to_go(
+                *part, horizon=horizon, reward_discount=reward_discount, bootstrap_discount=bootstrap_discount,
+                forever=float(self.rewards.min()),
+            )[:-1]
+            for part in parts
+        ])  # fmt: skip
+
 
 @dataclass
 class OptionBatch:
@@ -71,7 +98,7 @@ class OptionBatch:
 
 
 class OptionTable:
-    """All options of H actions whose n steps lie in one trajectory, ready to be drawn.
+    """All options of H actions whose n steps lie in one trajectory, ready to be sampled.
 
     Only what differs between options is stored; chunks are read from the actions by a view with overlapping rows.
     No reward counts after the first state in which the task is done, and nothing is bootstrapped from beyond it
@@ -114,15 +141,13 @@ class OptionTable:
                 f"no trajectory has the {backup} steps of an option; the longest has {longest}: "
                 "choose a smaller horizon"
             )
-        success, rewards = transitions.success.numpy(), transitions.rewards.numpy().astype(np.float64)
-        returns, alive = np.zeros(len(start)), np.ones(len(start), bool)
-        for k in range(backup):
-            alive &= ~success[start + k]
-            returns += np.where(alive, reward_discount**k * rewards[start + k], 0.0)
+        targets = option_targets(
+            *transitions.steps(), start, end[start],
+            steps=backup, reward_discount=reward_discount, bootstrap_discount=bootstrap_discount,
+        )  # fmt: skip
         self.horizon, self.backup = horizon, backup
         self.start = torch.from_numpy(start)
-        self.returns = torch.from_numpy(returns.astype(np.float32))
-        self.bootstrap = torch.from_numpy(np.where(alive, bootstrap_discount**backup, 0.0).astype(np.float32))
+        self.returns, self.bootstrap = targets.returns.float(), targets.bootstrap
         self.observations = (transitions.observations - mean) / scale
         actions = transitions.actions.contiguous()
         width = actions.shape[1]
@@ -145,26 +170,3 @@ class OptionTable:
             bootstrap=self.bootstrap[options],
             next_observation=self.observations[start + self.backup],
         )
-
-
-def returns_to_go(transitions: Transitions, discount: float) -> np.ndarray:
-    """(T,) float64 Σ_k γᵏ r_{t+k} until the task is done.
-
-    Nothing is known of what follows a trajectory's last row; it goes on as if every later step had the smallest reward
-    of the data, r_min / (1 − γ), a lower bound: where a recording stops is no success (design rule 2).
-
-    Args:
-        transitions: the rows.
-        discount: γ, in (0, 1).
-    """
-    rewards = transitions.rewards.numpy().astype(np.float64)
-    stop = transitions.success.numpy()
-    last = transitions.last.numpy()
-    failing = rewards.min() / (1 - discount)
-    out, running = np.empty(len(rewards)), failing
-    for t in range(len(rewards) - 1, -1, -1):
-        if last[t]:
-            running = failing
-        running = 0.0 if stop[t] else rewards[t] + discount * running
-        out[t] = running
-    return out

@@ -1,5 +1,7 @@
 """Rows of trajectories to options: against a loop that follows the rules step by step."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deas_vla.errors import UserError
-from studies.ogbench.transitions import OptionTable, Transitions, returns_to_go
+from studies.ogbench.agents.deas import chunk_critic
+from studies.ogbench.env import OGBenchTask
+from studies.ogbench.train import task_facts
+from studies.ogbench.transitions import OptionTable, Transitions
 
 pytestmark = pytest.mark.unit
 
@@ -123,7 +128,8 @@ def test_returns_to_go_as_a_loop_has_them(lengths, success_rate, seed):
                 total += G1 ** (first + length - start) * float(data.rewards.min()) / (1 - G1)
             expected.append(total)
         first += length
-    np.testing.assert_allclose(returns_to_go(data, G1), expected, rtol=1e-12, atol=1e-12)
+    returns = data.returns_to_go(horizon=1, reward_discount=1.0, bootstrap_discount=G1)
+    np.testing.assert_allclose(returns, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_rule_02_the_end_of_a_recording_is_no_success():
@@ -131,8 +137,24 @@ def test_rule_02_the_end_of_a_recording_is_no_success():
     data = transitions([40, 40], 0.0)
     data.rewards[:], data.success[:] = -1, False
     data.rewards[20], data.success[20] = 0, True
-    best = np.argsort(-returns_to_go(data, 0.9), kind="stable")[:21]
+    returns = data.returns_to_go(horizon=1, reward_discount=1.0, bootstrap_discount=0.9)
+    best = np.argsort(-returns, kind="stable")[:21]
     assert sorted(best) == list(range(21))
+
+
+def test_the_lowest_return_is_that_of_the_agents_own_options():
+    """The support "data" of a critic with two discounts: −100 is the return of another critic, of one discount."""
+    data = transitions([60, 40], 0.0)
+    data.rewards[:] = -1
+    task = OGBenchTask.parse("cube-single-play-singletask-task1-v0")
+    facts = task_facts(task, data, chunk_critic())
+    assert facts.lowest_return == pytest.approx(-(1 - 0.9**5) / (0.1 * (1 - 0.99**5)), rel=1e-6)
+    assert facts.lowest_return == pytest.approx(-83.6, abs=0.05)
+    one_step = replace(chunk_critic(), horizon=1)
+    assert task_facts(task, data, one_step).lowest_return == pytest.approx(-100, rel=1e-6)
+    data.success[[20, 80]] = True
+    data.rewards[[20, 80]] = 0
+    assert task_facts(task, data, chunk_critic()).lowest_return == pytest.approx(-83.6, abs=0.05)
 
 
 def test_rows_that_do_not_fit_together_are_refused():

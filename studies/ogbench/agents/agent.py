@@ -40,7 +40,8 @@ class TaskFacts:
         observation_dim: S.
         action_dim: A.
         reward_min: smallest reward of one step; the largest is 0.
-        lowest_return: smallest discounted return-to-go in the data, per step γ₂ (for the data-centric support).
+        lowest_return: smallest return in the data, in the critic's own options and discounts (for the support `data`);
+            0 for agents without a critic.
     """
 
     observation_dim: int

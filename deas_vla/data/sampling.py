@@ -1,0 +1,91 @@
+"""Which options make a batch, and which episodes are held out."""
+
+import numpy as np
+from torch import Tensor
+
+from deas_vla.data.episodes import GROUPS, Episode
+from deas_vla.errors import UserError
+
+
+def group_probabilities(
+    group: Tensor,
+    weights: dict[str, float],
+    dataset: Tensor | None = None,
+    dataset_weights: list[float] | None = None,
+) -> np.ndarray:
+    """Probabilities that balance demonstrations, successes and failures, and data sets, whatever their number.
+
+    Args:
+        group: (O,) codes as in `Options.group`.
+        weights: share of each group by name, at least 0; groups without options leave theirs to the others.
+        dataset: (O,) int64 which data set an option comes from; None: all from one.
+        dataset_weights: how a group's share is divided among the data sets that have options of that group.
+
+    Returns:
+        (O,) float64, sum 1; options of one group and data set are equally likely.
+
+    Raises:
+        UserError: if a name is unknown, a weight negative, or nothing is left to sample from.
+    """
+    if set(weights) != set(GROUPS) or min(weights.values()) < 0:
+        raise UserError(f"group weights are {weights}; give one of at least 0 to each of {', '.join(GROUPS)}")
+    codes = group.numpy()
+    datasets = np.zeros_like(codes) if dataset is None else dataset.numpy()
+    shares = np.array([weights[name] for name in GROUPS])
+    parts = np.ones(1) if dataset_weights is None else np.array(dataset_weights, np.float64)
+    if (len(datasets) and datasets.max() >= len(parts)) or (parts < 0).any():
+        raise UserError(f"data set weights are {dataset_weights}; give one of at least 0 to each data set")
+    counts = np.zeros((len(GROUPS), len(parts)), np.int64)
+    np.add.at(counts, (codes, datasets), 1)
+    present = np.where(counts > 0, parts, 0.0)
+    total = present.sum(1, keepdims=True)
+    divided = shares[:, None] * np.divide(present, total, out=np.zeros_like(present), where=total > 0)
+    each = np.divide(divided, counts, out=np.zeros_like(divided), where=counts > 0)[codes, datasets]
+    if not each.sum() > 0:
+        there = dict(zip(GROUPS, counts.sum(1).tolist(), strict=True))
+        raise UserError(f"group weights {weights} leave nothing to draw: the data has {there} options")
+    return each / each.sum()
+
+
+def sample_indices(seed: int, step: int, batch_size: int, probabilities: np.ndarray) -> np.ndarray:
+    """Samples a batch with replacement, as a pure function of (seed, step).
+
+    A run that was killed and resumed at any step sees the same batches as one that was not.
+
+    Args:
+        seed: names the sequence of batches.
+        step: number of the optimiser step.
+        batch_size: B.
+        probabilities: (O,) sum 1.
+
+    Returns:
+        (B,) int64 indices.
+    """
+    stream = np.random.Generator(np.random.Philox(key=[seed, step]))
+    cumulative = np.cumsum(probabilities)
+    # Rounding leaves the last entry a little off 1; scaled by it, no sample falls past the end.
+    return np.searchsorted(cumulative, stream.random(batch_size) * cumulative[-1], side="right")
+
+
+def split_by_episode(episodes: list[Episode], held_out: float, seed: int) -> np.ndarray:
+    """Chooses episodes for validation, the same share of each group.
+
+    Frames of one episode are alike: a split by frame would validate on what was trained on.
+
+    Args:
+        episodes: demonstrations and rollouts.
+        held_out: share to hold out, in [0, 1).
+        seed: the same seed chooses the same episodes.
+
+    Returns:
+        (E,) bool, True for episodes that are held out.
+    """
+    if not 0 <= held_out < 1:
+        raise UserError(f"the share of held-out episodes is {held_out}; choose one in [0, 1)")
+    codes = np.array([GROUPS.index(episode.group) for episode in episodes])
+    mask = np.zeros(len(episodes), bool)
+    for code in range(len(GROUPS)):
+        members = np.flatnonzero(codes == code)
+        stream = np.random.Generator(np.random.Philox(key=[seed, code]))
+        mask[stream.permutation(members)[: round(held_out * len(members))]] = True
+    return mask
