@@ -6,9 +6,10 @@ import sys
 import termios
 import tty
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, Literal, TextIO
+from typing import Literal, TextIO
 
 from deas_vla.errors import UserError
+from robots.robot import Robot
 
 # Named, because the help of the command line is read from the source and sees no quotes in an annotation.
 OutcomeSource = Literal["auto", "keys", "sim", "success", "failure"]
@@ -55,14 +56,14 @@ class Judge(AbstractContextManager):
 
     Args:
         source: who knows; ``auto``: the robot if it does, else a key.
-        robot: a simulator has ``succeeded``.
+        robot: its ``succeeded`` is None if it does not know.
 
     Raises:
         UserError: if keys are asked for without a terminal, or a robot that does not know.
     """
 
-    def __init__(self, source: OutcomeSource, robot: Any):
-        knows = hasattr(robot, "succeeded")
+    def __init__(self, source: OutcomeSource, robot: Robot):
+        knows = robot.succeeded is not None
         if source == "sim" and not knows:
             raise UserError(f"--outcome=sim: {robot.name} does not know whether it succeeded; use keys")
         self.source = ("sim" if knows else "keys") if source == "auto" else source

@@ -6,8 +6,9 @@
         --policy.path=outputs/reranker --task="put the cube into the bowl"
 
 The first is a simulated arm (extra `sim`), the second a real one (extra `robots`); any arm of LeRobot's with one
-serial servo bus will do. Both need `lerobot`, `train` and what the policy needs; 1.3 GB. Nothing moves before policy
-and robot agree on names, units, rate and cameras. Keys while an episode is played: s success, f failure, r record
+serial servo bus will do, and any other that somebody writes a class for (robots/robot.py). Both need `lerobot`,
+`train` and what the policy needs; 1.3 GB. Nothing moves before policy and robot agree on names, units, rate and
+cameras. Keys while an episode is played: s success, f failure, r record
 it again, q quit. After s, f and r, and after the last episode, the arm goes back to where it began by itself, slowly
 (--safety.home_speed); after q it stays where it is. However it ends, the arm stops and its torque goes off
 (robots/safety.py, robots/watchdog.py). What was recorded is what recipes/train_critic.py takes as --rollouts.
@@ -18,30 +19,32 @@ import itertools
 import shutil
 import sys
 from pathlib import Path
-from typing import Any, NoReturn
-
-from lerobot.robots import make_robot_from_config
+from typing import NoReturn
 
 from deas_vla.config import to_json
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import save_block
-from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.data.observation import Observation
+from deas_vla.errors import UserError
 from deas_vla.export.manifest import read_json
 from deas_vla.export.reranker import Reranker
-from deas_vla.export.sums import SUMS, check_sums
+from deas_vla.export.verify import SUMS, check_sums
 from deas_vla.files import sha256_of, write_json
+from deas_vla.improvement.best_of_n import NoiseKey
 from deas_vla.launch import run_recipe
 from deas_vla.rollouts.collect import DATASET, write_blocks
 from deas_vla.rollouts.evaluate import scenes_of
+from deas_vla.rollouts.play import Job
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage
 from robots.arm import Arm
-from robots.config import RolloutConfig, settings_of
-from robots.contract import agreed, contract_of, slow_cameras
+from robots.config import RolloutConfig, make_robot, settings_of
+from robots.contract import fitting_contract
 from robots.outcome import Judge
-from robots.pace import told
-from robots.play import Decider, Played, play
+from robots.play import EpisodeResult, play
+from robots.robot import Robot
 from robots.safety import Limiter, safely
+from robots.timing import summary
 
 DEFAULT_SECONDS = 30.0
 PLUGS = ("port", "calibration_dir")
@@ -63,38 +66,8 @@ def main(config: RolloutConfig) -> None:
     )  # fmt: skip
 
 
-def make_robot(config: Any) -> Any:
-    """LeRobot's robot for a configuration; nothing is opened.
-
-    Raises:
-        UserError: if a package is missing, or the robot refuses its settings.
-    """
-    try:
-        return make_robot_from_config(config)
-    except ImportError as error:
-        reason = " ".join(str(error).split())
-        mend = "EXTRAS=robots tools/install.sh brings what Feetech's servos need"
-        if "dynamixel" in reason:
-            mend = "Dynamixel's servos need what this project's extras do not bring: pip install 'lerobot[dynamixel]'"
-        raise UserError(f"{config.type} needs a package that is not installed ({reason}); {mend}") from error
-    except ValueError as error:
-        # LeRobot wraps whatever a robot that is not its own says.
-        if isinstance(error.__cause__, UserError):
-            raise error.__cause__ from None
-        raise UserError(f"--robot: {' '.join(str(error).split())}") from error
-
-
-def fitting_contract(policy: Contract, robot: Any, rate_hz: float | None) -> Contract:
-    """What policy and robot agree on, see `robots.contract`; asked before anything is opened."""
-    contract = agreed(policy, contract_of(robot, rate_hz), aliases=(robot.name,))
-    slow = slow_cameras(robot, contract.rate_hz)
-    if slow:
-        raise ContractMismatch(f"the policy and the robot do not fit together: {'; '.join(slow)}")
-    return contract
-
-
 def roll_out(
-    config: RolloutConfig, reranker: Reranker, robot: Any, contract: Contract, folder: Path, settings: dict
+    config: RolloutConfig, reranker: Reranker, robot: Robot, contract: Contract, folder: Path, settings: dict
 ) -> None:
     """Records the episodes that are not recorded yet, and writes all of them as one data set."""
     if (folder / DATASET).exists():
@@ -103,39 +76,49 @@ def roll_out(
         limiter = Limiter(contract, config.safety.max_step, config.safety.max_lag)
         arm = Arm(robot, contract, limiter, watchdog, config.safety.home_speed)
         arm.connect()
-        decider = Decider(reranker, config.seed, config.task or getattr(robot, "instruction", ""))
-        if not decider.instruction:
+        instruction = config.task or robot.instruction
+        if not instruction:
             raise UserError('say what the robot is to do: --task="..."')
-        decider.decide(arm.frame(decider.instruction), 0, 0, 0)  # the first decision is slow
+        # The first decision is slow.
+        reranker.choose(Observation.stack([arm.frame(instruction)]), [NoiseKey(0, 0, 0, 0)])
         for number, scene in enumerate(scenes_of("rollouts", config.episodes, config.seed)):
             path = folder / "blocks" / f"episode-{number:05d}.safetensors"
             if path.is_file():
                 continue
             name = f"episode {number + 1} of {config.episodes}"
-            played = record(arm, decider, judge, config, scene, name)
+            played = record(arm, reranker, judge, config, instruction, scene, name)
             if played is None:
                 break
             write_json(path.with_suffix(".json"), played.facts)
             save_block(path, [played.episode])
-            print(f"{name}: {played.told()}", flush=True)
+            print(f"{name}: {played.summary()}", flush=True)
         else:
             arm.begin(scene)  # who quits wants no more movement
     write(folder, reranker.contract, settings)
 
 
 def record(
-    arm: Arm, decider: Decider, judge: Judge, config: RolloutConfig, scene: int, name: str
-) -> Played | None:
+    arm: Arm, reranker: Reranker, judge: Judge, config: RolloutConfig, instruction: str, scene: int, name: str
+) -> EpisodeResult | None:
     """Plays one episode as often as its recording is asked for again; None: quit."""
     rate = arm.contract.rate_hz
-    limit = getattr(arm.robot, "limit", round(DEFAULT_SECONDS * rate))
+    limit = arm.robot.limit or round(DEFAULT_SECONDS * rate)
     limit = limit if config.seconds is None else max(1, round(config.seconds * rate))
     for sample in itertools.count():
         arm.begin(scene)
         if not judge.ready(name):
             return None
         arm.begin(scene)  # while somebody set the scene, the clock went on and the arm may have been moved
-        played = play(arm, decider, judge, limit, scene, sample, config.frame_every)
+        played = play(
+            arm,
+            reranker,
+            judge,
+            Job(scene, sample),
+            instruction=instruction,
+            limit=limit,
+            seed=config.seed,
+            frame_every=config.frame_every,
+        )
         if played.verdict != "again":
             return None if played.verdict == "quit" else played
 
@@ -150,7 +133,7 @@ def write(folder: Path, contract: Contract, settings: dict) -> None:
     write_blocks(folder, blocks, contract, keep=lambda episode: True, metadata=metadata)
     successes = sum(fact["outcome"] == "success" for fact in facts)
     limited = sum(fact["limited"] for fact in facts)
-    print(f"{len(facts)} episodes, {successes} succeeded; {told(facts)}; {limited} actions limited")
+    print(f"{len(facts)} episodes, {successes} succeeded; {summary(facts)}; {limited} actions limited")
     shutil.rmtree(folder / "blocks")
 
 

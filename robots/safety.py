@@ -1,8 +1,8 @@
 """What keeps an arm safe: limits of every command, and a way out of every end.
 
 Commands are clamped to the limits of their columns, to a largest step from the one before and to the neighbourhood of
-the place that was measured last. However an episode ends (done, an exception, a signal), the arm first stops where it
-is and, after some seconds in which somebody can support it, its torque goes off. watchdog.py does the same when this
+the position that was measured last. However an episode ends (done, an exception, a signal), the arm first stops where
+it is and, after some seconds in which somebody can support it, its torque goes off. watchdog.py does the same when this
 process was killed.
 """
 
@@ -17,11 +17,11 @@ import numpy as np
 
 from deas_vla.data.contract import Contract
 from deas_vla.errors import UserError
-from robots.servos import Servos, describe
+from robots.robot import Robot
 from robots.watchdog import Watchdog
 
 # Columns that say how fast, or yes or no; all others say where to.
-NOT_PLACES = ("command", "flag")
+NOT_POSITIONS = ("command", "flag")
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 # How far a goal may be from where the joint is: three of the default's largest steps. A servo lags behind its goal,
 # and hangs below it under a load, so this does not shrink with the step.
@@ -34,8 +34,8 @@ class Limiter:
 
     Args:
         contract: columns with the limits of this arm.
-        max_step: largest change of a place in one tick, in the column's own unit.
-        max_lag: largest distance of a goal from the measured place, in the column's own unit; only where the state
+        max_step: largest change of a position in one tick, in the column's own unit.
+        max_lag: largest distance of a goal from the measured position, in the column's own unit; only where the state
             has a column of the same name and unit.
     """
 
@@ -43,34 +43,34 @@ class Limiter:
         self.columns = contract.action
         self.low = np.array([-np.inf if c.low is None else c.low for c in self.columns])
         self.high = np.array([np.inf if c.high is None else c.high for c in self.columns])
-        self.step = np.array([np.inf if c.unit in NOT_PLACES else max_step for c in self.columns])
+        self.step = np.array([np.inf if c.unit in NOT_POSITIONS else max_step for c in self.columns])
         self.changed = 0
         self.last: np.ndarray | None = None
         state = [(c.name, c.unit) for c in contract.state]
-        # Positions of the joints' columns in the action, and in the state.
+        # Indices of the joints' columns in the action, and in the state.
         self.joints = [
             (number, state.index((c.name, c.unit)))
             for number, c in enumerate(self.columns)
-            if (c.name, c.unit) in state and c.unit not in NOT_PLACES
+            if (c.name, c.unit) in state and c.unit not in NOT_POSITIONS
         ]
         self.max_lag = max_lag
         self.measured = np.full(len(self.columns), np.nan)
 
     def see(self, state: np.ndarray) -> None:
         """Takes (S,) the state that was measured last: no goal will be far from it."""
-        for action, place in self.joints:
-            self.measured[action] = state[place]
+        for action, column in self.joints:
+            self.measured[action] = state[column]
 
-    def start(self, place: np.ndarray | None) -> None:
-        """Begins from where the arm is: (A,) its place in the action's columns, or None where they are no places.
+    def start(self, position: np.ndarray | None) -> None:
+        """Begins from where the arm is: (A,) its position in the action's columns, or None where they are no positions.
 
         Raises:
-            UserError: if there are places among the columns and none is given.
+            UserError: if there are positions among the columns and none is given.
         """
-        if place is None and np.isfinite(self.step).any():
-            names = ", ".join(c.name for c in self.columns if c.unit not in NOT_PLACES)
+        if position is None and np.isfinite(self.step).any():
+            names = ", ".join(c.name for c in self.columns if c.unit not in NOT_POSITIONS)
             raise UserError(f"the state does not say where {names} are, so their steps cannot be limited")
-        self.last = place
+        self.last = position
 
     def steps_to(self, goal: np.ndarray, share: float = 1.0) -> int:
         """How many ticks it takes to command (A,) a goal from here, with this share of the largest step in each."""
@@ -80,7 +80,7 @@ class Limiter:
         """(A,) what may be played of an (A,) command.
 
         The step counts more than the limits: an arm that was left outside them comes back in small steps. The measured
-        place counts most: a joint that is blocked, or was pushed away, is not pulled at from afar.
+        position counts most: a joint that is blocked, or was pushed away, is not pulled at from afar.
 
         Raises:
             UserError: if the command is not finite.
@@ -100,20 +100,18 @@ class Limiter:
 
 
 @contextmanager
-def safely(robot: Any, hold_s: float) -> Iterator[Watchdog | None]:
+def safely(robot: Robot, hold_s: float) -> Iterator[Watchdog | None]:
     """Whatever ends the block, the arm is left safe after it; also if this process is killed inside.
 
     Args:
-        robot: LeRobot's robot, not connected yet.
-        hold_s: seconds that the arm holds its place before its torque goes off; a signal cuts them short.
+        robot: not connected yet.
+        hold_s: seconds that the arm holds its position before its torque goes off; a signal cuts them short.
 
     Yields:
-        The watchdog; None for a robot without a servo bus, which is only disconnected.
+        The watchdog; None for a robot that needs none.
     """
-    bus = getattr(robot, "bus", None)
-    # LeRobot's own switch says whether the torque goes off in the end.
-    torque_off = getattr(robot.config, "disable_torque_on_disconnect", True)
-    watchdog = None if bus is None else Watchdog(describe(bus), hold_s, torque_off)
+    torque_off, rescue = robot.torque_off_at_end, robot.rescue()
+    watchdog = None if rescue is None else Watchdog(rescue, hold_s, torque_off)
     hurry = threading.Event()
     before = {number: signal.signal(number, _interrupt) for number in STOPPING}
     try:
@@ -135,29 +133,19 @@ def _interrupt(number: int, frame: Any) -> None:
     raise KeyboardInterrupt(signal.Signals(number).name)
 
 
-def _leave_safe(robot: Any, hold_s: float | None, hurry: threading.Event) -> None:
-    bus = getattr(robot, "bus", None)
-    if bus is None:
-        if robot.is_connected:
-            robot.disconnect()
-        return
-    if bus.is_connected:
-        servos = Servos.on(bus)
-        silent = servos.hold()
+def _leave_safe(robot: Robot, hold_s: float | None, hurry: threading.Event) -> None:
+    if robot.is_connected and not robot.simulated:
+        silent = robot.hold()
         if hold_s is not None:
-            told = f"its torque goes off in {hold_s:g} s: support it" if hold_s else "its torque goes off"
+            next_ = f"its torque goes off in {hold_s:g} s: support it" if hold_s else "its torque goes off"
             try:
-                _say(f"the arm holds its place; {told}")
+                _say(f"the arm holds its position; {next_}")
                 hurry.wait(hold_s)
             finally:
-                silent = servos.torque_off()
+                silent = robot.torque_off()
         if silent:
             _say(f"{', '.join(silent)} did not answer: cut the arm's power before you touch it")
-        bus.disconnect(disable_torque=False)
-    # LeRobot's own disconnect leaves all as it is if a camera is gone.
-    for camera in robot.cameras.values():
-        with suppress(Exception):
-            camera.disconnect()
+    robot.disconnect()
 
 
 def _say(line: str) -> None:

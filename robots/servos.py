@@ -54,22 +54,8 @@ class Servos:
         """Those of a bus of LeRobot's, over the same port."""
         return cls(bus.port_handler, bus.packet_handler, _servos(bus))
 
-    @classmethod
-    def open(cls, description: dict) -> "Servos":
-        """Opens the port that `describe` described.
-
-        Raises:
-            OSError: if it cannot be opened.
-        """
-        sdk = importlib.import_module(description["sdk"])
-        port = sdk.PortHandler(description["port"])
-        if not port.setBaudRate(description["baud_rate"]):
-            raise OSError(f"{description['port']} cannot be opened")
-        packets = sdk.PacketHandler(description["protocol"])
-        return cls(port, packets, [Servo(**servo) for servo in description["servos"]])
-
     def hold(self) -> list[str]:
-        """Makes every servo's place its goal.
+        """Makes every servo's position its goal.
 
         Returns:
             The names of those that do not answer.
@@ -91,8 +77,8 @@ class Servos:
     # ---- one servo -----------------------------------------------------------------------------------------
 
     def _stays(self, servo: Servo) -> bool:
-        place = self._read(servo, servo.present, servo.width)
-        return place is not None and self._write(servo, servo.goal, servo.width, place)
+        position = self._read(servo, servo.present, servo.width)
+        return position is not None and self._write(servo, servo.goal, servo.width, position)
 
     def _is_limp(self, servo: Servo) -> bool:
         self._write(servo, servo.torque, 1, 0)
@@ -133,11 +119,26 @@ class Servos:
         return failed
 
 
+def open_device(description: dict) -> Servos:
+    """Opens the port that `describe` described.
+
+    Raises:
+        OSError: if it cannot be opened.
+    """
+    sdk = importlib.import_module(description["sdk"])
+    port = sdk.PortHandler(description["port"])
+    if not port.setBaudRate(description["baud_rate"]):
+        raise OSError(f"{description['port']} cannot be opened")
+    packets = sdk.PacketHandler(description["protocol"])
+    return Servos(port, packets, [Servo(**servo) for servo in description["servos"]])
+
+
 def describe(bus: Any) -> dict:
-    """What `Servos.open` needs to reach the servos of a bus of LeRobot's from another process; plain JSON."""
+    """What `open_device` needs to reach the servos of a bus of LeRobot's from another process; plain JSON."""
     sdk = FEETECH if hasattr(bus, "protocol_version") else DYNAMIXEL
     protocol = bus.protocol_version if sdk == FEETECH else bus.packet_handler.getProtocolVersion()
     return {
+        "modules": [__name__, sdk],
         "sdk": sdk,
         "protocol": protocol,
         "port": bus.port,

@@ -1,50 +1,45 @@
-"""A simulated arm behind LeRobot's `Robot`, in real time.
+"""A simulated arm in real time.
 
 Time passes whether or not a command comes, as it does for an arm: a command moves it for one period, and for every
-period without one it holds its place, and what is in its gripper. It cannot be seen earlier than the clock allows.
+period without one it holds its position, and what is in its gripper. It cannot be seen earlier than the clock allows.
 """
 
 import time
 from dataclasses import dataclass, field
 
 import numpy as np
-from lerobot.robots import Robot, RobotConfig
 
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.registry import contract_of, make_env
+from robots.robot import Robot, register_robot
 
 # Seconds of holding that are made up for at most: a computer that is too slow must not fall behind for good.
 MOST_HELD_S = 2.0
 
 
-@RobotConfig.register_subclass("sim")
-@dataclass(kw_only=True)
-class SimConfig(RobotConfig):
+@dataclass
+class SimConfig:
     """A simulated arm in real time."""
 
     # What is simulated, and how it is seen.
     env: EnvConfig = field(default_factory=EnvConfig)
 
 
+@register_robot("sim")
 class Sim(Robot):
-    """One simulated task as a robot. LeRobot finds this class by the name of its configuration.
+    """One simulated task as a robot.
 
     Attributes:
-        contract: of the environment.
-        succeeded: whether the task was done at any step since the reset.
-        instruction: the task's own.
-        limit: the task's time limit in control steps.
         held: periods without a command since the reset.
     """
 
     config_class = SimConfig
     name = "sim"
+    simulated = True
 
     def __init__(self, config: SimConfig):
-        # LeRobot's own constructor makes a folder for calibrations, of which there are none here.
-        self.config, self.robot_type, self.id, self.calibration = config, self.name, config.id, {}
-        self.contract = contract_of(config.env)
-        self.succeeded, self.held, self.instruction, self.limit = False, 0, "", 0
+        self.config, self.contract = config, contract_of(config.env)
+        self.succeeded, self.held = False, 0
         self._env, self._seen_until = None, 0.0
         self._period = 1 / self.contract.rate_hz
         # What holding repeats: zero is no motion in all other columns, but lets go of what Meta-World's gripper holds.
@@ -54,36 +49,17 @@ class Sim(Robot):
         self._hold = np.zeros(self.contract.action_dim, np.float32)
 
     @property
-    def observation_features(self) -> dict:
-        columns = {column.name: float for column in self.contract.state}
-        return columns | {c.name: (c.height, c.width, 3) for c in self.contract.cameras}
-
-    @property
-    def action_features(self) -> dict:
-        return {column.name: float for column in self.contract.action}
-
-    @property
     def is_connected(self) -> bool:
         return self._env is not None
 
-    @property
-    def is_calibrated(self) -> bool:
-        return True
-
-    def connect(self, calibrate: bool = True) -> None:
+    def connect(self) -> None:
         self._env = make_env(self.config.env)
         self.limit = self._env.horizon
-        # The first step and the first picture compile and open what the later ones use.
+        # The first step and the first image compile and open what the later ones use.
         self._env.reset(0)
         self._env.step(self._hold)
         self._env.images()
         self.reset(0)
-
-    def calibrate(self) -> None:
-        """Nothing to calibrate."""
-
-    def configure(self) -> None:
-        """Nothing to configure."""
 
     def reset(self, scene: int) -> None:
         """Starts a scene, see `deas_vla.envs.protocol.ChunkEnv`; the clock starts with it."""
@@ -92,29 +68,33 @@ class Sim(Robot):
         self._hold[:] = 0
         self._seen_until = time.perf_counter()
 
-    def get_state(self) -> dict[str, float]:
-        """The columns of an observation without its pictures, which a policy needs only where it decides."""
+    def read(self, images: bool) -> dict:
         time.sleep(max(0.0, self._seen_until - time.perf_counter()))
         names = (column.name for column in self.contract.state)
-        return dict(zip(names, self._env.state().tolist(), strict=True))
+        state = dict(zip(names, self._env.state().tolist(), strict=True))
+        return state | self._env.images() if images else state
 
-    def get_observation(self) -> dict:
-        return {**self.get_state(), **self._env.images()}
-
-    def send_action(self, action: dict[str, float]) -> dict[str, float]:
+    def send(self, command: dict[str, float]) -> dict[str, float]:
         late = min(time.perf_counter() - self._seen_until, MOST_HELD_S)
         self._seen_until = max(self._seen_until, time.perf_counter() - MOST_HELD_S)
         for _ in range(int(late / self._period)):
             self._step(self._hold)
             self.held += 1
-        command = np.array([action[column.name] for column in self.contract.action], np.float32)
-        self._step(command)
-        self._hold = np.where(self._kept, command, 0).astype(np.float32)
-        return action
+        values = np.array([command[column.name] for column in self.contract.action], np.float32)
+        self._step(values)
+        self._hold = np.where(self._kept, values, 0).astype(np.float32)
+        return command
+
+    def hold(self) -> list[str]:
+        return []
+
+    def torque_off(self) -> list[str]:
+        return []
 
     def disconnect(self) -> None:
-        self._env.close()
-        self._env = None
+        if self._env is not None:
+            self._env.close()
+            self._env = None
 
     def _step(self, command: np.ndarray) -> None:
         # Meta-World counts the steps, those of holding too, and refuses to go on after 500; here the caller ends it.

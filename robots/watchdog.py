@@ -3,7 +3,7 @@
 A process that is killed hard (SIGKILL, out of memory, a crash in a library) runs no line of its own any more; its
 servos go on pulling to the last goal. This one is started before anything moves, sits in a session of its own, where
 no signal of the terminal reaches it, and waits for its parent to end. It cannot help against what stops both: a power
-cut of the computer, or an unplugged cable. For those the last goal is near the place where the arm was seen last
+cut of the computer, or an unplugged cable. For those the last goal is near where the arm was seen last
 (`robots.safety.Limiter`), and the servos' own overload protection is set by LeRobot.
 
 One program at a time may move an arm: a lock of its port is held by the one that does, and by this process until it
@@ -11,6 +11,7 @@ has acted, or it would take the torque off the next one.
 """
 
 import fcntl
+import importlib
 import json
 import os
 import select
@@ -20,10 +21,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import BinaryIO
 
 from deas_vla.errors import UserError
-from robots.servos import Servos
 
 # How often the child looks whether its parent is still there, besides its end of the pipe.
 POLL_S = 0.2
@@ -34,19 +35,19 @@ class Watchdog:
     """The parent's side.
 
     Args:
-        bus: what `robots.servos.describe` says of it; it need not be connected yet.
-        hold_s: seconds that the arm holds its place before its torque goes off.
+        device: what `Robot.rescue` says of it; it need not be connected yet.
+        hold_s: seconds that the arm holds its position before its torque goes off.
         torque_off: False: it goes on holding.
 
     Raises:
         UserError: if the process does not start, or another program or its watchdog has this port.
     """
 
-    def __init__(self, bus: dict, hold_s: float, torque_off: bool = True):
-        task = {"bus": bus, "hold_s": hold_s, "torque_off": torque_off}
+    def __init__(self, device: dict, hold_s: float, torque_off: bool = True):
+        task = {"device": device, "hold_s": hold_s, "torque_off": torque_off}
         root = str(Path(__file__).resolve().parents[1])
-        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"))))
-        self.lock = _locked(bus["port"])
+        path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"), *sys.path)))
+        self.lock = _locked(device["port"])
         self.process = subprocess.Popen(
             [sys.executable, "-m", "robots.watchdog"],
             stdin=subprocess.PIPE,
@@ -119,30 +120,30 @@ def watch() -> None:
         signal.signal(number, signal.SIG_IGN)
     task = json.loads(sys.stdin.readline())
     # Imported now: whatever is missing has to be found out before anything moves.
-    __import__(task["bus"]["sdk"])
+    device, *_ = [importlib.import_module(name) for name in task["device"]["modules"]]
     print(READY, end="", flush=True)
     while os.getppid() == parent:
         if select.select([sys.stdin], [], [], POLL_S)[0]:
             if sys.stdin.readline() == DISMISSED:
                 return
             break
-    leave_safe(task)
+    leave_safe(task, device)
 
 
-def leave_safe(task: dict) -> None:
+def leave_safe(task: dict, device: ModuleType) -> None:
     """Holds the arm, and turns its torque off after a while."""
     try:
-        servos = Servos.open(task["bus"])
+        arm = device.open_device(task["device"])
     except OSError as error:
         print(f"watchdog: the arm cannot be reached ({error}): cut its power", file=sys.stderr, flush=True)
         return
-    servos.hold()
+    arm.hold()
     if task["torque_off"]:
         time.sleep(task["hold_s"])
-        left = servos.torque_off()
+        left = arm.torque_off()
         how = f"torque off but for {', '.join(left)}: cut the arm's power" if left else "torque off"
     else:
-        how = "the arm holds its place"
+        how = "the arm holds its position"
     print(f"watchdog: the program that moved the arm is gone; {how}", file=sys.stderr, flush=True)
 
 

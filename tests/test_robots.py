@@ -8,18 +8,22 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from data_example import example_contract
 from hypothesis import given
 from hypothesis import strategies as st
 
 from deas_vla.data.contract import Camera, Column
 from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.improvement.best_of_n import Choice
+from deas_vla.rollouts.play import Job
 from robots.arm import Arm
-from robots.contract import agreed, contract_of, slow_cameras
+from robots.contract import agreed
+from robots.lerobot_arm import contract_of, slow_cameras
 from robots.outcome import Judge, Keys
-from robots.pace import Pace, told
-from robots.record import Recording
+from robots.play import play
 from robots.safety import Limiter
+from robots.timing import Timing, summary
 
 pytestmark = pytest.mark.unit
 
@@ -100,7 +104,7 @@ def test_a_goal_stays_near_the_measured_place():
 
 
 def test_an_arm_goes_back_to_its_start_slowly_and_says_so(monkeypatch, capsys):
-    monkeypatch.setattr("robots.arm.Pace.wait", lambda self: None)
+    monkeypatch.setattr("robots.arm.Timing.wait", lambda self: None)
     state, goals = {c.name: 0.0 for c in PLACES}, []
 
     def follow(action: dict) -> dict:
@@ -108,7 +112,7 @@ def test_an_arm_goes_back_to_its_start_slowly_and_says_so(monkeypatch, capsys):
         state.update(action)
         return action
 
-    robot = SimpleNamespace(name="toy", get_observation=lambda: state, send_action=follow)
+    robot = SimpleNamespace(name="toy", reset=lambda scene: None, read=lambda images: state, send=follow)
     contract = replace(ARM, state=PLACES, action=PLACES)
     arm = Arm(robot, contract, Limiter(contract, max_step=5), None, home_speed=0.2)
     arm.begin(0)
@@ -127,19 +131,19 @@ def test_late_ticks_are_counted_and_never_made_up_for(monkeypatch):
     clock = SimpleNamespace(
         perf_counter=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
     )
-    monkeypatch.setattr("robots.pace.time", clock)
-    pace = Pace(10.0)
-    pace.start()
+    monkeypatch.setattr("robots.timing.time", clock)
+    timing = Timing(10.0)
+    timing.start()
     ends = []
     for busy in (0.03, 0.25, 0.09, 0.1, 0.0):
         now[0] += busy
-        pace.wait()
+        timing.wait()
         ends.append(round(now[0] - 100, 6))
     # The second tick takes a quarter of a second; the one after it still has its whole period.
     assert ends == [0.1, 0.35, 0.45, 0.55, 0.65]
-    facts = pace.facts()
+    facts = timing.facts()
     assert (facts["ticks"], facts["missed"], facts["worst_late_ms"]) == (5, 1, 150.0)
-    assert told([facts, facts]).startswith("2 of 10 deadlines missed, at worst by 150 ms")
+    assert summary([facts, facts]).startswith("2 of 10 deadlines missed, at worst by 150 ms")
 
 
 # ---- outcomes --------------------------------------------------------------------------------------------------
@@ -169,7 +173,7 @@ def test_keys_come_one_by_one_and_the_terminal_is_left_as_it_was(terminal):
     ("key", "verdict"), [("s", "success"), ("f", "failure"), ("r", "again"), ("q", "quit")]
 )
 def test_a_key_ends_an_episode_or_answers_after_it(terminal, key, verdict):
-    with Judge("auto", SimpleNamespace(name="arm")) as judge:
+    with Judge("auto", SimpleNamespace(name="arm", succeeded=None)) as judge:
         assert judge.now() is None
         os.write(terminal, b"x" + key.encode())
         time.sleep(0.02)
@@ -185,7 +189,7 @@ def test_a_key_ends_an_episode_or_answers_after_it(terminal, key, verdict):
 @pytest.mark.parametrize("enter", [b"\r", b"\n"])
 def test_the_enter_key_starts_an_episode(terminal, enter):
     """It sends a carriage return, which Python 3.12.0 and 3.12.1 do not let the terminal change."""
-    with Judge("auto", SimpleNamespace(name="arm")) as judge:
+    with Judge("auto", SimpleNamespace(name="arm", succeeded=None)) as judge:
         os.write(terminal, b"x" + enter + b"q")
         assert judge.ready("episode 1 of 1")
 
@@ -200,36 +204,85 @@ def test_a_simulator_says_itself_how_it_went():
 
 def test_a_robot_that_does_not_know_needs_keys_and_keys_need_a_terminal(monkeypatch):
     with pytest.raises(UserError, match="does not know whether it succeeded"):
-        Judge("sim", SimpleNamespace(name="arm"))
+        Judge("sim", SimpleNamespace(name="arm", succeeded=None))
     with open(os.devnull) as nothing:
         monkeypatch.setattr("sys.stdin", nothing)
         with pytest.raises(UserError, match="need a terminal"):
-            Judge("auto", SimpleNamespace(name="arm"))
-    with Judge("failure", SimpleNamespace(name="arm")) as judge:
+            Judge("auto", SimpleNamespace(name="arm", succeeded=None))
+    with Judge("failure", SimpleNamespace(name="arm", succeeded=None)) as judge:
         assert judge.now() is None and judge.at_the_end() == "failure"
 
 
 # ---- the recording ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("success", [True, False])
-def test_a_recording_is_a_valid_episode(success):
-    contract = example_contract()
-    images = {c.name: np.zeros((c.height, c.width, 3), np.uint8) for c in contract.cameras}
-    recording = Recording(
-        {"images": images, "state": np.zeros(3, np.float32), "instruction": "lift"}, scene=7
-    )
-    for step in range(1, 6):
-        pictures = {name: image + step for name, image in images.items()} if step in (3, 5) else None
-        recording.add(np.full(2, step, np.float32), np.full(3, step, np.float32), pictures)
-    episode = recording.episode(success)
+class Scripted:
+    """An arm, a judge and a reranker in one: chunks of two steps, and a verdict after each."""
+
+    execute_steps = 2
+
+    def __init__(self, contract, verdicts: list, at_the_end: str):
+        self.contract, self.verdicts, self.end = contract, iter(verdicts), at_the_end
+        self.limiter, self.sent = SimpleNamespace(changed=0), []
+
+    def state(self):
+        return np.full(3, len(self.sent), np.float32)
+
+    def images(self):
+        return {
+            c.name: np.full((c.height, c.width, 3), len(self.sent), np.uint8) for c in self.contract.cameras
+        }
+
+    def frame(self, instruction):
+        return {"images": self.images(), "state": self.state(), "instruction": instruction}
+
+    def send(self, command):
+        self.sent.append(command)
+        return np.full(2, len(self.sent), np.float32)  # after the limits
+
+    def choose(self, observation, keys):
+        self.keys = keys
+        return Choice(torch.zeros(1, 1, 4, 2), torch.zeros(1, dtype=torch.long), None, None)
+
+    def now(self):
+        return next(self.verdicts)
+
+    def at_the_end(self):
+        return self.end
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "at_the_end", "verdict"),
+    [
+        ([None] * 5, "success", "success"),
+        ([None] * 5, "failure", "failure"),
+        ([None] * 4 + ["success"], "failure", "success"),
+        ([None] * 4 + ["failure"], "success", "failure"),
+    ],
+)
+def test_what_is_played_is_a_valid_episode(monkeypatch, verdicts, at_the_end, verdict):
+    monkeypatch.setattr("robots.timing.Timing.wait", lambda self: None)
+    contract = example_contract(rate_hz=1000.0)
+    all_ = Scripted(contract, verdicts, at_the_end)
+    result = play(all_, all_, all_, Job(7, 1), instruction="lift", limit=5, seed=3, frame_every=3)
+    episode = result.episode
     episode.validate(contract, "the recording")
-    assert episode.group == ("success" if success else "failure")
-    assert episode.frame_steps.tolist() == [0, 3, 5]
-    assert episode.images["left"][:, 0, 0, 0].tolist() == [0, 3, 5]
+    success = verdict == "success"
+    assert result.verdict == verdict == result.facts["outcome"]
+    assert (episode.group, episode.scene, episode.instruction) == (verdict, 7, "lift")
+    assert episode.frame_steps.tolist() == [
+        0,
+        2,
+        3,
+        4,
+        5,
+    ]  # where it is decided, every third step, and the end
+    assert episode.images["left"][:, 0, 0, 0].tolist() == [0, 2, 3, 4, 5]
     assert episode.actions[:, 0].tolist() == [1, 2, 3, 4, 5]
     assert episode.states[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
     assert episode.rewards.tolist() == [0, 0, 0, 0, float(success)]
+    assert episode.success.tolist() == [False] * 4 + [success] and episode.truncated == (not success)
+    assert (all_.keys[0].seed, all_.keys[0].sample, all_.keys[0].decision) == (3, 1, 2)
 
 
 # ---- what fits together ----------------------------------------------------------------------------------------
@@ -269,7 +322,7 @@ def test_rule_07_order_is_the_policys_and_limits_are_the_narrower():
         ({"action": (*PLACES, Column("wrist.pos", "deg"))}, "action wrist.pos: the policy knows none"),
         (
             {"action": (replace(PLACES[0], low=100.0, high=120.0), *PLACES[1:])},
-            "action shoulder.pos: no place is within the limits of both",
+            "action shoulder.pos: no position is within the limits of both",
         ),
         ({"cameras": ARM.cameras[:1]}, "cameras wrist: the robot has none"),
         (
@@ -292,5 +345,5 @@ def test_a_camera_that_is_slower_than_the_robot_is_named():
 
 
 def test_a_robot_that_does_not_tell_its_units_is_refused():
-    with pytest.raises(UserError, match="does not tell in which units"):
-        contract_of(SimpleNamespace(name="walker", observation_features={"leg.pos": float}), None)
+    with pytest.raises(UserError, match="does not say in which units"):
+        contract_of(SimpleNamespace(name="walker", observation_features={"leg.pos": float}))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 pytest.importorskip("scservo_sdk", reason="needs the extra `robots`")
 pytest.importorskip("deepdiff", reason="needs the extra `robots`")
@@ -22,10 +23,13 @@ from so101_example import CALIBRATION, RATE_HZ, calibration_file, export_reranke
 from deas_vla.config import parse
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.errors import ContractMismatch, UserError
-from robots.arm import ASKS, Arm, asking_again
-from robots.config import settings_of
-from robots.contract import contract_of
-from robots.rollout import fitting_contract, main, make_robot
+from deas_vla.export.reranker import Reranker
+from deas_vla.improvement.best_of_n import Choice
+from robots.arm import Arm
+from robots.config import make_robot, settings_of
+from robots.contract import fitting_contract
+from robots.lerobot_arm import ASKS
+from robots.rollout import main
 from robots.safety import Limiter
 from robots.servos import TRIES, Servos, describe
 from robots.watchdog import Watchdog
@@ -147,7 +151,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(arm, bus, capfd):
     thread.join()
     assert bus.torque() == [0] * 6
     assert signal.getsignal(signal.SIGTERM) is before
-    assert "the arm holds its place" in capfd.readouterr().err
+    assert "the arm holds its position" in capfd.readouterr().err
     kept = first.read_text()
 
     main(config)
@@ -179,17 +183,18 @@ def test_a_servo_that_stops_answering_gives_one_line_and_the_others_stop(arm, bu
 def test_an_error_of_our_own_leaves_no_torque_and_keeps_its_traceback(arm, bus, monkeypatch, capfd):
     calls = []
 
-    def decide(self, frame, scene, sample, decision):
-        calls.append(decision)
+    def choose(self, observation, keys):
+        calls.append(keys)
         if len(calls) == 4:
             raise ZeroDivisionError("a defect")
-        return np.full((3, 6), 5.0)
+        chunks = torch.full((1, 1, 3, 6), 5.0)
+        return Choice(chunks, torch.zeros(1, dtype=torch.long), None, None)
 
-    monkeypatch.setattr("robots.play.Decider.decide", decide)
+    monkeypatch.setattr(Reranker, "choose", choose)
     with pytest.raises(ZeroDivisionError, match="a defect"):
         main(settings(arm, bus.port))
     assert bus.servos["goals"].max() > 5 and bus.torque() == [0] * 6
-    assert "the arm holds its place" in capfd.readouterr().err
+    assert "the arm holds its position" in capfd.readouterr().err
 
 
 def test_a_killed_process_leaves_no_torque(arm, bus):
@@ -215,19 +220,17 @@ def test_an_answer_that_comes_too_late_is_asked_for_again(arm, bus, late, succee
     bus_of_robot = make_robot(settings(arm, bus.port).robot).bus
     bus_of_robot.connect()
     bus.servos["late"][0] = late
-    ping = asking_again(bus_of_robot, bus_of_robot.ping)
     if succeeds:
-        assert ping("shoulder_pan") is not None
+        assert bus_of_robot.ping("shoulder_pan") is not None
     else:
         with pytest.raises(ConnectionError, match="cut short"):
-            ping("shoulder_pan")
+            bus_of_robot.ping("shoulder_pan")
     bus_of_robot.disconnect(disable_torque=False)
 
 
 def test_an_answer_that_nobody_waited_for_is_not_taken_for_the_next_one(arm, bus):
     """One register is slow, another is read after it; with the kit's own clearing, one is read as the other."""
     robot = make_robot(settings(arm, bus.port).robot)
-    Arm(robot, so101_contract(), Limiter(so101_contract(), 15), None)
     robot.bus.connect()
     bus.write(1, "Goal_Position", 1234)
     for _ in range(3):
@@ -283,7 +286,7 @@ def test_rule_07_a_mismatch_is_refused_before_the_port_is_opened(arm, changes, w
 
 def test_limits_are_those_of_the_calibration_and_the_drivers_name_is_an_embodiment(arm):
     robot = make_robot(settings(arm, "none").robot)
-    limits = {c.name: (c.low, c.high) for c in contract_of(robot, RATE_HZ).action}
+    limits = {c.name: (c.low, c.high) for c in robot.contract.action}
     assert limits["shoulder_pan.pos"] == pytest.approx((-1000 * 360 / 4095, 1000 * 360 / 4095))
     assert limits["gripper.pos"] == (0, 100)
     contract = fitting_contract(so101_contract(embodiment="so_follower"), robot, RATE_HZ)

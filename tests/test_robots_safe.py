@@ -21,8 +21,7 @@ from deas_vla.config import parse
 from deas_vla.errors import UserError
 from robots import safety
 from robots.arm import Arm
-from robots.config import settings_of
-from robots.rollout import make_robot
+from robots.config import make_robot, settings_of
 from robots.safety import Limiter, safely
 from robots.servos import Servos, describe
 from robots.watchdog import Watchdog

@@ -1,4 +1,4 @@
-"""The simulated arm behind LeRobot's interface: real time, and from an exported reranker to a critic."""
+"""The simulated arm in real time, and from an exported reranker to a critic."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +11,7 @@ from so101_example import export_reranker
 from deas_vla.config import parse
 from deas_vla.data.contract import Statistics
 from deas_vla.data.lerobot.reader import read_dataset
-from deas_vla.data.observation import Observation
+from deas_vla.data.observation import Observation, episode_ids
 from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.registry import contract_of, make_env
 from deas_vla.errors import ContractMismatch, UserError
@@ -21,8 +21,8 @@ from deas_vla.improvement.best_of_n import NoiseKey
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.training.loop import make_accelerator
 from robots import sim
-from robots.config import settings_of
-from robots.rollout import main, make_robot
+from robots.config import make_robot, settings_of
+from robots.rollout import main
 
 pytestmark = pytest.mark.sim
 
@@ -73,11 +73,11 @@ def commands(count: int) -> np.ndarray:
 
 
 def send(robot: sim.Sim, command: np.ndarray) -> None:
-    robot.send_action(dict(zip(robot.action_features, command.tolist(), strict=True)))
+    robot.send(dict(zip([c.name for c in robot.contract.action], command.tolist(), strict=True)))
 
 
 def vector(robot: sim.Sim) -> np.ndarray:
-    return np.array(list(robot.get_state().values()), np.float32)
+    return np.array(list(robot.read(images=False).values()), np.float32)
 
 
 # ---- real time -------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def test_on_time_it_is_the_environment_bit_for_bit(arm, clock):
         send(arm, command)
         np.testing.assert_array_equal(vector(arm), played.states[number])
         assert clock.now == pytest.approx(50 + (number + 1) * PERIOD), "it cannot be seen before its time"
-    seen = arm.get_observation()
+    seen = arm.read(images=True)
     for camera, images in played.images.items():
         np.testing.assert_array_equal(seen[camera], images[-1])
     assert arm.held == 0 and arm.instruction == first["instruction"]
@@ -167,9 +167,9 @@ def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsy
     # Rule 8: the first actions of the chunk that was chosen are what was played.
     frame = {"images": {name: images[0] for name, images in episodes[2].images.items()}}
     frame |= {"state": episodes[2].states[0], "instruction": SENTENCES[0]}
-    chosen = Reranker.load(reranker).choose(
-        Observation.stack([frame]), [NoiseKey(seed=1, scene=episodes[2].scene, sample=0, decision=0)]
-    )
+    first = Observation.stack([frame])
+    key = NoiseKey(seed=1, scene=episode_ids(first)[0], sample=0, decision=0)
+    chosen = Reranker.load(reranker).choose(first, [key])
     np.testing.assert_allclose(episodes[2].actions[:3], chosen.commands[0, :3].numpy(), atol=1e-5)
 
     policy = shake(SmallVLAPolicy(small_config(), contract, SENTENCES)).eval()
@@ -263,7 +263,7 @@ def test_what_dynamixels_servos_need_is_named(monkeypatch):
     def make(config):
         raise ImportError("'dynamixel-sdk' is required but not installed")
 
-    monkeypatch.setattr("robots.rollout.make_robot_from_config", make)
+    monkeypatch.setattr("robots.lerobot_arm.make_robot_from_config", make)
     with pytest.raises(UserError) as caught:
         make_robot(SimpleNamespace(type="koch_follower"))
     assert str(caught.value).endswith("pip install 'lerobot[dynamixel]'") and "Feetech" not in str(

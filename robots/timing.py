@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass
-class Pace:
+class Timing:
     """Ticks at a steady rate.
 
     A tick that comes late is counted, and the next one is due a whole period after it: lost time is never made up by
@@ -55,7 +55,7 @@ class Pace:
         }
 
 
-def told(facts: list[dict]) -> str:
+def summary(facts: list[dict]) -> str:
     """The accounts of several episodes in one line."""
     ticks, missed = sum(f["ticks"] for f in facts), sum(f["missed"] for f in facts)
     late = f", at worst by {max(f['worst_late_ms'] for f in facts):g} ms" if missed else ""
