@@ -2,16 +2,21 @@
 
 A name is looked up among what is registered, then among the modules that this project brings (imported when they are
 asked for), then among the entry points of installed distributions. ``my_arm.py:toy`` and ``my_package.arm:toy`` name a
-file or a module outside the package, whose import registers ``toy``.
+file or a module outside the package, whose import registers ``toy``. A name that is read from a file (a saved scorer),
+or by a program that is not ours (LeRobot's), is found where the environment says so: ``DEAS_VLA_PLUGINS=my_arm.py``.
 """
 
 import importlib
+import os
 import sys
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from deas_vla.errors import UserError, unknown
+
+# Environment variable: files and modules that register something, separated by commas.
+PLUGINS = "DEAS_VLA_PLUGINS"
 
 
 class Registry[T]:
@@ -46,6 +51,7 @@ class Registry[T]:
 
     def names(self) -> list[str]:
         """All names that `get` knows, sorted."""
+        self._import_named_by_user()
         return sorted({*self._registered, *self.brought, *(point.name for point in self._points())})
 
     def get(self, name: str) -> T:
@@ -62,6 +68,7 @@ class Registry[T]:
                 importlib.import_module(self.brought[name])
             for point in self._points(name):
                 importlib.import_module(point.module)
+            self._import_named_by_user()
         if name not in self._registered:
             where = f"{module} registers no {self.kind} {name!r}; " if module else ""
             raise UserError(where + unknown(self.kind, name, self.names()))
@@ -74,6 +81,10 @@ class Registry[T]:
                 if known is candidate:
                     return name
         return None
+
+    def _import_named_by_user(self) -> None:
+        for module in filter(None, os.environ.get(PLUGINS, "").split(",")):
+            import_plugin(module)
 
     def _points(self, name: str | None = None):
         return entry_points(group=self.group) if name is None else entry_points(group=self.group, name=name)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError
-from deas_vla.scorers.scorer import SCORERS, Encoded, Scorer, register_scorer
+from deas_vla.scorers.scorer import Encoded, Scorer, register_scorer, registered
 
 
 @register_scorer("ensemble")
@@ -71,4 +71,4 @@ class EnsembleScorer(Scorer):
 
     @classmethod
     def from_description(cls, description: dict) -> Self:
-        return cls([SCORERS.get(each["type"]).from_description(each) for each in description["members"]])
+        return cls([registered(each["type"]).from_description(each) for each in description["members"]])

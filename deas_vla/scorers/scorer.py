@@ -29,9 +29,9 @@ from deas_vla.critic.critic import CriticConfig
 from deas_vla.critic.losses import Aggregation, score
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, unknown
 from deas_vla.files import atomic_path, write_json
-from deas_vla.registry import Registry
+from deas_vla.registry import PLUGINS, Registry
 
 WEIGHTS_FILE, DESCRIPTION_FILE = "scorer.safetensors", "scorer.json"
 
@@ -227,7 +227,7 @@ def load_scorer(folder: str | Path, contract: Contract | None = None) -> Scorer:
         expected = description.pop("fingerprint")
         # Built without memory or random numbers: loading does not change what is sampled afterwards.
         with torch.device("meta"):
-            scorer = SCORERS.get(str(description["type"])).from_description(description)
+            scorer = registered(description["type"]).from_description(description)
     except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
         raise UserError(f"{path} has a header that does not fit ({error}): train the critic again") from error
     _require_fit(scorer.state_dict(), tensors, path)
@@ -239,6 +239,19 @@ def load_scorer(folder: str | Path, contract: Contract | None = None) -> Scorer:
     if contract is not None:
         scorer.contract.require_same(contract, f"the critic in {folder}", "what is expected")
     return scorer.eval()
+
+
+def registered(name: object) -> type[Scorer]:
+    """The class of a name that a file says: one that is registered, and never a module that the file names.
+
+    Raises:
+        UserError: if there is none.
+    """
+    if name not in SCORERS.names():
+        raise UserError(
+            f"{unknown('scorer', str(name), SCORERS.names())}; {PLUGINS}=FILE.py names where it is"
+        )
+    return SCORERS.get(name)
 
 
 def _fingerprint(description: dict, tensors: dict[str, Tensor]) -> str:
