@@ -20,7 +20,7 @@ import torch
 from best_of_n import decision_makers, random_observation
 
 from deas_vla.data.observation import Observation
-from deas_vla.export.reranker import Reranker
+from deas_vla.export.export import Export
 
 PROBE = """
 import sys, time
@@ -49,7 +49,7 @@ def export_demo(folder: Path, seed: int) -> None:
         torch.cat([frame.state for frame in frames]),
         [frame.instruction[0] for frame in frames],
     )
-    Reranker.export(maker.policy, maker.scorer, folder, observation)
+    Export(policy=maker.policy, scorer=maker.scorer, observation=observation).write(folder)
 
 
 def measure(folder: Path, repeats: int, threads: int) -> list[tuple[float, float]]:

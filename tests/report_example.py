@@ -17,10 +17,10 @@ from deas_vla.report import (
     Panel,
     ReportData,
     ValueTrace,
-    collect_versions,
     write_report,
     write_video,
 )
+from deas_vla.versions import collect_versions
 
 
 def outcomes(

@@ -14,8 +14,8 @@ from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Observation
 from deas_vla.export.golden import Golden
-from deas_vla.export.manifest import told_by_parts
-from deas_vla.export.sums import write_sums
+from deas_vla.export.manifest import sections_of_parts
+from deas_vla.export.verify import write_sums
 from deas_vla.features.features import Features, fit_projection
 from deas_vla.features.pooling import FeatureConfig, pool_tokens
 from deas_vla.policies.chunk_policy import ChunkPolicy
@@ -81,7 +81,7 @@ def forge_contract(folder: Path, contract: Contract) -> None:
     scorer.contract, scorer.encoder_fingerprint = contract, policy.encoder_fingerprint
     scorer.save(folder / "critic")
 
-    told = told_by_parts(policy, scorer)
+    told = sections_of_parts(policy, scorer)
     rewrite_json(folder / "manifest.json", lambda manifest: manifest.update(told))
     golden = Golden.load(folder / "golden.safetensors")
     golden.contract = contract.fingerprint

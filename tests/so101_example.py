@@ -14,7 +14,7 @@ from reranker_example import FEATURES
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Camera, Column, Contract, Statistics
 from deas_vla.data.observation import Observation
-from deas_vla.export.reranker import Reranker
+from deas_vla.export.export import Export
 from deas_vla.features.features import Features, fit_projection
 from deas_vla.features.pooling import pool_tokens
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
@@ -113,7 +113,9 @@ def export_reranker(folder: Path, contract: Contract) -> Path:
     features = Features(contract, FEATURES, projection)
     config = CriticConfig(horizon=policy.horizon, hidden_dim=16, num_layers=2)
     scorer = DeasScorer.untrained(features, config, policy.encoder_fingerprint).eval()
-    Reranker.export(policy, scorer, folder, observation[:2], num_candidates=3, execute_steps=3)
+    Export(
+        policy=policy, scorer=scorer, observation=observation[:2], num_candidates=3, execute_steps=3
+    ).write(folder)
     return folder
 
 

@@ -11,7 +11,7 @@ from deas_vla.data.audit.agreement import reference_at
 from deas_vla.data.audit.audit import audit
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.errors import UserError
-from deas_vla.export.reranker import Reranker
+from deas_vla.export.export import Export
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,9 @@ def trained(tmp_path):
     scorer = small_scorer(policy)
     policy.save(tmp_path / "policy" / "policy")
     scorer.save(tmp_path / "critic" / "critic")
-    Reranker.export(policy, scorer, tmp_path / "reranker", observations(2), num_candidates=2)
+    Export(policy=policy, scorer=scorer, observation=observations(2), num_candidates=2).write(
+        tmp_path / "reranker"
+    )
     return tmp_path
 
 

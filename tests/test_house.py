@@ -17,6 +17,7 @@ pytestmark = pytest.mark.unit
 FLOORS: list[dict[str, set[str]]] = [
     {
         "errors": set(),
+        "versions": set(),
         "files": {"errors"},
         "config": {"errors", "files"},
         "launch": {"errors", "files", "config"},
@@ -49,11 +50,9 @@ HEAVY = [
 STILL_UP = {
     ("deas_vla.improvement.imitation", "deas_vla.training.loop"): "policies",
     ("deas_vla.data.audit.agreement", "deas_vla.features.pooling"): "data",
-    ("deas_vla.export.export", "deas_vla.report.data"): "export",
 }
 STILL_CIRCLES = {
     "deas_vla.improvement.best_of_n": "critic",
-    "deas_vla.export.export": "export",
 }
 STILL_TWICE = {
     "deas_vla.policies.lerobot.modeling": "policies",

@@ -20,6 +20,7 @@ from reranker_example import small_scorer
 
 from deas_vla.critic.critic import DeasCritic
 from deas_vla.errors import ContractMismatch
+from deas_vla.export.export import Export
 from deas_vla.export.lerobot_plugin.configuration_deas import DeasConfig
 from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy
 from deas_vla.export.manifest import read_manifest
@@ -35,14 +36,18 @@ LONG_AND_SHORT = ["lift the red cube", "open the left drawer of the cabinet"]
 def place(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("defects")
     policy = small_policy()
-    Reranker.export(
-        policy, small_scorer(policy), place / "own", observations(2), num_candidates=8, selection=BEST
-    )
+    Export(
+        policy=policy,
+        scorer=small_scorer(policy),
+        observation=observations(2),
+        num_candidates=8,
+        selection=BEST,
+    ).write(place / "own")
     policy = smolvla(place / "smolvlm")
     scorer = small_scorer(policy, frames=lerobot_observations(12, seed=5))
-    Reranker.export(
-        policy, scorer, place / "lerobot", lerobot_observations(2), num_candidates=3, selection=BEST
-    )
+    Export(
+        policy=policy, scorer=scorer, observation=lerobot_observations(2), num_candidates=3, selection=BEST
+    ).write(place / "lerobot")
     return place
 
 
@@ -134,13 +139,16 @@ REFUSED = {"chunk_size": 5, "rate_hz": 10.0}
 
 def test_defect_4_no_setting_is_dead(place):
     own = {field.name for field in fields(DeasConfig)} - {field.name for field in fields(PreTrainedConfig)}
-    assert own == HEEDED.keys() | REFUSED.keys()
+    chosen = {field.name for field in fields(SelectionConfig)}
+    assert own | chosen == {"selection"} | HEEDED.keys() | REFUSED.keys()
     config, reranker = PreTrainedConfig.from_pretrained(place / "own"), Reranker.load(place / "own")
     batch = batch_of(observations(8, seed=3))
     for name, (rule, *values) in HEEDED.items():
         played = []
         for value in values:
-            changed = replace(config, **({"rule": rule} if rule else {}) | {name: value})
+            changes = ({"rule": rule} if rule else {}) | ({name: value} if name in chosen else {})
+            changed = replace(config, selection=replace(config.selection, **changes))
+            changed = changed if name in chosen else replace(changed, **{name: value})
             policy = DeasPolicy(changed, reranker)
             played.append(torch.stack([policy.select_action(batch) for _ in range(3)]))
         assert not torch.equal(*played), name
@@ -166,7 +174,9 @@ def test_defect_4_adapters_are_merged_and_not_forgotten(place, tmp_path):
                 parameter.normal_(std=0.5)
         adapted = policy.eval().sample(context, noise)
     assert not torch.allclose(plain, adapted, atol=1e-3)
-    Reranker.export(policy, scorer, tmp_path / "reranker", lerobot_observations(2), selection=BEST)
+    Export(policy=policy, scorer=scorer, observation=lerobot_observations(2), selection=BEST).write(
+        tmp_path / "reranker"
+    )
     merged = read_manifest(tmp_path / "reranker")["merged"]
     assert merged["layers"] == merged["changed"] > 0
     again = Reranker.load(tmp_path / "reranker").policy

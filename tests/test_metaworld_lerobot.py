@@ -25,8 +25,8 @@ from deas_vla.envs.metaworld.lerobot import MetaworldSmallConfig
 from deas_vla.envs.metaworld.tasks import TASKS
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
+from deas_vla.export.export import Export
 from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy
-from deas_vla.export.reranker import Reranker
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
@@ -116,10 +116,14 @@ def test_an_export_plays_in_lerobot_what_our_evaluation_plays(tmp_path, vector, 
     jobs = [Job(scene) for scene in SEEDS]
     played = play_episodes(ours, best, jobs, seed=3, parallel=3, execute_steps=2)
 
-    Reranker.export(
-        policy, scorer, tmp_path / "reranker", frames, num_candidates=4, selection=SelectionConfig(rule="best"),
+    Export(
+        policy=policy,
+        scorer=scorer,
+        observation=frames,
+        num_candidates=4,
+        selection=SelectionConfig(rule="best"),
         execute_steps=2,
-    )  # fmt: skip
+    ).write(tmp_path / "reranker")
     config = PreTrainedConfig.from_pretrained(tmp_path / "reranker")
     config.seed = 3
     theirs = DeasPolicy.from_pretrained(tmp_path / "reranker", config=config)

@@ -18,7 +18,6 @@ from deas_vla.report import (
     Panel,
     ReportData,
     ValueTrace,
-    collect_versions,
     write_report,
     write_video,
 )
@@ -26,6 +25,7 @@ from deas_vla.report.summary import summarize
 from deas_vla.report.svg import ticks
 from deas_vla.report.video import compose
 from deas_vla.rollouts.statistics import paired_difference, wilson_interval
+from deas_vla.versions import collect_versions
 
 pytestmark = pytest.mark.unit
 VOID = {"meta", "br", "line", "path", "circle", "rect", "img", "link", "input", "hr"}

@@ -26,11 +26,11 @@ from rollout_example import LinePolicy, MovesRight
 from deas_vla.data.contract import Contract
 from deas_vla.errors import UserError
 from deas_vla.export import export as exporting
+from deas_vla.export.export import Export
 from deas_vla.export.golden import Golden
 from deas_vla.export.manifest import read_manifest
 from deas_vla.export.reranker import Reranker
-from deas_vla.export.sums import check_sums, write_sums
-from deas_vla.export.verify import verify
+from deas_vla.export.verify import check_sums, verify, write_sums
 from deas_vla.features.features import Features
 from deas_vla.files import sha256_of
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
@@ -53,7 +53,14 @@ def parts():
 @pytest.fixture(scope="module")
 def exported(parts, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "reranker"
-    Reranker.export(*parts, folder, observations(4), num_candidates=5, selection=RULE, execute_steps=3)
+    Export(
+        policy=parts[0],
+        scorer=parts[1],
+        observation=observations(4),
+        num_candidates=5,
+        selection=RULE,
+        execute_steps=3,
+    ).write(folder)
     return folder
 
 
@@ -84,7 +91,14 @@ def test_a_fresh_export_is_verified_and_may_move(folder):
 
 def test_two_exports_of_the_same_parts_are_equal(parts, exported, tmp_path):
     again = tmp_path / "again"
-    Reranker.export(*parts, again, observations(4), num_candidates=5, selection=RULE, execute_steps=3)
+    Export(
+        policy=parts[0],
+        scorer=parts[1],
+        observation=observations(4),
+        num_candidates=5,
+        selection=RULE,
+        execute_steps=3,
+    ).write(again)
     assert sha256_of(again) == sha256_of(exported)
 
 
@@ -122,8 +136,11 @@ def test_the_manifest_says_what_it_is_made_of(parts, exported):
     assert manifest["scorer"]["score_range"] == list(scorer.score_range)
     assert manifest["policy"]["encoder_fingerprint"] == policy.encoder_fingerprint
     assert manifest["selection"] == {
-        "num_candidates": 5, "rule": "quantile", "numbers": {"noise_scale": 1.0, "as_best_of": 3}, "execute_steps": 3,
-    }  # fmt: skip
+        "num_candidates": 5,
+        "rule": "quantile",
+        "parameters": {"noise_scale": 1.0, "as_best_of": 3},
+        "execute_steps": 3,
+    }
     assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
     config = json.loads((exported / "config.json").read_text())
     assert config["type"] == "deas" and config["input_features"]["observation.images.left"]["shape"] == [
@@ -133,6 +150,18 @@ def test_the_manifest_says_what_it_is_made_of(parts, exported):
     ]
     card = (exported / "README.md").read_text()
     assert all(column.name in card for column in (*policy.contract.state, *policy.contract.action))
+
+
+def test_rule_08_no_action_is_played_that_was_never_scored(parts, tmp_path):
+    """Defect: all of a chunk was played, though the critic scores only how it begins."""
+    policy, scorer = parts[0], small_scorer(parts[0], horizon=3)
+    given = {"policy": policy, "scorer": scorer, "observation": observations(2)}
+    assert Export(**given).write(tmp_path / "reranker").execute_steps == 3
+    with pytest.raises(
+        UserError, match=r"4 actions .* the critic scores the first 3: play 3 \(--execute_steps=3"
+    ):
+        Export(**given, execute_steps=4)
+    Export(**given, execute_steps=4, selection=SelectionConfig(rule="first"))  # no score is looked at
 
 
 def test_rule_11_no_pickle(exported):
@@ -329,11 +358,11 @@ FAULTS = {
         in_golden(lambda t: t.update({k: v[:2].contiguous() for k, v in t.items()})), "not the golden inputs",
     ),
     "rule": (
-        in_manifest(lambda m: m["selection"].update(rule="worst", numbers={})), "config.json does not say",
+        in_manifest(lambda m: m["selection"].update(rule="worst", parameters={})), "config.json does not say",
     ),
     "unknown rule": (in_manifest(lambda m: m["selection"].update(rule="luck")), "'luck' is unknown"),
     "number of a rule": (
-        in_manifest(lambda m: m["selection"]["numbers"].update(as_best_of="3")), "its selection makes no sense",
+        in_manifest(lambda m: m["selection"]["parameters"].update(as_best_of="3")), "its selection makes no sense",
     ),
     "steps played": (in_manifest(lambda m: m["selection"].update(execute_steps=5)), "5 of 4 steps played"),
     "kind": (in_manifest(lambda m: m["policy"].update(kind="other")), "policy type 'other' is unknown"),
@@ -411,15 +440,15 @@ def test_parts_that_do_not_belong_together_are_not_exported(parts, tmp_path):
     policy, scorer = parts
     output = tmp_path / "reranker"
     with pytest.raises(UserError, match="another backbone"):
-        Reranker.export(small_policy(seed=1), scorer, output, observations(2))
+        Export(policy=small_policy(seed=1), scorer=scorer, observation=observations(2)).write(output)
     longer = small_scorer(policy, horizon=5)
     with pytest.raises(UserError, match="chunks of 5 steps"):
-        Reranker.export(policy, longer, output, observations(2))
+        Export(policy=policy, scorer=longer, observation=observations(2)).write(output)
     with pytest.raises(UserError, match="execute_steps=9 must be 1 to 4"):
-        Reranker.export(policy, scorer, output, observations(2), execute_steps=9)
+        Export(policy=policy, scorer=scorer, observation=observations(2), execute_steps=9).write(output)
     line = LinePolicy()
     with pytest.raises(UserError, match="LinePolicy cannot be saved: decorate it with @register_policy"):
-        Reranker.export(line, MovesRight(line), output, observations(2))
+        Export(policy=line, scorer=MovesRight(line), observation=observations(2)).write(output)
     assert not list(tmp_path.iterdir())
 
 
@@ -429,14 +458,14 @@ def test_rule_12_a_failed_export_leaves_nothing(parts, tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporting, "card", full_disk)
     with pytest.raises(OSError, match="No space"):
-        Reranker.export(*parts, tmp_path / "reranker", observations(2))
+        Export(policy=parts[0], scorer=parts[1], observation=observations(2)).write(tmp_path / "reranker")
     assert not list(tmp_path.iterdir())
 
 
 def test_an_export_does_not_replace_another(parts, folder):
     before = sha256_of(folder)
     with pytest.raises(UserError, match="exists already"):
-        Reranker.export(*parts, folder, observations(2))
+        Export(policy=parts[0], scorer=parts[1], observation=observations(2)).write(folder)
     assert sha256_of(folder) == before
 
 

@@ -12,6 +12,7 @@ from lerobot_example import A, H, maker, normal, observations, small_pi
 from reranker_example import reseal, rewrite_json, rewrite_tensors, small_scorer
 
 from deas_vla.errors import UserError
+from deas_vla.export.export import Export
 from deas_vla.export.golden import Golden, Tolerance
 from deas_vla.export.manifest import read_manifest
 from deas_vla.export.reranker import Reranker
@@ -44,15 +45,14 @@ def exports(tmp_path_factory):
             policy = maker(place / "sources")(kind)
             scorer = small_scorer(policy, frames=observations(12, seed=5))
             folder = place / "reranker"
-            Reranker.export(
-                policy,
-                scorer,
-                folder,
-                observations(3),
+            Export(
+                policy=policy,
+                scorer=scorer,
+                observation=observations(3),
                 num_candidates=4,
                 selection=RULE,
                 execute_steps=8,
-            )
+            ).write(folder)
             policy.save(place / "plain", standalone=False)
             shutil.rmtree(place / "sources", ignore_errors=True)
             made[kind] = policy, scorer, folder
@@ -97,10 +97,14 @@ def test_an_exported_policy_can_be_exported_again(exports, kind, tmp_path):
     reranker = Reranker.load(exported)
     decider = reranker.decider
     again = tmp_path / "again"
-    Reranker.export(
-        decider.policy, decider.scorer, again, observations(3),
-        num_candidates=4, selection=RULE, execute_steps=8,
-    )  # fmt: skip
+    Export(
+        policy=decider.policy,
+        scorer=decider.scorer,
+        observation=observations(3),
+        num_candidates=4,
+        selection=RULE,
+        execute_steps=8,
+    ).write(again)
     for path in sorted(exported.rglob("*.safetensors")):
         assert path.read_bytes() == (again / path.relative_to(exported)).read_bytes(), path
     settings = [json.loads((each / "policy" / "config.json").read_text()) for each in (exported, again)]
@@ -128,7 +132,9 @@ def test_what_lerobots_own_command_trains_is_exported(kind, tmp_path):
     torch.set_float32_matmul_precision(precise)
     scorer = small_scorer(policy, frames=observations(12, seed=5))
     exported = tmp_path / "reranker"
-    Reranker.export(policy, scorer, exported, observations(3), num_candidates=4, selection=RULE)
+    Export(policy=policy, scorer=scorer, observation=observations(3), num_candidates=4, selection=RULE).write(
+        exported
+    )
     shutil.rmtree(tmp_path / "sources")
     verify(exported)
     its = Reranker.load(exported)
@@ -250,7 +256,7 @@ def test_a_policy_that_names_an_unknown_folder_is_not_exported(exports, tmp_path
     policy.policy.config.tags = [str(tmp_path)]
     try:
         with pytest.raises(UserError, match=r"config.json of the policy names another folder \(tags.0"):
-            Reranker.export(policy, scorer, tmp_path / "reranker", observations(2))
+            Export(policy=policy, scorer=scorer, observation=observations(2)).write(tmp_path / "reranker")
     finally:
         policy.policy.config.tags = None
     assert not (tmp_path / "reranker").exists()
@@ -284,10 +290,14 @@ def test_a_policy_that_computes_in_bfloat16_is_replayed_as_one(tmp_path):
     policy = maker(tmp_path / "sources")("groot", use_bf16=True)
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
     assert Tolerance.of(policy).features == 0.2 > Tolerance.of(maker(tmp_path / "other")("groot")).features
-    Reranker.export(
-        policy, small_scorer(policy, frames=observations(12, seed=5)), tmp_path / "reranker", observations(3),
-        num_candidates=4, selection=RULE, execute_steps=8,
-    )  # fmt: skip
+    Export(
+        policy=policy,
+        scorer=small_scorer(policy, frames=observations(12, seed=5)),
+        observation=observations(3),
+        num_candidates=4,
+        selection=RULE,
+        execute_steps=8,
+    ).write(tmp_path / "reranker")
     rewrite_tensors(
         tmp_path / "reranker" / "golden.safetensors", lambda tensors: tensors["features"].add_(0.01)
     )

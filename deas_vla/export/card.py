@@ -1,4 +1,4 @@
-"""The model card of a reranker, and its manifest told to people. Everything in them is in the manifest."""
+"""The model card of a reranker, and what ``deas-vla inspect`` prints: the manifest in words."""
 
 from deas_vla.data.contract import Column, Contract
 from deas_vla.errors import UserError
@@ -13,8 +13,8 @@ tags: [robotics, vision-language-action, best-of-n, deas, lerobot]
 # A reranked policy for {embodiment}
 
 A chunk policy and a critic, exported by deas_vla ([the method](https://arxiv.org/abs/2510.07730)). At every decision
-the policy proposes {count} chunks of {horizon} actions, the critic scores them, and the rule `{rule}`{numbers} chooses
-one, of which the first {steps} actions are played at {rate:g} Hz.
+the policy proposes {count} chunks of {horizon} actions, the critic scores them, and the rule `{rule}`{parameters}
+chooses one, of which the first {steps} actions are played at {rate:g} Hz.
 
 ## Use
 
@@ -70,13 +70,13 @@ def card(manifest: dict, results: dict) -> str:
         results: method to outcome, as in ``report.json``; empty if it was not evaluated.
     """
     contract, selection = Contract.from_json(manifest["contract"], MANIFEST), manifest["selection"]
-    numbers = ", ".join(f"{name} {value:g}" for name, value in selection["numbers"].items())
+    parameters = ", ".join(f"{name} {value:g}" for name, value in selection["parameters"].items())
     return CARD.format(
         embodiment=contract.embodiment,
         count=selection["num_candidates"],
         horizon=manifest["policy"]["horizon"],
         rule=selection["rule"],
-        numbers=f" ({numbers})" if numbers else "",
+        parameters=f" ({parameters})",
         steps=selection["execute_steps"],
         rate=contract.rate_hz,
         action_dim=contract.action_dim,
@@ -105,7 +105,7 @@ def facts(manifest: dict) -> dict[str, str]:
     features = {}
     if "features.dim" in scorer:
         grid = f"a grid of {scorer['features.grid']} x {scorer['features.grid']} for each camera"
-        features = {"features": f"{scorer['features.dim']} of {grid}, from {policy['feature_source']}"}
+        features = {"features": f"{scorer['features.dim']} dimensions, {grid}, from {policy['feature_source']}"}
     return {
         "policy": f"{policy['kind']}, chunks of {policy['horizon']} steps, "
         f"encoder {policy['encoder_fingerprint'][:12]}",
@@ -127,9 +127,9 @@ def inspect_text(manifest: dict) -> str:
     contract = Contract.from_json(manifest["contract"], MANIFEST)
     try:
         selection = manifest["selection"]
-        numbers = "".join(f", {name} {value:g}" for name, value in selection["numbers"].items())
+        parameters = "".join(f", {name} {value:g}" for name, value in selection["parameters"].items())
         lines = facts(manifest) | {
-            "selection": f"{selection['rule']} of {selection['num_candidates']}{numbers}; "
+            "selection": f"{selection['rule']} of {selection['num_candidates']}{parameters}; "
             f"{selection['execute_steps']} actions of a chunk are played",
             "embodiment": f"{contract.embodiment}, {contract.rate_hz:g} Hz",
             "cameras": ", ".join(f"{c.name} {c.height}x{c.width}" for c in contract.cameras),
@@ -149,7 +149,7 @@ def _limits(column: Column) -> str:
 
 
 def _origin(origin: dict) -> str:
-    return ", ".join(f"{key} {value}" for key, value in origin.items() if value is not None) or "not told"
+    return ", ".join(f"{key} {value}" for key, value in origin.items() if value is not None) or "unknown"
 
 
 def _results(results: dict) -> str:
@@ -160,5 +160,7 @@ def _results(results: dict) -> str:
         low, high = played["ci95"]
         success = f"{100 * played['success_rate']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
         rows.append(f"| {name} | {success} | {played['episodes']} |")
-    told = "Of the run it was exported from; in brackets 95 % intervals. Every method played the same unseen scenes."
-    return "\n".join([told, "", "| method | success | episodes |", "|---|---|---|", *rows])
+    title = (
+        "Of the run it was exported from; in brackets 95 % intervals. Every method played the same scenes."
+    )
+    return "\n".join([title, "", "| method | success | episodes |", "|---|---|---|", *rows])

@@ -1,13 +1,14 @@
 """Golden inputs: stored observations and what the reranker made of them, to be replayed anywhere.
 
 Images, states and instructions are kept as they were, so that the whole path can be replayed: backbone, action head,
-critic, choice. The features and candidates on the way are kept too: they tell which part differs, and a computer that
+critic, choice. The features and candidates on the way are kept too: they show which part differs, and a computer that
 has only the critic can check its scores.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -36,15 +37,10 @@ MADE_BY = {
 }
 
 
-@dataclass(frozen=True)
-class Tolerance:
+class Tolerance(NamedTuple):
     """How far a replay may be from what is stored: rounding on another processor, and nothing else.
 
-    Attributes:
-        features: largest difference of a feature; features have variance 1.
-        candidates: largest difference of a normalised action.
-        scores: largest difference of a score, as a share of the width of the critic's support.
-        value: the same of V.
+    Features have variance 1, candidates are normalised actions, scores and V are shares of the scorer's range.
     """
 
     features: float
@@ -54,7 +50,7 @@ class Tolerance:
 
     @classmethod
     def of(cls, policy: ChunkPolicy) -> "Tolerance":
-        """What is allowed for the type of numbers that a policy computes with, which may be less than its weights.
+        """What is allowed for the floating-point type that a policy computes with, which may be less than its weights.
 
         Some 50 times what tokens that are off by one part in a million do to the demo's reranker, and 10 times what
         tokens rounded to bfloat16 do.
@@ -93,12 +89,9 @@ class Golden:
     def record(cls, decider: BestOfN, observation: Observation, keys: list[NoiseKey]) -> "Golden":
         """Decides on every observation, with the same calls as at any other time (design rule 1)."""
         choice = decider.choose(observation, keys)
-        context = decider.policy.encode(observation)
-        encoded = decider.scorer.encode(context, observation)
+        encoded = decider.scorer.encode(decider.policy.encode(observation), observation)
         results = (encoded.features, choice.candidates, choice.scores, choice.value, choice.index)
-        return cls(
-            observation, keys, *(tensor.cpu() for tensor in results), decider.policy.contract.fingerprint
-        )
+        return cls(observation, keys, *(each.cpu() for each in results), decider.policy.contract.fingerprint)
 
     @torch.inference_mode()
     def rescored(self, scorer: Scorer) -> Tensor:
@@ -114,23 +107,22 @@ class Golden:
         Args:
             other: the replay, of as many candidates.
             contract: whose normalisation gives the actions one unit.
-            support: lowest and highest return of the critic.
+            support: lowest and highest score.
 
         Returns:
             Part to (G,) largest difference on each observation, in the units of `Tolerance`; NaN is infinite.
         """
-        width = support[1] - support[0]
-        pairs = {
-            "features": (self.features, other.features),
-            "candidates": tuple(contract.normalize_action(g.candidates) for g in (self, other)),
-            "scores": (self.scores / width, other.scores / width),
-            "value": (self.value / width, other.value / width),
-        }
-        apart = {
-            name: (b - a).abs().reshape(len(a), -1).amax(1) if a.numel() else torch.zeros(len(a))
-            for name, (a, b) in pairs.items()
-        }
-        return {name: tensor.nan_to_num(torch.inf) for name, tensor in apart.items()}
+        width, found = support[1] - support[0], {}
+        for name in Tolerance._fields:
+            a, b = getattr(self, name), getattr(other, name)
+            if name == "candidates":
+                a, b = contract.normalize_action(a), contract.normalize_action(b)
+            # The column of zeros is for a scorer without features.
+            distance = torch.cat([(b - a).abs()[:, None].flatten(1), torch.zeros(len(a), 1)], 1).amax(1)
+            found[name] = (distance / width if name in ("scores", "value") else distance).nan_to_num(
+                torch.inf
+            )
+        return found
 
     def differences(
         self, other: "Golden", contract: Contract, support: tuple[float, float], tolerance: Tolerance
@@ -140,11 +132,11 @@ class Golden:
         lines = [f"{name}: {tuple(b)} instead of {tuple(a)}" for name, (a, b) in shapes.items() if a != b]
         if lines:
             return lines
-        for name, apart in self.distances(other, contract, support).items():
+        for name, distance in self.distances(other, contract, support).items():
             allowed = getattr(tolerance, name)
-            if apart.amax() > allowed:
+            if distance.amax() > allowed:
                 lines.append(
-                    f"{name} ({MADE_BY[name]}): input {int(apart.argmax())} is {float(apart.amax()):.3g} away, "
+                    f"{name} ({MADE_BY[name]}): input {int(distance.argmax())} is {float(distance.amax()):.3g} away, "
                     f"{allowed:.3g} is allowed"
                 )
         return lines
@@ -155,7 +147,7 @@ class Golden:
         Two candidates whose scores are closer than a score may be off change places by rounding: either will do.
         """
         if self.scores.shape != other.scores.shape:
-            return []  # of other candidates, which `differences` tells
+            return []  # of other candidates, which `differences` shows
         chosen = zip(self.scores, self.index.tolist(), other.index.tolist(), strict=True)
         close = tolerance.scores * (support[1] - support[0])
         return [
@@ -189,7 +181,7 @@ class Golden:
                 header = json.loads(file.metadata()["golden"])
             images = {k.removeprefix(IMAGE): v for k, v in tensors.items() if k.startswith(IMAGE)}
             observation = Observation(images, tensors["state"], header["instruction"])
-            keys = [NoiseKey(*numbers) for numbers in tensors["keys"].tolist()]
+            keys = [NoiseKey(*key) for key in tensors["keys"].tolist()]
             golden = cls(observation, keys, *(tensors[name] for name in RESULTS), header["contract"])
             counts = {len(observation), *(len(tensor) for tensor in tensors.values())}
             if len(counts) != 1:

@@ -1,4 +1,4 @@
-"""manifest.json: what a reranker is made of. Most of it is told by the parts themselves, and compared with them."""
+"""manifest.json: what a reranker is made of. Most of it follows from the parts, and is compared with them."""
 
 import hashlib
 import json
@@ -25,15 +25,15 @@ MEANING = {
 # ---- writing ---------------------------------------------------------------------------------------------------
 
 
-def told_by_parts(policy: ChunkPolicy, scorer: Scorer) -> dict:
+def sections_of_parts(policy: ChunkPolicy, scorer: Scorer) -> dict:
     """The sections of a manifest that follow from the parts.
 
     Args:
         policy: proposes chunks.
         scorer: scores them.
     """
-    described = scorer.description()
-    del described["contract"]  # it is the policy's
+    settings = scorer.description()
+    del settings["contract"]  # it is the policy's
     return {
         "policy": {
             "kind": policy.type_name,
@@ -43,7 +43,7 @@ def told_by_parts(policy: ChunkPolicy, scorer: Scorer) -> dict:
             "image_keys": policy.image_keys(),
         },
         "scorer": {
-            **_flat(described),
+            **_flat(settings),
             "score_range": list(scorer.score_range),
             "fingerprint": scorer.fingerprint(),
         },
@@ -51,10 +51,10 @@ def told_by_parts(policy: ChunkPolicy, scorer: Scorer) -> dict:
     }
 
 
-def _flat(described: dict, before: str = "") -> dict:
+def _flat(settings: dict, before: str = "") -> dict:
     """Nested settings under dotted names."""
     found = {}
-    for name, value in described.items():
+    for name, value in settings.items():
         found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
     return found
 
@@ -65,13 +65,12 @@ def statistics_sha256(contract: Contract) -> str:
 
 
 def selection_section(num_candidates: int, selection: SelectionConfig, execute_steps: int) -> dict:
-    """How candidates are made and one is chosen: N, the rule and the numbers it heeds, and how much is played."""
-    heeded = ("noise_scale", *NUMBERS.get(selection.rule, ()))
-    numbers = {name: getattr(selection, name) for name in heeded}
+    """How candidates are made and one is chosen: N, the rule and the parameters it uses, and how much is played."""
+    used = ("noise_scale", *NUMBERS.get(selection.rule, ()))
     return {
         "num_candidates": num_candidates,
         "rule": selection.rule,
-        "numbers": numbers,
+        "parameters": {name: getattr(selection, name) for name in used},
         "execute_steps": execute_steps,
     }
 
@@ -114,7 +113,7 @@ def read_manifest(folder: Path) -> dict:
 
 
 def selection_of(manifest: dict, where: Path) -> tuple[int, SelectionConfig]:
-    """N, and the rule with its numbers.
+    """N, and the rule with its parameters.
 
     Raises:
         UserError: if something is missing or makes no sense.
@@ -122,7 +121,7 @@ def selection_of(manifest: dict, where: Path) -> tuple[int, SelectionConfig]:
     section, steps = manifest["selection"], manifest["policy"].get("horizon", 0)
     try:
         count, execute = section["num_candidates"], section["execute_steps"]
-        selection = SelectionConfig(rule=section["rule"], **section["numbers"])
+        selection = SelectionConfig(rule=section["rule"], **section["parameters"])
         if type(count) is not int or count < 1 or type(execute) is not int or not 1 <= execute <= steps:
             raise ValueError(f"{count} candidates, {execute} of {steps} steps played")
     except (KeyError, TypeError, ValueError, UserError) as error:
@@ -133,9 +132,9 @@ def selection_of(manifest: dict, where: Path) -> tuple[int, SelectionConfig]:
 def differences(manifest: dict, parts: dict) -> list[str]:
     """Every way in which the parts are not what the manifest says, one line each."""
     parts = json.loads(json.dumps(parts))
-    told, found = (Contract.from_json(side["contract"], MANIFEST) for side in (manifest, parts))
-    lines = told.differences(found)
-    if told.statistics is None:
+    stated, found = (Contract.from_json(side["contract"], MANIFEST) for side in (manifest, parts))
+    lines = stated.differences(found)
+    if stated.statistics is None:
         lines.append(f"contract.statistics are missing in {MANIFEST}")
     for section in parts:
         before, after = manifest[section], parts[section]
@@ -151,5 +150,5 @@ def differences(manifest: dict, parts: dict) -> list[str]:
 
 
 def _short(value: object) -> str:
-    """A value as it is told; of a hash, its beginning."""
+    """A value as it is shown; of a hash, its beginning."""
     return value[:12] if isinstance(value, str) and len(value) == 64 else json.dumps(value)

@@ -7,13 +7,12 @@ import torch
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
-from deas_vla.export.manifest import MANIFEST, differences, read_manifest, selection_of, told_by_parts
+from deas_vla.export.manifest import MANIFEST, differences, read_manifest, sections_of_parts, selection_of
 from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey
 from deas_vla.improvement.prefix import Prefix
-from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import class_named
-from deas_vla.scorers.scorer import Scorer, load_scorer
+from deas_vla.scorers.scorer import load_scorer
 
 POLICY, CRITIC = "policy", "critic"
 
@@ -73,61 +72,17 @@ class Reranker:
         kind = manifest["policy"].get("kind")
         policy = class_named(kind, folder / MANIFEST).load(folder / POLICY)
         scorer = load_scorer(folder / CRITIC)
-        parts = told_by_parts(policy, scorer)
-        told = Contract.from_json(manifest["contract"], folder / MANIFEST)
-        lines = differences(manifest, parts)
-        lines += [f"the critic's {line}" for line in told.differences(scorer.contract)]
+        contract = Contract.from_json(manifest["contract"], folder / MANIFEST)
+        lines = differences(manifest, sections_of_parts(policy, scorer))
+        lines += [f"the critic's {line}" for line in contract.differences(scorer.contract)]
         if lines:
             raise UserError(f"{folder}: its parts are not those of {MANIFEST}: {'; '.join(lines)}")
         decider = BestOfN(policy, count, selection.rule, scorer, selection)
         return cls(decider, manifest).to(device)
 
-    @staticmethod
-    def export(
-        policy: ChunkPolicy,
-        scorer: Scorer,
-        folder: str | Path,
-        observation: Observation,
-        *,
-        num_candidates: int = 8,
-        selection: SelectionConfig | None = None,
-        execute_steps: int | None = None,
-        origins: dict[str, Path] | None = None,
-        results: dict | None = None,
-    ) -> "Reranker":
-        """Writes a reranker, whole or not at all.
-
-        The policy is written with its adapters merged and all its weights. It is read back, and must decide as the
-        one that was given, within rounding; the golden inputs are recorded on the CPU from what was read.
-
-        Args:
-            policy: of a type that is registered in `deas_vla.policies.registry`; it is put into evaluation mode.
-            scorer: trained on its features.
-            folder: must not exist.
-            observation: G observations to keep as golden inputs; stored frames of the policy's own robot.
-            num_candidates: N.
-            selection: the rule and its numbers; None: the defaults.
-            execute_steps: actions of a chunk that are played; None: all.
-            origins: ``policy`` and ``critic`` to the folders they were read from, for the manifest.
-            results: method to outcome, as in ``report.json``, for the model card.
-
-        Returns:
-            What was written, as `load` reads it.
-
-        Raises:
-            UserError: if the folder exists, the parts do not belong together, the kind of policy is unknown, or
-                the written policy is not the one that was given.
-        """
-        from deas_vla.export.export import export
-
-        return export(
-            policy, scorer, Path(folder), observation, num_candidates, selection or SelectionConfig(),
-            execute_steps or policy.horizon, origins or {}, results or {},
-        )  # fmt: skip
-
 
 def require_fit(observation: Observation, contract: Contract) -> None:
-    """Refuses an observation of other shapes: a policy resizes or crops what it is given, and tells nobody."""
+    """Refuses an observation of other shapes: a policy resizes or crops what it is given without a word."""
     count = len(observation)
     for camera in contract.cameras:
         if camera.name not in observation.images:

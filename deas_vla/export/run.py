@@ -1,9 +1,9 @@
-"""From the folders of a run of recipes/finetune_robocasa.py to a reranker."""
+"""``deas-vla export``: from the folders of a run of recipes/finetune_robocasa.py to a reranker."""
 
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
@@ -12,6 +12,7 @@ from deas_vla.data.episodes import Episode
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
+from deas_vla.export.export import Export
 from deas_vla.export.reranker import CRITIC, POLICY, Reranker
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.registry import load_policy
@@ -22,24 +23,24 @@ from deas_vla.training.stages import stage_report
 # Stored frames that become golden inputs, of demonstrations and of rollouts each.
 FRAMES_A_SOURCE = 4
 
-# Named, because the help of the command line is read from the source and sees no quotes in an annotation.
-PolicyStage = Literal["policy", "filtered_bc", "advantage_weighted"]
-
 
 @dataclass
-class ExportConfig(SelectionConfig):
+class ExportConfig:
     """Exports policy and critic of a run as one folder, which deas-vla verify checks."""
 
     # Folder of the run.
     run: str = "outputs/lift"
     # Folder of the reranker; must not exist.
     output: str = "outputs/reranker"
-    # Which policy of the run proposes the chunks.
-    policy: PolicyStage = "policy"
-    # Chunks that it proposes at a decision.
+    # Stage of the run whose policy proposes the chunks: policy, filtered_bc, advantage_weighted, and with _2 those of
+    # the second iteration.
+    policy: str = "policy"
+    # Stage of the run whose critic scores them; empty: critic, or for a policy of the second iteration critic_2.
+    critic: str = ""
+    # Chunks that the policy proposes at a decision.
     candidates: int = 8
-    # The noise that they are made of is multiplied by this; the evaluation's default.
-    noise_scale: float = 0.5
+    # Which of them is played: the one with the highest score, of chunks made with the evaluation's half noise.
+    selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(rule="best", noise_scale=0.5))
     # Actions played of each chunk before the policy decides again; 0: as many as the run's evaluation played.
     execute_steps: int = 0
 
@@ -51,27 +52,27 @@ def export_run(config: ExportConfig) -> Reranker:
         UserError: if a stage is missing or not finished, or the parts do not belong together.
     """
     run = Path(config.run)
-    for stage in (config.policy, "critic"):
+    iteration = re.search(r"_\d+$", config.policy)
+    critic = config.critic or f"critic{iteration.group() if iteration else ''}"
+    for stage in (config.policy, critic):
         stage_report(run / stage)
     if Path(config.output).exists():
         raise UserError(
             f"{config.output} exists already; choose another --output, or delete it to export anew"
         )
-    origins = {"policy": run / config.policy / POLICY, "critic": run / "critic" / CRITIC}
+    origins = {"policy": run / config.policy / POLICY, "critic": run / critic / CRITIC}
     policy = load_policy(origins["policy"])
-    scorer = load_scorer(origins["critic"], policy.contract)
     report = run / "report.json"
-    return Reranker.export(
-        policy,
-        scorer,
-        config.output,
-        stored_frames(run, policy.contract),
+    return Export(
+        policy=policy,
+        scorer=load_scorer(origins["critic"], policy.contract),
+        observation=stored_frames(run, policy.contract),
         num_candidates=config.candidates,
-        selection=config,
+        selection=config.selection,
         execute_steps=config.execute_steps or _executed(run),
         origins=origins,
         results=json.loads(report.read_text())["methods"] if report.is_file() else {},
-    )
+    ).write(config.output)
 
 
 def stored_frames(run: Path, contract: Contract) -> Observation:
@@ -93,8 +94,8 @@ def stored_frames(run: Path, contract: Contract) -> Observation:
 def spread(episodes: list[Episode], count: int) -> list[dict]:
     """Frames of different episodes, from different moments of them."""
     frames = []
-    for number, place in enumerate(np.linspace(0, len(episodes) - 1, count).round().astype(int)):
-        episode = episodes[place]
+    for number, index in enumerate(np.linspace(0, len(episodes) - 1, count).round().astype(int)):
+        episode = episodes[index]
         row = number * len(episode.frame_steps) // count
         frames.append(
             {

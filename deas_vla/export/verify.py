@@ -1,4 +1,4 @@
-"""Is an exported reranker what it was? Its files, its parts, and what it decides."""
+"""Is an exported reranker what it was? Its files (SHA256SUMS), its parts, and what it decides."""
 
 from pathlib import Path
 
@@ -7,14 +7,20 @@ from deas_vla.export.golden import GOLDEN, Golden, Tolerance
 from deas_vla.export.lerobot_files import check_lerobot_files
 from deas_vla.export.manifest import MANIFEST
 from deas_vla.export.reranker import Reranker, require_fit
-from deas_vla.export.sums import check_sums
+from deas_vla.files import atomic_path, sha256_of
+
+SUMS = "SHA256SUMS"
+# What git and download tools put beside the files of a folder.
+IGNORED = (".git", ".gitattributes", ".cache")
+# Longer lists of files are cut in a message.
+MOST_LISTED = 5
 
 
 def verify(folder: str | Path) -> str:
     """Checks a reranker from the outside in, on the CPU.
 
-    First that every file is there and unchanged (SHA256SUMS), then that the parts are those of the manifest, then
-    that the golden inputs still give the same scores and the same choices.
+    First that every file is there and unchanged, then that the parts are those of the manifest, then that the golden
+    inputs still give the same scores and the same choices.
 
     Returns:
         What was checked, in one line.
@@ -25,9 +31,9 @@ def verify(folder: str | Path) -> str:
     folder = Path(folder)
     files = check_sums(folder)
     reranker = Reranker.load(folder)
-    contract = reranker.contract
     check_lerobot_files(reranker.manifest, folder)
     golden = Golden.load(folder / GOLDEN)
+    contract, scorer = reranker.contract, reranker.decider.scorer
     if golden.contract != contract.fingerprint:
         raise UserError(
             f"{folder / GOLDEN} was recorded under another contract "
@@ -38,12 +44,68 @@ def verify(folder: str | Path) -> str:
         raise UserError(f"{folder / GOLDEN} has {len(golden.observation)} inputs, {MANIFEST} says {count}")
     require_fit(golden.observation, contract)
     replay = Golden.record(reranker.decider, golden.observation, golden.keys)
-    support = reranker.decider.scorer.score_range
     tolerance = Tolerance.of(reranker.policy)
-    lines = golden.differences(replay, contract, support, tolerance)
-    lines += golden.other_choices(replay, support, tolerance)
+    lines = golden.differences(replay, contract, scorer.score_range, tolerance)
+    lines += golden.other_choices(replay, scorer.score_range, tolerance)
     if lines:
         raise UserError(f"{folder} does not decide as it did when it was exported: {'; '.join(lines)}")
     return (
         f"{folder}: {files} files unchanged, parts as in {MANIFEST}, {count} golden inputs decided as before"
     )
+
+
+# ---- files -----------------------------------------------------------------------------------------------------
+
+
+def write_sums(folder: Path) -> None:
+    """Writes SHA256SUMS: one line for every file of a folder, as ``sha256sum --check`` reads it."""
+    with atomic_path(Path(folder) / SUMS) as temporary:
+        temporary.write_text(_text(_sums(Path(folder))), encoding="utf-8")
+
+
+def check_sums(folder: Path) -> int:
+    """Compares every file of a folder with SHA256SUMS.
+
+    Returns:
+        How many files there are.
+
+    Raises:
+        UserError: naming the files that are missing, changed, or not listed.
+    """
+    folder = Path(folder)
+    try:
+        text = (folder / SUMS).read_bytes().decode("utf-8", "surrogateescape")
+    except OSError as error:
+        raise UserError(
+            f"{folder / SUMS} cannot be read ({error.strerror}); is {folder} a reranker made by deas-vla export?"
+        ) from error
+    expected = dict(reversed(line.split("  ", 1)) for line in text.split("\n") if "  " in line)
+    found = _sums(folder)
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name} is not listed" for name in found.keys() - expected.keys()]
+    problems += [
+        f"{name} was changed" for name in found.keys() & expected.keys() if found[name] != expected[name]
+    ]
+    if not problems and text != _text(found):
+        problems = [f"{SUMS} was changed"]
+    if problems:
+        listed = [repr(p)[1:-1] for p in sorted(problems)[:MOST_LISTED]]
+        listed += [f"and {len(problems) - MOST_LISTED} more"] * (len(problems) > MOST_LISTED)
+        raise UserError(f"{folder}, by its {SUMS}: {'; '.join(listed)}; copy or export it again")
+    return len(found)
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    """Relative path to hash of every file but SHA256SUMS, in order."""
+    from tqdm import tqdm
+
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    files = {k: files[k] for k in sorted(files) if k != SUMS and k.partition("/")[0] not in IGNORED}
+    return {
+        name: sha256_of(path)
+        for name, path in tqdm(files.items(), desc="SHA-256", unit="file", delay=2, leave=False)
+    }
+
+
+def _text(sums: dict[str, str]) -> str:
+    return "".join(f"{digest}  {name}\n" for name, digest in sums.items())

@@ -7,7 +7,6 @@ from deas_vla.report.data import (
     Outcomes,
     ReportData,
     ValueTrace,
-    collect_versions,
 )
 from deas_vla.report.video import Panel, write_video
 from deas_vla.report.writer import write_report
@@ -22,7 +21,6 @@ __all__ = [
     "Panel",
     "ReportData",
     "ValueTrace",
-    "collect_versions",
     "write_report",
     "write_video",
 ]

@@ -1,30 +1,11 @@
 """What a report is made of: the raw outcomes, filled in by the recipe. Rates and intervals are computed from them."""
 
-import importlib.metadata
-import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
 from deas_vla.errors import UserError
-
-PACKAGES = (
-    "deas_vla",
-    "accelerate",
-    "av",
-    "deepspeed",
-    "draccus",
-    "lerobot",
-    "mujoco",
-    "numpy",
-    "peft",
-    "robocasa",
-    "robosuite",
-    "safetensors",
-    "torch",
-    "transformers",
-)
 
 
 @dataclass(frozen=True)
@@ -208,14 +189,3 @@ class ReportData:
                     f"evaluation scenes {shared[:5].tolist()}{more} were also used to collect training data; "
                     "evaluate on other scenes"
                 )
-
-
-def collect_versions() -> dict[str, str]:
-    """Versions of Python, the platform and the installed packages that matter; absent ones are left out."""
-    versions = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in PACKAGES:
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return versions

@@ -17,7 +17,6 @@ from deas_vla.report.data import (
     Outcomes,
     ReportData,
     ValueTrace,
-    collect_versions,
 )  # fmt: skip
 from deas_vla.report.writer import write_report
 from deas_vla.rollouts.collect import DATASET
@@ -25,6 +24,7 @@ from deas_vla.rollouts.evaluate import scenes_of
 from deas_vla.rollouts.oracle import RETURNS
 from deas_vla.training.loop import read_metrics
 from deas_vla.training.stages import stage_report
+from deas_vla.versions import collect_versions
 
 # Scenes of one task are told from those of another by this distance in the report.
 TASK_STRIDE = 10_000_000

@@ -32,6 +32,7 @@ from deas_vla.export.run import ExportConfig, export_run
 from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.features.pooling import FeatureConfig
 from deas_vla.files import write_json
+from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.rollouts.evaluate import scenes_of
@@ -247,8 +248,7 @@ def play_in_lerobot(accelerator: Accelerator, config: FinetuneLerobotConfig, run
                     run=str(run),
                     output=str(exported),
                     candidates=plan.num_candidates,
-                    noise_scale=plan.noise_scale,
-                    rule="best",
+                    selection=SelectionConfig(rule="best", noise_scale=plan.noise_scale),
                 )
             )
 

@@ -1,6 +1,6 @@
 """DeasConfig: the settings of an exported reranker inside LeRobot."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lerobot.configs import PreTrainedConfig
 
@@ -15,28 +15,29 @@ NO_TRAINING = (
 
 @PreTrainedConfig.register_subclass("deas")
 @dataclass
-class DeasConfig(SelectionConfig, PreTrainedConfig):
+class DeasConfig(PreTrainedConfig):
     """What config.json of an export says, and LeRobot's command line may change: ``--policy.num_candidates=16``.
 
     The inputs, the outputs, `chunk_size` and `rate_hz` are facts about the policy: a value that is not the policy's
-    is refused. The rest are choices, the selection rule and its numbers among them.
+    is refused. The rest are choices, among them the rule that picks a candidate: ``--policy.selection.rule=consensus``.
     """
 
     # Actions in a chunk.
     chunk_size: int = 1
     # The first so many of a chunk are played before the policy decides again.
     n_action_steps: int = 1
-    # Steps of control a second. LeRobot does not tell a policy its rate: say what the environment's or the robot's
+    # Steps of control a second. LeRobot does not give a policy its rate: say what the environment's or the robot's
     # is, --policy.rate_hz=…, and a policy of another rate is refused.
     rate_hz: float = 0.0
     # Chunks that the policy proposes at a decision.
     num_candidates: int = 8
+    # Which of them is played.
+    selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(rule="best"))
     # Chooses the policy's noise, together with the episode's first observation.
     seed: int = 0
 
     def __post_init__(self) -> None:
-        SelectionConfig.__post_init__(self)
-        PreTrainedConfig.__post_init__(self)
+        super().__post_init__()
         if self.num_candidates < 1:
             raise UserError(f"--policy.num_candidates={self.num_candidates} must be at least 1")
         if not 1 <= self.n_action_steps <= self.chunk_size:

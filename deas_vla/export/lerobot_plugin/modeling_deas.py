@@ -19,16 +19,15 @@ from torch import Tensor
 
 from deas_vla.data.observation import Observation, episode_ids
 from deas_vla.errors import UserError
+from deas_vla.export.export import Export, require_scored
 from deas_vla.export.golden import GOLDEN, Golden
-from deas_vla.export.lerobot_files import check_lerobot_files
-from deas_vla.export.lerobot_plugin.checks import require_fits
+from deas_vla.export.lerobot_files import check_lerobot_files, require_fits
 from deas_vla.export.lerobot_plugin.configuration_deas import NO_TRAINING, DeasConfig
 from deas_vla.export.lerobot_plugin.observation import observation_of
 from deas_vla.export.reranker import Reranker
-from deas_vla.export.sums import check_sums
+from deas_vla.export.verify import check_sums
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.prefix import Prefix
-from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.scorers.scorer import Scorer
 
@@ -62,15 +61,9 @@ class DeasPolicy(PreTrainedPolicy):
                 "a deas policy is made by deas-vla export and read from its folder: --policy.path=FOLDER"
             )
         require_fits(config, reranker.manifest, dataset_meta)
-        made = reranker.decider
-        numbers = {name: getattr(config, name) for name in SelectionConfig.__dataclass_fields__}
-        decider = BestOfN(
-            made.policy,
-            config.num_candidates,
-            config.rule,
-            made.scorer,
-            SelectionConfig(**numbers),
-        )
+        made, selection = reranker.decider, config.selection
+        require_scored(config.n_action_steps, made.scorer.horizon, selection.rule)
+        decider = BestOfN(made.policy, config.num_candidates, selection.rule, made.scorer, selection)
         self.reranker, self.golden = Reranker(decider, reranker.manifest), golden
         # The critic belongs to the encoder as it is: neither is ever trained here.
         made.policy.freeze_encoder()
@@ -84,6 +77,7 @@ class DeasPolicy(PreTrainedPolicy):
         """Forgets the chunk that is being played, and begins the noise of new episodes."""
         self._queue: deque[Tensor] = deque()
         self._episodes: list[int] | None = None
+        self._last_chunk: Tensor | None = None
         self._decisions = 0
 
     @torch.no_grad()
@@ -123,8 +117,9 @@ class DeasPolicy(PreTrainedPolicy):
             )
         keys = [NoiseKey(self.config.seed, scene, 0, self._decisions) for scene in self._episodes]
         self._decisions += 1
-        prefix = _prefix(prev_chunk_left_over, inference_delay or 0, execution_horizon)
-        return self.reranker.choose(observation, keys, prefix).commands
+        prefix = self._prefix(prev_chunk_left_over, inference_delay or 0, execution_horizon)
+        self._last_chunk = self.reranker.choose(observation, keys, prefix).commands
+        return self._last_chunk
 
     def supports_rtc(self) -> bool:
         return True
@@ -179,15 +174,14 @@ class DeasPolicy(PreTrainedPolicy):
         # LeRobot has just made it, empty: an export makes its folder, whole or not at all.
         save_directory.rmdir()
         decider = self.reranker.decider
-        Reranker.export(
-            decider.policy,
-            decider.scorer,
-            save_directory,
-            self.golden,
+        Export(
+            policy=decider.policy,
+            scorer=decider.scorer,
+            observation=self.golden,
             num_candidates=decider.num_candidates,
             selection=decider.selection,
             execute_steps=self.config.n_action_steps,
-        )
+        ).write(save_directory)
 
     # ---- details -------------------------------------------------------------------------------------------
 
@@ -195,16 +189,34 @@ class DeasPolicy(PreTrainedPolicy):
         contract = self.reranker.contract
         return observation_of(batch, self.reranker.manifest["policy"]["image_keys"], contract)
 
+    def _prefix(self, left_over: Tensor | None, committed: int, horizon: int | None) -> Prefix | None:
+        """What LeRobot says is left of the last chunk; None if nothing is."""
+        if left_over is None:
+            return None
+        rest = left_over if left_over.dim() == 3 else left_over[None]
+        rest = rest[:, :horizon]
+        real = commands_in(rest, self._last_chunk)
+        return Prefix(rest[:, :real], committed) if real else None
 
-def _prefix(left_over: Tensor | None, held: int, horizon: int | None) -> Prefix | None:
-    """What LeRobot says is left of the last chunk; None if nothing is."""
-    if left_over is None:
-        return None
-    rest = left_over if left_over.dim() == 3 else left_over[None]
-    rest = rest[:, :horizon]
-    # LeRobot fills it up with zeros to one length, which are no commands that anybody chose.
-    real = int(rest.ne(0).any(2).any(0).nonzero().amax()) + 1 if rest.any() else 0
-    return Prefix(rest[:, :real], held) if real else None
+
+def commands_in(rest: Tensor, last_chunk: Tensor | None) -> int:
+    """How many steps of a left-over are commands: LeRobot fills it up with zeros, and does not say from where on.
+
+    A zero is a command too: a delta-controlled arm that holds still is sent nothing else. So the left-over is looked
+    for in the chunk that was given last, whose end it is. Where it is not of that chunk, zeros at its end are filling.
+
+    Args:
+        rest: (B, P, A) the left-over.
+        last_chunk: (B, H, A) what was decided last; None at the first decision.
+    """
+    if last_chunk is not None and len(last_chunk) == len(rest):
+        last_chunk = last_chunk.to(rest)
+        for start in range(last_chunk.shape[1]):
+            end = last_chunk[:, start : start + rest.shape[1]]
+            real = end.shape[1]
+            if torch.equal(rest[:, :real], end) and not rest[:, real:].any():
+                return real
+    return int(rest.ne(0).any(2).any(0).nonzero().amax()) + 1 if rest.any() else 0
 
 
 def _local(name: str | Path, settings: dict) -> Path:

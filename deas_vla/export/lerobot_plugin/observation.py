@@ -15,7 +15,7 @@ def observation_of(batch: dict, image_keys: dict[str, str], contract: Contract) 
 
     Args:
         batch: behind the preprocessor: (B, 3, h, w) images, float32 in [0, 1] or uint8; (B, S) states in raw units;
-            B sentences as ``task``.
+            B instructions as ``task``.
         image_keys: camera to its key in the batch.
         contract: of the policy.
 
@@ -42,13 +42,17 @@ def observation_of(batch: dict, image_keys: dict[str, str], contract: Contract) 
     for key in (STATE, TASK):
         if key not in batch:
             raise UserError(
-                f"the observation lacks {key}; the policy sees the robot's state and is told its task"
+                f"the observation lacks {key}; the policy reads the robot's state and its instruction"
             )
     return Observation(images, batch[STATE].float(), list(batch[TASK]))
 
 
 def _pixels(image: Tensor, key: str) -> Tensor:
-    """(B, 3, h, w) LeRobot's image to (B, h, w, 3) uint8: exactly the pixels that the camera gave."""
+    """(B, 3, h, w) LeRobot's image to (B, h, w, 3) uint8: exactly the pixels that the camera gave.
+
+    LeRobot has divided them by 255, and the policy's own processor will do it again. Between the two an observation is
+    uint8, as it is recorded: its hash names the episode, and with it the noise, in every program alike.
+    """
     if image.dtype != torch.uint8:
         if not image.is_floating_point() or not (image.amin() >= 0 and image.amax() <= 1):
             raise UserError(f"{key} is not an image from 0 to 1; nothing may normalise it before the policy")

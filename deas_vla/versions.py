@@ -1,0 +1,32 @@
+"""Versions of what a result or an export was made with."""
+
+import importlib.metadata
+import platform
+
+PACKAGES = (
+    "deas_vla",
+    "accelerate",
+    "av",
+    "deepspeed",
+    "draccus",
+    "lerobot",
+    "mujoco",
+    "numpy",
+    "peft",
+    "robocasa",
+    "robosuite",
+    "safetensors",
+    "torch",
+    "transformers",
+)
+
+
+def collect_versions() -> dict[str, str]:
+    """Versions of Python, the platform and the installed packages that matter; absent ones are left out."""
+    versions = {"python": platform.python_version(), "platform": platform.platform()}
+    for name in PACKAGES:
+        try:
+            versions[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions
