@@ -162,7 +162,7 @@ def test_mistakes_are_one_line(run, tmp_path, capsys):
     export = ["export", f"--run={run}", f"--output={tmp_path / 'x'}"]
     assert "filtered_bc is not a finished stage" in told(*export, "--policy=filtered_bc")
     assert "did you mean --selection.rule" in told(*export, "--selection.rul=best")
-    assert "--selection.rule must be first|random" in told(*export, "--selection.rule=luck")
+    assert "invalid choice 'luck' for argument '--selection.rule'" in told(*export, "--selection.rule=luck")
     assert "execute_steps=5 must be 1 to 4" in told(*export, "--execute_steps=5")
     assert "at least one candidate" in told(*export, "--candidates=0")
     assert "exists already" in told("export", f"--run={run}", f"--output={run / 'policy'}")
@@ -187,7 +187,7 @@ def test_help_explains_every_setting(capsys):
         "selection.bandwidth",
         "execute_steps",
     ):
-        assert f"--{name}=" in told
+        assert f"--{name} " in told
 
 
 def test_frames_are_of_different_episodes_and_moments():

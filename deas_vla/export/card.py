@@ -105,7 +105,9 @@ def facts(manifest: dict) -> dict[str, str]:
     features = {}
     if "features.dim" in scorer:
         grid = f"a grid of {scorer['features.grid']} x {scorer['features.grid']} for each camera"
-        features = {"features": f"{scorer['features.dim']} dimensions, {grid}, from {policy['feature_source']}"}
+        features = {
+            "features": f"{scorer['features.dim']} dimensions, {grid}, from {policy['feature_source']}"
+        }
     return {
         "policy": f"{policy['kind']}, chunks of {policy['horizon']} steps, "
         f"encoder {policy['encoder_fingerprint'][:12]}",
