@@ -25,18 +25,36 @@ def main(argv: list[str] | None = None) -> int:
     )
     audit.add_argument("datasets", nargs="+", metavar="DATASET", help="folder of a data set")
     audit.add_argument("--against", metavar="FOLDER", help="policy, critic or reranker that they must fit to")
-    audit.add_argument(
-        "--success",
-        default="column",
-        metavar="column|done|reward|always|never",
-        help="what tells success where a data set does not declare it (default: next.success)",
+    declare = commands.add_parser(
+        "declare", help="write down beside a LeRobot data set what it does not say: units, success, reward"
     )
-    audit.add_argument(
-        "--reward",
-        default="column",
-        metavar="column|success",
-        help="what the reward is: next.reward (default), or 1 for the step that succeeds",
+    declare.add_argument("dataset", help="folder of the data set")
+    declare.add_argument(
+        "--units", required=True, metavar="UNIT | COLUMN=UNIT,…",
+        help="of states and actions, for example deg, or 'gripper.pos=range_0_100,*.pos=deg'",
+    )  # fmt: skip
+    declare.add_argument("--limits", default="", metavar="COLUMN=LOW:HIGH,…", help="of actions")
+    declare.add_argument("--binary", default="", metavar="COLUMN,…", help="actions with two values only")
+    declare.add_argument(
+        "--source",
+        default="demonstration",
+        choices=("demonstration", "rollout"),
+        help="what the episodes are",
     )
+    declare.set_defaults(run=_declare)
+    for command in (audit, declare):
+        command.add_argument(
+            "--success",
+            default="column",
+            metavar="column|done|reward|always|never",
+            help="what tells success where a data set does not declare it (default: next.success)",
+        )
+        command.add_argument(
+            "--reward",
+            default="column",
+            metavar="column|success",
+            help="what the reward is: next.reward (default), or 1 for the step that succeeds",
+        )
     audit.add_argument("--json", action="store_true", help="print one JSON object instead of a report")
     audit.set_defaults(run=_audit)
     commands.add_parser(
@@ -80,6 +98,20 @@ def _audit(arguments: argparse.Namespace) -> int:
     report = audit(arguments.datasets, arguments.against, labels)
     print(json.dumps(report.to_json()) if arguments.json else report_text(report))
     return 0 if report.fit else 1
+
+
+def _declare(arguments: argparse.Namespace) -> int:
+    from deas_vla.data.labels import LabelRules
+    from deas_vla.data.lerobot import SIDECAR
+    from deas_vla.data.lerobot.declare import declare_dataset, declared_contract
+
+    labels = LabelRules(arguments.success, arguments.reward)
+    contract = declared_contract(arguments.dataset, arguments.units, arguments.limits, arguments.binary)
+    declare_dataset(arguments.dataset, contract, source=arguments.source, labels=labels)
+    print(
+        f"{arguments.dataset}/{SIDECAR} is written; check the data with: deas-vla audit {arguments.dataset}"
+    )
+    return 0
 
 
 def _export(arguments: argparse.Namespace) -> int:

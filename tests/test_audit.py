@@ -31,7 +31,8 @@ from deas_vla.data.audit.text import report_text
 from deas_vla.data.contract import Camera, Statistics
 from deas_vla.data.labels import LabelRules
 from deas_vla.data.lerobot import IMAGES, SIDECAR
-from deas_vla.data.lerobot.reader import declare_dataset, read_dataset
+from deas_vla.data.lerobot.declare import declare_dataset
+from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.errors import UserError
 

@@ -336,15 +336,29 @@ def test_a_broken_block_is_refused(encoder, frames, tmp_path):
         cache.read()
 
 
-def test_frames_are_held_once():
+def test_frames_leave_their_episodes_as_they_are():
+    """They may be shared with others; one data set's images are held once, those of several are copied."""
     rng = np.random.default_rng(0)
-    episodes = [example_episode(rng, 6, True), example_episode(rng, 4, False)]
-    before = [{name: images.copy() for name, images in episode.images.items()} for episode in episodes]
+    episodes = [example_episode(rng, steps, steps % 2 == 0) for steps in (6, 4, 9)]
+    before = [dict(episode.images) for episode in episodes]
     frames = FrameTable.of(episodes)
-    for episode, images in zip(episodes, before, strict=True):
-        for name, array in images.items():
-            assert np.array_equal(episode.images[name], array)
-            assert np.shares_memory(episode.images[name], frames.images[name].numpy())
+    for name in before[0]:
+        wanted = np.concatenate([images[name] for images in before])
+        assert np.array_equal(frames.images[name].numpy(), wanted)
+        for episode, images in zip(episodes, before, strict=True):
+            assert episode.images[name] is images[name]
+        # As the reader leaves them: parts of one array, in order.
+        ends = np.cumsum([len(images[name]) for images in before])
+        for episode, part in zip(episodes, np.split(wanted, ends[:-1]), strict=True):
+            episode.images[name] = part
+    shared, turned = FrameTable.of(episodes), FrameTable.of(episodes[::-1])
+    for name, images in shared.images.items():
+        assert np.shares_memory(images.numpy(), episodes[1].images[name])
+        assert np.array_equal(turned.images[name][:3].numpy(), episodes[2].images[name][:3])
+        assert not np.shares_memory(turned.images[name].numpy(), episodes[2].images[name])
+        assert not np.shares_memory(
+            FrameTable.of(episodes[:2]).images[name].numpy(), episodes[0].images[name]
+        )
 
 
 def test_a_subset_is_what_its_rows_show():

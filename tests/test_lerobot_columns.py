@@ -8,7 +8,8 @@ from v2_example import numbers, v2_contract, write_v2
 
 from deas_vla.data.audit.audit import audit
 from deas_vla.data.contract import Column
-from deas_vla.data.lerobot.reader import declare_dataset, read_dataset
+from deas_vla.data.lerobot.declare import declare_dataset
+from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.errors import ContractMismatch
 
 

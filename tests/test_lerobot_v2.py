@@ -26,7 +26,8 @@ from v2_example import (
 from deas_vla.data.contract import Camera, Column, Statistics
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.labels import LabelRules
-from deas_vla.data.lerobot.reader import declare_dataset, read_dataset
+from deas_vla.data.lerobot.declare import declare_dataset
+from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.errors import ContractMismatch, UserError
 

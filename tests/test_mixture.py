@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from v2_example import v2_contract, write_v2
 
 from deas_vla.data.contract import Column, Statistics
-from deas_vla.data.lerobot.reader import declare_dataset
+from deas_vla.data.lerobot.declare import declare_dataset
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.sampling import group_probabilities, sample_indices

@@ -13,8 +13,8 @@ from lerobot_example import SIZE, diffusion
 from v2_example import edit_json, v2_contract, write_v2
 
 from deas_vla.config import parse
+from deas_vla.data.lerobot.declare import declare_dataset
 from deas_vla.data.lerobot.folder import LerobotFolder
-from deas_vla.data.lerobot.reader import declare_dataset
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.export.run import ExportConfig, export_run

@@ -21,7 +21,7 @@ class FrameTable:
         episode: (F,) int64, which episode of the list.
         step: (F,) int64, which row of that episode, 0 to T.
         instruction: (F,) int64, which of `instructions`.
-        instructions: the different sentences.
+        instructions: the different instructions.
         images: camera name to (F, height, width, 3) uint8.
     """
 
@@ -36,22 +36,22 @@ class FrameTable:
     def of(cls, episodes: list[Episode]) -> "FrameTable":
         """The rendered frames of these episodes; at least one episode.
 
-        The episodes' images become views of the table's: millions of pixels are not held twice.
+        The episodes stay as they are. All episodes of one data set share their images with the table, others are
+        copied: millions of pixels are held once where one data set is all there is.
         """
         instructions = sorted({episode.instruction for episode in episodes})
         counts = [len(episode.frame_steps) for episode in episodes]
         spoken = [instructions.index(episode.instruction) for episode in episodes]
 
-        def joined(parts: list[np.ndarray]) -> Tensor:
-            return torch.from_numpy(np.concatenate(parts))
-
         return cls(
-            state=joined([episode.states[episode.frame_steps] for episode in episodes]),
+            state=_joined([episode.states[episode.frame_steps] for episode in episodes]),
             episode=torch.from_numpy(np.repeat(np.arange(len(episodes)), counts)),
-            step=joined([episode.frame_steps for episode in episodes]),
+            step=_joined([episode.frame_steps for episode in episodes]),
             instruction=torch.from_numpy(np.repeat(np.array(spoken), counts)),
             instructions=instructions,
-            images={name: _shared(episodes, name, counts) for name in list(episodes[0].images)},
+            images={
+                name: _joined([episode.images[name] for episode in episodes]) for name in episodes[0].images
+            },
         )
 
     def __len__(self) -> int:
@@ -88,9 +88,18 @@ class FrameTable:
         return digest.hexdigest()
 
 
-def _shared(episodes: list[Episode], camera: str, counts: list[int]) -> Tensor:
-    """One array of a camera's images, of which those of the episodes become parts."""
-    images = np.concatenate([episode.images[camera] for episode in episodes])
-    for episode, end, count in zip(episodes, np.cumsum(counts), counts, strict=True):
-        episode.images[camera] = images[end - count : end]
-    return torch.from_numpy(images)
+def _joined(parts: list[np.ndarray]) -> Tensor:
+    """The parts as one array: the one that they lie in already, as `read_dataset` leaves them, or a copy."""
+    whole, rows = parts[0].base, sum(len(part) for part in parts)
+    if (
+        isinstance(whole, np.ndarray)
+        and whole.flags["C_CONTIGUOUS"]
+        and whole.shape == (rows, *parts[0].shape[1:])
+    ):
+        starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
+        if all(
+            part.base is whole and np.shares_memory(part, whole[start : start + len(part)]) and len(part)
+            for part, start in zip(parts, starts, strict=True)
+        ):
+            return torch.from_numpy(whole)
+    return torch.from_numpy(np.concatenate(parts))

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from tqdm import tqdm
 
 from deas_vla.data.lerobot import FORMAT, SIDECAR
 from deas_vla.errors import UserError, require
@@ -40,6 +41,8 @@ if TYPE_CHECKING:
 INFO, MODALITY = "meta/info.json", "meta/modality.json"
 VERSIONS = ("v2.0", "v2.1", "v3.")
 IMAGE_TYPES = ("image", "video")
+# Below this, a progress bar would only flicker.
+EPISODES_WORTH_A_BAR = 50
 
 
 @dataclass(frozen=True)
@@ -187,15 +190,16 @@ class LerobotFolder:
             )
 
     def images(
-        self, key: str, size: tuple[int, int], episodes: list[Rows], wanted: list[np.ndarray]
-    ) -> Iterator[np.ndarray]:
-        """The images of one episode after the other.
+        self, key: str, size: tuple[int, int], episodes: list[Rows], wanted: list[np.ndarray], name: str = ""
+    ) -> list[np.ndarray]:
+        """The images of each episode, all parts of one array.
 
         Args:
             key: column of the camera.
             size: height and width that they must have.
             episodes: of `rows`.
             wanted: for each episode its rows whose images are wanted, (F,) increasing.
+            name: of the progress bar, which is shown for many episodes.
 
         Returns:
             (F, height, width, 3) uint8 for each episode, contiguous.
@@ -203,14 +207,24 @@ class LerobotFolder:
         Raises:
             UserError: if an image is missing, broken or of another size.
         """
-        pairs = zip(episodes, wanted, strict=True)
-        if self.features[key]["dtype"] == "video":
-            yield from (self._video_frames(key, size, rows.number, part) for rows, part in pairs)
-            return
-        for file, group in itertools.groupby(pairs, key=lambda pair: pair[0].file):
-            parts = [rows.first + part for rows, part in group]
-            images = _stored_images(file, key, size, np.concatenate(parts))
-            yield from np.split(images, np.cumsum([len(part) for part in parts])[:-1])
+        ends = np.cumsum([len(part) for part in wanted])
+        images = np.empty((ends[-1], *size, 3), np.uint8)
+        parts = np.split(images, ends[:-1])
+        few = len(episodes) < EPISODES_WORTH_A_BAR
+        with tqdm(desc=name, total=len(episodes), disable=few, dynamic_ncols=True) as bar:
+            for rows, frames, part in zip(episodes, wanted, parts, strict=True):
+                if self.features[key]["dtype"] == "video":
+                    part[:] = self._video_frames(key, size, rows.number, frames)
+                    bar.update()
+            if self.features[key]["dtype"] == "image":
+                done = 0
+                for file, group in itertools.groupby(range(len(episodes)), lambda i: episodes[i].file):
+                    members = list(group)
+                    stored = np.concatenate([episodes[i].first + wanted[i] for i in members])
+                    _read_images(file, key, stored, images[done : done + len(stored)])
+                    done += len(stored)
+                    bar.update(len(members))
+        return parts
 
     def video(self, key: str, number: int) -> tuple[Path, float]:
         """The video of one episode and the second at which it begins in it."""
@@ -235,7 +249,7 @@ class LerobotFolder:
         if frames.shape[1:] != (3, *size):
             found = (*frames.shape[2:], frames.shape[1])
             raise UserError(f"{path}: frames are {found}, info.json says {(*size, 3)}")
-        return frames.permute(0, 2, 3, 1).contiguous().numpy()
+        return frames.permute(0, 2, 3, 1).numpy()
 
     def _v3_episodes(self, file: Path) -> list[EpisodeMeta]:
         keys = [key for key, feature in self.features.items() if feature["dtype"] == "video"]
@@ -439,31 +453,25 @@ def one_line(error: Exception) -> str:
     return " ".join(str(error).split())
 
 
-def _stored_images(file: Path, key: str, size: tuple[int, int], wanted: np.ndarray) -> np.ndarray:
-    """(F, height, width, 3) uint8 of the images in these rows of a parquet file; only they are decoded."""
+def _read_images(file: Path, key: str, wanted: np.ndarray, images: np.ndarray) -> None:
+    """Decodes the images in these rows of a parquet file, and no others, into (F, height, width, 3) uint8."""
     import pyarrow.parquet as pq
     from PIL import Image
 
-    images = np.empty((len(wanted), *size, 3), np.uint8)
     first, done = 0, 0
     with pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(1024, columns=[key]):
             encoded = batch.column(0).field("bytes")
             while done < len(wanted) and wanted[done] < first + len(batch):
-                row = int(wanted[done])
+                where = f"{file}, {key}, row {int(wanted[done])}"
                 try:
-                    with Image.open(io.BytesIO(encoded[row - first].as_py())) as stored:
+                    with Image.open(io.BytesIO(encoded[int(wanted[done]) - first].as_py())) as stored:
                         image = np.asarray(stored.convert("RGB"))
                 except (OSError, TypeError, SyntaxError) as error:
-                    where = f"{file}, {key}, row {row}"
-                    raise UserError(
-                        f"{where}: not an image ({one_line(error)}); copy the data set again"
-                    ) from error
+                    problem = f"not an image ({one_line(error)}); copy the data set again"
+                    raise UserError(f"{where}: {problem}") from error
                 if image.shape != images.shape[1:]:
-                    raise UserError(
-                        f"{file}, {key}, row {row}: image is {image.shape}, info.json says {(*size, 3)}"
-                    )
+                    raise UserError(f"{where}: image is {image.shape}, info.json says {images.shape[1:]}")
                 images[done] = image
                 done += 1
             first += len(batch)
-    return images

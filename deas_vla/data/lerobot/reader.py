@@ -1,24 +1,19 @@
 """LeRobot data sets into episodes: ours as they were written, those of others once success and reward are declared."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
 from deas_vla.data.labels import RECORDED, LabelRules
-from deas_vla.data.lerobot import FORMAT, SIDECAR
+from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout, gather
 from deas_vla.errors import ContractMismatch, UserError
-from deas_vla.files import write_json
 
 # Columns that this project writes and others need not have.
 OPTIONAL = ("frame.is_fresh", "frame.is_final", "scene")
-# Below this, a bar would only flicker.
-EPISODES_WORTH_A_BAR = 50
 
 
 def read_dataset(
@@ -33,7 +28,7 @@ def read_dataset(
     """Reads and checks a data set: LeRobot v3, or v2.0 and v2.1 as GR00T has them.
 
     One that was not written by this project is read too if success and reward are columns of it or are declared,
-    and its contract is known: from the caller, from `declare_dataset`, or without units from GR00T's
+    and its contract is known: from the caller, from `declare.declare_dataset`, or without units from GR00T's
     ``modality.json``. An episode is then cut at its first success. One without success gives its last row as the last
     observation, since nothing was stored after its last action.
 
@@ -82,36 +77,13 @@ def read_dataset(
     ]
     frames = [episode.frame_steps for episode in episodes]
     for camera in contract.cameras:
-        images = folder.images(layout.cameras[camera.name], (camera.height, camera.width), rows, frames)
-        name = f"{folder.root.name} {camera.name}"
-        few = len(episodes) < EPISODES_WORTH_A_BAR
-        bar = tqdm(zip(episodes, images, strict=True), name, len(episodes), disable=few, dynamic_ncols=True)
-        for episode, part in bar:
+        key, name = layout.cameras[camera.name], f"{folder.root.name} {camera.name}"
+        images = folder.images(key, (camera.height, camera.width), rows, frames, name)
+        for episode, part in zip(episodes, images, strict=True):
             episode.images[camera.name] = part
     for number, episode in enumerate(episodes):
         episode.validate(contract, f"{root}, episode {number}")
     return episodes, contract, folder.sidecar.get("metadata", {})
-
-
-def declare_dataset(
-    root: Path, contract: Contract, *, source: str = "demonstration", labels: LabelRules = RECORDED
-) -> None:
-    """Writes down beside a data set of others what it does not say itself: units, limits, source, success, reward.
-
-    Args:
-        root: folder of the data set.
-        contract: what its columns mean.
-        source: ``demonstration`` or ``rollout``.
-        labels: what counts as success and reward.
-
-    Raises:
-        UserError: if the data set says already.
-    """
-    path = Path(root) / SIDECAR
-    if path.exists():
-        raise UserError(f"{path} says already what its columns mean; delete it to declare it anew")
-    declared = {"contract": contract.to_json(), "labels": asdict(labels), "metadata": {}}
-    write_json(path, {"format": FORMAT, "source": source} | declared)
 
 
 def own_contract(folder: LerobotFolder, layout: Layout) -> tuple[Contract, bool]:
