@@ -19,8 +19,7 @@ import torch
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Contract, Statistics
 from deas_vla.data.observation import Observation
-from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.registry import contract_of
+from deas_vla.envs.registry import contract_of, env_config
 from deas_vla.features.features import Features, fit_projection
 from deas_vla.features.image_encoder import ImageEncoder, ImageEncoderConfig
 from deas_vla.features.pooling import FeatureConfig, pool_tokens
@@ -32,7 +31,7 @@ from deas_vla.scorers.deas import DeasScorer
 
 def demo_contract() -> Contract:
     """The demo's: RoboCasa's 16 state and 12 action columns, two cameras of 64 pixels."""
-    contract = contract_of(EnvConfig())
+    contract = contract_of(env_config("robosuite", "lift"))
     state, action = contract.state_dim, contract.action_dim
     return contract.with_statistics(
         Statistics((0.0,) * state, (1.0,) * state, (0.0,) * action, (1.0,) * action)

@@ -27,8 +27,7 @@ from deas_vla.data.episodes import Episode
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Options, RewardSpec, build_options
 from deas_vla.data.sampling import sample_indices
-from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.registry import contract_of
+from deas_vla.envs.registry import contract_of, env_config
 from deas_vla.features.features import Features, fit_projection
 from deas_vla.features.pooling import FeatureConfig, pool_tokens
 from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig, SmallVLAConfig
@@ -37,7 +36,7 @@ from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 
 def demo_contract() -> Contract:
     """The demo's: RoboCasa's 16 state and 12 action columns, two cameras of 64 pixels."""
-    contract = contract_of(EnvConfig())
+    contract = contract_of(env_config("robosuite", "lift"))
     state, action = contract.state_dim, contract.action_dim
     return contract.with_statistics(
         Statistics((0.0,) * state, (1.0,) * state, (0.0,) * action, (1.0,) * action)

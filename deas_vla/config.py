@@ -39,8 +39,10 @@ def parse[T](config_class: type[T], argv: list[str] | None = None, prog: str | N
     """
     import tyro
 
+    argv = sys.argv[1:] if argv is None else argv
+    config_class = _fitting(config_class, argv)
     known = _flag_types(config_class)
-    arguments = _with_files_and_switches(sys.argv[1:] if argv is None else argv, known)
+    arguments = _with_files_and_switches(argv, known)
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
@@ -63,8 +65,9 @@ def from_json[T](config_class: type[T], values: dict, where: str | Path) -> T:
     Raises:
         UserError: naming `where`, if a field is unknown or has a wrong value.
     """
+    named = [f"--{name}={value}" for name, value in values.items() if isinstance(value, str)]
     try:
-        return parse(config_class, _as_flags(values, _flag_types(config_class)))
+        return parse(config_class, _as_flags(values, _flag_types(_fitting(config_class, named))))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
 
@@ -78,6 +81,12 @@ def fingerprint(*parts: Any) -> str:
     """SHA-256 of configurations and other JSON values; equal parts in the same order have equal fingerprints."""
     values = [to_json(part) if dataclasses.is_dataclass(part) else part for part in parts]
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _fitting[T](config_class: type[T], argv: list[str]) -> type[T]:
+    """Which flags there are may follow from another flag, as a simulator's settings from ``--env``."""
+    fitting = getattr(config_class, "for_arguments", None)
+    return config_class if fitting is None else fitting(argv)
 
 
 def read_file(path: Path) -> dict:

@@ -13,7 +13,6 @@ read in the instruction. `studies/metaworld/results.py` writes the results task 
 from dataclasses import dataclass, field, replace
 
 from deas_vla.critic.critic import CriticConfig
-from deas_vla.envs.config import EnvSettings
 from deas_vla.envs.metaworld.tasks import MT10
 from deas_vla.features.pooling import FeatureConfig
 from deas_vla.launch import run_recipe
@@ -24,11 +23,6 @@ from recipes.collect_rollouts import RolloutsConfig
 from recipes.evaluate import EvaluationConfig
 from recipes.finetune_policy import ImitationConfig
 from recipes.finetune_robocasa import FinetuneRobocasaConfig, main, small_critic
-
-
-def metaworld_views() -> EnvSettings:
-    """One look at the table and one past the fingers; an expert that fails at one scene in ten to four."""
-    return EnvSettings(cameras=["workspace_right", "gripper"], expert_noise=0.2, expert_grasp_bias=0.006)
 
 
 def wider_policy() -> SmallVLAConfig:
@@ -47,8 +41,6 @@ class FinetuneMetaworldConfig(FinetuneRobocasaConfig):
     env: str = "metaworld"
     # Tasks, separated by commas: any of Meta-World's 50; the ten of its MT10.
     tasks: list[str] = field(default_factory=lambda: list(MT10))
-    # How tasks are seen and played.
-    simulator: EnvSettings = field(default_factory=metaworld_views)
     # Demonstrations of the scripted experts.
     demos: DemosConfig = field(default_factory=lambda: DemosConfig(episodes=50, frame_every=4))
     # The model.

@@ -95,6 +95,7 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self):
+        super().__post_init__()
         # Hours before the critic's stage would.
         require_fit(self.critic, self.reward)
 

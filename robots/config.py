@@ -100,6 +100,8 @@ def settings_of(argv: list[str]) -> type[RolloutConfig]:
         _refuse_another_type(_given(argv, "--config"), name)
     registered = _registered(name)
     theirs = _lerobots(name) if registered is None else registered.config_class
+    fitting = getattr(theirs, "for_arguments", None)
+    theirs = theirs if fitting is None else fitting(argv)
     # One class may have several names, and LeRobot reads the type off the class: here it is a value of its own.
     robot = make_dataclass(
         theirs.__name__,

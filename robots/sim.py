@@ -5,12 +5,14 @@ period without one it holds its position, and what is in its gripper. It cannot 
 """
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 
-from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.registry import contract_of, make_env
+from deas_vla.envs.registry import SIMULATORS, EnvConfig, contract_of, make_env
+from deas_vla.envs.settings import EnvSettings
+from deas_vla.envs.simulator import with_simulator
 from robots.robot import Robot, register_robot
 
 # Seconds of holding that are made up for at most: a computer that is too slow must not fall behind for good.
@@ -21,8 +23,25 @@ MOST_HELD_S = 2.0
 class SimConfig:
     """A simulated arm in real time."""
 
-    # What is simulated, and how it is seen.
-    env: EnvConfig = field(default_factory=EnvConfig)
+    # The simulator, see the recipes' --env.
+    env: str = "robosuite"
+    # One of its tasks.
+    task: str = "lift"
+    # How it is seen and played: settings of the simulator.
+    simulator: EnvSettings | None = None
+
+    def __post_init__(self):
+        if self.simulator is None:
+            self.simulator = SIMULATORS.get(self.env).settings_class()
+
+    @classmethod
+    def for_arguments(cls, argv: list[str]) -> type[Self]:
+        """See `with_simulator`."""
+        return with_simulator(cls, argv, "robot.")
+
+    @property
+    def env_config(self) -> EnvConfig:
+        return EnvConfig(self.env, self.task, self.simulator)
 
 
 @register_robot("sim")
@@ -38,7 +57,7 @@ class Sim(Robot):
     simulated = True
 
     def __init__(self, config: SimConfig):
-        self.config, self.contract = config, contract_of(config.env)
+        self.config, self.contract = config, contract_of(config.env_config)
         self.succeeded, self.held = False, 0
         self._env, self._seen_until = None, 0.0
         self._period = 1 / self.contract.rate_hz
@@ -53,7 +72,7 @@ class Sim(Robot):
         return self._env is not None
 
     def connect(self) -> None:
-        self._env = make_env(self.config.env)
+        self._env = make_env(self.config.env_config)
         self.limit = self._env.horizon
         # The first step and the first image compile and open what the later ones use.
         self._env.reset(0)
@@ -97,8 +116,5 @@ class Sim(Robot):
             self._env = None
 
     def _step(self, command: np.ndarray) -> None:
-        # Meta-World counts the steps, those of holding too, and refuses to go on after 500; here the caller ends it.
-        if self.config.env.name == "metaworld":
-            self._env.simulator.curr_path_length = 0
         self.succeeded = bool(self._env.step(command)) or self.succeeded
         self._seen_until += self._period

@@ -6,9 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deas_vla.envs import rendering
-from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.panda_omron import columns_of, panda_omron_contract
-from deas_vla.envs.registry import contract_of, make_env
+from deas_vla.envs.registry import EnvConfig, contract_of, env_config, make_env
 from deas_vla.envs.stepping import as_commands
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
@@ -50,8 +49,8 @@ def test_an_unknown_group_is_refused():
 
 
 def test_both_simulators_offer_the_same_contract():
-    suite = contract_of(EnvConfig(task="stack"))
-    casa = contract_of(EnvConfig(name="robocasa", task="PickPlaceCounterToCabinet"))
+    suite = contract_of(env_config("robosuite", "stack"))
+    casa = contract_of(env_config("robocasa", "PickPlaceCounterToCabinet"))
     assert suite.differences(casa) == []
 
 
@@ -74,13 +73,13 @@ def test_actions_of_another_robot_and_nan_are_refused(actions):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (EnvConfig(name="robosuit"), "did you mean 'robosuite'"),
-        (EnvConfig(task="lfit"), "did you mean 'lift'.*stack"),
-        (EnvConfig(cameras=["agentview_left"]), "did you mean 'robot0_agentview_left'"),
-        (EnvConfig(cameras=[]), "one to three"),
-        (EnvConfig(cameras=["robot0_eye_in_hand"] * 2), "different"),
-        (EnvConfig(camera_size=2), "8 pixels"),
-        (EnvConfig(name="robocasa", cameras=["frontview"]), "unknown camera"),
+        (EnvConfig("robosuit", "lift"), "did you mean 'robosuite'"),
+        (env_config("robosuite", "lfit"), "did you mean 'lift'.*stack"),
+        (env_config("robosuite", "lift", cameras=["agentview_left"]), "did you mean 'robot0_agentview_left'"),
+        (env_config("robosuite", "lift", cameras=[]), "one to three"),
+        (env_config("robosuite", "lift", cameras=["robot0_eye_in_hand"] * 2), "different"),
+        (env_config("robosuite", "lift", camera_size=2), "8 pixels"),
+        (env_config("robocasa", "CloseDrawer", cameras=["frontview"]), "unknown camera"),
     ],
 )
 def test_a_mistyped_configuration_is_told_what_would_fit(config, message):

@@ -3,15 +3,14 @@
 import numpy as np
 import pytest
 
-from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.robosuite.env import RobosuiteEnv
+from deas_vla.envs.registry import env_config, make_env
 from deas_vla.envs.robosuite.tasks import TASKS
 
 pytestmark = pytest.mark.sim
 
 
-def outcomes(config, scenes):
-    env = RobosuiteEnv(config)
+def outcomes(task, noise, bias, scenes):
+    env = make_env(env_config("robosuite", task, expert_noise=noise, expert_grasp_bias=bias))
     env.images = dict  # nothing to look at
     lengths = []
     for scene in scenes:
@@ -23,13 +22,13 @@ def outcomes(config, scenes):
 
 @pytest.mark.parametrize("task", TASKS)
 def test_an_expert_without_noise_succeeds_in_time(task):
-    lengths = outcomes(EnvConfig(task=task), range(1000, 1020))
+    lengths = outcomes(task, 0.0, 0.0, range(1000, 1020))
     assert sum(length is not None for length in lengths) >= 19, lengths
 
 
 def test_an_imperfect_expert_fails_sometimes_takes_longer_and_recovers():
-    sure = outcomes(EnvConfig(), range(30))
-    trembling = outcomes(EnvConfig(expert_noise=0.3, expert_grasp_bias=0.012), range(30))
+    sure = outcomes("lift", 0.0, 0.0, range(30))
+    trembling = outcomes("lift", 0.3, 0.012, range(30))
     won = [length for length in trembling if length is not None]
     assert 0.6 <= len(won) / len(trembling) < 1
     assert np.median(won) > np.median(sure)

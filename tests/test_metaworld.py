@@ -5,11 +5,9 @@ import zlib
 import numpy as np
 import pytest
 
-from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.metaworld.env import MetaworldEnv
 from deas_vla.envs.metaworld.experts import ATTEMPT_STEPS, NoisyExpert
-from deas_vla.envs.metaworld.tasks import MT10, TASKS, metaworld_contract
-from deas_vla.envs.registry import contract_of
+from deas_vla.envs.metaworld.tasks import MT10, TASKS
+from deas_vla.envs.registry import contract_of, env_config, make_env
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 
@@ -22,12 +20,13 @@ needs_metaworld = pytest.mark.sim
 
 
 def config(task, **settings):
-    return EnvConfig(name="metaworld", task=task, cameras=CAMERAS, **settings)
+    exact = {"expert_noise": 0.0, "expert_grasp_bias": 0.0}
+    return env_config("metaworld", task, **exact | settings)
 
 
 @pytest.fixture(scope="module", params=THREE)
 def env(request):
-    env = MetaworldEnv(config(request.param, expert_noise=0.2, expert_grasp_bias=0.006))
+    env = make_env(config(request.param, expert_noise=0.2, expert_grasp_bias=0.006))
     yield env
     env.close()
 
@@ -76,9 +75,7 @@ def test_every_task_is_told_in_words_of_its_own():
 )
 def test_a_mistyped_configuration_is_told_what_would_fit(settings, message):
     with pytest.raises(UserError, match=message):
-        metaworld_contract(
-            EnvConfig(**{"name": "metaworld", "task": "push-v3", "cameras": CAMERAS} | settings)
-        )
+        contract_of(config(**{"task": "push-v3"} | settings))
 
 
 class Sees:
@@ -178,7 +175,7 @@ def test_it_moves_rewards_and_succeeds_as_metaworlds_own_environment(task):
     from metaworld import MT1
     from metaworld.policies import ENV_POLICY_MAP
 
-    env = MetaworldEnv(config(task))
+    env = make_env(config(task))
     env.reset(11)
     benchmark = MT1(task, seed=0)
     stock = benchmark.train_classes[task]()
@@ -204,9 +201,7 @@ def test_it_moves_rewards_and_succeeds_as_metaworlds_own_environment(task):
 def test_corner2_is_what_lerobots_environment_shows():
     from lerobot.envs.metaworld import MetaworldEnv as LeRobots
 
-    env = MetaworldEnv(
-        EnvConfig(name="metaworld", task="drawer-open-v3", cameras=["corner2"], camera_size=96)
-    )
+    env = make_env(config("drawer-open-v3", cameras=["corner2"], camera_size=96))
     env.reset(0)
     theirs = LeRobots("drawer-open-v3", obs_type="pixels")
     theirs._ensure_env()
@@ -233,7 +228,7 @@ def test_metaworld_has_these_tasks_and_no_others():
 
 @needs_metaworld
 def test_rule_02_success_ends_an_episode_and_the_time_limit_only_truncates_it():
-    env = MetaworldEnv(config("drawer-close-v3"))
+    env = make_env(config("drawer-close-v3"))
     env.reset(0)
     won = env.play_expert(env.horizon, np.random.default_rng(0), frame_every=16)
     assert won.success[-1] and not won.success[:-1].any() and won.done and not won.truncated
@@ -248,9 +243,13 @@ def test_rule_02_success_ends_an_episode_and_the_time_limit_only_truncates_it():
 
 
 @needs_metaworld
-def test_a_time_limit_beyond_metaworlds_own_is_refused():
-    with pytest.raises(UserError, match="500 steps"):
-        MetaworldEnv(config("reach-v3", horizon=512))
+def test_the_time_limit_is_ours_and_may_be_beyond_metaworlds_own():
+    env = make_env(config("reach-v3", horizon=512))
+    env.reset(0)
+    for _ in range(512):
+        env.step(np.zeros(4))
+    assert env.over
+    env.close()
 
 
 # ---- pictures ---------------------------------------------------------------------------------------------------
@@ -268,7 +267,7 @@ def seen(picture, channel):
 @needs_metaworld
 @pytest.mark.parametrize(("task", "channel"), [("reach-v3", 0), ("push-v3", 1), ("pick-place-v3", 2)])
 def test_goals_that_move_are_in_sight_and_scenes_differ(task, channel):
-    env = MetaworldEnv(config(task))
+    env = make_env(config(task))
     pictures = [env.reset(scene)["images"]["workspace_right"] for scene in range(8)]
     assert min(seen(picture, channel) for picture in pictures) >= 3
     assert len(np.unique(np.stack(pictures).reshape(8, -1), axis=0)) == 8
@@ -286,7 +285,7 @@ def test_goals_that_move_are_in_sight_and_scenes_differ(task, channel):
 def test_the_expert_of_every_task_reaches_its_goal_in_time(task):
     """Three of four scenes; where Meta-World's own expert is less sure, six of ten."""
     scenes, enough = (10, 6) if task in HARD else (4, 3)
-    env = MetaworldEnv(config(task))
+    env = make_env(config(task))
     wins = 0
     for scene in range(scenes):
         env.reset(scene)

@@ -15,14 +15,14 @@ from lerobot.policies.factory import make_pre_post_processors
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.scripts.lerobot_eval import rollout
 from lerobot.utils.import_utils import register_third_party_plugins
+from lerobot_env_metaworld_small import MetaworldSmallConfig
 from policy_example import shake, small_config
 from reranker_example import small_scorer
 
 from deas_vla.data.contract import Statistics
 from deas_vla.data.observation import Observation
-from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.metaworld.lerobot import MetaworldSmallConfig
 from deas_vla.envs.metaworld.tasks import TASKS
+from deas_vla.envs.registry import env_config
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 from deas_vla.export.export import Export
@@ -48,7 +48,7 @@ def vector():
 
 @pytest.fixture(scope="module")
 def ours():
-    config = EnvConfig(name="metaworld", task=TASK, cameras=["workspace_right", "gripper"])
+    config = env_config("metaworld", TASK)
     with EnvWorkers(config, 0) as workers:
         yield workers
 

@@ -6,9 +6,8 @@ from types import ModuleType, SimpleNamespace
 import numpy as np
 import pytest
 
-from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.panda_omron import ROBOCASA_CAMERAS, columns_of
-from deas_vla.envs.registry import make_env
+from deas_vla.envs.registry import env_config, make_env
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 
@@ -21,7 +20,7 @@ ACTION_SIZES = {
     "action.base_motion": 4,
     "action.control_mode": 1,
 }
-CONFIG = EnvConfig(name="robocasa", task="CloseDrawer", camera_size=16, cameras=list(ROBOCASA_CAMERAS))
+CONFIG = env_config("robocasa", "CloseDrawer", camera_size=16, cameras=list(ROBOCASA_CAMERAS))
 
 
 class Kitchen:
@@ -194,7 +193,7 @@ def test_each_slot_has_a_kitchen_of_its_own(robocasa):
 
 def test_it_says_what_is_missing(robocasa, monkeypatch):
     with pytest.raises(UserError, match="unknown RoboCasa task 'ClosDrawer'; did you mean 'CloseDrawer'"):
-        make_env(EnvConfig(name="robocasa", task="ClosDrawer"))
+        make_env(env_config("robocasa", "ClosDrawer"))
     with pytest.raises(UserError, match="no scripted expert"):
         make_env(CONFIG).play_expert(3, np.random.default_rng(0))
 

@@ -3,20 +3,19 @@
 import numpy as np
 import pytest
 
-from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.panda_omron import ACTION_GROUPS, columns_of
-from deas_vla.envs.robosuite.env import RobosuiteEnv
+from deas_vla.envs.registry import env_config, make_env
 from deas_vla.envs.robosuite.tasks import build_simulator
 from deas_vla.errors import UserError
 
 pytestmark = pytest.mark.sim
 
-TREMBLING = EnvConfig(expert_noise=0.3, expert_grasp_bias=0.012)
+NOISY = env_config("robosuite", "lift", expert_noise=0.3, expert_grasp_bias=0.012)
 
 
 @pytest.fixture(scope="module")
 def lift():
-    env = RobosuiteEnv(TREMBLING)
+    env = make_env(NOISY)
     yield env
     env.close()
 
@@ -24,7 +23,7 @@ def lift():
 @pytest.fixture(scope="module")
 def bins():
     """A scene that moves bodies in the model itself, and objects that are not used."""
-    env = RobosuiteEnv(EnvConfig(task="pick_place_can", expert_noise=0.3))
+    env = make_env(env_config("robosuite", "pick_place_can", expert_noise=0.3, expert_grasp_bias=0.0))
     yield env
     env.close()
 
@@ -139,8 +138,8 @@ def test_the_lean_loop_moves_as_robosuites_own(turning, tolerance):
     Two of robosuite's habits are undone for the comparison: at the first step it uses a mass matrix from before the
     gripper was set up, and goals are measured from where the base was one physics step ago.
     """
-    config = EnvConfig(simulation_timestep=0.002)
-    env, stock = RobosuiteEnv(config), build_simulator(config)
+    config = env_config("robosuite", "lift", simulation_timestep=0.002)
+    env, stock = make_env(config), build_simulator(config.settings, "lift")
     stock.reset()
     env.reset(0)
     robot = stock.robots[0]
@@ -190,7 +189,7 @@ def test_the_lean_loop_moves_as_robosuites_own(turning, tolerance):
 @pytest.mark.parametrize("timestep", [0.0, 0.004, 0.03, -0.005])
 def test_a_physics_step_that_does_not_divide_a_control_step_is_refused(timestep):
     with pytest.raises(UserError, match="simulation_timestep"):
-        RobosuiteEnv(EnvConfig(simulation_timestep=timestep))
+        make_env(env_config("robosuite", "lift", simulation_timestep=timestep))
 
 
 def test_the_hands_quaternion_does_not_jump(lift):

@@ -12,8 +12,7 @@ from deas_vla.config import parse
 from deas_vla.data.contract import Statistics
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.observation import Observation, episode_ids
-from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.registry import contract_of, make_env
+from deas_vla.envs.registry import contract_of, env_config, make_env
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.export.reranker import Reranker
 from deas_vla.files import write_json
@@ -26,7 +25,7 @@ from robots.rollout import main
 
 pytestmark = pytest.mark.sim
 
-ENV = EnvConfig(camera_size=16)
+ENV = env_config("robosuite", "lift", camera_size=16)
 PERIOD = 0.05
 
 
@@ -42,7 +41,7 @@ def reranker(tmp_path_factory) -> Path:
 
 
 def settings(folder: Path, reranker: Path, *more: str):
-    flags = ["--robot.env.camera_size=16", f"--policy.path={reranker}", f"--output={folder}", *more]
+    flags = ["--robot.simulator.camera_size=16", f"--policy.path={reranker}", f"--output={folder}", *more]
     return parse(settings_of(flags), flags)
 
 
@@ -58,7 +57,7 @@ def clock(monkeypatch):
 
 @pytest.fixture(scope="module")
 def arm():
-    robot = make_robot(settings_of([]).__dataclass_fields__["robot"].type(env=ENV))
+    robot = make_robot(settings_of([]).__dataclass_fields__["robot"].type(simulator=ENV.settings))
     assert isinstance(robot, sim.Sim)
     robot.connect()
     yield robot
@@ -124,8 +123,8 @@ def test_while_no_command_comes_it_holds_its_place(arm, clock):
 
 def test_while_meta_worlds_arm_holds_its_place_it_holds_what_is_in_its_gripper(clock):
     pytest.importorskip("metaworld")
-    env = EnvConfig(name="metaworld", task="reach-v3", cameras=["gripper"], camera_size=16)
-    robot = sim.Sim(sim.SimConfig(env=env))
+    settings = env_config("metaworld", "reach-v3", cameras=["gripper"], camera_size=16).settings
+    robot = sim.Sim(sim.SimConfig(env="metaworld", task="reach-v3", simulator=settings))
     robot.connect()
     robot.reset(0)
     played = []
@@ -213,11 +212,11 @@ def test_success_ends_an_episode_and_quitting_keeps_what_there_is(reranker, tmp_
 def test_rule_07_another_camera_size_is_refused_before_the_simulator_starts(reranker, tmp_path, monkeypatch):
     monkeypatch.setattr(sim, "make_env", lambda config: pytest.fail("it was started"))
     with pytest.raises(ContractMismatch, match="16 × 16 against 64 × 64"):
-        main(settings(tmp_path / "robot", reranker, "--robot.env.camera_size=64"))
+        main(settings(tmp_path / "robot", reranker, "--robot.simulator.camera_size=64"))
     with pytest.raises(ContractMismatch, match="rate: 20 Hz against 15 Hz"):
         main(settings(tmp_path / "robot", reranker, "--rate_hz=15"))
     with pytest.raises(UserError, match="unknown robosuite task 'lfit'"):
-        main(settings(tmp_path / "robot", reranker, "--robot.env.task=lfit"))
+        main(settings(tmp_path / "robot", reranker, "--robot.task=lfit"))
     assert not (tmp_path / "robot").exists()
 
 

@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deas_vla.envs.config import EnvConfig
+from deas_vla.envs.registry import env_config
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 
 pytestmark = pytest.mark.sim
 
-CONFIG = EnvConfig(expert_noise=0.3, expert_grasp_bias=0.012)
+CONFIG = env_config("robosuite", "lift", expert_noise=0.3)
 CHUNKS = np.random.default_rng(0).uniform(-0.4, 0.4, (5, 16, 12)).astype(np.float32)
 
 
@@ -108,7 +108,7 @@ def test_errors_come_home_and_end_the_workers():
         workers.play([0], [np.zeros((3, 7))])
     with pytest.raises(RuntimeError, match="closed"):
         workers.reset([0], [0])
-    workers = EnvWorkers(EnvConfig(simulation_timestep=0.004), 1)
+    workers = EnvWorkers(env_config("robosuite", "lift", simulation_timestep=0.004), 1)
     with pytest.raises(UserError, match="simulation_timestep"):
         workers.reset([0], [0])
     workers = EnvWorkers(CONFIG, 1)
@@ -138,9 +138,9 @@ def test_a_script_needs_no_main_guard_and_its_end_is_theirs(tmp_path):
     script = tmp_path / "script.py"
     script.write_text(
         "import time\n"
-        "from deas_vla.envs.config import EnvConfig\n"
+        "from deas_vla.envs.registry import env_config\n"
         "from deas_vla.envs.vector import EnvWorkers\n"
-        "workers = EnvWorkers(EnvConfig(), 2)\n"
+        "workers = EnvWorkers(env_config('robosuite', 'lift'), 2)\n"
         "workers.reset([0, 1], [0, 1])\n"
         "print(*[worker._process.pid for worker in workers._workers], flush=True)\n"
         "time.sleep(600)\n"

@@ -1,11 +1,12 @@
 """What a simulator offers: play whole chunks, render only where asked, branch."""
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 
 from deas_vla.data.contract import Contract
+from deas_vla.envs.settings import EnvSettings
 
 
 @dataclass
@@ -44,12 +45,23 @@ class ChunkResult:
 
 
 class ChunkEnv(Protocol):
-    """One simulated task. A scene is a number; the same number gives the same initial state, bit for bit,
-    in every process and whatever was played before."""
+    """One simulated task: all that is asked of a simulator, by workers, films, branches and the robot of `robots/`.
+
+    A scene is a number: the same one gives the same initial state in every process, whatever was played before.
+    Most simulators get `play`, `play_expert` and `over` from `SteppedEnv`.
+
+    Attributes:
+        contract: columns, units, rate and cameras.
+        horizon: time limit in control steps.
+        task: name of the task.
+        restores_any_scene: whether one environment can `restore` a state of any scene fast. Then a worker switches one
+            environment between its slots; otherwise it makes one for each slot.
+    """
 
     contract: Contract
-    horizon: int  # time limit in control steps
+    horizon: int
     task: str
+    restores_any_scene: bool
 
     def reset(self, scene: int) -> dict:
         """Starts a scene; returns the first frame: ``images``, ``state``, ``instruction``."""
@@ -67,15 +79,19 @@ class ChunkEnv(Protocol):
 
     def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> ChunkResult:
         """Like `play`, with the scripted expert's commands, computed in closed loop; its imperfections come from
-        `noise` (see the environment's configuration)."""
+        `noise` (see the simulator's settings).
+
+        Raises:
+            UserError: if there is no expert.
+        """
         ...
 
     def save(self) -> object:
-        """The complete state of the simulation: for branching."""
+        """The complete state of the simulation, to be pickled: for branching."""
         ...
 
     def restore(self, state: object) -> None:
-        """Goes back to a saved state; what is played then is what would have been played, bit for bit."""
+        """Goes back to a saved state; what is played then is what would have been played."""
         ...
 
     def render(self, height: int, width: int) -> np.ndarray:
@@ -83,3 +99,24 @@ class ChunkEnv(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+class Simulator(ChunkEnv, Protocol):
+    """What `register_simulator` takes: a class of environments.
+
+    Attributes:
+        settings_class: dataclass of its settings, an `EnvSettings`; recipes show it as ``--simulator.*``.
+    """
+
+    settings_class: ClassVar[type[EnvSettings]]
+
+    def __init__(self, settings: EnvSettings, task: str): ...
+
+    @classmethod
+    def contract_for(cls, settings: EnvSettings, task: str) -> Contract:
+        """The contract of an environment, without starting the simulator or importing its packages.
+
+        Raises:
+            UserError: if the task or a camera is unknown.
+        """
+        ...

@@ -1,31 +1,84 @@
-"""From a configuration to an environment, or to its contract without starting a simulator."""
+"""Simulators by name. A new one is one class with `@register_simulator("name")`, in a file or folder anywhere:
+
+    @dataclass
+    class PointMassSettings(EnvSettings):
+        cameras: list[str] = field(default_factory=lambda: ["top"])
+
+    @register_simulator("point_mass")
+    class PointMass(SteppedEnv):
+        settings_class = PointMassSettings
+
+        @classmethod
+        def contract_for(cls, settings, task): ...
+        def __init__(self, settings, task): ...
+
+and then ``--env=path/to/point_mass.py:point_mass --tasks=reach --simulator.camera_size=32``. A simulator of another
+package is found by an entry point of the group ``deas_vla.simulators``.
+"""
+
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
 
 from deas_vla.data.contract import Contract
-from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.protocol import ChunkEnv
-from deas_vla.errors import UserError, unknown
+from deas_vla.envs.protocol import Simulator
+from deas_vla.envs.settings import EnvSettings
+from deas_vla.errors import UserError
+from deas_vla.registry import Registry
 
-SIMULATORS = ("robosuite", "robocasa", "metaworld")
+# Every folder beside this file is a simulator, which its env.py registers.
+SIMULATORS: Registry[type[Simulator]] = Registry(
+    "simulator",
+    "deas_vla.simulators",
+    {
+        module.name: f"{__package__}.{module.name}.env"
+        for module in pkgutil.iter_modules([str(Path(__file__).parent)])
+        if module.ispkg
+    },
+)
 
 
-def make_env(config: EnvConfig) -> ChunkEnv:
+def register_simulator[S: type](name: str) -> Callable[[S], S]:
+    """Decorator: registers a `Simulator` under a name."""
+    return SIMULATORS.register(name)
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """One task of one simulator.
+
+    Attributes:
+        simulator: its name.
+        task: one of its tasks.
+        settings: of the simulator's own settings class.
+    """
+
+    simulator: str
+    task: str
+    settings: EnvSettings = field(default_factory=EnvSettings)
+
+
+def env_config(simulator: str, task: str, **settings) -> EnvConfig:
+    """One task of a simulator, with its own defaults for what is not given.
+
+    Raises:
+        UserError: if there is no such simulator, or it has no such setting.
+    """
+    settings_class = SIMULATORS.get(simulator).settings_class
+    try:
+        return EnvConfig(simulator, task, settings_class(**settings))
+    except TypeError as error:
+        raise UserError(f"{simulator}: {error}") from error
+
+
+def make_env(config: EnvConfig) -> Simulator:
     """Starts the simulator that a configuration names.
 
     Raises:
         UserError: if the simulator, the task or a camera is unknown, or something is not installed.
     """
-    _check(config)
-    if config.name == "robosuite":
-        from deas_vla.envs.robosuite.env import RobosuiteEnv
-
-        return RobosuiteEnv(config)
-    if config.name == "metaworld":
-        from deas_vla.envs.metaworld.env import MetaworldEnv
-
-        return MetaworldEnv(config)
-    from deas_vla.envs.robocasa.env import RoboCasaEnv
-
-    return RoboCasaEnv(config)
+    return SIMULATORS.get(config.simulator)(config.settings, config.task)
 
 
 def contract_of(config: EnvConfig) -> Contract:
@@ -34,20 +87,4 @@ def contract_of(config: EnvConfig) -> Contract:
     Raises:
         UserError: as `make_env`, as far as it can be told without the simulator.
     """
-    _check(config)
-    if config.name == "robosuite":
-        from deas_vla.envs.robosuite.tasks import robosuite_contract
-
-        return robosuite_contract(config)
-    if config.name == "metaworld":
-        from deas_vla.envs.metaworld.tasks import metaworld_contract
-
-        return metaworld_contract(config)
-    from deas_vla.envs.robocasa.env import robocasa_contract
-
-    return robocasa_contract(config)
-
-
-def _check(config: EnvConfig) -> None:
-    if config.name not in SIMULATORS:
-        raise UserError(unknown("simulator", config.name, SIMULATORS))
+    return SIMULATORS.get(config.simulator).contract_for(config.settings, config.task)

@@ -1,34 +1,43 @@
 """What every recipe that plays episodes asks: which simulator, which tasks, how many at once."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, make_dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Self
 
-from deas_vla.envs.config import EnvConfig, EnvSettings
+from deas_vla.config import read_file
+from deas_vla.envs.registry import SIMULATORS, EnvConfig
+from deas_vla.envs.settings import EnvSettings
 from deas_vla.envs.vector import EnvWorkers
-
-
-def noisy_expert() -> EnvSettings:
-    """Demonstrations like a person's: the noise leaves states to recover from, the bias makes one try in five fail."""
-    return EnvSettings(expert_noise=0.2, expert_grasp_bias=0.012)
 
 
 @dataclass
 class SimulatorConfig:
     """Where episodes are played."""
 
-    # The simulator: robosuite, metaworld (from their wheels) or robocasa (needs its own installation and assets).
+    # The simulator: robosuite, metaworld, robocasa, FILE.py:NAME, MODULE:NAME, or of an installed package.
     env: str = "robosuite"
-    # Tasks, separated by commas: lift, stack, pick_place_can, door; for the others the names of their environments.
+    # Tasks of the simulator, separated by commas.
     tasks: list[str] = field(default_factory=lambda: ["lift"])
-    # How tasks are seen and played.
-    simulator: EnvSettings = field(default_factory=noisy_expert)
+    # How tasks are seen and played: settings of the simulator that --env names.
+    simulator: EnvSettings | None = None
     # Simulator processes of the whole run; 0 plays in the recipe's own.
     workers: int = 2
     # Episodes under way at once; the policy decides for all of them in one batch.
     parallel_episodes: int = 16
 
+    def __post_init__(self):
+        if self.simulator is None:
+            self.simulator = SIMULATORS.get(self.env).settings_class()
+
+    @classmethod
+    def for_arguments(cls, argv: list[str]) -> type[Self]:
+        """See `with_simulator`."""
+        return with_simulator(cls, argv)
+
     def env_config(self, task: str) -> EnvConfig:
         """One task's environment."""
-        return EnvConfig(**asdict(self.simulator), name=self.env, task=task)
+        return EnvConfig(self.env, task, self.simulator)
 
     def open_workers(self, task: str, processes: int = 1) -> EnvWorkers:
         """Starts the simulators of one task; use as a context manager.
@@ -38,3 +47,29 @@ class SimulatorConfig:
             processes: processes of the recipe that each start their share of them.
         """
         return EnvWorkers(self.env_config(task), -(-self.workers // processes))
+
+
+def with_simulator[T](config_class: type[T], argv: list[str], prefix: str = "") -> type[T]:
+    """A class of settings with those of the simulator that a command line, or its ``--config`` file, names.
+
+    Args:
+        config_class: has ``env``, a name with a default, and ``simulator``, the settings.
+        argv: the command line.
+        prefix: of the class's flags: ``robot.``.
+
+    Raises:
+        UserError: if there is no such simulator.
+    """
+    given = dict(token.split("=", 1) for token in argv if "=" in token) | dict(pairwise(argv))
+    from_file = read_file(Path(given["--config"])).get("env") if "--config" in given else None
+    name = given.get(f"--{prefix}env") or from_file or config_class.env
+    settings = SIMULATORS.get(name).settings_class
+    fields = [("simulator", settings, field(default_factory=settings))]
+    return make_dataclass(
+        config_class.__name__,
+        fields,
+        bases=(config_class,),
+        kw_only=True,
+        module=config_class.__module__,
+        namespace={"__doc__": config_class.__doc__},
+    )

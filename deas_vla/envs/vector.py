@@ -1,13 +1,17 @@
-"""Environments in worker processes: batched calls, any number of slots, branches that go back.
+"""Environments in worker processes: batched calls, any number of slots, states that can be saved and restored.
 
 A slot is one running episode. robosuite's environment is the same for all scenes of a task, so a worker builds it
 once and a slot is a saved state of 2 kB: switching is cheap, and a thousand slots need no more memory
 than one. Every state can be saved to the caller and restored in any slot, which is how candidates are compared:
 save, restore the state into one slot a candidate, play a different chunk in each, go on with the policy.
 
+gymnasium.vector.AsyncVectorEnv does not fit: it holds one environment and one process a slot (here 16 slots and up to
+32 branches share two processes), steps all of them by one action (chunks here have unequal lengths, and are drawn
+only at their end), resets by itself, and neither saves nor restores.
+
 Workers are plain ``python -m`` processes on a socket: the script that starts them is not imported again, needs no
 ``__main__`` guard, and works under ``accelerate launch`` and pytest. A worker whose parent is gone reads the end of
-its socket and leaves.
+its socket and leaves. Messages are pickled: both ends are processes of this program, and nothing comes from outside.
 """
 
 import os
@@ -22,12 +26,12 @@ from pathlib import Path
 
 import numpy as np
 
-from deas_vla.envs.config import EnvConfig
 from deas_vla.envs.protocol import ChunkEnv, ChunkResult
-from deas_vla.envs.registry import contract_of, make_env
+from deas_vla.envs.registry import SIMULATORS, EnvConfig, contract_of, make_env
 from deas_vla.errors import UserError
 
 EXPERT_SLOT = -1
+PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
 class EnvWorkers:
@@ -239,8 +243,8 @@ class _Worker:
 
     def __init__(self, config: EnvConfig, number: int):
         ours, theirs = socket.socketpair()
-        package_root = str(Path(__file__).resolve().parents[2])
-        path = os.pathsep.join(filter(None, [package_root, os.environ.get("PYTHONPATH")]))
+        # As here, so that a simulator outside the package is found there too; an empty entry is the working directory.
+        path = os.pathsep.join([PACKAGE_ROOT, *(entry or os.getcwd() for entry in sys.path)])
         # One thread each, and no accelerator: the simulator uses neither.
         environment = os.environ | {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path}
         self._number = number
@@ -252,6 +256,8 @@ class _Worker:
         )
         theirs.close()
         self.connection = Connection(ours.detach())
+        # By itself: who reads it imports the simulator, and with it the class of its settings.
+        self.send(config.simulator)
         self.send(config)
 
     def send(self, message) -> None:
@@ -286,6 +292,7 @@ class _Worker:
 
 def serve(connection: Connection) -> None:
     """Answers calls until the other end is closed."""
+    SIMULATORS.get(connection.recv())
     host = _Host(connection.recv())
     try:
         while True:

@@ -100,6 +100,7 @@ class PolicyAblationConfig(SimulatorConfig):
     execute_steps: int = 16
 
     def __post_init__(self):
+        super().__post_init__()
         if self.scenes < 1 or self.num_candidates < 2:
             raise UserError("the ablation needs a scene and 2 candidates")
 

@@ -23,7 +23,6 @@ from accelerate import Accelerator
 
 from deas_vla.config import to_json
 from deas_vla.critic.critic import CriticConfig
-from deas_vla.envs.config import EnvSettings
 from deas_vla.envs.metaworld.tasks import RATE_HZ, TASKS
 from deas_vla.envs.rendering import choose_gl
 from deas_vla.envs.simulator import SimulatorConfig
@@ -42,7 +41,6 @@ from recipes.adopt_policy import AdoptPolicyConfig, adopt_policy
 from recipes.collect_demos import CollectDemosConfig, DemosConfig, collect_demos
 from recipes.collect_rollouts import CollectRolloutsConfig, RolloutsConfig, collect_rollouts
 from recipes.evaluate import EvaluateConfig, EvaluationConfig, evaluate
-from recipes.finetune_metaworld import metaworld_views
 from recipes.finetune_robocasa import small_critic
 from recipes.train_critic import (
     TrainCriticConfig,
@@ -98,8 +96,6 @@ class FinetuneLerobotConfig(SimulatorConfig):
     env: str = "metaworld"
     # Tasks, separated by commas; diffusion reads no instruction.
     tasks: list[str] = field(default_factory=lambda: ["push-v3", "drawer-open-v3"])
-    # How tasks are seen and played.
-    simulator: EnvSettings = field(default_factory=metaworld_views)
     # Demonstrations of the scripted experts.
     demos: DemosConfig = field(default_factory=lambda: DemosConfig(episodes=50))
     # LeRobot's training.
@@ -127,6 +123,7 @@ class FinetuneLerobotConfig(SimulatorConfig):
     own_episodes: int = 0
 
     def __post_init__(self):
+        super().__post_init__()
         if self.evaluation.samples != 1:
             raise UserError("--evaluation.samples must be 1: lerobot-eval plays each scene once")
         if self.own_episodes and (self.simulator.cameras, self.simulator.camera_size) != (["corner2"], 480):

@@ -10,17 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deas_vla.envs.config import EnvConfig
+from deas_vla.data.contract import Contract
 from deas_vla.envs.metaworld.experts import Memory, NoisyExpert
-from deas_vla.envs.metaworld.tasks import VIEWS, View, metaworld_contract, task_of
+from deas_vla.envs.metaworld.tasks import VIEWS, MetaworldSettings, View, metaworld_contract, task_of
+from deas_vla.envs.registry import register_simulator
 from deas_vla.envs.rendering import SceneRenderer, choose_gl
 from deas_vla.envs.stepping import SteppedEnv
-from deas_vla.errors import UserError, require
+from deas_vla.errors import require
 
 # Meta-World's groups of geometry are 0 (floor, walls), 1 (what is to be seen) and 4 (what collides); the arm's meshes
 # are put into a group of their own.
 SCENE_GROUPS, ARM_GROUP = (0, 1), 2
-LIMIT = 500  # steps after which Meta-World refuses to go on
 RENDER_CAMERA = "workspace_right"
 # LeRobot's place of corner2.
 CORNER2 = (0.75, 0.075, 0.7)
@@ -31,7 +31,7 @@ PLAIN = (bool, int, float, str, tuple, list, dict, np.ndarray, np.generic, type(
 
 
 @dataclass(frozen=True)
-class EnvState:
+class MetaworldState:
     """Everything that the continuation of an episode depends on; plain numbers, so that any process can restore it.
 
     Attributes:
@@ -53,29 +53,30 @@ class EnvState:
     expert: Memory
 
 
+@register_simulator("metaworld")
 class MetaworldEnv(SteppedEnv):
     """One Meta-World task; a `ChunkEnv`.
 
     Args:
-        config: which task, seen and played how.
+        settings: how the task is seen and played.
+        task: its name.
 
     Raises:
-        UserError: if Meta-World or an OpenGL library is missing, or the configuration does not fit.
+        UserError: if Meta-World or an OpenGL library is missing, or the settings do not fit.
 
     Attributes:
         observation: (39,) Meta-World's own observation of the present state.
         reward: Meta-World's own shaped reward of the last step.
     """
 
+    settings_class = MetaworldSettings
     restores_any_scene = True
 
-    def __init__(self, config: EnvConfig):
-        self.config, self.task = config, config.task
-        self.contract = metaworld_contract(config)
-        spec = task_of(config)
-        self.instruction, self.horizon = spec.instruction, config.horizon or spec.horizon
-        if self.horizon > LIMIT:
-            raise UserError(f"horizon {self.horizon} is more than the {LIMIT} steps of a Meta-World episode")
+    def __init__(self, settings: MetaworldSettings, task: str):
+        self.settings, self.task = settings, task
+        self.contract = metaworld_contract(settings, task)
+        spec = task_of(task)
+        self.instruction, self.horizon = spec.instruction, settings.horizon or spec.horizon
         choose_gl()
         environments = require("metaworld.env_dict", "metaworld").ALL_V3_ENVIRONMENTS
         experts = require("metaworld.policies", "metaworld").ENV_POLICY_MAP
@@ -83,18 +84,23 @@ class MetaworldEnv(SteppedEnv):
         import mujoco
 
         self._mujoco = mujoco
-        self.simulator = _build(environments[config.task])
+        self.simulator = _build(environments[task])
         self.model, self.data = self.simulator.model, self.simulator.data
         self._physics_size = mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_INTEGRATION)
         for view in VIEWS.values():
             _place(self.model, view)
         _group_arm(self.model)
-        self.expert = NoisyExpert(experts[config.task](), config.expert_noise, config.expert_grasp_bias)
+        self.expert = NoisyExpert(experts[task](), settings.expert_noise, settings.expert_grasp_bias)
         self._fixture_start, self._attribute_start = self._fixtures(), self._attributes()
         self._observer: SceneRenderer | None = None
         self._renderer: SceneRenderer | None = None
         self.scene, self.steps, self.reward = -1, 0, 0.0
         self.observation = np.zeros(39)
+
+    @classmethod
+    def contract_for(cls, settings: MetaworldSettings, task: str) -> Contract:
+        """See `Simulator`."""
+        return metaworld_contract(settings, task)
 
     # ---- episodes ------------------------------------------------------------------------------------------
 
@@ -125,6 +131,7 @@ class MetaworldEnv(SteppedEnv):
 
     def step(self, command: np.ndarray) -> bool:
         """Plays one (4,) command within the limits; returns whether the task has succeeded, by Meta-World's check."""
+        self.simulator.curr_path_length = 0  # it would refuse to go on after 500; the time limit is ours
         self.observation, reward, _, _, info = self.simulator.step(command)
         self.reward = float(reward)
         self.steps += 1
@@ -139,7 +146,7 @@ class MetaworldEnv(SteppedEnv):
     def images(self) -> dict[str, np.ndarray]:
         """Camera name to (h, w, 3) uint8, without shadows and without the arm."""
         if self._observer is None:
-            size = self.config.camera_size
+            size = self.settings.camera_size
             self._observer = SceneRenderer(self.model, size, size, groups=SCENE_GROUPS, sites=True)
         return {
             camera.name: self._observer.render(self.model, self.data, VIEWS[camera.name].camera)
@@ -157,11 +164,11 @@ class MetaworldEnv(SteppedEnv):
 
     # ---- branching -----------------------------------------------------------------------------------------
 
-    def save(self) -> EnvState:
+    def save(self) -> MetaworldState:
         """The complete state; see `ChunkEnv`. It can be restored in any process with the same configuration."""
         physics = np.empty(self._physics_size)
         self._mujoco.mj_getState(self.model, self.data, physics, self._mujoco.mjtState.mjSTATE_INTEGRATION)
-        return EnvState(
+        return MetaworldState(
             scene=self.scene,
             steps=self.steps,
             physics=physics,
@@ -171,7 +178,7 @@ class MetaworldEnv(SteppedEnv):
             expert=deepcopy(self.expert.memory),
         )
 
-    def restore(self, state: EnvState) -> None:
+    def restore(self, state: MetaworldState) -> None:
         """Goes back to a saved state; see `ChunkEnv`."""
         self.scene, self.steps = state.scene, state.steps
         self._set_fixtures(state.fixtures)

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from deas_vla.data.contract import Contract
-from deas_vla.envs.config import EnvConfig, check_cameras
 from deas_vla.envs.panda_omron import (
     ACTION_GROUPS,
     ROBOCASA_CAMERAS,
     STATE_GROUPS,
     columns_of,
-    panda_omron_contract,
 )
+from deas_vla.envs.registry import register_simulator
+from deas_vla.envs.robocasa.experts import make_expert
+from deas_vla.envs.robocasa.tasks import RobocasaSettings, robocasa_contract
 from deas_vla.envs.stepping import SteppedEnv
 from deas_vla.errors import UserError, unknown
 
@@ -33,18 +34,8 @@ ASSET_COMMANDS = (
 RENDER_CAMERA = "robot0_agentview_center"
 
 
-def robocasa_contract(config: EnvConfig) -> Contract:
-    """RoboCasa's contract with the configured cameras; imports no simulator.
-
-    Raises:
-        UserError: if a camera is unknown, or the size is not positive.
-    """
-    check_cameras(config, ROBOCASA_CAMERAS)
-    return panda_omron_contract(tuple(config.cameras), config.camera_size)
-
-
 @dataclass(frozen=True)
-class EnvState:
+class RobocasaState:
     """A moment of an episode: its scene, and every command so far.
 
     RoboCasa's tasks keep part of their state in Python objects; replaying is the one complete way back.
@@ -54,34 +45,35 @@ class EnvState:
     commands: tuple[np.ndarray, ...]
 
 
-class RoboCasaEnv(SteppedEnv):
+@register_simulator("robocasa")
+class RobocasaEnv(SteppedEnv):
     """One of RoboCasa's tasks; a `ChunkEnv`.
 
     Args:
-        config: which task, seen and played how.
+        settings: how the task is seen and played.
+        task: its name.
 
     Raises:
         UserError: if RoboCasa, its versions or its assets are missing, or the task is unknown.
     """
 
-    restores_any_scene = False
+    settings_class = RobocasaSettings
 
-    def __init__(self, config: EnvConfig):
-        self.config = config
-        self.task = config.task
-        self.contract = robocasa_contract(config)
+    def __init__(self, settings: RobocasaSettings, task: str):
+        self.settings, self.task = settings, task
+        self.contract = robocasa_contract(settings)
         wrapper = _import_wrapper()
         tasks = list(importlib.import_module("robocasa").ALL_KITCHEN_ENVIRONMENTS)
-        if config.task not in tasks:
-            raise UserError(unknown("RoboCasa task", config.task, tasks))
+        if task not in tasks:
+            raise UserError(unknown("RoboCasa task", task, tasks))
         registry = importlib.import_module("robocasa.utils.dataset_registry_utils")
-        self.horizon = config.horizon or registry.get_task_horizon(config.task)
+        self.horizon = settings.horizon or registry.get_task_horizon(task)
         try:
             self._gym = wrapper.RoboCasaGymEnv(
-                env_name=config.task,
-                camera_widths=config.camera_size,
-                camera_heights=config.camera_size,
-                split=config.split,
+                env_name=task,
+                camera_widths=settings.camera_size,
+                camera_heights=settings.camera_size,
+                split=settings.split,
             )
         except FileNotFoundError as error:
             raise UserError(
@@ -92,6 +84,11 @@ class RoboCasaEnv(SteppedEnv):
         self._groups = {group: columns_of(self.contract.action, group) for group in ACTION_GROUPS}
         self.scene = -1
         self._commands: list[np.ndarray] = []
+
+    @classmethod
+    def contract_for(cls, settings: RobocasaSettings, task: str) -> Contract:
+        """See `Simulator`."""
+        return robocasa_contract(settings)
 
     @property
     def steps(self) -> int:
@@ -109,15 +106,8 @@ class RoboCasaEnv(SteppedEnv):
         return frame
 
     def expert_command(self, noise: np.random.Generator) -> np.ndarray:
-        """RoboCasa has none.
-
-        Raises:
-            UserError: always.
-        """
-        raise UserError(
-            f"RoboCasa has no scripted expert for {self.task}; give demonstrations with --dataset instead: "
-            "python -m robocasa.scripts.download_datasets"
-        )
+        """See `experts.py`."""
+        return make_expert(self.task).command(noise)
 
     def step(self, command: np.ndarray) -> bool:
         """Plays one command; returns whether the task has succeeded."""
@@ -147,10 +137,10 @@ class RoboCasaEnv(SteppedEnv):
         picture = self._kitchen.sim.render(height=height, width=width, camera_name=RENDER_CAMERA)
         return np.ascontiguousarray(picture[::-1])
 
-    def save(self) -> EnvState:
-        return EnvState(self.scene, tuple(self._commands))
+    def save(self) -> RobocasaState:
+        return RobocasaState(self.scene, tuple(self._commands))
 
-    def restore(self, state: EnvState) -> None:
+    def restore(self, state: RobocasaState) -> None:
         """Starts the scene again and replays its commands: seconds, where robosuite takes microseconds."""
         self.reset(state.scene)
         for command in state.commands:

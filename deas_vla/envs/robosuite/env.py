@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deas_vla.envs.config import EnvConfig
+from deas_vla.data.contract import Contract
 from deas_vla.envs.panda_omron import RATE_HZ, columns_of
+from deas_vla.envs.registry import register_simulator
 from deas_vla.envs.rendering import SceneRenderer
-from deas_vla.envs.robosuite.tasks import build_simulator, robosuite_contract, task_of
+from deas_vla.envs.robosuite.tasks import RobosuiteSettings, build_simulator, robosuite_contract, task_of
 from deas_vla.envs.stepping import SteppedEnv
 from deas_vla.errors import UserError
 
@@ -23,7 +24,7 @@ RENDER_CAMERA = "robot0_agentview_left"
 
 
 @dataclass(frozen=True)
-class EnvState:
+class RobosuiteState:
     """Everything that the continuation of an episode depends on; plain numbers, so that any process can restore it.
 
     Attributes:
@@ -43,34 +44,36 @@ class EnvState:
     expert: object
 
 
+@register_simulator("robosuite")
 class RobosuiteEnv(SteppedEnv):
     """One robosuite task; a `ChunkEnv`.
 
     Args:
-        config: which task, seen and played how.
+        settings: how the task is seen and played.
+        task: its name.
 
     Raises:
-        UserError: if robosuite or an OpenGL library is missing, or the configuration does not fit.
+        UserError: if robosuite or an OpenGL library is missing, or the settings do not fit.
     """
 
+    settings_class = RobosuiteSettings
     restores_any_scene = True
 
-    def __init__(self, config: EnvConfig):
-        self.config = config
-        self.task = config.task
-        self.contract = robosuite_contract(config)
-        spec = task_of(config)
+    def __init__(self, settings: RobosuiteSettings, task: str):
+        self.settings, self.task = settings, task
+        self.contract = robosuite_contract(settings, task)
+        spec = task_of(task)
         self.instruction = spec.instruction
-        self.horizon = config.horizon or spec.horizon
+        self.horizon = settings.horizon or spec.horizon
         self._substeps = (
-            round(1 / RATE_HZ / config.simulation_timestep) if config.simulation_timestep > 0 else 0
+            round(1 / RATE_HZ / settings.simulation_timestep) if settings.simulation_timestep > 0 else 0
         )
-        if self._substeps < 1 or abs(self._substeps * config.simulation_timestep * RATE_HZ - 1) > 1e-9:
+        if self._substeps < 1 or abs(self._substeps * settings.simulation_timestep * RATE_HZ - 1) > 1e-9:
             raise UserError(
-                f"simulation_timestep {config.simulation_timestep:g} s does not divide a control step of "
+                f"simulation_timestep {settings.simulation_timestep:g} s does not divide a control step of "
                 f"{1 / RATE_HZ:g} s; use 0.002, 0.0025 or 0.005"
             )
-        self._simulator = build_simulator(config)
+        self._simulator = build_simulator(settings, task)
 
         import mujoco
 
@@ -78,7 +81,7 @@ class RobosuiteEnv(SteppedEnv):
         from deas_vla.envs.robosuite.experts import make_expert
 
         self.model, self.data = self._simulator.sim.model._model, self._simulator.sim.data._data
-        self.model.opt.timestep = config.simulation_timestep
+        self.model.opt.timestep = settings.simulation_timestep
         self._mujoco = mujoco
         self._physics_size = mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_INTEGRATION)
         self.control = MobileControl(self.model, self.data)
@@ -98,6 +101,11 @@ class RobosuiteEnv(SteppedEnv):
         self._observer: SceneRenderer | None = None
         self._renderer: SceneRenderer | None = None
         self.scene, self.steps = -1, 0
+
+    @classmethod
+    def contract_for(cls, settings: RobosuiteSettings, task: str) -> Contract:
+        """See `Simulator`."""
+        return robosuite_contract(settings, task)
 
     # ---- episodes ------------------------------------------------------------------------------------------
 
@@ -171,7 +179,7 @@ class RobosuiteEnv(SteppedEnv):
     def images(self) -> dict[str, np.ndarray]:
         """Camera name to (h, w, 3) uint8: collision geometry, in flat colours."""
         if self._observer is None:
-            self._observer = SceneRenderer(self.model, self.config.camera_size, self.config.camera_size)
+            self._observer = SceneRenderer(self.model, self.settings.camera_size, self.settings.camera_size)
         return {
             camera.name: self._observer.render(self.model, self.data, camera.name)
             for camera in self.contract.cameras
@@ -187,11 +195,11 @@ class RobosuiteEnv(SteppedEnv):
 
     # ---- branching -----------------------------------------------------------------------------------------
 
-    def save(self) -> EnvState:
+    def save(self) -> RobosuiteState:
         """The complete state; see `ChunkEnv`. It can be restored in any process with the same configuration."""
         physics = np.empty(self._physics_size)
         self._mujoco.mj_getState(self.model, self.data, physics, self._mujoco.mjtState.mjSTATE_INTEGRATION)
-        return EnvState(
+        return RobosuiteState(
             scene=self.scene,
             steps=self.steps,
             physics=physics,
@@ -200,7 +208,7 @@ class RobosuiteEnv(SteppedEnv):
             expert=deepcopy(self.expert.memory),
         )
 
-    def restore(self, state: EnvState) -> None:
+    def restore(self, state: RobosuiteState) -> None:
         """Goes back to a saved state; see `ChunkEnv`."""
         self.scene, self.steps = state.scene, state.steps
         self._set_fixture_poses(state.fixtures)

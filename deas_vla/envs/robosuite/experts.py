@@ -47,7 +47,7 @@ class Expert:
     def __init__(self, env):
         self.env = env
         self.model, self.data, self.control = env.model, env.data, env.control
-        self.noise, self.grasp_bias = env.config.expert_noise, env.config.expert_grasp_bias
+        self.noise, self.grasp_bias = env.settings.expert_noise, env.settings.expert_grasp_bias
         self._fingers = [self.model.body(f"gripper0_right_{side}finger").id for side in ("left", "right")]
         self.memory = Memory()
 

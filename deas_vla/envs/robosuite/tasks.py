@@ -6,17 +6,41 @@ import gc
 import logging
 import warnings
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from deas_vla.data.contract import Contract
-from deas_vla.envs.config import EnvConfig, check_cameras
 from deas_vla.envs.panda_omron import ROBOCASA_CAMERAS, panda_omron_contract
 from deas_vla.envs.rendering import COLLISION_GROUP, choose_gl
+from deas_vla.envs.settings import EnvSettings
 from deas_vla.errors import UserError, require, unknown
 
 CAMERA_BODY = "mobilebase0_support"
+
+
+@dataclass
+class RobosuiteSettings(EnvSettings):
+    """How robosuite's tasks are seen and played.
+
+    Attributes:
+        cameras: cameras that the policy sees, in order: of robot0_agentview_left, robot0_agentview_right and
+            robot0_eye_in_hand.
+        simulation_timestep: seconds of one physics step; it must divide the 0.05 s of a control step. 0.002 is
+            robosuite's own; 0.005 is twice as fast.
+        spawn_range: of Lift: the cube starts within this many metres of the middle of the table in x and y
+            (robosuite's own: 0.03), turned by up to 45 degrees.
+        expert_noise: standard deviation of the scripted expert's action noise, in units of a full arm command: it
+            leaves states to recover from, as a person's demonstrations do.
+        expert_grasp_bias: standard deviation in metres, per horizontal axis, of where the expert wrongly believes the
+            grasp to be; drawn anew at every attempt. 0.012 makes one try in five fail.
+    """
+
+    cameras: list[str] = field(default_factory=lambda: ["robot0_agentview_left", "robot0_eye_in_hand"])
+    simulation_timestep: float = 0.005
+    spawn_range: float = 0.12
+    expert_noise: float = 0.2
+    expert_grasp_bias: float = 0.012
 
 
 @dataclass(frozen=True)
@@ -104,35 +128,35 @@ TASKS = {
 }
 
 
-def task_of(config: EnvConfig) -> Task:
-    """The task that a configuration names.
+def task_of(name: str) -> Task:
+    """The task of that name.
 
     Raises:
-        UserError: if there is no such task, naming the known ones and the nearest.
+        UserError: if there is none, naming the known ones and the nearest.
     """
-    if config.task in TASKS:
-        return TASKS[config.task]
-    raise UserError(unknown("robosuite task", config.task, TASKS))
+    if name in TASKS:
+        return TASKS[name]
+    raise UserError(unknown("robosuite task", name, TASKS))
 
 
-def robosuite_contract(config: EnvConfig) -> Contract:
+def robosuite_contract(settings: RobosuiteSettings, task: str) -> Contract:
     """RoboCasa's contract for PandaOmron with the configured cameras; imports no simulator.
 
     Raises:
-        UserError: if the task or a camera is unknown, or the size is not positive.
+        UserError: if the task or a camera is unknown, or the size is too small.
     """
-    task_of(config)
-    check_cameras(config, ROBOCASA_CAMERAS)
-    return panda_omron_contract(tuple(config.cameras), config.camera_size)
+    task_of(task)
+    settings.require_cameras(ROBOCASA_CAMERAS)
+    return panda_omron_contract(tuple(settings.cameras), settings.camera_size)
 
 
-def build_simulator(config: EnvConfig):
+def build_simulator(settings: RobosuiteSettings, task: str):
     """robosuite's environment for a task, with the outer cameras, built quietly; the same in every process.
 
     Raises:
         UserError: if the task is unknown, or robosuite or an OpenGL library is not installed.
     """
-    spec = task_of(config)
+    spec = task_of(task)
     choose_gl()  # before robosuite makes its own choice
     with _quiet(), _robot_not_compiled_alone():
         suite = require("robosuite", "sim")
@@ -160,8 +184,8 @@ def build_simulator(config: EnvConfig):
     _aim_cameras(simulator, spec)
     _paint(simulator, spec)
     if spec.environment == "Lift":
-        simulator.placement_initializer.x_range = (-config.spawn_range, config.spawn_range)
-        simulator.placement_initializer.y_range = (-config.spawn_range, config.spawn_range)
+        simulator.placement_initializer.x_range = (-settings.spawn_range, settings.spawn_range)
+        simulator.placement_initializer.y_range = (-settings.spawn_range, settings.spawn_range)
         simulator.placement_initializer.rotation = (-np.pi / 4, np.pi / 4)
     return simulator
 

@@ -1,5 +1,5 @@
-"""LeRobot imports this because of the name of its distribution; the environment is deas_vla.envs.metaworld.env."""
+"""LeRobot imports this because of the name of its distribution."""
 
-from deas_vla.envs.metaworld.lerobot import MetaworldSmallConfig
+from lerobot_env_metaworld_small.env import MetaworldSmallConfig
 
 __all__ = ["MetaworldSmallConfig"]

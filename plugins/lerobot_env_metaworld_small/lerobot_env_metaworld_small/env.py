@@ -19,8 +19,8 @@ from lerobot.envs.configs import EnvConfig as LeRobotEnvConfig
 from lerobot.envs.utils import freeze_after_episode_end
 from lerobot.utils.constants import ACTION, OBS_IMAGES, OBS_STATE
 
-from deas_vla.envs.config import EnvConfig
-from deas_vla.envs.metaworld.tasks import RATE_HZ, metaworld_contract, task_of
+from deas_vla.envs.metaworld.tasks import RATE_HZ, task_of
+from deas_vla.envs.registry import EnvConfig, contract_of, env_config
 from deas_vla.envs.vector import EnvWorkers
 
 
@@ -36,9 +36,9 @@ class MetaworldSmallEnv(gym.Env):
     render_mode = "rgb_array"
 
     def __init__(self, simulators: EnvWorkers, slot: int):
-        config, contract, spec = simulators.config, simulators.contract, task_of(simulators.config)
+        config, contract, spec = simulators.config, simulators.contract, task_of(simulators.config.task)
         self.task, self.task_description = config.task, spec.instruction
-        self._max_episode_steps = config.horizon or spec.horizon
+        self._max_episode_steps = config.settings.horizon or spec.horizon
         self._simulators, self._slot = simulators, slot
         pixels = {
             camera.name: spaces.Box(0, 255, (camera.height, camera.width, 3), np.uint8)
@@ -102,7 +102,7 @@ class MetaworldSmallConfig(LeRobotEnvConfig):
     camera_size: int = 64
 
     def __post_init__(self) -> None:
-        contract = metaworld_contract(self._of_task(self._tasks()[0]))
+        contract = contract_of(self._of_task(self._tasks()[0]))
         self.features = {
             ACTION: PolicyFeature(FeatureType.ACTION, (contract.action_dim,)),
             "agent_pos": PolicyFeature(FeatureType.STATE, (contract.state_dim,)),
@@ -138,9 +138,9 @@ class MetaworldSmallConfig(LeRobotEnvConfig):
         return [task.strip() for task in self.task.split(",")]
 
     def _of_task(self, task: str) -> EnvConfig:
-        return EnvConfig(
-            name="metaworld",
-            task=task,
+        return env_config(
+            "metaworld",
+            task,
             cameras=self.cameras,
             camera_size=self.camera_size,
             horizon=self.episode_length,

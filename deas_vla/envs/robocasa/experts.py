@@ -1,0 +1,15 @@
+"""Scripted experts of RoboCasa's tasks: there are none yet."""
+
+from deas_vla.errors import UserError
+
+
+def make_expert(task: str):
+    """The expert of a task.
+
+    Raises:
+        UserError: always.
+    """
+    raise UserError(
+        f"RoboCasa has no scripted expert for {task}; RoboCasa's own demonstrations are LeRobot data sets: "
+        "python -m robocasa.scripts.download_datasets"
+    )
