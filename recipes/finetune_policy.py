@@ -24,16 +24,17 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Chunks, build_chunks
 from deas_vla.errors import UserError
 from deas_vla.files import read_json
-from deas_vla.improvement.advantage_weighted import (
+from deas_vla.improvement.best_of_n import require_same_encoder
+from deas_vla.improvement.weighted_imitation import (
     AdvantageWeighting,
+    CandidateCache,
+    Examples,
     advantage_weights,
     advantages_among,
     advantages_of,
+    demonstration_weights,
+    filtered_bc_weights,
 )
-from deas_vla.improvement.best_of_n import require_same_encoder
-from deas_vla.improvement.candidates import CandidateCache
-from deas_vla.improvement.filtered_bc import demonstration_weights, filtered_bc_weights
-from deas_vla.improvement.imitation import Examples, FlowImitation, ImitationBatches
 from deas_vla.launch import run_recipe
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import POLICIES, load_policy
@@ -41,6 +42,7 @@ from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.rollouts.collect import collected
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.features import encode_frames
+from deas_vla.training.imitation import FlowImitation, ImitationBatches
 from deas_vla.training.loop import (
     TrainingConfig,
     filled,
@@ -186,9 +188,8 @@ def what_to_imitate(
     )
     proposed = filled(accelerator, chunks, "proposals")
     encoded = encode_frames(accelerator, scorer, policy, frames, cache, rows)
-    advantages = advantages_among(scorer.to("cpu"), encoded, proposed).flatten()
-    start = rows.repeat_interleave(weighting.proposals)
-    return Examples(start, proposed.flatten(0, 1), advantage_weights(advantages, weighting))
+    advantages = advantages_among(scorer.to("cpu"), encoded, proposed)
+    return Examples.proposed(rows, proposed, advantage_weights(advantages, weighting))
 
 
 def main(config: FinetunePolicyConfig) -> None:

@@ -29,7 +29,7 @@ from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.features.pooling import FeatureConfig
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import require_fitting_horizon
-from deas_vla.improvement.candidates import CandidateCache
+from deas_vla.improvement.weighted_imitation import CandidateCache
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.collect import collected

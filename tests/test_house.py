@@ -48,7 +48,6 @@ HEAVY = [
 ]
 # Arrows and circles of today that somebody is about to remove, and who. Empty when the house is done.
 STILL_UP = {
-    ("deas_vla.improvement.imitation", "deas_vla.training.loop"): "policies",
     ("deas_vla.data.audit.agreement", "deas_vla.features.pooling"): "data",
 }
 STILL_CIRCLES = {

@@ -1,4 +1,4 @@
-"""Advantage weighting: the weights in closed form, and which chunks they are given to."""
+"""Weighted imitation: the weights in closed form, which chunks they are given to, and what is imitated of a chunk."""
 
 import numpy as np
 import pytest
@@ -10,10 +10,14 @@ from reranker_example import small_scorer
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.errors import UserError
-from deas_vla.improvement.advantage_weighted import AdvantageWeighting, advantage_weights, advantages_among
-from deas_vla.training.loop import make_accelerator
-
-# Last: a recipe may have the name of a library.
+from deas_vla.improvement.weighted_imitation import (
+    AdvantageWeighting,
+    Examples,
+    advantage_weights,
+    advantages_among,
+)
+from deas_vla.training.imitation import FlowImitation, ImitationBatches
+from deas_vla.training.loop import TrainingConfig, make_accelerator
 from recipes.finetune_policy import FinetunePolicyConfig, what_to_imitate
 
 pytestmark = pytest.mark.unit
@@ -118,3 +122,44 @@ def test_without_proposals_recorded_chunks_are_weighted(asked, tmp_path):
     assert torch.equal(examples.chunk, options.chunk)
     assert torch.equal(examples.start_frame, options.start_frame)
     assert examples.weight.unique().numel() > 1
+
+
+def batches_of(asked, examples, size=16):
+    _, frames, _, policy, _ = asked
+    config = TrainingConfig(batch_size=size)
+    return ImitationBatches(
+        make_accelerator(), policy, frames, examples, config, flow_samples=1, max_shift=0, seed=0
+    )
+
+
+def test_steps_after_an_episodes_end_are_not_imitated(asked):
+    """Padding was imitated: the last command was repeated past the success that it had brought."""
+    policy, episodes = asked[3], [example_episode(np.random.default_rng(1), 10, True)]
+    options = build_options(
+        episodes, example_contract(), horizon=policy.horizon, reward_discount=0.9, bootstrap_discount=0.99,
+        reward=RewardSpec(),
+    )  # fmt: skip
+    asked = (episodes, FrameTable.of(episodes), options, policy, None)
+    assert (~options.valid).any()
+    wild = torch.where(options.valid[..., None], options.chunk, torch.full_like(options.chunk, 7.0))
+    weight = (~options.valid).any(1).float()  # those that have padding
+    losses = []
+    for chunk in (options.chunk, wild):
+        examples = Examples(options.start_frame, chunk, options.valid, weight)
+        batches = batches_of(asked, examples)
+        with torch.no_grad():
+            losses.append(FlowImitation(policy)(*batches(0))[0].item())
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+    observation, chunks, noise, time, _ = batches(0)
+    with torch.no_grad():
+        whole = policy(observation, chunks, noise, time).mean().item()
+    assert abs(whole - losses[0]) > 0.1  # what stands there would have mattered
+
+
+def test_chunks_are_drawn_in_proportion_to_their_weights(asked):
+    _, _, options, *_ = asked
+    weight = torch.zeros(len(options))
+    weight[:3] = torch.tensor([1.0, 2.0, 5.0])
+    batches = batches_of(asked, Examples.recorded(options, weight), size=4000)
+    probabilities = torch.from_numpy(batches.probabilities)
+    assert probabilities[:3].tolist() == pytest.approx([1 / 8, 2 / 8, 5 / 8]) and probabilities[3:].sum() == 0

@@ -1,14 +1,8 @@
-"""Imitation by flow matching on chunks: behaviour cloning and every weighted form of it.
+"""What the training loop needs to imitate weighted chunks: the loss as a module, and the batches.
 
-Behaviour cloning, filtered behaviour cloning and advantage-weighted fine-tuning differ in one thing only: which chunks
-are imitated, and how much each counts. Chunks are drawn with probability proportional to their weight, which gives the
-same expected gradient as multiplying the loss, and spends no computation on chunks that count for nothing.
-
-Chunks that run past an episode's end repeat its last action, and are imitated whole: the critic is trained on the
-same chunks, so what it scores at inference looks like what it learned from.
+A chunk that runs past its episode's end is imitated up to that end: the steps after it are masked in the loss, as
+LeRobot masks ``action_is_pad``, though each sample counts alike however many steps it has.
 """
-
-from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -16,9 +10,9 @@ from torch import Tensor, nn
 
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.observation import Observation
-from deas_vla.data.options import Chunks
 from deas_vla.data.sampling import sample_indices
 from deas_vla.errors import UserError
+from deas_vla.improvement.weighted_imitation import Examples
 from deas_vla.policies.augment import shift_observation
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.flow import sample_time
@@ -33,34 +27,17 @@ class FlowImitation(nn.Module):
         self.policy = policy
 
     def forward(
-        self, observation: Observation, chunks: Tensor, noise: Tensor, time: Tensor
+        self, observation: Observation, chunks: Tensor, noise: Tensor, time: Tensor, valid: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of (B, H, A) normalised chunks under (B, K, H, A) noise at (B, K) flow times."""
-        return self.policy(observation, chunks, noise, time).mean(), {}
+        """Mean loss of (B, H, A) normalised chunks over their (B, H) valid steps.
 
-
-@dataclass
-class Examples:
-    """O chunks to imitate.
-
-    Attributes:
-        start_frame: (O,) int64 row of the frame table: what is seen before the chunk.
-        chunk: (O, H, A) float32 normalised commands.
-        weight: (O,) how much each counts.
-    """
-
-    start_frame: Tensor
-    chunk: Tensor
-    weight: Tensor
-
-    @classmethod
-    def recorded(cls, options: Chunks, weight: Tensor) -> "Examples":
-        """What was really played, at these weights."""
-        return cls(options.start_frame, options.chunk, weight)
+        The noise is (B, K, H, A), its flow times (B, K).
+        """
+        return self.policy(observation, chunks, noise, time, valid).mean(), {}
 
 
 class ImitationBatches:
-    """Step number to this process's share of the batch: observations, chunks, noise and flow times.
+    """Step number to this process's share of the batch: observations, chunks, noise, flow times and valid steps.
 
     Args:
         policy: for the chunk's shape, the device and the image augmentation.
@@ -95,18 +72,14 @@ class ImitationBatches:
         self.flow_samples, self.max_shift, self.seed = flow_samples, max_shift, seed
         self.device = accelerator.device
 
-    def __call__(self, step: int) -> tuple[Observation, Tensor, Tensor, Tensor]:
+    def __call__(self, step: int) -> tuple[Observation, Tensor, Tensor, Tensor, Tensor]:
         # The whole batch is drawn by every process, which keeps its share: two processes train as one would.
         index = torch.from_numpy(sample_indices(self.seed, step, self.size, self.probabilities))
         generator = step_generator(self.seed, step)
-        chunks = self.examples.chunk[index]
+        chunks, valid = self.examples.chunk[index], self.examples.valid[index]
         noise = torch.randn((self.size, self.flow_samples, *chunks.shape[1:]), generator=generator)
         time = sample_time((self.size, self.flow_samples), generator)
         observation = self.frames.observation(self.examples.start_frame[index])
         observation = shift_observation(observation, self.max_shift, generator, self.share)
-        return (
-            observation.to(self.device),
-            chunks[self.share].to(self.device),
-            noise[self.share].to(self.device),
-            time[self.share].to(self.device),
-        )
+        parts = (part[self.share].to(self.device) for part in (chunks, noise, time, valid))
+        return observation.to(self.device), *parts
