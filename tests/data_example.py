@@ -8,7 +8,6 @@ from torch import Tensor
 
 from deas_vla.data.contract import Camera, Column, Contract, Statistics
 from deas_vla.data.episodes import Episode
-from deas_vla.data.grouping import in_fixed_groups
 from deas_vla.data.observation import Context, Observation
 
 SIZE = 16
@@ -79,10 +78,7 @@ def assert_same_episode(a: Episode, b: Episode, images: bool = True) -> None:
 
 
 class ExampleEncoder(torch.nn.Module):
-    """Encodes like a policy: a 4x4 grid of tokens for each camera, words between padding, all of width 6.
-
-    Runs in fixed groups, so that its own tokens do not depend on the batch.
-    """
+    """Encodes like a policy: a 4x4 grid of tokens for each camera, text between padding, all of width 6."""
 
     def __init__(self, contract: Contract, words: int = 5, seed: int = 0):
         super().__init__()
@@ -98,7 +94,7 @@ class ExampleEncoder(torch.nn.Module):
         self.calls += len(observation)
         return Context(
             state=self.contract.normalize_state(observation.state),
-            **in_fixed_groups(lambda rows: self._tokens(observation[rows]), len(observation), 8),
+            **self._tokens(observation),
         )
 
     def _tokens(self, observation: Observation) -> dict[str, Tensor]:

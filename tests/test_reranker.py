@@ -365,7 +365,7 @@ FAULTS = {
         in_manifest(lambda m: m["selection"]["parameters"].update(as_best_of="3")), "its selection makes no sense",
     ),
     "steps played": (in_manifest(lambda m: m["selection"].update(execute_steps=5)), "5 of 4 steps played"),
-    "kind": (in_manifest(lambda m: m["policy"].update(kind="other")), "policy type 'other' is unknown"),
+    "kind": (in_manifest(lambda m: m["policy"].update(kind="other")), "unknown policy 'other'"),
     "format": (in_manifest(lambda m: m.update(format="x 2")), "manifest.json: format 'x 2'"),
     "section": (in_manifest(lambda m: m.pop("scorer")), "the section scorer is missing"),
     "projection": (

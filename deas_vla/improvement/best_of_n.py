@@ -9,7 +9,7 @@ from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
 from deas_vla.improvement.prefix import Prefix, going_on
 from deas_vla.improvement.selection import WITHOUT_CRITIC, RuleName, SelectionConfig, select
-from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise
+from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise, require_noise_scale
 from deas_vla.scorers.scorer import Scorer
 
 
@@ -70,7 +70,8 @@ class BestOfN:
 
     Raises:
         UserError: if the rule needs a critic that is not there, or the critic was trained on the features of
-            another encoder, on chunks of another length or under another contract.
+            another encoder, on chunks of another length or under another contract, or if the policy's noise cannot
+            be scaled so.
     """
 
     def __init__(
@@ -90,6 +91,7 @@ class BestOfN:
             require_fitting_horizon(policy, scorer.horizon)
         self.policy, self.num_candidates, self.rule = policy, num_candidates, rule
         self.scorer, self.selection = scorer, selection or SelectionConfig()
+        require_noise_scale(policy, self.selection.noise_scale)
 
     @torch.inference_mode()
     def choose(self, observation: Observation, keys: list[NoiseKey], prefix: Prefix | None = None) -> Choice:

@@ -14,7 +14,7 @@ from deas_vla.data.contract import Contract
 from deas_vla.errors import UserError
 from deas_vla.files import read_json
 from deas_vla.policies.chunk_policy import TYPE_FILE, ChunkPolicy
-from deas_vla.registry import Registry
+from deas_vla.registry import PLUGINS, Registry
 
 POLICIES: Registry[type[ChunkPolicy]] = Registry(
     "policy",
@@ -54,12 +54,13 @@ def class_named(name: object, where: str | Path) -> type[ChunkPolicy]:
     Raises:
         UserError: naming the file, if there is none.
     """
-    if not isinstance(name, str) or name not in POLICIES.names():
-        raise UserError(
-            f"{where}: policy type {name!r} is unknown; known: {', '.join(POLICIES.names())}; "
-            "install the package that has it, or import its module first"
-        )
-    return POLICIES.get(name)
+    try:
+        if not isinstance(name, str) or ":" in name:
+            raise UserError(f"policy type {name!r} is unknown")
+        return POLICIES.get(name)
+    except UserError as error:
+        hint = f"if another package has it, install that or name its module in {PLUGINS}"
+        raise UserError(f"{where}: {error}; {hint}") from error
 
 
 def load_policy(folder: str | Path, contract: Contract | None = None) -> ChunkPolicy:
