@@ -90,8 +90,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
 
 def _audit(arguments: argparse.Namespace) -> int:
-    from deas_vla.data.audit.audit import audit
-    from deas_vla.data.audit.text import report_text
+    from deas_vla.data.audit.audit import audit, report_text
     from deas_vla.data.labels import LabelRules
 
     labels = LabelRules(arguments.success, arguments.reward)

@@ -25,9 +25,8 @@ from v2_example import (
 )
 
 from deas_vla.cli import main
-from deas_vla.data.audit.audit import audit
+from deas_vla.data.audit.audit import audit, report_text
 from deas_vla.data.audit.columns import ColumnFacts
-from deas_vla.data.audit.text import report_text
 from deas_vla.data.contract import Camera, Statistics
 from deas_vla.data.labels import LabelRules
 from deas_vla.data.lerobot import IMAGES, SIDECAR
@@ -280,7 +279,7 @@ FAULTS = [
     ("command beyond its limits", "v3", v3_column("action", too_far), "out-of-range", "allows -1 to 1"),
     ("no tasks", "v2", lambda r: (r / "meta/tasks.jsonl").unlink(), "missing-tasks", "tasks.jsonl"),
     ("missing instruction", "v2", lambda r: edit_lines(r / "meta/tasks.jsonl", lambda x: x.pop(1)),
-     "missing-instruction", "sentence 1"),
+     "missing-instruction", "instruction 1"),
     ("empty instruction", "v2", lambda r: edit_lines(r / "meta/tasks.jsonl", lambda x: x[0].update(task="")),
      "missing-instruction", "is empty"),
     ("instruction changes", "v2", cell(0, INSTRUCTION, 6, 1), "instruction-changes", "episode 0"),
@@ -319,9 +318,9 @@ def test_a_planted_fault_is_found(originals, tmp_path, name, kind, plant, code, 
     finding = named[0]
     harmless = code in HARMLESS or (code, kind) == ("rows-after-success", "v2")
     assert (finding.severity == "error") != harmless
-    assert finding.mend and "\n" not in finding.message
+    assert finding.hint and "\n" not in finding.message
     text = report_text(report)
-    assert finding.message in text and finding.mend in text
+    assert finding.message in text and finding.hint in text
     assert json.loads(json.dumps(report.to_json()))["fit"] == report.fit
     if report.fit:  # what the audit passes, the reader takes
         read_dataset(root)

@@ -12,8 +12,7 @@ from v2_example import FRONT, edit_json, edit_rows, write_v2
 
 from deas_vla.cli import main
 from deas_vla.data.audit import dataset
-from deas_vla.data.audit.audit import audit
-from deas_vla.data.audit.text import report_text
+from deas_vla.data.audit.audit import audit, report_text
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.errors import UserError

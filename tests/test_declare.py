@@ -28,14 +28,14 @@ def contract_at(root):
     return own_contract(folder, Layout.of(folder))
 
 
-def test_units_and_limits_are_told_once(root, capsys):
+def test_units_and_limits_are_given_once(root, capsys):
     assert contract_at(root)[0].action[0].unit == "unknown"
-    told = [
+    given = [
         "--units=gripper*=flag,*=deg",
         "--limits=gripper_close.0=0:1,arm.*=-90:90",
         "--binary=gripper_close.*",
     ]
-    assert main(["declare", str(root), *told, "--source=rollout", "--success=reward"]) == 0
+    assert main(["declare", str(root), *given, "--source=rollout", "--success=reward"]) == 0
     assert "deas-vla audit" in capsys.readouterr().out
     contract, declared = contract_at(root)
     assert declared and [column.unit for column in contract.state] == ["deg"] * 3 + ["flag"] * 2
@@ -46,7 +46,7 @@ def test_units_and_limits_are_told_once(root, capsys):
     episodes, read, _ = read_dataset(root)
     assert read == contract and [episode.group for episode in episodes] == ["success", "failure"] * 2
     # Never twice.
-    assert main(["declare", str(root), *told]) == 2
+    assert main(["declare", str(root), *given]) == 2
     assert "says already" in capsys.readouterr().err
 
 
@@ -66,7 +66,7 @@ def test_a_data_set_without_modality_is_read_once_declared(root):
     [
         (
             ["--units=arm.*=deg"],
-            "the unit of gripper.0, gripper.1, gripper_close.0 is not told; add --units=",
+            "the unit of gripper.0, gripper.1, gripper_close.0 is not given; add --units=",
         ),
         (["--units=unknown"], "the unit of arm.0"),
         (["--units=wrist=deg,*=m"], "--units: no column is called wrist; they are arm.0"),
@@ -77,13 +77,13 @@ def test_a_data_set_without_modality_is_read_once_declared(root):
         (["--units=m", "--success=guess"], "the rule for success is 'guess'"),
     ],
 )
-def test_what_is_not_told_is_refused(root, capsys, arguments, message):
+def test_what_is_not_given_is_refused(root, capsys, arguments, message):
     assert main(["declare", str(root), *arguments]) == 2
     assert message in capsys.readouterr().err and not (root / "meta/deas_vla.json").exists()
 
 
 def test_rule_07_a_declared_policy_fits_the_robot(root):
-    """A policy's contract is its data set's: with units it fits a robot that tells them, without it does not."""
+    """A policy's contract is its data set's: with units it fits a robot that has them, without it does not."""
     from deas_vla.data.contract import Column
     from deas_vla.errors import ContractMismatch
     from robots.contract import agreed

@@ -47,9 +47,7 @@ HEAVY = [
     "datasets",
 ]
 # Arrows and circles of today that somebody is about to remove, and who. Empty when the house is done.
-STILL_UP = {
-    ("deas_vla.data.audit.agreement", "deas_vla.features.pooling"): "data",
-}
+STILL_UP: dict[tuple[str, str], str] = {}
 STILL_CIRCLES = {
     "deas_vla.improvement.best_of_n": "critic",
 }

@@ -17,10 +17,10 @@ from deas_vla.errors import ContractMismatch, UserError
 if TYPE_CHECKING:  # torch is imported where it is used: simulator workers need the names, not the arithmetic
     from torch import Tensor
 
-# A column that hardly moves in the demonstrations would turn noise into large numbers: its spread is taken to be
-# at least this much, in the column's own unit.
-STATE_SPREAD_FLOOR = 0.01
-ACTION_SPREAD_FLOOR = 0.05
+# A column that hardly moves in the demonstrations would turn noise into large numbers: its standard deviation is taken
+# to be at least this much, in the column's own unit.
+STATE_STD_FLOOR = 0.01
+ACTION_STD_FLOOR = 0.05
 
 
 @dataclass(frozen=True)
@@ -78,9 +78,9 @@ class Statistics:
         states, actions = states.double(), actions.double()
         return cls(
             state_mean=tuple(states.mean(0).tolist()),
-            state_std=tuple(states.std(0).clamp_min(STATE_SPREAD_FLOOR).tolist()),
+            state_std=tuple(states.std(0).clamp_min(STATE_STD_FLOOR).tolist()),
             action_mean=tuple(actions.mean(0).tolist()),
-            action_std=tuple(actions.std(0).clamp_min(ACTION_SPREAD_FLOOR).tolist()),
+            action_std=tuple(actions.std(0).clamp_min(ACTION_STD_FLOOR).tolist()),
         )
 
 
@@ -118,12 +118,12 @@ class Contract:
     # ---- normalisation -------------------------------------------------------------------------------------
 
     def normalize_state(self, state: Tensor) -> Tensor:
-        """(..., S) raw states to zero mean and unit spread."""
+        """(..., S) raw states to zero mean and unit standard deviation."""
         stats = self._statistics()
         return (state.float() - state.new_tensor(stats.state_mean)) / state.new_tensor(stats.state_std)
 
     def normalize_action(self, action: Tensor) -> Tensor:
-        """(..., A) commands to zero mean and unit spread; binary columns to -1 and 1."""
+        """(..., A) commands to zero mean and unit standard deviation; binary columns to -1 and 1."""
         mean, std = self._action_scale(action)
         return (action.float() - mean) / std
 

@@ -23,7 +23,7 @@ class Episode:
     Images are kept only where they were rendered: at decisions, and every few steps besides (`frame_steps`).
 
     Attributes:
-        instruction: what the robot was told.
+        instruction: what the robot is to do.
         source: ``demonstration`` or ``rollout``.
         scene: number of the initial state.
         states: (T + 1, S) float32; row t is seen before action t, row T after the last action.

@@ -16,7 +16,7 @@ class MixtureConfig:
 
     # Their folders.
     folders: list[str] = field(default_factory=list)
-    # How often each is drawn among the options of its group (demonstrations, successes, failures), whatever its
+    # How often each is sampled among the options of its group (demonstrations, successes, failures), whatever its
     # size; empty: 1 each.
     weights: list[float] = field(default_factory=list)
     # Images are kept of every so many rows, in data sets of others: a divisor of the critic's horizon.
@@ -45,7 +45,7 @@ def read_mixture(
     """Reads several data sets of one robot.
 
     They must agree on names, units, limits, cameras and rate. Normalisation statistics may differ: those of one data
-    set are not those of all, and who trains on all of them has his own.
+    set are not those of all, and who trains on all of them has others.
 
     Args:
         config: which ones.

@@ -12,7 +12,7 @@ alike. Fewer than H steps can follow a frame for two reasons, and they are not t
   after m < H steps, and that value is learnt from nothing, since no option starts there: it drifts to the lower end
   of the support and takes the frames before it along. (Tabular, H = 16, γ₁ = .9, γ₂ = .99: a state that fails for
   ever is worth −54.8; with the short options of 8 steps it comes out lower.) Whole options that end exactly at the
-  last observation stay and bootstrap from it: that is how a failure is told from a success (design rule 2).
+  last observation stay and bootstrap from it: that is how a failure differs from a success (design rule 2).
 """
 
 from dataclasses import dataclass, fields

@@ -8,16 +8,15 @@ from pathlib import Path
 import numpy as np
 
 from deas_vla.data.audit.columns import ColumnFacts, against_columns, unlike
-from deas_vla.data.audit.findings import ERROR, Finding
-from deas_vla.data.contract import ACTION_SPREAD_FLOOR, STATE_SPREAD_FLOOR, Contract
+from deas_vla.data.audit.findings import ERROR, ROBOTS, Finding, found
+from deas_vla.data.contract import ACTION_STD_FLOOR, STATE_STD_FLOOR, Contract
 from deas_vla.data.lerobot import EMPTY_CAMERA
 from deas_vla.data.lerobot.folder import IMAGE_TYPES, LerobotFolder
 from deas_vla.data.lerobot.layout import UNKNOWN, Layout, image_size
 from deas_vla.data.lerobot.reader import own_contract
 from deas_vla.errors import UserError
 
-FLOORS = {"state": STATE_SPREAD_FLOOR, "action": ACTION_SPREAD_FLOOR}
-MEND = "use data, policy and critic of one robot and one order of columns, or convert the data"
+FLOORS = {"state": STATE_STD_FLOOR, "action": ACTION_STD_FLOOR}
 
 
 @dataclass(frozen=True)
@@ -43,14 +42,14 @@ def reference_at(folder: Path) -> Reference:
         UserError: if there is none.
     """
     folder = Path(folder)
-    for place in (folder, folder / "policy", folder / "critic"):
-        if (path := place / "contract.json").is_file():
+    for position in (folder, folder / "policy", folder / "critic"):
+        if (path := position / "contract.json").is_file():
             return Reference(f"policy {folder}", Contract.from_json(_json(path), path))
-        if (path := place / "manifest.json").is_file():
+        if (path := position / "manifest.json").is_file():
             return Reference(f"reranker {folder}", Contract.from_json(_json(path).get("contract", {}), path))
-        if (path := place / "scorer.json").is_file():
+        if (path := position / "scorer.json").is_file():
             return Reference(f"critic {folder}", Contract.from_json(_json(path).get("contract", {}), path))
-        if (path := place / "config.json").is_file() and "input_features" in (config := _json(path)):
+        if (path := position / "config.json").is_file() and "input_features" in (config := _json(path)):
             features = config["input_features"] | config.get("output_features", {})
             sizes = {name: tuple(feature["shape"]) for name, feature in features.items()}
             return Reference(f"LeRobot policy {folder}", None, sizes)
@@ -80,7 +79,7 @@ def differences(
     """
     if other.contract is None:
         for line in _other_sizes(folder, other.sizes):
-            yield Finding(ERROR, "other-size", f"against {other.name}: {line}", MEND)
+            yield found("other-size", f"against {other.name}: {line}")
         return
     mine, declared = own_contract(folder, layout)
     theirs = other.contract if statistics else other.contract.with_statistics(None)
@@ -97,7 +96,7 @@ def differences(
         code = "other-" + line.partition(":")[0].partition("[")[0].partition(" ")[0].removeprefix(
             "observation."
         )
-        yield Finding(ERROR, code.rstrip("s"), f"against {other.name}: {line}", MEND)
+        yield Finding(ERROR, code.rstrip("s"), f"against {other.name}: {line}", ROBOTS)
 
 
 def unlike_reference(facts: dict[str, ColumnFacts], other: Reference) -> Iterator[Finding]:
@@ -120,15 +119,15 @@ def unlike_reference(facts: dict[str, ColumnFacts], other: Reference) -> Iterato
 
 
 def _other_sizes(folder: LerobotFolder, sizes: dict[str, tuple[int, ...]]) -> Iterator[str]:
-    """LeRobot feeds pictures of any size to any policy without a word."""
+    """LeRobot feeds images of any size to any policy and does not say so."""
     for name, wanted in sizes.items():
         if name.startswith(EMPTY_CAMERA):
             continue
         if name not in folder.features:
             yield f"{name} is missing"
             continue
-        picture = folder.features[name]["dtype"] in IMAGE_TYPES
-        mine = (3, *image_size(folder, name)) if picture else tuple(folder.features[name]["shape"])
+        image = folder.features[name]["dtype"] in IMAGE_TYPES
+        mine = (3, *image_size(folder, name)) if image else tuple(folder.features[name]["shape"])
         if mine != wanted:
             yield f"{name} is {mine} against {wanted}"
 

@@ -1,6 +1,6 @@
 """The compatibility report: is each data set fit for training, do they fit to each other, to a policy, to a critic?
 
-Data sets are read as they are, v2 or v3, one episode at a time, and every fault is told, not only the first. What
+Data sets are read as they are, v2 or v3, one episode at a time, and every fault is reported, not only the first. What
 the reader would refuse is an error here; so is what it could not see and training would learn nonsense from.
 """
 
@@ -10,11 +10,14 @@ from pathlib import Path
 
 from deas_vla.data.audit.agreement import Reference, differences, reference_at
 from deas_vla.data.audit.dataset import Audited, audit_dataset
-from deas_vla.data.audit.findings import WARNING, Finding, as_json
+from deas_vla.data.audit.findings import SEVERITIES, Finding, as_json, found
 from deas_vla.data.contract import Contract
 from deas_vla.data.labels import RECORDED, LabelRules
 from deas_vla.data.lerobot.reader import own_contract
 from deas_vla.errors import UserError, require
+
+# Episodes that are named in a finding, and instructions of a data set; the rest is counted.
+NAMED = 8
 
 
 @dataclass
@@ -59,8 +62,8 @@ def audit(roots: list[Path], against: Path | None = None, labels: LabelRules = R
     require("pyarrow", "lerobot")
     reference = None if against is None else reference_at(Path(against))
     datasets = [audit_dataset(Path(root), labels, reference) for root in roots]
-    for place, later in enumerate(datasets):
-        for earlier in datasets[:place]:
+    for number, later in enumerate(datasets):
+        for earlier in datasets[:number]:
             later.findings.extend(_between(earlier, later, compare=earlier is _first(datasets)))
     return Report(datasets, "" if reference is None else reference.name)
 
@@ -93,7 +96,7 @@ def facts_of(audited: Audited) -> dict:
             for camera in (contract.cameras if contract is not None else ())
         ],
         "columns": {
-            what: audited.facts[what].as_json([place.name for place in getattr(audited.layout, what)])
+            what: audited.facts[what].as_json([position.name for position in getattr(audited.layout, what)])
             for what in audited.facts
         },
     }
@@ -119,13 +122,69 @@ def _between(earlier: Audited, later: Audited, *, compare: bool) -> Iterator[Fin
     if compare and contract is not None and _contract(later) is not None:
         reference = Reference(f"data set {earlier.root}", contract)
         yield from differences(later.folder, later.layout, reference, statistics=False)
-    twice = [number for digest, number in later.content.items() if digest in earlier.content]
+    twice = sorted(number for digest, number in later.content.items() if digest in earlier.content)
     if twice:
-        yield Finding(
-            WARNING,
-            "duplicated-episode",
-            f"{len(twice)} episodes have the states and actions of episodes in {earlier.root}",
-            "leave one of the two out: it would be trained on and validated with",
-            file=str(earlier.root),
-            episodes=tuple(sorted(twice)),
-        )
+        message = f"{len(twice)} episodes have the states and actions of episodes in {earlier.root}"
+        yield found("duplicated-episode", message, file=str(earlier.root), episodes=tuple(twice))
+
+
+def report_text(report: Report) -> str:
+    """Facts, columns and findings of each data set, and whether training may use them."""
+    lines = []
+    for audited in report.datasets:
+        lines += [*_facts(audited), *_columns(audited), ""]
+        for finding in audited.findings.sorted():
+            lines += _finding(finding)
+        lines += [] if not audited.findings.found else [""]
+    found = [finding for audited in report.datasets for finding in audited.findings.found.values()]
+    numbers = [(severity, sum(f.severity == severity for f in found)) for severity in SEVERITIES]
+    counted = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in numbers)
+    verdict = "fit for training" if report.fit else "NOT fit for training"
+    against = f" with {report.against}" if report.against else ""
+    return "\n".join([*lines, f"{verdict}{against}: {counted}"])
+
+
+def _facts(audited: Audited) -> list[str]:
+    facts = facts_of(audited)
+    if "version" not in facts:
+        return [f"{facts['root']}"]
+    cameras = [f"{c['name']} {c['height']}x{c['width']}" for c in facts.get("cameras", ())]
+    lines = [
+        f"{facts['root']}: LeRobot {facts['version']}, {facts['embodiment']}, {facts['rate_hz']:g} Hz, "
+        f"{facts['episodes']} episodes, {facts['rows']} rows ({facts['minutes']} min)",
+        f"  cameras: {', '.join(cameras) or 'none'}",
+    ]
+    if facts["lengths"]:
+        lines.append(f"  rows an episode: {facts['lengths'][0]} to {facts['lengths'][1]}")
+    success = "nothing says" if facts["successes"] is None else f"{facts['successes']} of {facts['episodes']}"
+    rewards = "none" if facts["rewards"] is None else "{:g} to {:g}".format(*facts["rewards"])
+    lines.append(f"  success: {success}; rewards: {rewards}; instructions: {len(facts['instructions'])}")
+    lines += [f"    {text}" for text in facts["instructions"][:NAMED]]
+    return lines
+
+
+def _columns(audited: Audited) -> list[str]:
+    columns = facts_of(audited).get("columns", {})
+    rows = [(what, column) for what in columns for column in columns[what]]
+    if not rows:
+        return []
+    width = max(len(column["name"]) for _, column in rows)
+    lines = [f"  {'':<7}{'column':<{width}}  signature        min        max       mean        std"]
+    for what, column in rows:
+        numbers = "".join(f" {column[key]:>10.4g}" for key in ("min", "max", "mean", "std"))
+        lines.append(f"  {what:<7}{column['name']:<{width}}  {column['signature']:<9}{numbers}")
+    return lines
+
+
+def _finding(finding: Finding) -> list[str]:
+    position = [finding.file] if finding.file else []
+    if len(finding.episodes) > 1:
+        named = ", ".join(str(number) for number in finding.episodes[:NAMED])
+        more = len(finding.episodes) - NAMED
+        position.append(f"episodes {named}{f' and {more} more' if more > 0 else ''}")
+    lines = [f"{finding.severity:<8}{finding.code}: {finding.message}"]
+    if position:
+        lines.append(f"        in {'; '.join(position)}")
+    if finding.hint:
+        lines.append(f"        → {finding.hint}")
+    return lines

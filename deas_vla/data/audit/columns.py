@@ -5,15 +5,18 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from deas_vla.data.audit.findings import ERROR, NOTE, WARNING, Finding
+from deas_vla.data.audit.findings import ERROR, Finding, Findings, found, of_error
 from deas_vla.data.contract import Column
+from deas_vla.data.lerobot.folder import LerobotFolder, Rows, read_json, read_lines
 from deas_vla.data.lerobot.layout import Position
+from deas_vla.errors import UserError
 
 # Statistics that were computed from these very numbers agree better than this, in standard deviations.
 STATISTICS_TOLERANCE = 0.1
 ROUNDING = 1e-3
 # Commands may be beyond their limits by rounding: this share of the range.
 LIMIT_TOLERANCE = 1e-3
+ALL, EACH = "meta/stats.json", "meta/episodes_stats.jsonl"
 
 
 @dataclass
@@ -23,7 +26,7 @@ class ColumnFacts:
     Attributes:
         count: rows seen.
         mean: (D,) mean.
-        spread: (D,) sum of squared distances from the mean.
+        squares: (D,) sum of squared distances from the mean.
         low: (D,) smallest value.
         high: (D,) largest value.
         values: for each column its different values, or None once there are more than two.
@@ -31,7 +34,7 @@ class ColumnFacts:
 
     count: int = 0
     mean: np.ndarray | None = None
-    spread: np.ndarray | None = None
+    squares: np.ndarray | None = None
     low: np.ndarray | None = None
     high: np.ndarray | None = None
     values: list[set[float] | None] = field(default_factory=list)
@@ -43,13 +46,13 @@ class ColumnFacts:
             return
         if self.mean is None:
             width = rows.shape[1]
-            self.mean, self.spread = np.zeros(width), np.zeros(width)
+            self.mean, self.squares = np.zeros(width), np.zeros(width)
             self.low, self.high = np.full(width, np.inf), np.full(width, -np.inf)
             self.values = [set() for _ in range(width)]
         # Two sets of moments joined: exact, and no number is squared before its mean is taken off.
         mean, count = rows.mean(0), self.count + len(rows)
         distance = mean - self.mean
-        self.spread += ((rows - mean) ** 2).sum(0) + distance**2 * self.count * len(rows) / count
+        self.squares += ((rows - mean) ** 2).sum(0) + distance**2 * self.count * len(rows) / count
         self.mean = self.mean + distance * len(rows) / count
         self.count = count
         self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
@@ -62,7 +65,7 @@ class ColumnFacts:
     @property
     def std(self) -> np.ndarray:
         """(D,) standard deviation."""
-        return np.sqrt(self.spread / max(self.count, 1))
+        return np.sqrt(self.squares / max(self.count, 1))
 
     def signature(self, i: int) -> str:
         """``constant``, ``binary`` or ``range``."""
@@ -73,15 +76,9 @@ class ColumnFacts:
         """One object a column."""
         if self.mean is None:
             return []
+        numbers = {"min": self.low, "max": self.high, "mean": self.mean, "std": self.std}
         return [
-            {
-                "name": name,
-                "signature": self.signature(i),
-                "min": float(self.low[i]),
-                "max": float(self.high[i]),
-                "mean": float(self.mean[i]),
-                "std": float(self.std[i]),
-            }
+            {"name": name, "signature": self.signature(i)} | {k: float(v[i]) for k, v in numbers.items()}
             for i, name in enumerate(names)
         ]
 
@@ -97,111 +94,44 @@ def against_columns(
         what: ``state`` or ``action``.
         whose: contract, for the message.
     """
-    if facts.mean is None:
-        return
-    for i, column in enumerate(columns):
-        low, high = (
-            (-np.inf if column.low is None else column.low),
-            (np.inf if column.high is None else column.high),
-        )
+    for i, column in enumerate(columns if facts.mean is not None else ()):
+        low = -np.inf if column.low is None else column.low
+        high = np.inf if column.high is None else column.high
+        values, range_ = facts.values[i], (facts.low[i], facts.high[i])
         if column.kind == "binary":
-            values = facts.values[i]
             if values is None or not values <= {low, high}:
                 seen = "many values" if values is None else " and ".join(f"{v:g}" for v in sorted(values))
-                yield Finding(
-                    ERROR, "not-binary",
-                    f"{what} {column.name} takes {seen} in [{facts.low[i]:g}, {facts.high[i]:g}], {whose} says that "
-                    f"it is {low:g} or {high:g}",
-                    "look whether columns were swapped or scaled; threshold it when recording",
-                    column=column.name,
-                )  # fmt: skip
+                message = (
+                    f"{what} {column.name} takes {seen} in [{range_[0]:g}, {range_[1]:g}], {whose} says that"
+                )
+                yield found("not-binary", f"{message} it is {low:g} or {high:g}", column=column.name)
             continue
         slack = LIMIT_TOLERANCE * (high - low) if np.isfinite(high - low) else 0.0
-        if facts.low[i] < low - slack or facts.high[i] > high + slack:
-            yield Finding(
-                ERROR, "out-of-range",
-                f"{what} {column.name} goes from {facts.low[i]:g} to {facts.high[i]:g}, {whose} allows "
-                f"{low:g} to {high:g}",
-                "look whether columns were swapped or have another unit; correct the data or the limits",
-                column=column.name,
-            )  # fmt: skip
+        if range_[0] < low - slack or range_[1] > high + slack:
+            message = f"{what} {column.name} goes from {range_[0]:g} to {range_[1]:g}, {whose} allows"
+            yield found("out-of-range", f"{message} {low:g} to {high:g}", column=column.name)
 
 
 def signatures(
-    facts: ColumnFacts, places: tuple[Position, ...], what: str, declared: bool
+    facts: ColumnFacts, positions: tuple[Position, ...], what: str, declared: bool
 ) -> Iterator[Finding]:
     """Columns that never move, and columns that look binary where nothing says that they are."""
     if facts.mean is None:
         return
-    names = [place.name for place in places]
-    still = [name for i, name in enumerate(names) if facts.signature(i) == "constant"]
-    if still:
-        yield Finding(
-            WARNING if what == "action" else NOTE,
-            f"constant-{what}",
-            f"{len(still)} of {len(names)} {what} columns never move: {_list(still)}",
-            "leave them out of the contract, or look whether they were recorded",
-            column=still[0],
-        )
-    binary = [name for i, name in enumerate(names) if facts.signature(i) == "binary"]
-    if binary and what == "action" and not declared:
-        yield Finding(
-            NOTE,
-            "looks-binary",
-            f"{what} columns with two values only: {_list(binary)}",
-            "declare them binary in the contract, or candidates between the two values will be scored",
-            column=binary[0],
-        )
-
-
-def against_statistics(
-    facts: ColumnFacts, key: str, names: list[str], stored: dict, file: str, episodes: tuple[int, ...] = ()
-) -> Iterator[Finding]:
-    """Statistics in the data set's own files that are not those of its numbers.
-
-    Args:
-        facts: of the column `key` of the parquet files, entry by entry.
-        key: which one.
-        names: of its entries.
-        stored: ``mean``, ``std``, ``min`` and ``max``, as far as the file has them.
-        file: which file, below the data set's folder.
-        episodes: whose statistics they are; empty: of all.
-    """
-    if facts.mean is None:
-        return
-    mend = "compute the statistics anew: policies would be trained with a wrong normalisation"
-    # Other extremes alone are what a part of a larger data set has; another mean or spread is another normalisation.
-    severity, wrong, example = WARNING, [], ""
-    for what, mine in (("mean", facts.mean), ("std", facts.std), ("min", facts.low), ("max", facts.high)):
-        theirs = np.asarray(stored.get(what, mine), np.float64).ravel()
-        if theirs.shape != mine.shape:
-            yield Finding(
-                ERROR, "wrong-statistics",
-                f"{what} of {key} has {theirs.size} entries, the data {mine.size} columns",
-                mend, file, key, episodes,
-            )  # fmt: skip
-            return
-        # Some tools compute in float32: a column far from 0 loses the last digits of its spread.
-        slack = STATISTICS_TOLERANCE * facts.std + ROUNDING * np.maximum(
-            np.abs(facts.low), np.abs(facts.high)
-        )
-        # Not `>`: a NaN in the file is wrong too.
-        for i in np.flatnonzero(~(np.abs(theirs - mine) <= slack + 1e-6)):
-            severity = ERROR if what in ("mean", "std") else severity
-            wrong.append(names[i])
-            example = example or f"{what} of {names[i]} is {theirs[i]:g}, of the data {mine[i]:g}"
-    if wrong:
-        wrong = list(dict.fromkeys(wrong))
-        yield Finding(
-            severity, "wrong-statistics", f"{key}: {_list(wrong)} differ from the data; {example}", mend, file, key,
-            episodes,
-        )  # fmt: skip
+    named = {"constant": [], "binary": [], "range": []}
+    for i, position in enumerate(positions):
+        named[facts.signature(i)].append(position.name)
+    if still := named["constant"]:
+        message = f"{len(still)} of {len(positions)} {what} columns never move: {_list(still)}"
+        yield found(f"constant-{what}", message, column=still[0])
+    if (binary := named["binary"]) and what == "action" and not declared:
+        yield found("looks-binary", f"{what} columns with two values only: {_list(binary)}", column=binary[0])
 
 
 def unlike(
     facts: ColumnFacts, columns: tuple[Column, ...], mean: np.ndarray, std: np.ndarray, floor: float
 ) -> Iterator[Finding]:
-    """Columns that look like others' of the policy: swapped, or with other units.
+    """Columns that look like others of the policy: swapped, or with other units.
 
     Args:
         facts: of the data's columns, in the policy's order.
@@ -224,22 +154,94 @@ def unlike(
         for j in range(i + 1, len(names)):
             if own[i] + own[j] > 3.0 and distance[i, j] + distance[j, i] < 0.2 * (own[i] + own[j]):
                 swapped |= {i, j}
-                yield Finding(
-                    ERROR, "looks-swapped",
-                    f"{names[i]} looks like the policy's {names[j]}, and the other way round: mean "
-                    f"{facts.mean[i]:.3g} and {facts.mean[j]:.3g}, the policy's {mean[i]:.3g} and {mean[j]:.3g}",
-                    "look at the order in which the columns were recorded",
-                    column=names[i],
-                )  # fmt: skip
+                message = f"{names[i]} looks like the policy's {names[j]}, and the other way round: mean"
+                numbers = f"{facts.mean[i]:.3g} and {facts.mean[j]:.3g}, the policy's {mean[i]:.3g} and {mean[j]:.3g}"
+                yield found("looks-swapped", f"{message} {numbers}", column=names[i])
     for i in np.flatnonzero((shift.diagonal() > 3.0) | (scale.diagonal() > 2.5)):
         if i not in swapped:
-            yield Finding(
-                WARNING, "unlike-policy",
-                f"{names[i]} has mean {facts.mean[i]:.3g} and std {facts.std[i]:.3g}, the policy's data "
-                f"{mean[i]:.3g} and {std[i]:.3g}",
-                "look whether its unit, sign or zero is another",
-                column=names[i],
-            )  # fmt: skip
+            message = f"{names[i]} has mean {facts.mean[i]:.3g} and std {facts.std[i]:.3g}, the policy's data"
+            yield found("unlike-policy", f"{message} {mean[i]:.3g} and {std[i]:.3g}", column=names[i])
+
+
+class StoredStatistics:
+    """The statistics that a data set brings along: ``stats.json`` of v2.0 and v3, ``episodes_stats.jsonl`` of v2.1.
+
+    Args:
+        folder: the data set.
+        keys: columns whose statistics matter: those that policies normalise.
+        findings: gets what is missing, unreadable, or not that of the data's numbers.
+    """
+
+    def __init__(self, folder: LerobotFolder, keys: list[str], findings: Findings):
+        self.folder, self.keys, self.findings = folder, keys, findings
+        self.facts = {key: ColumnFacts() for key in keys}
+        self.all, self.each = None, {}
+        try:
+            if (folder.root / ALL).is_file():
+                self.all = read_json(folder.root / ALL, "not readable")
+            if (folder.root / EACH).is_file():
+                lines = read_lines(folder.root / EACH, episode_index=int, stats=dict)
+                self.each = {line["episode_index"]: line["stats"] for line in lines}
+        except UserError as error:
+            findings.add(of_error(error, "broken-statistics"))
+            return
+        if self.all is None and not self.each:
+            findings.add(found("no-statistics", f"there is no {ALL}", file=ALL))
+
+    def add(self, part: Rows) -> None:
+        """One episode's rows: kept for the whole, and compared with the episode's own statistics."""
+        stored = self.each.get(part.number, {})
+        for key in self.keys:
+            if key in part.columns:
+                values = part.columns[key].reshape(len(part), -1)
+                self.facts[key].add(values)
+                if key in stored:
+                    facts = ColumnFacts()
+                    facts.add(values)
+                    self._compare(facts, key, stored[key], EACH, (part.number,))
+
+    def compare_all(self) -> None:
+        """Compares the statistics of the whole data set, once all rows were added."""
+        for key in self.keys if self.all is not None else ():
+            if key in self.all:
+                self._compare(self.facts[key], key, self.all[key], ALL, ())
+            else:
+                message = f"{ALL} has no statistics of {key}"
+                self.findings.add(found("wrong-statistics", message, severity=ERROR, file=ALL, column=key))
+
+    def _compare(self, facts: ColumnFacts, key: str, stored: dict, file: str, episodes: tuple) -> None:
+        position = {"file": file, "column": key, "episodes": episodes}
+        try:
+            self.findings.extend(self._differences(facts, key, stored, position))
+        except (AttributeError, TypeError, ValueError) as error:
+            message = f"the statistics of {key} are not numbers ({error})"
+            self.findings.add(found("broken-statistics", message, **position))
+
+    def _differences(self, facts: ColumnFacts, key: str, stored: dict, position: dict) -> list[Finding]:
+        if facts.mean is None:
+            return []
+        names, width = self.folder.features[key].get("names"), len(facts.mean)
+        if not isinstance(names, list) or len(names) != width:
+            names = [f"{key}.{i}" for i in range(width)]
+        # Other extremes alone are what a part of a larger data set has; another mean or std is another normalisation.
+        severity, wrong, example = "", [], ""
+        for what, mine in (("mean", facts.mean), ("std", facts.std), ("min", facts.low), ("max", facts.high)):
+            theirs = np.asarray(stored.get(what, mine), np.float64).ravel()
+            if theirs.shape != mine.shape:
+                message = f"{what} of {key} has {theirs.size} entries, the data {mine.size} columns"
+                return [found("wrong-statistics", message, severity=ERROR, **position)]
+            # Some tools compute in float32: a column far from 0 loses the last digits of its std.
+            size = np.maximum(np.abs(facts.low), np.abs(facts.high))
+            slack = STATISTICS_TOLERANCE * facts.std + ROUNDING * size + 1e-6
+            # Not `>`: a NaN in the file is wrong too.
+            for i in np.flatnonzero(~(np.abs(theirs - mine) <= slack)):
+                severity = ERROR if what in ("mean", "std") else severity
+                wrong.append(names[i])
+                example = example or f"{what} of {names[i]} is {theirs[i]:g}, of the data {mine[i]:g}"
+        if not wrong:
+            return []
+        message = f"{key}: {_list(list(dict.fromkeys(wrong)))} differ from the data; {example}"
+        return [found("wrong-statistics", message, severity=severity, **position)]
 
 
 def _list(names: list[str]) -> str:

@@ -1,4 +1,4 @@
-"""What an audit finds: the place, the fault, the mend; one fault in many episodes is one finding."""
+"""What an audit finds: the place, the fault, the fix; one fault in many episodes is one finding."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -7,6 +7,79 @@ from deas_vla.errors import UserError
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
+
+COPY, RECORD, STATISTICS = (
+    "copy the data set again",
+    "record it again or leave it out",
+    "compute the statistics anew",
+)
+ROBOTS = "use data, policy and critic of one robot and one order of columns, or convert the data"
+COUNT = "copy the data set again, or correct the number"
+# Code of each kind of fault: how severe it is, and what to do about it.
+KINDS = {
+    "audit-stopped": (ERROR, "fix what was found besides this; if nothing was, report this as a bug"),
+    "both-ends": (ERROR, RECORD),
+    "broken-image": (ERROR, "copy the data set again, or record the episode again"),
+    "broken-statistics": (ERROR, STATISTICS),
+    "camera-without-video": (WARNING, "remove it from info.json: LeRobot's own reader stops there"),
+    "constant-action": (WARNING, "leave them out of the contract, or look whether they were recorded"),
+    "constant-reward": (
+        WARNING,
+        "train with the reward success_minus_one, or look how rewards were recorded",
+    ),
+    "constant-state": (NOTE, "leave them out of the contract, or look whether they were recorded"),
+    "done-too-early": (ERROR, RECORD),
+    "duplicated-episode": (WARNING, "leave one out: it would be trained on and validated with"),
+    "empty-entries": (ERROR, "record the episodes again or leave them out"),
+    "end-not-marked": (NOTE, RECORD),
+    "episode-twice": (ERROR, RECORD),
+    "flat-video": (WARNING, "look at the video: was the camera covered, or never drawn?"),
+    "index-elsewhere": (WARNING, "number the rows anew"),
+    "index-gap": (ERROR, "rows were lost or copied: record it again or leave it out"),
+    "instruction-changes": (WARNING, "cut the episode where it changes"),
+    "long-video": (WARNING, "look whether frames and rows belong together: frame n is taken for row n"),
+    "looks-binary": (
+        NOTE,
+        "declare them binary in the contract, or candidates between the two will be scored",
+    ),
+    "looks-swapped": (ERROR, "look at the order in which the columns were recorded"),
+    "missing-column": (ERROR, "record the data set again, or take the column out of info.json"),
+    "missing-image": (ERROR, "copy the data set again, or record the episode again"),
+    "missing-instruction": (ERROR, "write it into the list of tasks in meta/"),
+    "missing-rows": (ERROR, COPY),
+    "missing-video": (ERROR, COPY),
+    "no-failure": (NOTE, ""),
+    "no-rows": (ERROR, "leave it out"),
+    "no-statistics": (WARNING, "this project computes its own; LeRobot's tools need it"),
+    "no-success": (WARNING, "add data with successes, or look whether success was recorded"),
+    "not-binary": (ERROR, "look whether columns were swapped or scaled; threshold it when recording"),
+    "not-finite": (ERROR, RECORD),
+    "other-contract": (ERROR, "correct the one that is wrong"),
+    "other-precision": (NOTE, ""),
+    "other-size": (ERROR, ROBOTS),
+    "out-of-range": (ERROR, "look whether columns were swapped or have another unit; correct data or limits"),
+    "reward-after-end": (ERROR, "set rewards after the end to 0, or leave those rows out"),
+    "rows-after-success": (WARNING, "cut the episode at its success"),
+    "short-video": (ERROR, RECORD),
+    "success-without-reward": (ERROR, "correct next.reward, or declare the reward as --reward=success"),
+    "timestamp-gap": (WARNING, "steps were lost: sample the episode anew or leave it out"),
+    "timestamps-not-increasing": (ERROR, RECORD),
+    "timestamps-start-late": (
+        WARNING,
+        "tools that look frames up by time show the wrong ones (this project counts rows): subtract the start",
+    ),
+    "too-short": (WARNING, "leave it out"),
+    "unlike-policy": (WARNING, "look whether its unit, sign or zero is another"),
+    "unlisted-rows": (WARNING, "add the episode to meta/episodes.jsonl, or delete the file"),
+    "wrong-count": (ERROR, COUNT),
+    "wrong-image-size": (ERROR, "correct info.json, or scale the images"),
+    "wrong-length": (ERROR, COUNT),
+    "wrong-rate": (ERROR, "correct fps in info.json, or sample the episode anew"),
+    "wrong-statistics": (WARNING, f"{STATISTICS}: policies would be trained with a wrong normalisation"),
+    "wrong-type": (ERROR, "write the column with the type of info.json"),
+    "wrong-video-rate": (ERROR, "encode the video at the rate of the rows"),
+    "wrong-width": (ERROR, "record the data set again, or correct info.json"),
+}
 
 
 @dataclass(frozen=True)
@@ -18,7 +91,7 @@ class Finding:
             before you train; ``note``: good to know.
         code: short name of the kind of fault, for programs, for example ``missing-video``.
         message: what is wrong.
-        mend: what to do about it.
+        hint: what to do about it.
         file: where, below the data set's folder; "" for all of it.
         column: which column or camera, or "".
         episodes: which episodes, as far as it is about single ones.
@@ -27,10 +100,22 @@ class Finding:
     severity: str
     code: str
     message: str
-    mend: str = ""
+    hint: str = ""
     file: str = ""
     column: str = ""
     episodes: tuple[int, ...] = ()
+
+
+def found(code: str, message: str, *, severity: str = "", hint: str = "", **position) -> Finding:
+    """A finding of one of `KINDS`; `position` is file, column and episodes."""
+    usual, fix = KINDS[code]
+    return Finding(severity or usual, code, message, hint or fix, **position)
+
+
+def of_error(error: UserError, code: str, **position) -> Finding:
+    """The finding of something that could not be read; its line ends with the fix after the last semicolon."""
+    message, semicolon, hint = str(error).rpartition("; ")
+    return Finding(ERROR, code, message if semicolon else hint, hint if semicolon else "", **position)
 
 
 @dataclass
@@ -41,12 +126,10 @@ class Findings:
 
     def add(self, finding: Finding) -> None:
         # A fault of a file as a whole is one for each file.
-        key = (finding.severity, finding.code, finding.column, "" if finding.episodes else finding.file)
-        key += ("",) if finding.episodes else (finding.message,)
-        before = self.found.get(key)
-        if before is None:
-            self.found[key] = finding
-        elif finding.episodes:
+        key = (finding.severity, finding.code, finding.column)
+        key += () if finding.episodes else (finding.file, finding.message)
+        before = self.found.setdefault(key, finding)
+        if before is not finding and finding.episodes:
             episodes = tuple(dict.fromkeys(before.episodes + finding.episodes))
             self.found[key] = replace(before, episodes=episodes)
 
@@ -61,12 +144,6 @@ class Findings:
     @property
     def errors(self) -> int:
         return sum(finding.severity == ERROR for finding in self.found.values())
-
-
-def of_error(error: UserError, code: str, **place) -> Finding:
-    """The finding of something that could not be read; its line ends with the mend after the last semicolon."""
-    message, semicolon, mend = str(error).rpartition("; ")
-    return Finding(ERROR, code, message if semicolon else mend, mend if semicolon else "", **place)
 
 
 def as_json(findings: list[Finding]) -> list[dict]:

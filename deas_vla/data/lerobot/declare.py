@@ -40,7 +40,7 @@ def declare_dataset(
 
 
 def declared_contract(root: Path, units: str, limits: str = "", binary: str = "") -> Contract:
-    """The contract of a data set with the units and limits that its user tells.
+    """The contract of a data set with the units and limits that its user gives.
 
     Columns are named by patterns, of which the first that fits counts: ``*.pos`` are all that end with ``.pos``.
 
@@ -62,7 +62,7 @@ def declared_contract(root: Path, units: str, limits: str = "", binary: str = ""
     is_binary = _rules("--binary", ",".join(f"{name}=yes" for name in binary.split(",") if name), actions)
     unknown = [name for name in dict.fromkeys(columns) if unit_of(name) in (None, "", UNKNOWN)]
     if unknown:
-        raise UserError(f"the unit of {', '.join(unknown)} is not told; add --units={unknown[0]}=UNIT,…")
+        raise UserError(f"the unit of {', '.join(unknown)} is not given; add --units={unknown[0]}=UNIT,…")
 
     def action(column: Column) -> Column:
         low, high = _range(column.name, range_of(column.name))

@@ -134,7 +134,7 @@ class LerobotFolder:
         # Pandas keeps its index in a column of that name, or of the index's own.
         texts = [name for name in table.column_names if name != "task_index"]
         if not texts or "task_index" not in table.column_names:
-            raise UserError(f"{path}: no task_index or no sentences in it; copy the data set again")
+            raise UserError(f"{path}: no task_index or no instructions in it; copy the data set again")
         return dict(
             zip(table.column("task_index").to_pylist(), table.column(texts[0]).to_pylist(), strict=True)
         )

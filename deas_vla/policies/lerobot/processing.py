@@ -19,7 +19,7 @@ from lerobot.processor import (
 from lerobot.processor.converters import create_transition
 from torch import Tensor
 
-from deas_vla.data.contract import ACTION_SPREAD_FLOOR, STATE_SPREAD_FLOOR, Contract, Statistics
+from deas_vla.data.contract import ACTION_STD_FLOOR, STATE_STD_FLOOR, Contract, Statistics
 from deas_vla.data.lerobot import EMPTY_CAMERA, IMAGES
 from deas_vla.data.observation import OTHER, Observation
 from deas_vla.errors import ContractMismatch, UserError
@@ -154,7 +154,7 @@ class Processors:
         for step in self.preprocessor.steps:
             stats = getattr(step, "stats", None) or {}
             if all({"mean", "std"} <= stats.get(key, {}).keys() for key in (STATE, ACTION)):
-                floors = {STATE: STATE_SPREAD_FLOOR, ACTION: ACTION_SPREAD_FLOOR}
+                floors = {STATE: STATE_STD_FLOOR, ACTION: ACTION_STD_FLOOR}
                 numbers = {
                     key: {k: torch.as_tensor(v).double() for k, v in stats[key].items()} for key in floors
                 }

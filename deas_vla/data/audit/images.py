@@ -1,0 +1,179 @@
+"""Videos and images that are missing, broken, too short, of another size or rate, or show nothing.
+
+Frames are counted from a video's packets and decoded at both its ends, with PyAV: milliseconds, where LeRobot's decoder
+would have to decode every frame to count them. Images in parquet files are checked by their checksums. Neither is kept:
+the memory is that of a few frames.
+"""
+
+import io
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from deas_vla.data.audit.findings import Finding, found, of_error
+from deas_vla.data.lerobot.folder import LerobotFolder, one_line
+from deas_vla.data.lerobot.layout import Layout, image_size
+from deas_vla.errors import UserError, require
+
+# An image whose numbers vary less than this shows one colour.
+FLAT = 2.0
+# Images are read from parquet files so many rows at a time.
+ROWS = 64
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a video file holds.
+
+    Attributes:
+        frames: how many, counted, not what its header says.
+        size: height and width of a frame in pixels.
+        rate_hz: frames a second.
+        flat: whether its first and its last frame show one colour.
+    """
+
+    frames: int
+    size: tuple[int, int]
+    rate_hz: float
+    flat: bool
+
+
+@lru_cache(maxsize=16)
+def video_facts(path: Path, modified_ns: int) -> VideoFacts:
+    """Facts of a file, which in v3 holds many episodes.
+
+    Raises:
+        UserError: if the file holds no video, or is damaged at one of these places.
+    """
+    av = require("av", "lerobot")
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise UserError(f"{path} holds no video; copy it again")
+            stream = container.streams.video[0]
+            times = [packet.pts for packet in container.demux(stream) if packet.size]
+            if not times or None in times:
+                raise UserError(f"{path} holds no frames with times; record it again")
+            # Frames are stored in the order in which they are decoded, not shown.
+            container.seek(max(times), stream=stream)
+            last = next(iter(deque(container.decode(stream), maxlen=1)), None)
+            container.seek(min(times), stream=stream)
+            first = next(container.decode(stream), None)
+            if first is None or last is None:
+                raise UserError(f"{path} cannot be decoded; copy it again")
+            flat = all(frame.to_ndarray(format="rgb24").std() < FLAT for frame in (first, last))
+            return VideoFacts(len(times), (first.height, first.width), float(stream.average_rate or 0), flat)
+    except (av.FFmpegError, OSError) as error:
+        raise UserError(f"{path} cannot be decoded ({one_line(error)}); copy it again") from error
+
+
+def episode_videos(folder: LerobotFolder, layout: Layout, number: int, rows: int) -> Iterator[Finding]:
+    """Faults in the videos of one episode.
+
+    Args:
+        folder: the data set.
+        layout: which cameras count.
+        number: the episode.
+        rows: how many rows, hence frames, it has.
+    """
+    if number not in folder.episodes:
+        return  # its list of episodes lacks this one: found elsewhere
+    for camera, key in layout.cameras.items():
+        if folder.features[key]["dtype"] == "video":
+            yield from _video(folder, camera, key, number, rows)
+
+
+def _video(folder: LerobotFolder, camera: str, key: str, number: int, rows: int) -> Iterator[Finding]:
+    path, begin = folder.video(key, number)
+    position = {"file": str(path.relative_to(folder.root)), "column": camera, "episodes": (number,)}
+    if not path.is_file():
+        yield found(
+            "missing-video", f"episode {number}: {path.name} of camera {camera} is missing", **position
+        )
+        return
+    try:
+        facts = video_facts(path, path.stat().st_mtime_ns)
+    except UserError as error:
+        yield of_error(error, "broken-video", **position)
+        return
+    (height, width), size = facts.size, image_size(folder, key)
+    if facts.size != size:
+        message = f"camera {camera} is {height}x{width} pixels, info.json says {size[0]}x{size[1]}"
+        yield found("wrong-image-size", message, **position)
+    if facts.rate_hz and abs(facts.rate_hz / folder.rate_hz - 1) > 0.01:
+        message = f"camera {camera} has {facts.rate_hz:g} frames a second, info.json says {folder.rate_hz:g}"
+        yield found("wrong-video-rate", message, **position)
+    first = round(begin * folder.rate_hz)
+    message = f"episode {number} has {rows} rows, camera {camera} has {max(facts.frames - first, 0)} frames"
+    if first + rows > facts.frames:
+        yield found("short-video", f"{message} for them", **position)
+    elif folder.episodic and facts.frames > rows:
+        yield found("long-video", message, **position)
+    if facts.flat:
+        message = f"camera {camera} shows one colour in its first and last frame"
+        yield found("flat-video", message, **position)
+
+
+def unused_cameras(folder: LerobotFolder, layout: Layout) -> Iterator[Finding]:
+    """Cameras that info.json lists and modality.json does not, without files."""
+    for key, feature in folder.features.items():
+        if feature["dtype"] != "video" or key in layout.cameras.values():
+            continue
+        if not any(folder.video(key, number)[0].is_file() for number in itertools.islice(folder.episodes, 3)):
+            message = f"info.json lists camera {key}, there are no files of it"
+            yield found("camera-without-video", message, file="meta/info.json", column=key)
+
+
+def stored_images(
+    folder: LerobotFolder, layout: Layout, file: Path, numbers: np.ndarray
+) -> Iterator[Finding]:
+    """Faults in the images inside one parquet file.
+
+    Args:
+        folder: the data set.
+        layout: which cameras count.
+        file: the file.
+        numbers: (rows,) the episode of each row.
+    """
+    import pyarrow.parquet as pq
+
+    for camera, key in layout.cameras.items():
+        if folder.features[key]["dtype"] != "image":
+            continue
+        size, row, before = image_size(folder, key), 0, b""
+        with pq.ParquetFile(file) as parquet:
+            if key not in parquet.schema_arrow.names:
+                continue  # found with the other missing columns
+            for batch in parquet.iter_batches(ROWS, columns=[key]):
+                for value in batch.column(0).to_pylist():
+                    encoded = value.get("bytes") if isinstance(value, dict) else value
+                    # A repeated image is the last one again.
+                    problem = None if encoded == before and encoded else _problem(encoded, size)
+                    if problem:
+                        code, what = problem
+                        number = int(numbers[row])
+                        message = f"episode {number}: camera {camera} at row {row} of the file {what}"
+                        position = {"file": str(file.relative_to(folder.root)), "column": camera}
+                        yield found(code, message, episodes=(number,), **position)
+                    row, before = row + 1, encoded
+
+
+def _problem(encoded: object, size: tuple[int, int]) -> tuple[str, str] | None:
+    from PIL import Image
+
+    if not isinstance(encoded, bytes):
+        return "missing-image", "has no image"
+    try:
+        with Image.open(io.BytesIO(encoded)) as image:
+            height, width = image.height, image.width
+            image.verify()
+    except (OSError, SyntaxError, ValueError) as error:
+        return "broken-image", f"is not an image ({one_line(error)})"
+    if (height, width) != size:
+        return "wrong-image-size", f"is {height}x{width} pixels, info.json says {size[0]}x{size[1]}"
+    return None
