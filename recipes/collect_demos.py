@@ -18,7 +18,7 @@ from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
 from deas_vla.launch import run_recipe
 from deas_vla.rollouts.collect import DATASET, collect_in_blocks, expert_episodes, write_blocks
-from deas_vla.rollouts.evaluate import scenes_of
+from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage
 

@@ -20,8 +20,8 @@ from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.collect import DATASET, collect_in_blocks, write_blocks
-from deas_vla.rollouts.evaluate import scenes_of
 from deas_vla.rollouts.play import Job, play_episodes
+from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage
 

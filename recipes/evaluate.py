@@ -24,8 +24,9 @@ from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
 from deas_vla.report.film import film_methods
 from deas_vla.report.run import write_run_report
-from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs, scenes_of
+from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
 from deas_vla.rollouts.oracle import play_oracle
+from deas_vla.rollouts.scenes import overlap_of, scenes_of
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import claim, run_stage, sole_process
@@ -94,7 +95,10 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
     inputs = {name: Path(getattr(config, name)) for name in paths if getattr(config, name)}
     plan = config.evaluation
 
+    scenes = scenes_of("evaluation", plan.scenes, config.seed)
+
     def work(folder: Path) -> None:
+        overlap_of(inputs.values(), scenes).require_none()
         policies = {
             name: load_policy(inputs[name] / "policy").to(accelerator.device)
             for name in policies_of
@@ -136,7 +140,6 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
         for count in {1, *plan.candidate_counts} - ({1, n} if plan.noise_scale == 1 else {n}):
             methods[f"best_of_{count}"] = BestOfN(policy, count, "best", scorer, noise)
 
-        scenes = scenes_of("evaluation", plan.scenes, config.seed)
         playing = {
             "seed": config.seed,
             "execute_steps": plan.execute_steps,

@@ -40,6 +40,7 @@ from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import POLICIES, load_policy
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.rollouts.collect import collected
+from deas_vla.rollouts.scenes import record_scenes
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.features import encode_frames
 from deas_vla.training.imitation import FlowImitation, ImitationBatches
@@ -107,9 +108,12 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
     inputs = {name: Path(path) for name, path in paths.items() if path}
 
     def work(folder: Path) -> None:
-        episodes, contract, _ = collected(inputs["demonstrations"])
-        for name in rollouts:
-            episodes += collected(inputs[name], contract)[0]
+        demonstrations, contract, _ = collected(inputs["demonstrations"])
+        data = {str(inputs["demonstrations"]): demonstrations}
+        data |= {str(inputs[name]): collected(inputs[name], contract)[0] for name in rollouts}
+        if accelerator.is_main_process:
+            record_scenes(folder, data)
+        episodes = [episode for part in data.values() for episode in part]
         torch.manual_seed(config.seed)
         if "start_from" in inputs:
             policy = load_policy(inputs["start_from"] / "policy", contract)

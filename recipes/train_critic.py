@@ -33,6 +33,7 @@ from deas_vla.improvement.weighted_imitation import CandidateCache
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.collect import collected
+from deas_vla.rollouts.scenes import record_scenes
 from deas_vla.scorers.deas import DeasScorer
 from deas_vla.scorers.scorer import SCORERS
 from deas_vla.training.features import cached_features, stored_features
@@ -152,16 +153,17 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
             if accelerator.is_main_process:
                 scorer = scorer_class(policy.contract, policy.horizon, policy.encoder_fingerprint)
                 scorer.save(folder / "critic")
+                record_scenes(folder, {})
             return
         critic_config = scorer_class.adapted(config.critic)
         require_fitting_horizon(policy, critic_config.horizon)
-        parts = [
-            collected(inputs[name], policy.contract)[0]
-            for name in ("demonstrations", *rollouts)
-            if name in inputs
-        ]
+        stages = [name for name in ("demonstrations", *rollouts) if name in inputs]
+        parts = [collected(inputs[name], policy.contract)[0] for name in stages]
         weights = [1.0] * len(parts) + config.more.weight_of_each
         parts += read_mixture(config.more, policy.contract)[0]
+        if accelerator.is_main_process:
+            names = [*(str(inputs[name]) for name in stages), *config.more.folders]
+            record_scenes(folder, dict(zip(names, parts, strict=True)))
         episodes = [episode for part in parts for episode in part]
         dataset = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
         frames = FrameTable.of(episodes)

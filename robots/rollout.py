@@ -33,8 +33,8 @@ from deas_vla.files import sha256_of, write_json
 from deas_vla.improvement.best_of_n import NoiseKey
 from deas_vla.launch import run_recipe
 from deas_vla.rollouts.collect import DATASET, write_blocks
-from deas_vla.rollouts.evaluate import scenes_of
 from deas_vla.rollouts.play import Job
+from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage
 from robots.arm import Arm

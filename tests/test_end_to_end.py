@@ -95,6 +95,11 @@ def test_the_recipe_leaves_a_whole_report(run):
     assert set(report["seconds"]) == stages and all(seconds > 0 for seconds in report["seconds"].values())
     assert report["versions"]["robosuite"] and report["seeds"] and report["hashes"]["critic/critic"]
     assert 0 < report["peak_memory_bytes"] < 8e9
+    # What the critic was trained on is known by its data: successful demonstrations, and all rollouts.
+    seen = json.loads((run / "critic" / "scenes.json").read_text())
+    collected = {Path(name).name: scenes for name, scenes in seen.items()}
+    assert collected["demonstrations"] and len(collected["rollouts"]) > len(collected["demonstrations"]) / 2
+    assert min(collected["rollouts"]) >= 1_000_000 > max(collected["demonstrations"])
     page = (run / "report.html").read_text()
     assert "<video" in page and "http" not in page.replace("http://www.w3.org", "")
     assert (run / "evaluation" / "rollout.mp4").stat().st_size > 1000

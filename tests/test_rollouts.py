@@ -10,9 +10,10 @@ from rollout_example import CONTRACT, HORIZON, LIMIT, LinePolicy, LineWorkers, M
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.rollouts.collect import collect_in_blocks
-from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs, scenes_of
+from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
 from deas_vla.rollouts.oracle import play_oracle
 from deas_vla.rollouts.play import Job, play_episodes
+from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.stages import claim
 
 pytestmark = pytest.mark.unit

@@ -20,8 +20,8 @@ from deas_vla.report.data import (
 )  # fmt: skip
 from deas_vla.report.writer import write_report
 from deas_vla.rollouts.collect import DATASET
-from deas_vla.rollouts.evaluate import scenes_of
 from deas_vla.rollouts.oracle import RETURNS
+from deas_vla.rollouts.scenes import seen_scenes
 from deas_vla.training.loop import read_metrics
 from deas_vla.training.stages import stage_report
 from deas_vla.versions import collect_versions
@@ -54,13 +54,12 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
     if plan["noise_scale"] == 1:
         by_count |= {1: "policy"}
     critic = stages["critic"]["settings"]["critic"]
-    collected = [
-        scene + number * TASK_STRIDE
-        for use, plan_name in (("demonstrations", "demos"), ("rollouts", "rollouts"))
-        if use in stages
-        for number in range(len(tasks))
-        for scene in scenes_of(use, stages[use]["settings"][plan_name]["episodes"], seed)
-    ]
+    seen, unrecorded = seen_scenes([evaluation])
+    # Nothing is called unseen where a stage did not record what it was trained on.
+    trained_on = None
+    if not unrecorded:
+        scenes = np.array(sorted(set().union(*seen.values())), np.int64)
+        trained_on = np.concatenate([scenes + number * TASK_STRIDE for number in range(len(tasks))])
     video = evaluation / "rollout.mp4"
     data = ReportData(
         title=f"deas_vla · {', '.join(tasks)} in {settings['env']}",
@@ -79,7 +78,7 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
         curves=_curves(stages),
         seconds={name: stage["seconds"] for name, stage in stages.items()},
         peak_memory_bytes=max(stage["peak_memory_bytes"] for stage in stages.values()),
-        collection_scenes=np.array(collected) if collected else None,
+        collection_scenes=trained_on,
         seeds={"run": seed},
         hashes=_hashes(stages),
         versions=collect_versions(),

@@ -8,33 +8,9 @@ import numpy as np
 from tqdm import tqdm
 
 from deas_vla.envs.vector import EnvWorkers
-from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.rollouts.play import Job, Rollout, play_episodes
-
-# First scene number of each use. Scenes are unlimited, uses are a million apart: nothing that is evaluated on was
-# ever collected from.
-FIRST_SCENE = {"demonstrations": 0, "rollouts": 1_000_000, "evaluation": 2_000_000, "ablation": 3_000_000}
-
-
-def scenes_of(use: str, count: int, seed: int) -> list[int]:
-    """The scene numbers of one use, for one seed.
-
-    Args:
-        use: ``demonstrations``, ``rollouts``, ``evaluation`` or ``ablation`` (on which settings may be chosen).
-        count: how many, at most 10,000.
-        seed: seed of the run, 0 to 99; other seeds give other scenes.
-
-    Raises:
-        UserError: if count or seed is out of range: scenes of two uses must never meet.
-    """
-    if not 0 <= seed < 100 or not 0 <= count <= 10_000:
-        raise UserError(
-            f"seed must be 0 to 99 (got {seed}) and a use have at most 10000 scenes (got {count})"
-        )
-    first = FIRST_SCENE[use] + seed * 10_000
-    return list(range(first, first + count))
 
 
 def paired_jobs(scenes: list[int], samples: int) -> list[Job]:

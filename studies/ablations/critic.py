@@ -31,7 +31,7 @@ from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
-from deas_vla.rollouts.evaluate import scenes_of
+from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage, stage_report

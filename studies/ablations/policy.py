@@ -29,7 +29,8 @@ from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
-from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs, scenes_of
+from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
+from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import claim, run_stage, stage_report

@@ -25,7 +25,8 @@ from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import load_policy
-from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs, scenes_of
+from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
+from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.scorers.ensemble import EnsembleScorer
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator

@@ -34,7 +34,7 @@ from deas_vla.files import write_json
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.rollouts.collect import DATASET
-from deas_vla.rollouts.evaluate import scenes_of
+from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.loop import TrainingConfig, make_accelerator
 from deas_vla.training.stages import run_stage
 from recipes.adopt_policy import AdoptPolicyConfig, adopt_policy

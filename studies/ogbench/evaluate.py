@@ -22,7 +22,7 @@ from deas_vla.data.options import returns_to_go
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import NoiseKey
-from deas_vla.rollouts.evaluate import scenes_of
+from deas_vla.rollouts.scenes import scenes_of
 from studies.ogbench.env import OGBenchEnvs
 
 # Episodes under way at once, and between two saves. Fixed: a matrix product may round differently with the number of

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from deas_vla.errors import UserError
 from deas_vla.policies.chunk_policy import candidate_noise
-from deas_vla.rollouts.evaluate import scenes_of
+from deas_vla.rollouts.scenes import scenes_of
 from studies.ogbench.data import OGBenchData, write_npz
 from studies.ogbench.env import ENVIRONMENTS, KINDS, OGBenchEnvs, OGBenchTask, relabel
 from studies.ogbench.evaluate import Decision, play_episodes

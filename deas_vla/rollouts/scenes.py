@@ -1,0 +1,111 @@
+"""Scenes by their use, and whether an evaluation's scenes are unseen: read from what the data sets themselves record.
+
+A data set that was collected in a simulator stores the number of each episode's scene. Stages that train write down
+the scenes of all data that they read (`record_scenes`), and an evaluation compares its own with those of every stage
+that it stands on (`overlap_of`), however that data came there.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from deas_vla.data.episodes import Episode
+from deas_vla.errors import UserError
+from deas_vla.files import read_json, write_json
+from deas_vla.training.stages import stage_report
+
+# First scene number of each use: scenes are unlimited, uses are a million apart.
+FIRST_SCENE = {"demonstrations": 0, "rollouts": 1_000_000, "evaluation": 2_000_000, "ablation": 3_000_000}
+SCENES = "scenes.json"
+# What a stage that trained something leaves in its folder.
+TRAINED = ("policy", "critic", "scorer")
+
+
+def scenes_of(use: str, count: int, seed: int) -> list[int]:
+    """The scene numbers of one use, for one seed.
+
+    Args:
+        use: ``demonstrations``, ``rollouts``, ``evaluation`` or ``ablation`` (on which settings may be chosen).
+        count: how many, at most 10,000.
+        seed: seed of the run, 0 to 99; other seeds give other scenes.
+
+    Raises:
+        UserError: if count or seed is out of range: scenes of two uses must never meet.
+    """
+    if not 0 <= seed < 100 or not 0 <= count <= 10_000:
+        raise UserError(
+            f"seed must be 0 to 99 (got {seed}) and a use have at most 10000 scenes (got {count})"
+        )
+    first = FIRST_SCENE[use] + seed * 10_000
+    return list(range(first, first + count))
+
+
+def record_scenes(stage: Path, data: dict[str, list[Episode]]) -> None:
+    """Writes down, in a training stage's folder, the scenes of every data set that it read: name to episodes."""
+    scenes = {name: sorted({int(episode.scene) for episode in episodes}) for name, episodes in data.items()}
+    write_json(stage / SCENES, scenes)
+
+
+@dataclass(frozen=True)
+class Overlap:
+    """What training data and an evaluation share.
+
+    Attributes:
+        shared: data set to the evaluation's scenes that are in it.
+        unchecked: stages that trained something and did not record from which scenes: nothing can be said of them.
+    """
+
+    shared: dict[str, list[int]]
+    unchecked: list[Path]
+
+    def require_none(self) -> None:
+        """Refuses an evaluation in scenes that something was trained on.
+
+        Raises:
+            UserError: naming the data sets and the first scenes.
+        """
+        if self.shared:
+            found = "; ".join(
+                f"{len(scenes)} in {name} ({', '.join(map(str, scenes[:3]))}{', …' if scenes[3:] else ''})"
+                for name, scenes in self.shared.items()
+            )
+            raise UserError(
+                f"scenes of the evaluation were trained on: {found}; evaluate with another --seed, or train "
+                "without that data"
+            )
+
+
+def seen_scenes(stages: Iterable[Path]) -> tuple[dict[str, set[int]], list[Path]]:
+    """Data set to the scenes in it, over finished stages and all that they were made from; and the unrecorded stages.
+
+    A data set without numbers of scenes, of a robot or of others, counts its episodes from 0.
+    """
+    seen: dict[str, set[int]] = {}
+    unrecorded, waiting, met = [], [Path(stage) for stage in stages], set()
+    while waiting:
+        stage = waiting.pop()
+        if stage in met:
+            continue
+        met.add(stage)
+        waiting += map(Path, stage_report(stage)["sources"].values())
+        if (stage / SCENES).is_file():
+            for name, scenes in read_json(stage / SCENES).items():
+                seen.setdefault(name, set()).update(scenes)
+        elif any((stage / trained).is_dir() for trained in TRAINED):
+            unrecorded.append(stage)
+    return seen, unrecorded
+
+
+def overlap_of(stages: Iterable[Path], scenes: Iterable[int]) -> Overlap:
+    """Which scenes of an evaluation are in the data of the stages that it stands on.
+
+    Scenes are compared by number, whatever the task: one that another task was trained on counts too.
+
+    Args:
+        stages: folders of the policies and critics that are evaluated; what they were made from is looked at too.
+        scenes: the evaluation's.
+    """
+    seen, unrecorded = seen_scenes(stages)
+    wanted = set(scenes)
+    shared = {name: sorted(wanted & there) for name, there in seen.items() if wanted & there}
+    return Overlap(shared, unrecorded)
