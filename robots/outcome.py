@@ -11,7 +11,6 @@ from typing import Literal, TextIO
 from deas_vla.errors import UserError
 from robots.robot import Robot
 
-# Named, because the help of the command line is read from the source and sees no quotes in an annotation.
 OutcomeSource = Literal["auto", "keys", "sim", "success", "failure"]
 Verdict = Literal["success", "failure", "again", "quit"]
 KEYS: dict[str, Verdict] = {"s": "success", "f": "failure", "r": "again", "q": "quit"}

@@ -34,7 +34,7 @@ class Robot(ABC):
         aliases: other names of the embodiment that a policy's contract may carry.
         simulated: nothing has to be left safe: in the end it is only disconnected.
         torque_off_at_end: False: it goes on holding after the end.
-        is_connected: whether it has to be left safe.
+        is_connected: whether it has to be left safe; True from where `connect` switches anything on.
         succeeded: whether the task is done; None: the robot does not know.
         instruction: the task's own words; empty: the user gives them.
         limit: the task's time limit in steps; None: there is none.
@@ -73,7 +73,7 @@ class Robot(ABC):
 
     @abstractmethod
     def disconnect(self) -> None:
-        """Closes what is open, and switches nothing: `hold` and `torque_off` were called before."""
+        """Closes what is open, if anything is, and switches nothing: `hold` and `torque_off` were called before."""
 
     def reset(self, scene: int) -> None:  # noqa: B027
         """Starts a scene; a real arm has none."""

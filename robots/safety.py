@@ -137,9 +137,9 @@ def _leave_safe(robot: Robot, hold_s: float | None, hurry: threading.Event) -> N
     if robot.is_connected and not robot.simulated:
         silent = robot.hold()
         if hold_s is not None:
-            next_ = f"its torque goes off in {hold_s:g} s: support it" if hold_s else "its torque goes off"
+            after = f"its torque goes off in {hold_s:g} s: support it" if hold_s else "its torque goes off"
             try:
-                _say(f"the arm holds its position; {next_}")
+                _say(f"the arm holds its position; {after}")
                 hurry.wait(hold_s)
             finally:
                 silent = robot.torque_off()

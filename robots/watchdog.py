@@ -45,6 +45,7 @@ class Watchdog:
 
     def __init__(self, device: dict, hold_s: float, torque_off: bool = True):
         task = {"device": device, "hold_s": hold_s, "torque_off": torque_off}
+        # All of the search path: what reaches the device may be a file that a user named.
         root = str(Path(__file__).resolve().parents[1])
         path = os.pathsep.join(filter(None, (root, os.environ.get("PYTHONPATH"), *sys.path)))
         self.lock = _locked(device["port"])

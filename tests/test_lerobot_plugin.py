@@ -95,6 +95,13 @@ def test_lerobot_finds_it(exported):
     )
 
 
+def test_lerobots_command_line_changes_the_rule(exported):
+    flags = ["--selection.rule=consensus", "--selection.bandwidth=0.2", "--num_candidates=16"]
+    config = PreTrainedConfig.from_pretrained(exported, cli_overrides=flags)
+    assert config.selection == SelectionConfig(rule="consensus", as_best_of=3, bandwidth=0.2)
+    assert config.num_candidates == 16 and config.n_action_steps == 3
+
+
 def test_rule_01_it_plays_what_the_reranker_chooses_action_for_action(policy, exported):
     reranker, observed = Reranker.load(exported), [observations(2, seed=seed) for seed in range(3)]
     names = episode_ids(observed[0])
