@@ -13,7 +13,7 @@ tags: [robotics, vision-language-action, best-of-n, deas, lerobot]
 # A reranked policy for {embodiment}
 
 A chunk policy and a critic, exported by deas_vla ([the method](https://arxiv.org/abs/2510.07730)). At every decision
-the policy proposes {count} chunks of {horizon} actions, the critic scores them, and the rule `{rule}`{parameters}
+the policy proposes {count} chunks of {horizon} actions, the critic scores them, and the rule `{rule}` ({parameters})
 chooses one, of which the first {steps} actions are played at {rate:g} Hz.
 
 ## Use
@@ -70,13 +70,12 @@ def card(manifest: dict, results: dict) -> str:
         results: method to outcome, as in ``report.json``; empty if it was not evaluated.
     """
     contract, selection = Contract.from_json(manifest["contract"], MANIFEST), manifest["selection"]
-    parameters = ", ".join(f"{name} {value:g}" for name, value in selection["parameters"].items())
     return CARD.format(
         embodiment=contract.embodiment,
         count=selection["num_candidates"],
         horizon=manifest["policy"]["horizon"],
         rule=selection["rule"],
-        parameters=f" ({parameters})",
+        parameters=_parameters(selection),
         steps=selection["execute_steps"],
         rate=contract.rate_hz,
         action_dim=contract.action_dim,
@@ -129,9 +128,8 @@ def inspect_text(manifest: dict) -> str:
     contract = Contract.from_json(manifest["contract"], MANIFEST)
     try:
         selection = manifest["selection"]
-        parameters = "".join(f", {name} {value:g}" for name, value in selection["parameters"].items())
         lines = facts(manifest) | {
-            "selection": f"{selection['rule']} of {selection['num_candidates']}{parameters}; "
+            "selection": f"{selection['rule']} of {selection['num_candidates']}, {_parameters(selection)}; "
             f"{selection['execute_steps']} actions of a chunk are played",
             "embodiment": f"{contract.embodiment}, {contract.rate_hz:g} Hz",
             "cameras": ", ".join(f"{c.name} {c.height}x{c.width}" for c in contract.cameras),
@@ -143,6 +141,10 @@ def inspect_text(manifest: dict) -> str:
     except (KeyError, TypeError, ValueError) as error:
         raise UserError(f"{MANIFEST} is not whole ({error!r}); export the reranker again") from error
     return "\n".join(f"{name:14s} {text}" for name, text in lines.items())
+
+
+def _parameters(selection: dict) -> str:
+    return ", ".join(f"{name} {value:g}" for name, value in selection["parameters"].items())
 
 
 def _limits(column: Column) -> str:
@@ -162,7 +164,5 @@ def _results(results: dict) -> str:
         low, high = played["ci95"]
         success = f"{100 * played['success_rate']:.0f} % [{100 * low:.0f}, {100 * high:.0f}]"
         rows.append(f"| {name} | {success} | {played['episodes']} |")
-    title = (
-        "Of the run it was exported from; in brackets 95 % intervals. Every method played the same scenes."
-    )
+    title = "Of the run it was exported from, on the same scenes for all; in brackets 95 % intervals."
     return "\n".join([title, "", "| method | success | episodes |", "|---|---|---|", *rows])

@@ -81,15 +81,15 @@ def check_sums(folder: Path) -> int:
         ) from error
     expected = dict(reversed(line.split("  ", 1)) for line in text.split("\n") if "  " in line)
     found = _sums(folder)
-    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
-    problems += [f"{name} is not listed" for name in found.keys() - expected.keys()]
-    problems += [
-        f"{name} was changed" for name in found.keys() & expected.keys() if found[name] != expected[name]
+    problems = [
+        f"{name} {'is missing' if name not in found else 'is not listed' if name not in expected else 'was changed'}"
+        for name in sorted(expected.keys() | found.keys())
+        if expected.get(name) != found.get(name)
     ]
     if not problems and text != _text(found):
         problems = [f"{SUMS} was changed"]
     if problems:
-        listed = [repr(p)[1:-1] for p in sorted(problems)[:MOST_LISTED]]
+        listed = [repr(problem)[1:-1] for problem in problems[:MOST_LISTED]]
         listed += [f"and {len(problems) - MOST_LISTED} more"] * (len(problems) > MOST_LISTED)
         raise UserError(f"{folder}, by its {SUMS}: {'; '.join(listed)}; copy or export it again")
     return len(found)
@@ -99,12 +99,10 @@ def _sums(folder: Path) -> dict[str, str]:
     """Relative path to hash of every file but SHA256SUMS, in order."""
     from tqdm import tqdm
 
-    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
-    files = {k: files[k] for k in sorted(files) if k != SUMS and k.partition("/")[0] not in IGNORED}
-    return {
-        name: sha256_of(path)
-        for name, path in tqdm(files.items(), desc="SHA-256", unit="file", delay=2, leave=False)
-    }
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = [name for name in names if name != SUMS and name.partition("/")[0] not in IGNORED]
+    progress = tqdm(names, desc="SHA-256", unit="file", delay=2, leave=False)
+    return {name: sha256_of(folder / name) for name in progress}
 
 
 def _text(sums: dict[str, str]) -> str:
