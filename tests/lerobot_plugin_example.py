@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from deas_vla.data.observation import Observation
@@ -14,6 +15,11 @@ def batch_of(observation: Observation) -> dict:
         for name, image in observation.images.items()
     }
     return batch | {"observation.state": observation.state, "task": list(observation.instruction)}
+
+
+def same(a: Tensor, b: Tensor) -> bool:
+    """Whether two computations of one thing agree, whatever the processor rounds."""
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 ENVIRONMENT = '''

@@ -14,7 +14,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot_example import CONTRACT, smolvla
 from lerobot_example import observations as lerobot_observations
-from lerobot_plugin_example import batch_of
+from lerobot_plugin_example import batch_of, same
 from policy_example import SENTENCES, close, observations, small_policy
 from reranker_example import small_scorer
 
@@ -78,7 +78,7 @@ def test_defect_1_the_queue_plays_the_first_actions_of_a_chunk(policy):
             chunks = [policy.predict_action_chunk(batch) for _ in range(2)]
             policy.reset()
             played = torch.stack([policy.select_action(batch) for _ in range(2 * n)], 1)
-            assert torch.equal(played, torch.cat([chunk[:, :n] for chunk in chunks], 1))
+            assert same(played, torch.cat([chunk[:, :n] for chunk in chunks], 1))
     finally:
         policy.config.n_action_steps = steps
 
@@ -114,7 +114,7 @@ def test_defect_3_no_other_statistics_and_no_lost_overrides(policy, place):
     )
     batch["observation.images.top"] = batch.pop("observation.images.left")
     policy.reset()
-    assert torch.equal(after(policy.select_action(before(batch))), expected)
+    assert same(after(policy.select_action(before(batch))), expected)
     fresh = make_pre_post_processors(policy.config, dataset_stats=other)
     assert [type(step) for step in fresh[0].steps] == [type(step) for step in before.steps]
     assert not any(step.state_dict() for pipeline in fresh for step in pipeline.steps)

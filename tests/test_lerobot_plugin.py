@@ -14,7 +14,7 @@ from lerobot.configs import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
 from lerobot.rollout.inference.rtc import supports_rtc_inference
-from lerobot_plugin_example import batch_of
+from lerobot_plugin_example import batch_of, same
 from policy_example import observations, small_policy
 from reranker_example import reseal, rewrite_json, small_scorer
 
@@ -110,7 +110,7 @@ def test_rule_01_it_plays_what_the_reranker_chooses_action_for_action(policy, ex
         chosen = reranker.choose(observation, keys).commands
         batch = batch_of(observation)
         for step in range(3):
-            assert torch.equal(policy.select_action(batch), chosen[:, step])
+            assert same(policy.select_action(batch), chosen[:, step])
 
 
 def test_through_lerobots_own_processors_nothing_changes(policy, exported):
@@ -118,7 +118,7 @@ def test_through_lerobots_own_processors_nothing_changes(policy, exported):
     observation = observations(2)
     action = after(policy.select_action(before(batch_of(observation))))
     policy.reset()
-    assert torch.equal(action, policy.select_action(batch_of(observation)))
+    assert same(action, policy.select_action(batch_of(observation)))
     # And the pixels that the policy sees are those that the camera gave.
     seen = policy._observation(before(batch_of(observation)))
     assert all(torch.equal(seen.images[name], image) for name, image in observation.images.items())
@@ -139,14 +139,14 @@ def test_rule_10_reset_makes_episodes_repeatable(policy):
         return torch.stack([policy.select_action(batch_of(observations(1, seed=seed))) for _ in range(7)])
 
     first = episode(3)
-    assert torch.equal(episode(3), first)
+    assert same(episode(3), first)
     assert not torch.equal(episode(4), first)
     # A queue that is not empty is forgotten too.
     policy.select_action(batch_of(observations(1, seed=5)))
-    assert torch.equal(episode(3), first)
+    assert same(episode(3), first)
     # Torch's own generator has no part in it.
     torch.manual_seed(1)
-    assert torch.equal(episode(3), first)
+    assert same(episode(3), first)
 
 
 def test_decisions_of_one_episode_differ_in_their_noise(policy):
@@ -170,7 +170,7 @@ def test_rule_08_one_candidate_is_the_policy(exported):
         exported, config=config_of(exported, selection=SelectionConfig(rule="first"))
     )
     batch = batch_of(observations(2))
-    assert torch.equal(policy.predict_action_chunk(batch), plain.predict_action_chunk(batch))
+    assert same(policy.predict_action_chunk(batch), plain.predict_action_chunk(batch))
 
 
 def test_another_seed_gives_other_noise(policy, exported):
@@ -201,7 +201,7 @@ def test_a_prefix_is_kept_and_the_rest_goes_on_from_it(policy, held):
     # It is what the reranker chooses among the candidates that go on from it.
     key = NoiseKey(0, episode_ids(observation)[0], 0, 1)
     chosen = policy.reranker.choose(observation, [key], Prefix(last[None], held))
-    assert torch.equal(chunk, chosen.commands) and chosen.candidates.shape[1] == 3
+    assert same(chunk, chosen.commands) and chosen.candidates.shape[1] == 3
     assert free.shape == chunk.shape
 
 
@@ -215,8 +215,8 @@ def test_what_lerobot_fills_a_prefix_up_with_is_no_command(policy):
         )
 
     padded = torch.cat([last, torch.zeros(2, 2)])
-    assert torch.equal(chunk(padded), chunk(last))
-    assert torch.equal(chunk(torch.zeros(4, 2)), chunk(None))
+    assert same(chunk(padded), chunk(last))
+    assert same(chunk(torch.zeros(4, 2)), chunk(None))
     policy.reset()
     cut = policy.predict_action_chunk(
         batch_of(observation),
@@ -224,7 +224,7 @@ def test_what_lerobot_fills_a_prefix_up_with_is_no_command(policy):
         prev_chunk_left_over=torch.cat([last, last]),
         execution_horizon=2,
     )
-    assert torch.equal(cut, chunk(last))
+    assert same(cut, chunk(last))
 
 
 @pytest.mark.parametrize("filled_up_to", [3, 6])
@@ -261,7 +261,7 @@ def test_a_mean_is_a_mean_in_lerobot_too(tmp_path):
     torch.testing.assert_close(choice.scores, values.mean(0), rtol=1e-5, atol=1e-5)
     assert (values.mean(0) - values.amin(0)).abs().max() > 1e-3
     chunk = loaded.predict_action_chunk(batch_of(observation))
-    assert torch.equal(chunk, choice.candidates[range(3), values.mean(0).argmax(1)])
+    assert same(chunk, choice.candidates[range(3), values.mean(0).argmax(1)])
 
 
 # ---- refusals --------------------------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ def test_images_of_whole_numbers_are_taken_as_they_are(policy):
     expected = policy.select_action(batch)
     policy.reset()
     whole = {k: (v * 255).round().byte() if "images" in k else v for k, v in batch.items()}
-    assert torch.equal(policy.select_action(whole), expected)
+    assert same(policy.select_action(whole), expected)
 
 
 def test_other_episodes_need_a_reset(policy):
@@ -368,7 +368,7 @@ def test_rule_07_a_data_set_of_another_robot_is_refused(policy, exported):
 def test_a_moved_folder_still_loads(policy, folder):
     moved = folder.rename(folder.with_name("elsewhere"))
     batch = batch_of(observations(2))
-    assert torch.equal(DeasPolicy.from_pretrained(moved).select_action(batch), policy.select_action(batch))
+    assert same(DeasPolicy.from_pretrained(moved).select_action(batch), policy.select_action(batch))
 
 
 def test_rule_11_one_flipped_byte_is_refused_by_name(folder):
@@ -420,7 +420,7 @@ def test_save_pretrained_exports_what_it_is_now(exported, tmp_path):
     plain = DeasPolicy.from_pretrained(exported)
     plain.save_pretrained(tmp_path / "same")
     assert "decided as before" in verify(tmp_path / "same")
-    for part in ("critic", "golden.safetensors", "config.json"):
+    for part in ("policy", "critic", "config.json"):
         assert sha256_of(tmp_path / "same" / part) == sha256_of(exported / part)
     changed = config_of(exported, num_candidates=2, selection=SelectionConfig(rule="best"), n_action_steps=2)
     DeasPolicy.from_pretrained(exported, config=changed).save_pretrained(tmp_path / "changed")
