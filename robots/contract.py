@@ -7,6 +7,7 @@ rate, cameras and their sizes.
 from dataclasses import replace
 
 from deas_vla.data.contract import Camera, Column, Contract
+from deas_vla.data.lerobot.layout import UNKNOWN
 from deas_vla.errors import ContractMismatch
 from robots.robot import Robot
 
@@ -65,7 +66,11 @@ def agreed(policy: Contract, robot: Contract, aliases: tuple[str, ...] = ()) -> 
             if c.low is not None and c.high is not None and c.low >= c.high
         ]
     if lines:
-        raise ContractMismatch(f"the policy and the robot do not fit together: {'; '.join(lines)}")
+        unknown = any(column.unit == UNKNOWN for column in (*policy.state, *policy.action))
+        fix = "; units: deas-vla declare DATASET --units=…, then train or adopt the policy again"
+        raise ContractMismatch(
+            f"the policy and the robot do not fit together: {'; '.join(lines)}{fix if unknown else ''}"
+        )
     return replace(policy, action=action)
 
 

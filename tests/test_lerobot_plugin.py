@@ -420,7 +420,7 @@ def test_save_pretrained_exports_what_it_is_now(exported, tmp_path):
     plain = DeasPolicy.from_pretrained(exported)
     plain.save_pretrained(tmp_path / "same")
     assert "decided as before" in verify(tmp_path / "same")
-    for part in ("policy", "critic", "config.json"):
+    for part in ("critic", "config.json"):
         assert sha256_of(tmp_path / "same" / part) == sha256_of(exported / part)
     changed = config_of(exported, num_candidates=2, selection=SelectionConfig(rule="best"), n_action_steps=2)
     DeasPolicy.from_pretrained(exported, config=changed).save_pretrained(tmp_path / "changed")

@@ -337,6 +337,14 @@ def test_rule_07_every_difference_is_shown(change, words):
     assert words in str(caught.value)
 
 
+def test_units_that_nobody_stated_come_with_the_command_that_states_them():
+    policy = replace(ARM, action=(replace(PLACES[0], unit="unknown"), *PLACES[1:]))
+    with pytest.raises(
+        ContractMismatch, match=r"unknown against deg; units: deas-vla declare DATASET --units="
+    ):
+        agreed(policy, ARM)
+
+
 def test_a_camera_that_is_slower_than_the_robot_is_named():
     cameras = {"front": SimpleNamespace(fps=15), "wrist": SimpleNamespace(fps=30)}
     assert slow_cameras(SimpleNamespace(cameras=cameras), 30.0) == [
