@@ -127,11 +127,8 @@ HEEDED = {
     "seed": ("best", 0, 1),
     "rule": (None, "best", "worst"),
     "pessimism": ("lower_bound", 0.0, 50.0),
-    "temperature": ("softmax", 0.0, 50.0),
-    "as_best_of": ("quantile", 1, 8),
-    "density_weight": ("dense", 0.0, 100.0),
-    "bandwidth": ("smoothed", 0.01, 2.0),
-    "error": ("denoised", 0.0, 100.0),
+    "as_best_of": ("consensus", 1, 8),
+    "bandwidth": ("consensus", 0.01, 2.0),
     "noise_scale": ("best", 0.0, 1.0),
 }
 REFUSED = {"chunk_size": 5, "rate_hz": 10.0}
@@ -146,7 +143,9 @@ def test_defect_4_no_setting_is_dead(place):
     for name, (rule, *values) in HEEDED.items():
         played = []
         for value in values:
-            changes = ({"rule": rule} if rule else {}) | ({name: value} if name in chosen else {})
+            # Up to as_best_of candidates, consensus is best whatever its bandwidth.
+            changes = {"as_best_of": 3} if name == "bandwidth" else {}
+            changes |= ({"rule": rule} if rule else {}) | ({name: value} if name in chosen else {})
             changed = replace(config, selection=replace(config.selection, **changes))
             changed = changed if name in chosen else replace(changed, **{name: value})
             policy = DeasPolicy(changed, reranker)

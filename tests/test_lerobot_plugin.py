@@ -34,7 +34,7 @@ from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.scorers.deas import QChunkingScorer
 
 H = 4
-RULE = SelectionConfig(rule="quantile", as_best_of=3)
+RULE = SelectionConfig(rule="consensus", as_best_of=3)
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_lerobot_finds_it(exported):
         config.num_candidates,
         config.n_action_steps,
     ) == (
-        "quantile",
+        "consensus",
         3,
         5,
         3,
@@ -242,7 +242,7 @@ def test_zeros_that_hold_an_arm_still_are_commands(policy, monkeypatch, filled_u
         left_over = torch.zeros(filled_up_to, 2)
         left_over[: len(last) - played] = last[played : played + filled_up_to]
         policy.predict_action_chunk(batch_of(observations(1)), 1, left_over)
-        assert prefixes[-1] is not None and prefixes[-1].held == 1
+        assert prefixes[-1] is not None and prefixes[-1].committed == 1
         assert torch.equal(prefixes[-1].commands[0], last[played : played + real])
 
 

@@ -40,7 +40,7 @@ from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.scorers.scorer import load_scorer
 
 ROOT = Path(__file__).resolve().parents[1]
-RULE = SelectionConfig(rule="quantile", as_best_of=3)
+RULE = SelectionConfig(rule="consensus", as_best_of=3)
 KEYS = [NoiseKey(seed=1, scene=scene, sample=0, decision=2) for scene in range(3)]
 
 
@@ -75,7 +75,7 @@ def folder(exported, tmp_path) -> Path:
 def test_rule_01_an_exported_reranker_decides_as_its_parts_do(parts, exported):
     policy, scorer = parts
     reranker, observation = Reranker.load(exported), observations(3, seed=9)
-    mine = BestOfN(policy, 5, "quantile", scorer, RULE).choose(observation, KEYS)
+    mine = BestOfN(policy, 5, "consensus", scorer, RULE).choose(observation, KEYS)
     its = reranker.choose(observation, KEYS)
     for name in ("candidates", "scores", "value"):
         torch.testing.assert_close(getattr(its, name), getattr(mine, name), rtol=1e-5, atol=1e-5)
@@ -144,8 +144,8 @@ def test_the_manifest_says_what_it_is_made_of(parts, exported):
     assert manifest["policy"]["encoder_fingerprint"] == policy.encoder_fingerprint
     assert manifest["selection"] == {
         "num_candidates": 5,
-        "rule": "quantile",
-        "parameters": {"noise_scale": 1.0, "as_best_of": 3},
+        "rule": "consensus",
+        "parameters": {"noise_scale": 1.0, "bandwidth": 0.6, "as_best_of": 3},
         "execute_steps": 3,
     }
     assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
@@ -367,7 +367,7 @@ FAULTS = {
     "rule": (
         in_manifest(lambda m: m["selection"].update(rule="worst", parameters={})), "config.json does not say",
     ),
-    "unknown rule": (in_manifest(lambda m: m["selection"].update(rule="luck")), "'luck' is unknown"),
+    "unknown rule": (in_manifest(lambda m: m["selection"].update(rule="luck")), "unknown rule 'luck'"),
     "number of a rule": (
         in_manifest(lambda m: m["selection"]["parameters"].update(as_best_of="3")), "its selection makes no sense",
     ),

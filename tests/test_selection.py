@@ -14,25 +14,19 @@ from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import NoiseKey
 from deas_vla.improvement.selection import (
     RULES,
-    WITHOUT_CRITIC,
     SelectionConfig,
     best_of_weights,
     consensus,
-    denoised,
-    dense,
     lower_bound,
-    quantile,
     select,
-    smoothed,
-    softmax,
     squared_distances,
 )
 
 pytestmark = pytest.mark.unit
 
 CONFIG = SelectionConfig()
-BY_SCORE = [name for name in RULES if name not in WITHOUT_CRITIC]
-DETERMINISTIC = [name for name in BY_SCORE if name != "softmax"]
+NAMES = ("first", "random", "best", "worst", "lower_bound", "consensus")
+BY_SCORE = [name for name in NAMES if RULES[name].needs_scorer]
 seeds = st.integers(0, 10_000)
 # Each of these runs once a rule.
 few = settings(max_examples=15)
@@ -48,19 +42,15 @@ def decision(
     return q_values, chunks, [NoiseKey(seed, scene, 0, 0) for scene in range(batch)]
 
 
-def gumbel(batch: int, count: int, seed: int = 0) -> Tensor:
-    return torch.from_numpy(np.random.default_rng(seed).gumbel(size=(batch, count))).float()
-
-
 # ---- what every rule keeps -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NAMES)
 def test_rule_08_one_candidate_is_the_policy(rule):
     assert select(CONFIG, rule, *decision(0, 1)).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize("rule", DETERMINISTIC)
+@pytest.mark.parametrize("rule", BY_SCORE)
 @few
 @given(seed=seeds, count=st.integers(2, 40))
 def test_the_order_of_the_candidates_does_not_matter(rule, seed, count):
@@ -70,7 +60,7 @@ def test_the_order_of_the_candidates_does_not_matter(rule, seed, count):
     assert torch.equal(order[index], select(CONFIG, rule, q_values, chunks, keys))
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NAMES)
 @few
 @given(seed=seeds, count=st.integers(1, 20))
 def test_a_decision_does_not_depend_on_the_others(rule, seed, count):
@@ -89,7 +79,7 @@ def test_the_scale_of_values_does_not_matter(rule, seed, shift, scale):
     assert torch.equal(select(CONFIG, rule, scale * q_values + shift, chunks, keys), index)
 
 
-@pytest.mark.parametrize("rule", DETERMINISTIC)
+@pytest.mark.parametrize("rule", BY_SCORE)
 @few
 @given(seed=seeds, unit=st.floats(0.01, 100))
 def test_the_units_of_actions_do_not_matter(rule, seed, unit):
@@ -119,25 +109,17 @@ def test_limits_are_the_best_candidate(seed):
     best = select(CONFIG, "best", q_values, chunks, keys)
     scores = q_values.amin(0)
     assert torch.equal(scores.gather(1, best[:, None])[:, 0], scores.amax(1))
-    assert torch.equal(softmax(scores, gumbel(3, 24), 0.0), best)
-    assert torch.equal(dense(scores, chunks, 0.3, weight=0.0), best)
-    assert torch.equal(denoised(scores, chunks, 0.3, error=0.0), best)
-    for narrow in (dense(scores, chunks, 0.02, 1.0), smoothed(scores, chunks, 0.02)):
-        assert torch.equal(narrow, best)
-    assert torch.equal(denoised(scores, chunks, 0.02, 1.0), best)
     assert torch.equal(consensus(scores, chunks, 0.02, as_best_of=8), best)
-    assert torch.equal(quantile(scores, as_best_of=24), best)
     assert torch.equal(consensus(scores, chunks, 0.3, as_best_of=24), best)
 
 
 @given(seed=seeds, count=st.integers(1, 8))
 def test_as_best_of_m_is_best_up_to_m(seed, count):
     q_values, chunks, keys = decision(seed, count)
-    for rule in ("quantile", "consensus"):
-        config = replace(CONFIG, as_best_of=8)
-        assert torch.equal(
-            select(config, rule, q_values, chunks, keys), select(config, "best", q_values, chunks, keys)
-        )
+    config = replace(CONFIG, as_best_of=8)
+    assert torch.equal(
+        select(config, "consensus", q_values, chunks, keys), select(config, "best", q_values, chunks, keys)
+    )
 
 
 @given(seed=seeds)
@@ -146,17 +128,6 @@ def test_two_networks_one_deviation_apart_are_their_minimum(seed):
     assert torch.equal(lower_bound(q_values, 1.0), q_values.amin(0).argmax(1))
     assert torch.equal(lower_bound(q_values, 0.0), q_values.mean(0).argmax(1))
     assert torch.equal(lower_bound(q_values[:1], 3.0), q_values[0].argmax(1))
-
-
-@given(seed=seeds)
-def test_a_wide_kernel_follows_the_covariance_of_chunk_and_score(seed):
-    q_values, chunks, _ = decision(seed, 16)
-    scores, chunks = q_values.amin(0).double(), chunks.double()
-    centred = chunks - chunks.mean(1, keepdim=True)
-    points = (centred / centred.square().mean((1, 2), keepdim=True).sqrt()).flatten(2)
-    covariance = torch.einsum("bn,bnd->bd", scores - scores.mean(1, keepdim=True), points)
-    expected = torch.einsum("bnd,bd->bn", points, covariance).argmax(1)
-    assert torch.equal(smoothed(scores, chunks, bandwidth=300.0), expected)
 
 
 @given(seed=seeds, m=st.integers(1, 16))
@@ -179,28 +150,6 @@ def test_votes_are_the_odds_of_being_the_best_of_m(count, m):
     assert weights.tolist() == pytest.approx(expected)
 
 
-def test_the_expected_quantile_does_not_move_with_n():
-    """Scores uniform in [0, 1]: the score chosen is the quantile reached. Best goes to 1, quantile stays at 8/9."""
-    scores = torch.rand(4000, 128, generator=torch.Generator().manual_seed(0))
-    for count in (8, 16, 32, 128):
-        some = scores[:, :count]
-        reached = some.gather(1, quantile(some, 8)[:, None]).mean()
-        assert reached == pytest.approx(8 / 9, abs=0.02)
-    assert scores.amax(1).mean() > 0.98
-
-
-def test_softmax_draws_from_its_law_and_repeats_itself():
-    scores = torch.tensor([[0.0, 1.0, 2.0, 4.0]]).expand(6000, 4)
-    chunks = torch.zeros(6000, 4, 1, 1)
-    keys = [NoiseKey(0, scene, sample, d) for scene in range(100) for sample in range(3) for d in range(20)]
-    config = replace(CONFIG, temperature=0.7)
-    picks = select(config, "softmax", scores[None], chunks, keys)
-    assert torch.equal(picks, select(config, "softmax", scores[None], chunks, keys))
-    expected = torch.softmax(scores[0] / (0.7 * scores[0].std(correction=0)), 0)
-    shares = torch.bincount(picks, minlength=4) / 6000
-    assert (shares - expected).abs().max() < 4 * 0.5 / math.sqrt(6000)
-
-
 def test_a_chunk_that_only_one_noise_makes_is_suspicious():
     """Twenty chunks around 0 with scores around 1, and one far away that the critic likes a little better."""
     generator = torch.Generator().manual_seed(0)
@@ -209,8 +158,27 @@ def test_a_chunk_that_only_one_noise_makes_is_suspicious():
     )
     scores = torch.cat([1 + 0.1 * torch.randn(1, 20, generator=generator), torch.full((1, 1), 1.5)], 1)
     assert scores.argmax(1).item() == 20
-    assert dense(scores, chunks, 0.3, 2.0).item() != 20
     assert consensus(scores, chunks, 0.3, 8).item() != 20
+
+
+def test_a_random_choice_can_be_made_in_a_branch():
+    """Continuations have negative samples, which NumPy refuses as seeds; other keys choose as they always did."""
+    _, chunks, _ = decision(0, 8, batch=64)
+    keys = [NoiseKey(1, scene, -1, 0) for scene in range(64)]
+    index = select(CONFIG, "random", None, chunks, keys)
+    assert torch.equal(index, select(CONFIG, "random", None, chunks, keys)) and len(index.unique()) > 4
+    other = [replace(key, sample=-2) for key in keys]
+    assert not torch.equal(index, select(CONFIG, "random", None, chunks, other))
+    assert NoiseKey(3, 5, 1, 2).generator(1).integers(1000) == np.random.default_rng(
+        (3, 5, 1, 2, 1)
+    ).integers(1000)
+
+
+def test_scores_of_the_scorer_count_where_they_are_not_the_minimum():
+    q_values, chunks, keys = decision(0, 16)
+    index = select(CONFIG, "best", q_values, chunks, keys, scores=q_values.mean(0))
+    assert torch.equal(index, q_values.mean(0).argmax(1))
+    assert not torch.equal(index, select(CONFIG, "best", q_values, chunks, keys))
 
 
 # ---- over-optimisation -----------------------------------------------------------------------------------------
@@ -243,7 +211,7 @@ def chosen_value(rule: str, count: int, *, peculiar: float = 0.0, shared: float 
     return value.gather(1, index[:, None]).mean().item()
 
 
-@pytest.mark.parametrize("rule", ["quantile", "smoothed", "denoised", "consensus"])
+@pytest.mark.parametrize("rule", ["consensus"])
 def test_errors_of_single_chunks_do_not_grow_with_n(rule):
     few, many = (chosen_value("best", count, peculiar=1.0) for count in (8, 128))
     assert many < few - 0.2
@@ -252,16 +220,16 @@ def test_errors_of_single_chunks_do_not_grow_with_n(rule):
     assert min(values[2:]) > values[1] - 0.05 and values[3] > many + 0.3
 
 
-@pytest.mark.parametrize("rule", ["quantile", "consensus"])
+@pytest.mark.parametrize("rule", ["consensus"])
 def test_errors_that_nearby_chunks_share_do_not_grow_with_n(rule):
     """Averages over neighbours do not mend these; a limit to how hard is chosen does."""
-    for loser in ("best", "smoothed", "lower_bound"):
+    for loser in ("best", "lower_bound"):
         assert chosen_value(loser, 128, shared=6.0) < chosen_value(loser, 8, shared=6.0) - 0.3
     values = [chosen_value(rule, count, shared=6.0) for count in (8, 32, 128)]
     assert min(values) > values[0] - 0.05
 
 
-@pytest.mark.parametrize("rule", ["best", "quantile", "smoothed", "denoised", "consensus"])
+@pytest.mark.parametrize("rule", ["best", "consensus"])
 def test_a_perfect_critic_makes_every_rule_gain(rule):
     assert chosen_value(rule, 128) > chosen_value(rule, 1) + 1
 
@@ -274,11 +242,9 @@ def test_a_perfect_critic_makes_every_rule_gain(rule):
     [
         ("rule", "bset"),
         ("pessimism", -1.0),
-        ("temperature", -0.1),
         ("as_best_of", 0),
-        ("density_weight", -1.0),
         ("bandwidth", 0.0),
-        ("error", -1.0),
+        ("noise_scale", -0.1),
     ],
 )
 def test_numbers_out_of_range_are_refused(field, value):
@@ -286,10 +252,10 @@ def test_numbers_out_of_range_are_refused(field, value):
         SelectionConfig(**{field: value})
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", NAMES)
 def test_a_rule_says_when_it_needs_a_critic(rule):
     _, chunks, keys = decision(0, 4)
-    if rule in WITHOUT_CRITIC:
+    if rule not in BY_SCORE:
         assert (select(CONFIG, rule, None, chunks, keys) < 4).all()
     else:
         with pytest.raises(UserError, match="needs a critic"):
@@ -297,5 +263,5 @@ def test_a_rule_says_when_it_needs_a_critic(rule):
 
 
 def test_an_unknown_rule_is_refused():
-    with pytest.raises(UserError, match="choose first, random, best"):
+    with pytest.raises(UserError, match=r"unknown selection rule 'greedy'.*first, random, best"):
         select(CONFIG, "greedy", *decision(0, 4))

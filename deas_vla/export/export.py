@@ -13,7 +13,7 @@ from deas_vla.export.reranker import CRITIC, POLICY, Reranker, require_fit
 from deas_vla.export.verify import write_sums
 from deas_vla.files import atomic_path, sha256_of, write_json
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
-from deas_vla.improvement.selection import WITHOUT_CRITIC, SelectionConfig
+from deas_vla.improvement.selection import RULES, SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.scorers.scorer import Scorer, load_scorer
 from deas_vla.versions import collect_versions
@@ -54,7 +54,7 @@ class Export:
         self.selection = what_is_played(self.selection, self.num_candidates)
         self.decider = BestOfN(policy, self.num_candidates, self.selection.rule, scorer, self.selection)
         if self.execute_steps is None:
-            self.execute_steps = policy.horizon if self.selection.rule in WITHOUT_CRITIC else scorer.horizon
+            self.execute_steps = scorer.horizon if RULES[self.selection.rule].needs_scorer else policy.horizon
         if not 1 <= self.execute_steps <= policy.horizon:
             raise UserError(
                 f"execute_steps={self.execute_steps} must be 1 to {policy.horizon}, the steps of a chunk"
@@ -120,7 +120,7 @@ def what_is_played(selection: SelectionConfig, num_candidates: int) -> Selection
 
 def require_scored(execute_steps: int, horizon: int, rule: str) -> None:
     """Refuses to play actions of a chunk that the critic never scored (design rule 8)."""
-    if execute_steps > horizon and rule not in WITHOUT_CRITIC:
+    if execute_steps > horizon and RULES[rule].needs_scorer:
         raise UserError(
             f"{execute_steps} actions of a chunk would be played, of which the critic scores the first {horizon}: play "
             f"{horizon} (--execute_steps={horizon}; in LeRobot --policy.n_action_steps={horizon}), or train a critic "

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from deas_vla.data.contract import Contract
 from deas_vla.errors import UserError
-from deas_vla.improvement.selection import NUMBERS, SelectionConfig
+from deas_vla.improvement.selection import RULES, SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.scorers.scorer import Scorer
 
@@ -66,7 +66,7 @@ def statistics_sha256(contract: Contract) -> str:
 
 def selection_section(num_candidates: int, selection: SelectionConfig, execute_steps: int) -> dict:
     """How candidates are made and one is chosen: N, the rule and the parameters it uses, and how much is played."""
-    used = ("noise_scale", *NUMBERS.get(selection.rule, ()))
+    used = ("noise_scale", *RULES[selection.rule].hyper_parameters)
     return {
         "num_candidates": num_candidates,
         "rule": selection.rule,

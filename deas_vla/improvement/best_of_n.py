@@ -6,28 +6,11 @@ import torch
 from torch import Tensor
 
 from deas_vla.data.observation import Observation
-from deas_vla.errors import UserError
-from deas_vla.improvement.prefix import Prefix, going_on
-from deas_vla.improvement.selection import WITHOUT_CRITIC, RuleName, SelectionConfig, select
+from deas_vla.errors import UserError, unknown
+from deas_vla.improvement.prefix import Prefix, prefix_consistent
+from deas_vla.improvement.selection import RULES, NoiseKey, RuleName, SelectionConfig, select
 from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise, require_noise_scale
 from deas_vla.scorers.scorer import Scorer
-
-
-@dataclass(frozen=True)
-class NoiseKey:
-    """Names one decision; the same key always gives the same candidates, in any batch and any process.
-
-    Attributes:
-        seed: of the run.
-        scene: names the episode: a hash of its first observation (`episode_ids`), or the number of a scene.
-        sample: of the same episode once more with other noise.
-        decision: its number in the episode.
-    """
-
-    seed: int
-    scene: int
-    sample: int
-    decision: int
 
 
 @dataclass
@@ -65,8 +48,8 @@ class BestOfN:
             what choosing without knowing is worth.
         scorer: scores chunks; without it only ``first`` and ``random`` work, and no values are reported. Policy and
             scorer must be on one device.
-        selection: the numbers of the rules, and how noisy candidates are; None: the defaults. With noise scale 0 they
-            are one and the same chunk: the control that shows what playing without noise is worth, before any critic.
+        selection: hyper-parameters of the rules, and how noisy candidates are; None: the defaults. With noise scale 0
+            all are the same chunk: the control that shows what playing without noise is worth, before any critic.
 
     Raises:
         UserError: if the rule needs a critic that is not there, or the critic was trained on the features of
@@ -84,7 +67,9 @@ class BestOfN:
     ):
         if num_candidates < 1:
             raise UserError(f"best-of-N needs at least one candidate, got {num_candidates}")
-        if scorer is None and rule not in WITHOUT_CRITIC:
+        if rule not in RULES:
+            raise UserError(unknown("selection rule", rule, RULES))
+        if scorer is None and RULES[rule].needs_scorer:
             raise UserError(f"the rule '{rule}' needs a critic; train one with recipes/train_critic.py")
         if scorer is not None:
             require_same_encoder(policy, scorer)
@@ -100,20 +85,23 @@ class BestOfN:
         Args:
             observation: B observations.
             keys: B names of the decisions.
-            prefix: what is played meanwhile; candidates that do not go on from it are dropped before the scoring.
+            prefix: what is played meanwhile; candidates that are not consistent with it are dropped before the scoring.
         """
         context = self.policy.encode(observation)
         device = context.tokens.device
         noise = torch.stack([self._noise(key) for key in keys]).to(device)
         candidates = self.policy.contract.to_command(self.policy.sample(context, noise))
         if prefix is not None:
-            candidates = going_on(candidates, prefix, self.policy.contract)
+            candidates = prefix_consistent(candidates, prefix, self.policy.contract)
         q_values = scores = value = None
+        compared = candidates
         if self.scorer is not None:
             encoded = self.scorer.encode(context, observation)
             q_values = self.scorer.q_values(encoded, self.scorer.chunks(candidates))
             scores, value = self.scorer.aggregate(q_values), self.scorer.value(encoded)
-        index = select(self.selection, self.rule, q_values, candidates, keys, scores)
+            # Chunks that are alike where they were scored are alike.
+            compared = candidates[:, :, : self.scorer.horizon]
+        index = select(self.selection, self.rule, q_values, compared, keys, scores)
         return Choice(candidates, index, scores, value)
 
     def _noise(self, key: NoiseKey) -> Tensor:

@@ -20,7 +20,6 @@ from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
 from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey
-from deas_vla.improvement.selection import keyed
 from deas_vla.rollouts.branches import CONTINUATION_SAMPLE, play_branches, return_of
 from deas_vla.rollouts.play import Job, play_episodes
 
@@ -179,7 +178,7 @@ class _Prober:
 
     def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice:
         choice, (key,) = self.proposer.choose(observation, keys), keys
-        if keyed(key, PROBE_STREAM).random() < self.share:
+        if key.generator(PROBE_STREAM).random() < self.share:
             state = self.workers.save([0])[0]
             self.probes.append(self._probe(state, observation, choice, key))
             self.workers.restore([0], [state])

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import NoiseKey
-from deas_vla.improvement.selection import NUMBERS, SelectionConfig, select
+from deas_vla.improvement.selection import RULES, SelectionConfig, select
 from deas_vla.policies.chunk_policy import candidate_noise
 from studies.ogbench.agents.agent import Agent
 from studies.ogbench.evaluate import Decision
@@ -67,7 +67,7 @@ class Player:
     @property
     def description(self) -> dict:
         """The method as JSON values, with the numbers that its rule heeds."""
-        heeded = ("noise_scale", *NUMBERS.get(self.method.rule, ()))
+        heeded = ("noise_scale", *RULES[self.method.rule].hyper_parameters)
         numbers = {name: getattr(self.selection, name) for name in heeded}
         method = {
             "rule": self.method.rule,

@@ -19,7 +19,7 @@ from torch import Tensor
 from deas_vla.config import to_json
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.errors import UserError
-from deas_vla.improvement.selection import WITHOUT_CRITIC, SelectionConfig
+from deas_vla.improvement.selection import RULES
 from deas_vla.launch import run_recipe
 from deas_vla.training.loop import TrainingConfig, make_accelerator, my_share, step_generator, train
 from deas_vla.training.stages import run_stage
@@ -37,6 +37,7 @@ from studies.ogbench.env import OGBenchEnvs, OGBenchTask, relabel
 from studies.ogbench.evaluate import evaluate_method
 from studies.ogbench.player import Method, Player
 from studies.ogbench.scripted_data import make_dataset
+from studies.ogbench.selection import StudySelection
 from studies.ogbench.transitions import OptionTable, Transitions
 
 # Stream of the random numbers that choose the options of a batch, apart from those of the losses.
@@ -69,7 +70,7 @@ class PlayConfig:
     # for agents without a critic
     methods: list[str] = field(default_factory=list)
     # numbers of the selection rules
-    selection: SelectionConfig = field(default_factory=SelectionConfig)
+    selection: StudySelection = field(default_factory=StudySelection)
     # how many points of the learning curve are evaluated, besides the end; 0: none
     curve_points: int = 0
     # episodes of each point of the learning curve
@@ -127,7 +128,7 @@ class OGBenchConfig:
 
     def __post_init__(self):
         for name in self.play.methods if self.agent in NO_CRITIC else []:
-            if Method.parse(name).rule not in WITHOUT_CRITIC:
+            if RULES[Method.parse(name).rule].needs_scorer:
                 raise UserError(
                     f"--play.methods={name}: {self.agent} has no critic to choose by; leave it at first-1"
                 )
