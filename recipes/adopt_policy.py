@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from deas_vla.data.contract import Contract
 from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.lerobot.folder import LerobotFolder
-from deas_vla.data.lerobot.layout import KEYS, Layout, feature_names
+from deas_vla.data.lerobot.layout import KEYS, UNKNOWN, Layout, feature_names
 from deas_vla.data.lerobot.reader import own_contract
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.files import sha256_of
@@ -45,6 +45,11 @@ def adopt_policy(accelerator: Accelerator, config: AdoptPolicyConfig) -> None:
     layout = Layout.of(dataset)
     contract, _ = own_contract(dataset, layout)
     require_order_of_files(dataset, layout, contract)
+    if any(column.unit == UNKNOWN for column in (*contract.state, *contract.action)):
+        print(
+            f"{dataset.root} does not say the units of its columns, and a robot refuses a policy without them: "
+            f"deas-vla declare {dataset.root} --units=UNIT, then adopt the policy"
+        )
 
     def work(folder: Path) -> None:
         policy = LeRobotPolicy.load(checkpoint, contract, config.feature or None)

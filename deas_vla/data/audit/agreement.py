@@ -11,7 +11,8 @@ from deas_vla.data.audit.columns import ColumnFacts, against_columns, unlike
 from deas_vla.data.audit.findings import ERROR, ROBOTS, Finding, found
 from deas_vla.data.contract import ACTION_STD_FLOOR, STATE_STD_FLOOR, Contract
 from deas_vla.data.lerobot import EMPTY_CAMERA
-from deas_vla.data.lerobot.folder import IMAGE_TYPES, LerobotFolder
+from deas_vla.data.lerobot.files import IMAGE_TYPES
+from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.data.lerobot.layout import UNKNOWN, Layout, image_size
 from deas_vla.data.lerobot.reader import own_contract
 from deas_vla.errors import UserError

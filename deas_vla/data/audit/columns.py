@@ -7,7 +7,8 @@ import numpy as np
 
 from deas_vla.data.audit.findings import ERROR, Finding, Findings, found, of_error
 from deas_vla.data.contract import Column
-from deas_vla.data.lerobot.folder import LerobotFolder, Rows, read_json, read_lines
+from deas_vla.data.lerobot.files import read_json, read_lines
+from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Position
 from deas_vla.errors import UserError
 

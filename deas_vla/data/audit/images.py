@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 from deas_vla.data.audit.findings import Finding, found, of_error
-from deas_vla.data.lerobot.folder import LerobotFolder, one_line
+from deas_vla.data.lerobot.files import one_line
+from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.data.lerobot.layout import Layout, image_size
 from deas_vla.errors import UserError, require
 

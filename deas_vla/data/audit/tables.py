@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deas_vla.data.audit.findings import ERROR, Finding, Findings, found, of_error
-from deas_vla.data.lerobot.folder import (
-    IMAGE_TYPES,
-    LerobotFolder,
-    is_list,
-    one_line,
-    plain,
-    read_table,
-    to_numpy,
-)
+from deas_vla.data.lerobot.files import IMAGE_TYPES, is_list, one_line, plain, read_table, to_numpy
+from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.errors import UserError
 
 if TYPE_CHECKING:

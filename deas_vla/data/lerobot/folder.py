@@ -19,28 +19,29 @@ Nothing is judged here: a file that cannot be read is an error, what is in it is
 
 from __future__ import annotations
 
-import io
 import itertools
-import json
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
 from deas_vla.data.lerobot import FORMAT, SIDECAR
+from deas_vla.data.lerobot.files import (
+    check_info,
+    one_line,
+    read_images,
+    read_json,
+    read_lines,
+    read_table,
+    to_numpy,
+)
 from deas_vla.errors import UserError, require
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 INFO, MODALITY = "meta/info.json", "meta/modality.json"
 VERSIONS = ("v2.0", "v2.1", "v3.")
-IMAGE_TYPES = ("image", "video")
 # Below this, a progress bar would only flicker.
 EPISODES_WORTH_A_BAR = 50
 
@@ -221,7 +222,7 @@ class LerobotFolder:
                 for file, group in itertools.groupby(range(len(episodes)), lambda i: episodes[i].file):
                     members = list(group)
                     stored = np.concatenate([episodes[i].first + wanted[i] for i in members])
-                    _read_images(file, key, stored, images[done : done + len(stored)])
+                    read_images(file, key, stored, images[done : done + len(stored)])
                     done += len(stored)
                     bar.update(len(members))
         return parts
@@ -290,188 +291,3 @@ def split_episodes(file: Path, columns: dict[str, np.ndarray]) -> Iterator[Rows]
     for start, end in itertools.pairwise([*starts.tolist(), len(numbers)]):
         part = {name: values[start:end] for name, values in columns.items()}
         yield Rows(int(numbers[start]), file, start, part)
-
-
-def check_info(info: dict, path: Path, episodic: bool) -> None:
-    """Refuses an info.json that cannot be worked with; nobody asks again.
-
-    Args:
-        info: its content.
-        path: where it is, for the message.
-        episodic: whether the data set has one file an episode (v2).
-
-    Raises:
-        UserError: naming the file and the key.
-    """
-
-    def require_that(holds: bool, key: str, wanted: str) -> None:
-        if not holds:
-            raise UserError(f"{path}: {key} is not {wanted}; correct it, or copy the data set again")
-
-    for key in ("features", "fps", "data_path" if episodic else "total_frames"):
-        if key not in info:
-            raise UserError(f"{path}: no {key} in it; copy the data set again")
-    fps = info["fps"]
-    number = isinstance(fps, int | float) and not isinstance(fps, bool)
-    require_that(number and math.isfinite(fps) and fps > 0, "fps", "a number above 0")
-    require_that(_whole(info.get("chunks_size", 1)), "chunks_size", "a whole number above 0")
-    require_that(isinstance(info["features"], dict), "features", "an object of columns")
-    for name, feature in info["features"].items():
-        _check_feature(f"features.{name}", feature, require_that)
-    if episodic:
-        numbers = {"episode_chunk": 0, "episode_index": 0}
-        require_that(_formats(info["data_path"], numbers), "data_path", f"a path of {_braces(numbers)}")
-    else:
-        require_that(isinstance(info["total_frames"], int), "total_frames", "a whole number")
-        numbers = {"chunk_index": 0, "file_index": 0}
-    if any(feature["dtype"] == "video" for feature in info["features"].values()):
-        fields = {"video_key": "", **numbers}
-        require_that(_formats(info.get("video_path"), fields), "video_path", f"a path of {_braces(fields)}")
-
-
-def _check_feature(key: str, feature: object, require_that) -> None:
-    described = isinstance(feature, dict) and {"dtype", "shape"} <= feature.keys()
-    require_that(described, key, "an object with dtype and shape")
-    dtype, shape, names = feature["dtype"], feature["shape"], feature.get("names")
-    require_that(isinstance(dtype, str), f"{key}.dtype", "a text")
-    sizes = isinstance(shape, list) and all(map(_whole, shape))
-    require_that(sizes, f"{key}.shape", "a list of whole numbers above 0")
-    require_that(names is None or isinstance(names, list | dict), f"{key}.names", "a list or an object")
-    if dtype in IMAGE_TYPES:
-        require_that(len(shape) == 3, f"{key}.shape", "that of an image, three numbers")
-        require_that(not isinstance(names, list) or len(names) == 3, f"{key}.names", "three names")
-    elif isinstance(names, dict):
-        values = list(names.values())
-        positions = all(isinstance(value, int) for value in values)
-        right = (
-            sorted(values) == list(range(len(values)))
-            if positions
-            else all(isinstance(value, list) for value in values)
-        )
-        require_that(right, f"{key}.names", "an object of lists, or of each name's position from 0 on")
-
-
-def _whole(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _formats(template: object, fields: dict) -> bool:
-    """Whether a path can be made of these fields and no others."""
-    try:
-        return isinstance(template, str) and bool(template.format(**fields))
-    except (LookupError, ValueError, AttributeError, TypeError):
-        return False
-
-
-def _braces(fields: dict) -> str:
-    return ", ".join(f"{{{name}}}" for name in fields)
-
-
-def read_table(file: Path, columns: list[str] | None = None, *, full: bool = False) -> pa.Table:
-    """A parquet file, or some of its columns.
-
-    Args:
-        file: the file.
-        columns: which; None: all.
-        full: whether empty entries are refused, which numpy would silently make False or NaN.
-
-    Raises:
-        UserError: if it is missing or cut off, lacks a column, or has an empty entry where none may be.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        table = pq.read_table(file, columns=columns, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file} cannot be read ({one_line(error)}); copy it again") from error
-    for name in table.column_names if full else ():
-        if count := table.column(name).null_count:
-            raise UserError(
-                f"{file}: column {name} has {count} empty entries; record the episodes again or leave them out"
-            )
-    return table
-
-
-def read_json(path: Path, problem: str) -> dict:
-    """A JSON object out of a data set's ``meta`` folder; `problem` says what it means if it is not there."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path.parent.parent}: {problem} ({path.name}: {one_line(error)}); copy it again"
-        ) from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path.parent.parent}: {problem} ({path.name}: not an object); copy it again")
-    return value
-
-
-def read_lines(path: Path, **needed: type) -> list[dict]:
-    """The objects of a ``.jsonl`` file, each with the needed keys, of these types."""
-    try:
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}); copy it again") from error
-    for number, line in enumerate(lines, 1):
-        if not isinstance(line, dict):
-            raise UserError(f"{path}, line {number}: not an object; copy the data set again")
-        for key, kind in needed.items():
-            if key not in line:
-                raise UserError(f"{path}, line {number}: no {key} in it; copy the data set again")
-            if not isinstance(line[key], kind):
-                raise UserError(f"{path}, line {number}: {key} is {line[key]!r}; copy the data set again")
-    return lines
-
-
-def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
-    """(rows,) or, for lists of one length, lists of lists among them, (rows, numbers in a row)."""
-    values = array = plain(column).combine_chunks()
-    while is_list(values.type):
-        values = values.flatten()
-    numbers = values.to_numpy(zero_copy_only=False)
-    if values is array:
-        return numbers
-    return numbers.reshape(len(array), -1) if len(array) else numbers.reshape(0, 0)
-
-
-def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """A column as lists of lists where a library registered a type of its own for tables of numbers."""
-    import pyarrow as pa
-
-    if isinstance(column.type, pa.BaseExtensionType):
-        return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
-    return column
-
-
-def is_list(kind: pa.DataType) -> bool:
-    import pyarrow as pa
-
-    return pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
-
-
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
-def _read_images(file: Path, key: str, wanted: np.ndarray, images: np.ndarray) -> None:
-    """Decodes the images in these rows of a parquet file, and no others, into (F, height, width, 3) uint8."""
-    import pyarrow.parquet as pq
-    from PIL import Image
-
-    first, done = 0, 0
-    with pq.ParquetFile(file) as parquet:
-        for batch in parquet.iter_batches(1024, columns=[key]):
-            encoded = batch.column(0).field("bytes")
-            while done < len(wanted) and wanted[done] < first + len(batch):
-                where = f"{file}, {key}, row {int(wanted[done])}"
-                try:
-                    with Image.open(io.BytesIO(encoded[int(wanted[done]) - first].as_py())) as stored:
-                        image = np.asarray(stored.convert("RGB"))
-                except (OSError, TypeError, SyntaxError) as error:
-                    problem = f"not an image ({one_line(error)}); copy the data set again"
-                    raise UserError(f"{where}: {problem}") from error
-                if image.shape != images.shape[1:]:
-                    raise UserError(f"{where}: image is {image.shape}, info.json says {images.shape[1:]}")
-                images[done] = image
-                done += 1
-            first += len(batch)

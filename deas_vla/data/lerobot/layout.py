@@ -13,7 +13,8 @@ import numpy as np
 
 from deas_vla.data.contract import Camera, Column, Contract
 from deas_vla.data.lerobot import IMAGES
-from deas_vla.data.lerobot.folder import IMAGE_TYPES, LerobotFolder
+from deas_vla.data.lerobot.files import IMAGE_TYPES
+from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.errors import UserError
 
 KEYS = {"state": "observation.state", "action": "action"}
