@@ -1,7 +1,8 @@
 """Errors a user can mend: one line that names the thing and the mend, and no traceback at the command line."""
 
 import difflib
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -23,6 +24,21 @@ def unknown(what: str, name: str, known: Collection[str]) -> str:
     hint = f"; did you mean '{by_lower[near[0]]}'?" if near else ""
     more = f" and {len(known) - 20} more" if len(known) > 20 else ""
     return f"unknown {what} '{name}'{hint} (known: {', '.join(list(known)[:20])}{more})"
+
+
+@contextmanager
+def as_user_error(message: str, *errors: type[Exception]) -> Iterator[None]:
+    """A block in which what a library raises when it cannot read something becomes one line.
+
+    Args:
+        message: what could not be read, and where; the first line of the library's error follows in brackets.
+        errors: further classes than the usual ones.
+    """
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, *errors) as error:
+        first_line = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{message} ({first_line})") from error
 
 
 def require(module: str, extra: str):

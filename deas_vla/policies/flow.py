@@ -25,7 +25,7 @@ def sample_time(shape: tuple[int, ...], generator: torch.Generator | None = None
     """Flow times for training, in [0, 1], denser near the noise end.
 
     Args:
-        shape: shape of the result, usually (B, K) for K draws a sample.
+        shape: shape of the result, usually (B, K) for K noise samples an observation.
         generator: source of randomness, on the CPU.
     """
     # The distribution function of Beta(β, 1) is b^β: its inverse needs one uniform number and no rejection.
@@ -64,7 +64,7 @@ def hold_last(chunks: Tensor, valid: Tensor) -> Tensor:
 
 
 def flow_loss(predicted: Tensor, chunks: Tensor, valid: Tensor | None) -> Tensor:
-    """Squared error of the predicted chunk, averaged over draws, played steps and columns of each sample.
+    """Squared error of the predicted chunk, averaged over noise samples, played steps and columns of each sample.
 
     It is the error of the velocity times (1 − t)², which takes out the weight that would otherwise grow without
     bound towards the clean end.

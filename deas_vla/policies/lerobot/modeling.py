@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
-from deas_vla.errors import UserError, require
+from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.files import read_json, write_json
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.fingerprint import Fingerprint
@@ -207,7 +207,7 @@ class LeRobotPolicy(ChunkPolicy):
         contract = _stored_contract(folder, contract)
         if feature is None and (folder / FEATURE).is_file():
             feature = str(read_json(folder / FEATURE).get("module"))
-        try:
+        with as_user_error(f"{folder}: LeRobot cannot read this policy", SafetensorError):
             config = PreTrainedConfig.from_pretrained(folder, local_files_only=True)
             overrides = {"device_processor": {"device": config.device}, **find_parts(config, folder)}
             with without_weights(folder):
@@ -216,17 +216,6 @@ class LeRobotPolicy(ChunkPolicy):
                 )
             _require_loaded(policy, folder / WEIGHTS)
             processors = make_pre_post_processors(config, str(folder), preprocessor_overrides=overrides)
-        except (
-            OSError,
-            SafetensorError,
-            ValueError,
-            KeyError,
-            RuntimeError,
-            ImportError,
-            TypeError,
-        ) as error:
-            first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{folder}: LeRobot cannot read this policy ({first_line})") from error
         return cls(policy, *processors, contract, feature).eval()
 
     # ---- details -------------------------------------------------------------------------------------------

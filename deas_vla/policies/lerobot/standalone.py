@@ -10,7 +10,7 @@ import inspect
 import json
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -114,10 +114,6 @@ def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 # ---- reading ---------------------------------------------------------------------------------------------------
 
 
-def is_standalone(folder: Path) -> bool:
-    return (folder / PARTS).is_dir()
-
-
 def find_parts(config, folder: Path) -> dict[str, dict[str, str]]:
     """Makes the relative paths in a policy's configuration absolute, wherever its folder is now.
 
@@ -150,7 +146,8 @@ def _there(part: Path) -> Path:
     return part
 
 
-def without_weights(folder: Path):
+@contextmanager
+def without_weights(folder: Path) -> Iterator[None]:
     """A block in which the parts of a standalone folder are built from their configurations.
 
     LeRobot builds a policy with the weights of the checkpoints that it started from, and then replaces them with the
@@ -158,11 +155,9 @@ def without_weights(folder: Path):
     takes no argument that says otherwise, so that method is replaced, for the length of the block and in the whole
     process: read one policy at a time. Other folders are read as always.
     """
-    return _from_configurations() if is_standalone(folder) else nullcontext()
-
-
-@contextmanager
-def _from_configurations() -> Iterator[None]:
+    if not (folder / PARTS).is_dir():
+        yield
+        return
     from transformers import PreTrainedModel  # a diffusion policy needs nothing of it
 
     original = PreTrainedModel.__dict__["from_pretrained"]

@@ -15,6 +15,8 @@ TIME_MAX_PERIOD = 10_000.0
 # The direct readout sees each camera as a grid of this side, with this many channels a cell.
 READOUT_GRID = 4
 READOUT_WIDTH = 32
+# Largest first weights of a column of the state and of the action.
+STATE_BOUND, ACTION_BOUND = 64**-0.5, 32**-0.5
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -151,6 +153,12 @@ class ActionHead(nn.Module):
         self.action_in, self.action_out = nn.Linear(action_dim, width), nn.Linear(width, width)
         self.action_time = nn.Linear(TIME_FEATURES, width)
         self.decoder = mlp(width, width, action_dim)
+        for layer in (*self.state_encoder, self.action_in, self.action_out, self.action_time, *self.decoder):
+            if isinstance(layer, nn.Linear):
+                nn.init.zeros_(layer.bias)
+        # State and noise come in small, whatever their number of columns: the recipes' defaults were chosen so.
+        nn.init.uniform_(self.state_encoder[0].weight, -STATE_BOUND, STATE_BOUND)
+        nn.init.uniform_(self.action_in.weight, -ACTION_BOUND, ACTION_BOUND)
         self.readout = DirectReadout(cameras, context_width, width)
         self.positions = nn.Parameter(0.02 * torch.randn(config.horizon, width))
         self.time_mlp = nn.Sequential(
@@ -160,7 +168,6 @@ class ActionHead(nn.Module):
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
         nn.init.zeros_(self.decoder[-1].weight)
-        nn.init.zeros_(self.decoder[-1].bias)
         self.blocks = nn.ModuleList(
             Block(width, width // config.head_width, config.mlp_ratio, context_width if i % 2 == 0 else None)
             for i in range(config.layers)

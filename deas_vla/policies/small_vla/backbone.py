@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deas_vla.data.contract import Camera
-from deas_vla.errors import UserError, require
+from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.policies.fingerprint import hash_tensors
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.policies.small_vla.embedded import EMBEDDING_STD, build_embedded
@@ -144,33 +144,13 @@ def new_backbone(config: SmallVLAConfig, cameras: tuple[Camera, ...], instructio
     require("transformers", "groot")
     from transformers import AutoModelForImageTextToText
 
-    if not config.backbone:
-        model_config, processor = build_embedded(config.embedded, cameras, instructions)
-        model = _headless(AutoModelForImageTextToText.from_config(model_config))
-        # A narrow model's usual 0.02 makes text embeddings so short that normalising them makes training unstable.
-        torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
-        return Backbone(model, config), processor
-    return load_checkpoint(config), _read_processor(config.backbone, config.backbone)
-
-
-def load_checkpoint(config: SmallVLAConfig) -> Backbone:
-    """The backbone that `config.backbone` names.
-
-    Raises:
-        UserError: if it cannot be read.
-    """
-    from transformers import AutoModelForImageTextToText
-
-    try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            config.backbone, dtype=getattr(torch, config.backbone_dtype)
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(
-            f"backbone={config.backbone}: not a readable image-text-to-text checkpoint of transformers "
-            f"({_first_line(error)})"
-        ) from error
-    return Backbone(_headless(model), config)
+    if config.backbone:
+        return _load_checkpoint(config), _read_processor(config.backbone)
+    model_config, processor = build_embedded(config.embedded, cameras, instructions)
+    model = _headless(AutoModelForImageTextToText.from_config(model_config))
+    # A narrow model's usual 0.02 makes text embeddings so short that normalising them makes training unstable.
+    torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
+    return Backbone(model, config), processor
 
 
 def saved_backbone(config: SmallVLAConfig, folder: Path):
@@ -185,29 +165,32 @@ def saved_backbone(config: SmallVLAConfig, folder: Path):
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
-    processor = _read_processor(str(folder), str(folder))
+    processor = _read_processor(str(folder))
     if config.backbone and config.tune != "full":
-        return load_checkpoint(config), processor
-    try:
+        return _load_checkpoint(config), processor
+    with as_user_error(f"{folder / 'config.json'}: not readable"):
         model_config = AutoConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{folder / 'config.json'}: not readable ({_first_line(error)})") from error
     model = AutoModelForImageTextToText.from_config(model_config, dtype=getattr(torch, config.backbone_dtype))
     return Backbone(_headless(model), config), processor
+
+
+def _load_checkpoint(config: SmallVLAConfig) -> Backbone:
+    from transformers import AutoModelForImageTextToText
+
+    dtype = getattr(torch, config.backbone_dtype)
+    with as_user_error(
+        f"backbone={config.backbone}: no image-text-to-text checkpoint that transformers reads"
+    ):
+        model = AutoModelForImageTextToText.from_pretrained(config.backbone, dtype=dtype)
+    return Backbone(_headless(model), config)
 
 
 def _headless(model: nn.Module) -> nn.Module:
     return getattr(model, "model", model)
 
 
-def _read_processor(path: str, where: str):
+def _read_processor(path: str):
     from transformers import AutoProcessor
 
-    try:
+    with as_user_error(f"{path}: its processor cannot be read"):
         return AutoProcessor.from_pretrained(path)
-    except (OSError, ValueError, KeyError, TypeError, ImportError) as error:
-        raise UserError(f"{where}: its processor cannot be read ({_first_line(error)})") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from deas_vla.config import from_json, to_json
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, as_user_error
 from deas_vla.files import read_json, write_json
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.fingerprint import Fingerprint
@@ -224,12 +224,8 @@ class SmallVLAPolicy(ChunkPolicy):
         return [n for n in self.state_dict() if own or not n.startswith("backbone.") or ".lora_" in n]
 
     def _fill(self, path: Path) -> None:
-        try:
+        with as_user_error(f"{path}: missing, cut off or damaged; save the policy again", SafetensorError):
             weights = load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise UserError(
-                f"{path}: missing, cut off or damaged ({error}); save the policy again"
-            ) from error
         state = self.state_dict()
         shapes = {name: state[name].shape for name in self._stored()}
         given = {name: tensor.shape for name, tensor in weights.items()}

@@ -1,7 +1,7 @@
 """LeRobot's π0 (and π0.5, see `pi05.py`): a PaliGemma and an action expert that reads its keys and values.
 
 The prefix (images and text; for π0.5 also the state, as text) runs once an observation; its keys and values are
-copied for each candidate, which costs memory traffic and no arithmetic. In training, the draws of noise share it too.
+copied for each candidate, which costs memory traffic and no arithmetic. In training, the samples of noise share it too.
 """
 
 from collections.abc import Callable

@@ -1,7 +1,7 @@
 """LeRobot's SmolVLA: a small vision-language model and an action expert that reads its keys and values.
 
 The prefix (images, text, state) runs once an observation; its keys and values are copied for each candidate, which
-costs memory traffic and no arithmetic. In training, the draws of noise share the prefix as well.
+costs memory traffic and no arithmetic. In training, the samples of noise share the prefix as well.
 """
 
 from pathlib import Path
