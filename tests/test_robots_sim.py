@@ -224,18 +224,18 @@ def test_rule_07_another_camera_size_is_refused_before_the_simulator_starts(rera
     ("flags", "words"),
     [
         (["--robot.type=so101_folower"], "unknown robot 'so101_folower'; did you mean 'so101_follower'"),
-        (["--robot.type", "so101_follower"], "--robot.port must be given"),
+        (["--robot.type", "so101_follower"], "--robot.port STR (required)"),
         (["--robot.use_degrees=true"], "unknown flag --robot.use_degrees"),
         (["--episodes=0"], "episodes must be at least 1"),
         (["--seconds=0"], "seconds must be above 0"),
         (["--seconds=inf"], "seconds must be above 0 and finite"),
         (["--safety.max_step=0"], "safety.max_step must be above 0"),
-        (["--safety.max_step=.inf"], "safety.max_step must be above 0"),
+        (["--safety.max_step=inf"], "safety.max_step must be above 0"),
         (["--safety.hold_s=inf"], "safety.hold_s at least 0; both finite"),
         (["--safety.max_step=10", "--safety.max_lag=9"], "safety.max_lag must be finite and at least"),
         (["--safety.home_speed=0"], "safety.home_speed above 0 and at most 1"),
-        (["--robot.type=sim", "--robot.type=so101_follower"], "--robot.port must be given"),
-        (["--outcome=luck"], "auto|keys|sim|success|failure"),
+        (["--robot.type=sim", "--robot.type=so101_follower"], "--robot.port STR (required)"),
+        (["--outcome=luck"], "('auto', 'keys', 'sim', 'success', 'failure')"),
     ],
 )
 def test_mistakes_in_settings_are_one_line(flags, words):
