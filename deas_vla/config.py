@@ -77,6 +77,26 @@ def to_json(config: Any) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
+def incidental(default: Any) -> Any:
+    """A field that does not change what a stage makes: where it is kept, how often progress is shown."""
+    if isinstance(default, list):
+        return dataclasses.field(default_factory=default.copy, metadata={"outcome": False})
+    return dataclasses.field(default=default, metadata={"outcome": False})
+
+
+def outcome_settings(config: Any) -> dict:
+    """The settings, as JSON values, that decide what a stage makes: all but `incidental` fields. A dict is returned."""
+    if isinstance(config, dict):
+        return config
+    values = to_json(config)
+    for field in dataclasses.fields(config):
+        if not field.metadata.get("outcome", True):
+            del values[field.name]
+        elif dataclasses.is_dataclass(getattr(config, field.name)):
+            values[field.name] = outcome_settings(getattr(config, field.name))
+    return values
+
+
 def fingerprint(*parts: Any) -> str:
     """SHA-256 of configurations and other JSON values; equal parts in the same order have equal fingerprints."""
     values = [to_json(part) if dataclasses.is_dataclass(part) else part for part in parts]

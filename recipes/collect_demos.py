@@ -13,7 +13,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from deas_vla.config import to_json
+from deas_vla.config import incidental, outcome_settings
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
 from deas_vla.launch import run_recipe
@@ -38,7 +38,7 @@ class CollectDemosConfig(SimulatorConfig):
     """Settings of recipes/collect_demos.py."""
 
     # Folder of this stage.
-    output: str = "outputs/lift/demonstrations"
+    output: str = incidental("outputs/lift/demonstrations")
     # Chooses the scenes and the expert's imperfections, 0 to 99.
     seed: int = 1
     # How much to collect.
@@ -46,8 +46,6 @@ class CollectDemosConfig(SimulatorConfig):
 
 
 def collect_demos(accelerator: Accelerator, config: CollectDemosConfig) -> None:
-    settings = to_json(config) | {"output": None}
-
     def work(folder: Path) -> None:
         if not (folder / DATASET).exists():
             blocks = []
@@ -67,12 +65,12 @@ def collect_demos(accelerator: Accelerator, config: CollectDemosConfig) -> None:
                 blocks,
                 contract,
                 keep=lambda episode: episode.terminated,
-                metadata={"settings": settings},
+                metadata={"settings": outcome_settings(config)},
                 compute_statistics=True,
             )
         shutil.rmtree(folder / "blocks", ignore_errors=True)
 
-    run_stage(accelerator, Path(config.output), settings, {}, work)
+    run_stage(accelerator, Path(config.output), config, {}, work)
 
 
 def main(config: CollectDemosConfig) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from deas_vla.config import to_json
+from deas_vla.config import incidental, outcome_settings
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
@@ -45,20 +45,18 @@ class CollectRolloutsConfig(SimulatorConfig):
     """Settings of recipes/collect_rollouts.py."""
 
     # Folder of this stage.
-    output: str = "outputs/lift/rollouts"
+    output: str = incidental("outputs/lift/rollouts")
     # Stage folder of the policy to roll out.
-    policy: str = "outputs/lift/policy"
+    policy: str = incidental("outputs/lift/policy")
     # Chooses the scenes and the policy's noise, 0 to 99.
     seed: int = 1
-    # Scenes that are left out at the beginning: those of earlier rounds.
+    # Scenes that are left out at the beginning: those of earlier iterations.
     skip: int = 0
     # How much to collect.
     rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
 
 
 def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) -> None:
-    settings = to_json(config) | {"output": None, "policy": None}
-
     def work(folder: Path) -> None:
         if not (folder / DATASET).exists():
             policy = load_policy(Path(config.policy) / "policy").to(accelerator.device).eval()
@@ -95,13 +93,13 @@ def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) ->
                     blocks,
                     policy.contract,
                     keep=lambda episode: True,
-                    metadata={"settings": settings},
+                    metadata={"settings": outcome_settings(config)},
                 )
         if accelerator.is_main_process:
             shutil.rmtree(folder / "blocks", ignore_errors=True)
 
     inputs = {"policy": Path(config.policy)}
-    run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
+    run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True)
 
 
 def main(config: CollectRolloutsConfig) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from deas_vla.config import to_json
+from deas_vla.config import incidental
 from deas_vla.envs.registry import make_env
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
@@ -29,7 +29,7 @@ from deas_vla.rollouts.oracle import play_oracle
 from deas_vla.rollouts.scenes import overlap_of, scenes_of
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator
-from deas_vla.training.stages import claim, run_stage, sole_process
+from deas_vla.training.stages import lock, run_stage, try_lock
 
 
 @dataclass
@@ -65,23 +65,23 @@ class EvaluateConfig(SimulatorConfig):
     """Settings of recipes/evaluate.py."""
 
     # Folder of this stage; the report goes into the folder above it.
-    output: str = "outputs/lift/evaluation"
+    output: str = incidental("outputs/lift/evaluation")
     # Stage folder of the policy.
-    policy: str = "outputs/lift/policy"
+    policy: str = incidental("outputs/lift/policy")
     # Stage folder of the critic.
-    critic: str = "outputs/lift/critic"
+    critic: str = incidental("outputs/lift/critic")
     # Stage folder of the policy after filtered behaviour cloning; empty to leave this method out.
-    filtered_bc: str = ""
+    filtered_bc: str = incidental("")
     # Stage folder of the policy after advantage-weighted fine-tuning; empty to leave these methods out.
-    advantage_weighted: str = ""
-    # Stage folder of the critic of a second round; empty to leave its methods out.
-    second_critic: str = ""
-    # Stage folder of the policy of a second round; empty to leave its methods out.
-    second_round: str = ""
+    advantage_weighted: str = incidental("")
+    # Stage folder of the critic of a second iteration; empty to leave its methods out.
+    second_critic: str = incidental("")
+    # Stage folder of the policy of a second iteration; empty to leave its methods out.
+    second_iteration: str = incidental("")
     # Stage folder of a one-step critic (IQL), for a method that chooses by it; empty to leave it out.
-    iql_critic: str = ""
+    iql_critic: str = incidental("")
     # Stage folder of a critic whose target asks the policy (Q-chunking), for a method that chooses by it; empty too.
-    qc_critic: str = ""
+    qc_critic: str = incidental("")
     # Chooses the scenes and the policy's noise, 0 to 99.
     seed: int = 1
     # What is played.
@@ -89,7 +89,7 @@ class EvaluateConfig(SimulatorConfig):
 
 
 def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
-    policies_of = ("policy", "filtered_bc", "advantage_weighted", "second_round")
+    policies_of = ("policy", "filtered_bc", "advantage_weighted", "second_iteration")
     critics_of = ("critic", "second_critic", "iql_critic", "qc_critic")
     paths = policies_of + critics_of
     inputs = {name: Path(getattr(config, name)) for name in paths if getattr(config, name)}
@@ -127,10 +127,10 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
             methods["advantage_weighted + best_of_n"] = BestOfN(
                 policies["advantage_weighted"], n, "best", scorer, noise
             )
-        if "second_round" in policies:
-            methods["second_round"] = BestOfN(policies["second_round"])
-            methods["second_round + best_of_n"] = BestOfN(
-                policies["second_round"], n, "best", scorers["second_critic"], noise
+        if "second_iteration" in policies:
+            methods["second_iteration"] = BestOfN(policies["second_iteration"])
+            methods["second_iteration + best_of_n"] = BestOfN(
+                policies["second_iteration"], n, "best", scorers["second_critic"], noise
             )
         if "iql_critic" in scorers:
             methods["iql"] = BestOfN(policy, n, "best", scorers["iql_critic"], noise)
@@ -151,14 +151,14 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
                 workers.contract.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
                 # The longest first: processes share the methods, and should end together.
                 if plan.oracle_scenes:
-                    with claim(place / "oracle.json") as mine:
+                    with try_lock(place / "oracle.json") as mine:
                         if mine:
                             decider = BestOfN(policy, n, "best", scorer, noise)
                             play_oracle(workers, decider, scenes[: plan.oracle_scenes], place, **playing)
                 for name, decider in sorted(methods.items(), key=lambda method: -method[1].num_candidates):
                     # Without noise every sample is the same episode.
                     jobs = paired_jobs(scenes, plan.samples if decider.selection.noise_scale else 1)
-                    with claim(place / f"{name}.json") as mine:
+                    with try_lock(place / f"{name}.json") as mine:
                         if mine:
                             parallel = config.parallel_episodes
                             evaluate_method(name, workers, decider, jobs, place, parallel=parallel, **playing)
@@ -176,10 +176,9 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
                 execute_steps=plan.execute_steps,
             )
 
-    settings = to_json(config) | dict.fromkeys((*paths, "output"))
-    run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
+    run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True)
     if accelerator.is_main_process:
-        with sole_process(Path(config.output).parent / "report"):
+        with lock(Path(config.output).parent / "report"):
             report = write_run_report(Path(config.output), ["accelerate", "launch", *sys.argv])
         headline, page = report["headline"], Path(config.output).parent / "report.html"
         print(f"\n{headline['text']}\n{headline['detail']}\nAll of it: {page}", flush=True)

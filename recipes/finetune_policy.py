@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-from deas_vla.config import from_json, to_json
+from deas_vla.config import from_json, incidental, to_json
 from deas_vla.data.contract import Contract
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Chunks, build_chunks
@@ -72,19 +72,19 @@ class FinetunePolicyConfig:
     """Settings of recipes/finetune_policy.py."""
 
     # Folder of this stage.
-    output: str = "outputs/lift/policy"
+    output: str = incidental("outputs/lift/policy")
     # What to imitate: demonstrations (bc), also successful rollouts (filtered_bc), or the critic's favourites.
     method: Method = "bc"
     # Stage folder of the demonstrations.
-    demonstrations: str = "outputs/lift/demonstrations"
+    demonstrations: str = incidental("outputs/lift/demonstrations")
     # Stage folders of rollouts, separated by commas; not for bc.
-    rollouts: list[str] = field(default_factory=list)
+    rollouts: list[str] = incidental([])
     # Stage folder of the critic; only for advantage_weighted.
-    critic: str = ""
+    critic: str = incidental("")
     # Folder of the cached features; empty: the critic's own.
-    cache: str = ""
+    cache: str = incidental("")
     # Stage folder of the policy to start from; empty for a new one.
-    start_from: str = ""
+    start_from: str = incidental("")
     # Starting from a policy: train the action head only, so that a critic of the old policy's features stays valid.
     freeze_encoder: bool = True
     # Chooses the initial weights and the order of the data.
@@ -140,8 +140,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> N
         if accelerator.is_main_process:
             policy.save(folder / "policy")
 
-    settings = to_json(config) | dict.fromkeys((*others, "rollouts", "output", "cache"))
-    run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
+    run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True)
 
 
 def new_policy(config: FinetunePolicyConfig, contract: Contract, instructions: list[str]) -> ChunkPolicy:

@@ -90,7 +90,7 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     # Fine-tuning after the critic: the same for filtered and for advantage-weighted behaviour cloning.
     improvement: ImitationConfig = field(default_factory=improvement_defaults)
     # Roll the improved policy out, train a critic on all rollouts and improve again; all are evaluated together.
-    second_round: bool = False
+    second_iteration: bool = False
     # The paired evaluation.
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
@@ -120,11 +120,11 @@ def improve(accelerator: Accelerator, config: FinetuneRobocasaConfig) -> Evaluat
             output=policy, demonstrations=demonstrations, seed=seed, policy=config.policy, training=config.bc
         ),
     )
-    first = improvement_round(accelerator, config, demonstrations, policy, policy, [])
+    first = improvement_iteration(accelerator, config, demonstrations, policy, policy, [])
     second = None
-    if config.second_round:
+    if config.second_iteration:
         improved, rollouts = first["advantage_weighted"], [first["rollouts"]]
-        second = improvement_round(accelerator, config, demonstrations, policy, improved, rollouts)
+        second = improvement_iteration(accelerator, config, demonstrations, policy, improved, rollouts)
     return EvaluateConfig(
         **simulator,
         output=str(run / "evaluation"),
@@ -133,13 +133,13 @@ def improve(accelerator: Accelerator, config: FinetuneRobocasaConfig) -> Evaluat
         filtered_bc=first["filtered_bc"],
         advantage_weighted=first["advantage_weighted"],
         second_critic=second["critic"] if second else "",
-        second_round=second["advantage_weighted"] if second else "",
+        second_iteration=second["advantage_weighted"] if second else "",
         seed=seed,
         evaluation=config.evaluation,
     )
 
 
-def improvement_round(
+def improvement_iteration(
     accelerator: Accelerator,
     config: FinetuneRobocasaConfig,
     demonstrations: str,
@@ -155,7 +155,7 @@ def improvement_round(
         demonstrations: stage folder of the demonstrations.
         policy: of the cloned policy, whose backbone all policies share.
         improved: of the policy that is rolled out and improved.
-        before: of the rollouts of earlier rounds.
+        before: of the rollouts of earlier iterations.
     """
     run, seed = Path(config.output), config.seed
     simulator = {f.name: getattr(config, f.name) for f in fields(SimulatorConfig)}
@@ -192,7 +192,7 @@ def improvement_round(
             training=config.critic_training,
         ),
     )
-    # Filtered behaviour cloning is the baseline of the first round only.
+    # Filtered behaviour cloning is the baseline of the first iteration only.
     for method in ("filtered_bc", "advantage_weighted")[number > 1 :]:
         finetune_policy(
             accelerator,

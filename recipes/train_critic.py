@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from deas_vla.config import to_json
+from deas_vla.config import incidental
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.mixture import MixtureConfig, read_mixture
@@ -72,17 +72,17 @@ class TrainCriticConfig:
     """Settings of recipes/train_critic.py."""
 
     # Folder of this stage.
-    output: str = "outputs/lift/critic"
+    output: str = incidental("outputs/lift/critic")
     # Stage folder of the demonstrations; empty for none.
-    demonstrations: str = "outputs/lift/demonstrations"
+    demonstrations: str = incidental("outputs/lift/demonstrations")
     # Stage folders of rollouts, separated by commas; empty for none.
-    rollouts: list[str] = field(default_factory=lambda: ["outputs/lift/rollouts"])
+    rollouts: list[str] = incidental(["outputs/lift/rollouts"])
     # LeRobot data sets besides those of the two stages, which have the weight 1.
     more: MixtureConfig = field(default_factory=MixtureConfig)
     # Stage folder of the policy whose backbone gives the features.
-    policy: str = "outputs/lift/policy"
+    policy: str = incidental("outputs/lift/policy")
     # Folder of the cached features, which several critics may share; empty: inside the output.
-    cache: str = ""
+    cache: str = incidental("")
     # Share of the episodes held out, to see whether the critic only remembers.
     held_out: float = 0.1
     # Chooses the initial weights, the order of the data and the held-out episodes.
@@ -239,8 +239,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
             write_json(folder / "validation.json", validated | {"data": facts})
             scorer.save(folder / "critic")
 
-    settings = to_json(config) | dict.fromkeys(("demonstrations", "rollouts", "policy", "output", "cache"))
-    run_stage(accelerator, Path(config.output), settings, inputs, work, everyone=True)
+    run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True)
 
 
 def critic_batch(

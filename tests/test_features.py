@@ -288,7 +288,7 @@ def test_processes_share_a_cache(encoder, frames, tmp_path):
 
 
 def test_frames_that_were_there_are_not_computed_again(encoder, episodes, tmp_path):
-    """A second round adds rollouts behind those of the first."""
+    """A second iteration adds rollouts behind those of the first."""
     first, both = FrameTable.of(episodes), FrameTable.of([*episodes, *episodes])
     FeatureCache(tmp_path, encoder, first, CONFIG, block=8).fill()
     encoder.calls = 0

@@ -14,7 +14,7 @@ from recipes import (
 )
 from studies.ablations import critic as critic_ablation
 from studies.ablations import policy as policy_ablation
-from studies.ablations import second_round as second_round_ablation
+from studies.ablations import second_iteration as second_iteration_ablation
 
 pytestmark = pytest.mark.unit
 CONFIGS = {
@@ -27,7 +27,7 @@ CONFIGS = {
     train_critic: train_critic.TrainCriticConfig,
     critic_ablation: critic_ablation.CriticAblationConfig,
     policy_ablation: policy_ablation.PolicyAblationConfig,
-    second_round_ablation: second_round_ablation.SecondRoundAblationConfig,
+    second_iteration_ablation: second_iteration_ablation.SecondIterationAblationConfig,
 }
 
 
@@ -65,8 +65,8 @@ CONFIGS = {
         (policy_ablation, ["--variants=deafult"], "there is no variant deafult; choose from default"),
         (policy_ablation, ["--name=own"], "--name and --flags go together"),
         (policy_ablation, ["--num_candidates=1"], "2 candidates"),
-        (second_round_ablation, ["--runs="], "needs a run and a scene"),
-        (second_round_ablation, ["--runs={folder}/none"], "rollouts_2 is not a finished stage"),
+        (second_iteration_ablation, ["--runs="], "needs a run and a scene"),
+        (second_iteration_ablation, ["--runs={folder}/none"], "rollouts_2 is not a finished stage"),
         (finetune_robocasa, ["--env=robocasa", "--tasks=CloseDrawer"], "robocasa"),
     ],
 )

@@ -14,7 +14,7 @@ from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
 from deas_vla.rollouts.oracle import play_oracle
 from deas_vla.rollouts.play import Job, play_episodes
 from deas_vla.rollouts.scenes import scenes_of
-from deas_vla.training.stages import claim
+from deas_vla.training.stages import try_lock
 
 pytestmark = pytest.mark.unit
 SETTINGS = {"seed": 0, "parallel": 4, "execute_steps": HORIZON}
@@ -134,7 +134,7 @@ def test_processes_share_a_collection_and_collect_the_same(tmp_path):
     alone = collect_in_blocks(tmp_path / "alone", "line", list(range(10)), collect, block=3)
     assert len(collected) == 4
     collected.clear()
-    with claim(tmp_path / "shared" / "blocks" / "line-00003.safetensors"):  # the other process is at it
+    with try_lock(tmp_path / "shared" / "blocks" / "line-00003.safetensors"):  # the other process is at it
         paths = collect_in_blocks(tmp_path / "shared", "line", list(range(10)), collect, block=3, show=False)
     assert collected == [[0, 1, 2], [6, 7, 8], [9]] and not paths[1].exists()
     assert collect_in_blocks(tmp_path / "shared", "line", list(range(10)), collect, block=3) == paths

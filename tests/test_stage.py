@@ -4,12 +4,14 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from dataclasses import dataclass
 
 import pytest
 from accelerate import Accelerator
 
+from deas_vla.config import incidental
 from deas_vla.errors import UserError
-from deas_vla.training.stages import claim, run_stage, stage_report
+from deas_vla.training.stages import run_stage, stage_report, try_lock
 
 pytestmark = pytest.mark.unit
 SETTINGS = {"steps": 5, "critic": {"expectile": 0.7}}
@@ -42,6 +44,42 @@ def test_other_settings_are_refused_with_the_difference(stage):
     stage()
     with pytest.raises(UserError, match=r"critic\.expectile: 0\.7 there, 0\.9 now.*choose another --output"):
         stage(settings={"steps": 5, "critic": {"expectile": 0.9}})
+
+
+@dataclass
+class Small:
+    """A stage's settings."""
+
+    output: str = incidental("here")
+    steps: int = 5
+    log_every: int = incidental(10)
+
+
+@dataclass
+class Larger(Small):
+    """The same in a later version."""
+
+    dropout: float = 0.0
+
+
+def test_how_often_progress_is_shown_and_where_a_stage_is_kept_are_no_other_settings(stage):
+    stage(settings=Small())
+    assert stage(settings=Small(output="there", log_every=100)) == ["policy"]
+    with pytest.raises(UserError, match=r"settings \(steps: 5 there, 6 now\)"):
+        stage(settings=Small(steps=6))
+
+
+def test_a_field_that_is_newer_than_a_stage_was_its_default_there(stage):
+    stage(settings=Small())
+    assert stage(settings=Larger()) == ["policy"]
+    with pytest.raises(UserError, match=r"settings \(dropout: 0\.0 there, 0\.1 now\)"):
+        stage(settings=Larger(dropout=0.1))
+
+
+def test_a_setting_that_there_is_no_more_is_refused(stage):
+    stage(settings=Larger(dropout=0.1))
+    with pytest.raises(UserError, match=r"dropout: 0\.1 there, 'absent' now"):
+        stage(settings=Small())
 
 
 def test_rule_12_an_interrupted_stage_goes_on_and_is_not_taken_for_done(stage, tmp_path, capsys):
@@ -109,7 +147,7 @@ def test_a_second_run_waits_for_the_first_and_finds_its_output(stage, tmp_path, 
     assert stage() == []
     first.stdout.close()
     assert first.wait() == 0
-    assert f"process {first.pid} is working on it" in capsys.readouterr().out
+    assert "another process is working on it" in capsys.readouterr().out
 
 
 def test_a_claim_is_one_process_and_ends_with_it(tmp_path):
@@ -118,19 +156,19 @@ def test_a_claim_is_one_process_and_ends_with_it(tmp_path):
     program = textwrap.dedent(f"""
         import time
         from pathlib import Path
-        from deas_vla.training.stages import claim
-        with claim(Path({str(path)!r})) as mine:
+        from deas_vla.training.stages import try_lock
+        with try_lock(Path({str(path)!r})) as mine:
             print(mine, flush=True)
             time.sleep(60)
     """)
     other = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True)
     try:
         assert other.stdout.readline() == "True\n"
-        with claim(path) as mine, claim(path.with_name("worst.json")) as free:
+        with try_lock(path) as mine, try_lock(path.with_name("worst.json")) as free:
             assert not mine and free
     finally:
         other.kill()
         other.wait()
-    with claim(path) as mine:
+    with try_lock(path) as mine:
         assert mine
     assert list(path.parent.glob("*.json")) == []

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Self
 
-from deas_vla.config import read_file
+from deas_vla.config import incidental, read_file
 from deas_vla.envs.registry import SIMULATORS, EnvConfig
 from deas_vla.envs.settings import EnvSettings
 from deas_vla.envs.vector import EnvWorkers
@@ -22,7 +22,7 @@ class SimulatorConfig:
     # How tasks are seen and played: settings of the simulator that --env names.
     simulator: EnvSettings | None = None
     # Simulator processes of the whole run; 0 plays in the recipe's own.
-    workers: int = 2
+    workers: int = incidental(2)
     # Episodes under way at once; the policy decides for all of them in one batch.
     parallel_episodes: int = 16
 

@@ -15,7 +15,7 @@ from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.rollouts.play import episode_of
-from deas_vla.training.stages import claim, stage_mark
+from deas_vla.training.stages import stage_mark, try_lock
 
 DATASET = "dataset"
 # What this process has read, the latest last: a stage's folder and fingerprint to its data set. Three stages of a
@@ -62,7 +62,7 @@ def collect_in_blocks(
         for start in range(0, len(scenes), block):
             part = scenes[start : start + block]
             path = folder / "blocks" / f"{name}-{start:05d}.safetensors"
-            with claim(path) as mine:
+            with try_lock(path) as mine:
                 if mine and not path.is_file():
                     save_block(path, collect(part, count))
                 else:

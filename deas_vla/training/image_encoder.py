@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from deas_vla.config import fingerprint, to_json
+from deas_vla.config import fingerprint, outcome_settings, to_json
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
 from deas_vla.data.frames import FrameTable
@@ -25,7 +25,7 @@ from deas_vla.features.image_encoder import (
 from deas_vla.files import atomic_path
 from deas_vla.policies.augment import random_shift
 from deas_vla.training.loop import TrainingConfig, my_share, step_generator, train
-from deas_vla.training.stages import alone
+from deas_vla.training.stages import lock_for_run
 
 # Frames over which the trained encoder's output is standardised.
 STANDARD_FRAMES = 4096
@@ -72,7 +72,7 @@ def train_image_encoder(
         )
     key = {
         "config": to_json(config),
-        "training": to_json(training),
+        "training": outcome_settings(training),
         "frames": frames.fingerprint,
         "outcomes": _digest(outcomes.success, outcomes.labelled, outcomes.future, seen),
         "seed": seed,
@@ -80,7 +80,7 @@ def train_image_encoder(
     place = Path(folder) / f"image-encoder-{fingerprint(key)[:16]}"
     torch.manual_seed(seed)
     encoder = ImageEncoder(len(contract.cameras), config.dim).to(accelerator.device)
-    with alone(accelerator, place):  # another run may share the folder
+    with lock_for_run(accelerator, place):  # another run may share the folder
         if not (place / WEIGHTS).is_file():
             learning = ImageEncoderLearning(encoder, config, frames.state.shape[1], outcomes.future.shape[1])
             batch_at = ImageBatches(accelerator, config, training, outcomes, frames, contract, rows, seed)

@@ -25,6 +25,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from deas_vla.config import incidental
 from deas_vla.errors import UserError
 from deas_vla.features.cache import FrameCache
 from deas_vla.files import atomic_path
@@ -49,9 +50,9 @@ class TrainingConfig:
     # Largest norm of the gradient; longer ones are scaled down. 0: they stay as they are.
     gradient_clip: float = 1.0
     # Steps between two lines of metrics.
-    log_every: int = 50
+    log_every: int = incidental(50)
     # Steps between two checkpoints; a killed run goes on from the last one.
-    checkpoint_every: int = 250
+    checkpoint_every: int = incidental(250)
 
     def __post_init__(self):
         if self.steps < 1 or self.batch_size < 1:

@@ -33,7 +33,7 @@ from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
 from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator
-from deas_vla.training.stages import claim, run_stage, stage_report
+from deas_vla.training.stages import run_stage, stage_report, try_lock
 from recipes.finetune_policy import FinetunePolicyConfig, ImitationConfig, Method, finetune_policy
 from recipes.finetune_robocasa import FEATURES, improvement_defaults
 from studies.ablations.critic import DEFAULT, choose_variants
@@ -170,7 +170,7 @@ def play(
             noise = SelectionConfig(noise_scale=config.noise_scale)
             methods[CHOSEN] = BestOfN(policy, config.num_candidates, "best", scorer, noise)
         for name, decider in methods.items():
-            with claim(folder / f"{name}.json") as mine:
+            with try_lock(folder / f"{name}.json") as mine:
                 if mine:
                     evaluate_method(
                         name,

@@ -66,10 +66,10 @@ def make_dataset(
             f"--transitions={transitions} must be a multiple of {max(rows, 2) - 1}: one trajectory"
         )
     # It brings accelerate and torch, which take longer to import than a wrong setting to be told.
-    from deas_vla.training.stages import sole_process
+    from deas_vla.training.stages import lock
 
     train = Path(folder) / f"{name}.npz"
-    with sole_process(train):
+    with lock(train):
         if not _made_before(train, settings):
             _make(train, settings, workers)
     return train

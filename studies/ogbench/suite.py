@@ -21,7 +21,7 @@ from deas_vla.config import parse
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.launch import end_with_parent, run_recipe
-from deas_vla.training.stages import sole_process
+from deas_vla.training.stages import lock
 from studies.machine import machine_facts
 from studies.ogbench import train
 
@@ -137,7 +137,7 @@ def main(config: OGBenchSuiteConfig) -> None:
     ]  # fmt: skip
     logs = Path(config.output) / "logs"
     logs.mkdir(parents=True, exist_ok=True)
-    with sole_process(Path(config.output) / "machine.json"):
+    with lock(Path(config.output) / "machine.json"):
         write_json(Path(config.output) / "machine.json", machine_facts())
     context = multiprocessing.get_context("spawn")
     failed = []

@@ -17,8 +17,8 @@ COLORS = {
     "best_of_n": "blue",
     "advantage_weighted": "blue",
     "advantage_weighted + best_of_n": "blue",
-    "second_round": "teal",
-    "second_round + best_of_n": "teal",
+    "second_iteration": "teal",
+    "second_iteration + best_of_n": "teal",
     "oracle": "purple",
 }
 LEFT, ROW, GAP, HEAD = 246, 26, 26, 44

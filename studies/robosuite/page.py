@@ -3,7 +3,7 @@
 from deas_vla.report.summary import counted, method_meaning, method_title
 from studies.ablations.critic_table import ablation_table
 from studies.ablations.policy_table import policy_ablation_table
-from studies.ablations.second_round_table import second_round_tables
+from studies.ablations.second_iteration_table import second_iteration_tables
 from studies.loop_runs import WITHOUT_NOISE, gap_in, rate_in
 from studies.markdown import table
 from studies.ogbench.report.findings import rate, rate_range
@@ -89,13 +89,14 @@ def page(results: dict) -> str:
         ),
     ]
     parts += _without_noise(results, tasks)
-    for name, ablation in results["second_round_ablations"].items():
+    for name, ablation in results["second_iteration_ablations"].items():
         parts += [
-            f"## Two rounds where a critic chooses: {name}",
-            f"Every pairing of the rounds' policies and critics plays {ablation['scenes']} scenes a run that no run "
-            f"evaluates on, with best of 8 at half the noise unless it says otherwise. {len(ablation['runs'])} runs: "
-            f"{_listed('seed', ablation['seeds'])} of each task. No setting was chosen by it.",
-            second_round_tables(ablation),
+            f"## Two iterations where a critic chooses: {name}",
+            f"Every pairing of the iterations' policies and critics plays {ablation['scenes']} scenes a run that no "
+            f"run evaluates on, with best of 8 at half the noise unless it says otherwise. "
+            f"{len(ablation['runs'])} runs: {_listed('seed', ablation['seeds'])} of each task. No setting was "
+            "chosen by it.",
+            second_iteration_tables(ablation),
         ]
     for name, ablation in results["critic_ablations"].items():
         parts += [
@@ -131,13 +132,13 @@ def page(results: dict) -> str:
         "## How it was made",
         f"Settings were chosen on training seed 0 and its scenes. {_listed('Commit', commits)} fixed them; the "
         f"evaluation scenes of {_listed('seed', results['seeds'])} were played once, after it. The minutes are those "
-        "of the first round and the evaluation of all methods; a run of one process had one core, another beside it; "
-        "where a stage took several attempts, they are those of the last. The one-step critic (IQL) has a fifth "
+        "of the first iteration and the evaluation of all methods; a run of one process had one core, another beside "
+        "it; where a stage took several attempts, they are those of the last. The one-step critic (IQL) has a fifth "
         "more rollouts, with an image of every step, without which its steps would not join.",
         "---\n\nThis page and [robosuite.json](robosuite.json) are written by `python -m studies.robosuite.results` "
         "from the records in [robosuite/](robosuite/), which it makes from the folders of "
         "studies/robosuite/suite.py, studies/ablations/critic.py, studies/ablations/policy.py and "
-        "studies/ablations/second_round.py.",
+        "studies/ablations/second_iteration.py.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -28,8 +28,8 @@ class RobosuiteResultsConfig:
     critic_ablations: list[str] = field(default_factory=list)
     # folders of studies.ablations.policy that are new
     policy_ablations: list[str] = field(default_factory=list)
-    # folders of studies.ablations.second_round that are new
-    second_round_ablations: list[str] = field(default_factory=list)
+    # folders of studies.ablations.second_iteration that are new
+    second_iteration_ablations: list[str] = field(default_factory=list)
     # the commit that fixed the settings, before the first evaluation; needed where a run has no record yet
     commit: str = ""
     # folder of robosuite.md and robosuite.json, and of the records in robosuite/
@@ -47,7 +47,7 @@ def main(config: RobosuiteResultsConfig) -> None:
         config.seeds,
         critic_ablations=[Path(ablation) for ablation in config.critic_ablations],
         policy_ablations=[Path(ablation) for ablation in config.policy_ablations],
-        second_round_ablations=[Path(ablation) for ablation in config.second_round_ablations],
+        second_iteration_ablations=[Path(ablation) for ablation in config.second_iteration_ablations],
         commit=config.commit,
     )
     for row in results["targets"]:

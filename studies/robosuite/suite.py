@@ -4,9 +4,9 @@
 
     accelerate launch --config_file accelerate_configs/cpu.yaml -m studies.robosuite.suite --tasks=door --seeds=2
 
-Each task and seed is a run of recipes/finetune_robocasa.py with two rounds, in a folder of its own; beside its critic,
-one of single steps (IQL) and one whose target asks the policy (Q-chunking) learn from the same data, features and
-images; IQL's has some rollouts besides. Every policy is played without its noise as well. Needs the extras `sim`,
+Each task and seed is a run of recipes/finetune_robocasa.py with two iterations, in a folder of its own; beside its
+critic, one of single steps (IQL) and one whose target asks the policy (Q-chunking) learn from the same data, features
+and images; IQL's has some rollouts besides. Every policy is played without its noise as well. Needs the extras `sim`,
 `lerobot`, `groot`, `train` and `report`. Stages that are done are skipped: run it again to go on. Suites that are
 started beside each other share the runs: two of one process each (`python -m studies.robosuite.suite`) get through more
 of them on two cores than one of two processes. `studies/robosuite/results.py` writes the page.
@@ -32,7 +32,7 @@ from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
 from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.loop import make_accelerator
-from deas_vla.training.stages import claim, run_stage
+from deas_vla.training.stages import run_stage, try_lock
 from recipes.collect_rollouts import CollectRolloutsConfig, collect_rollouts
 from recipes.evaluate import EvaluateConfig, evaluate
 from recipes.finetune_robocasa import FEATURES, FinetuneRobocasaConfig, improve
@@ -48,7 +48,7 @@ TASKS = {"lift": (), "stack": MORE, "pick_place_can": MORE, "door": ()}
 ONE_DISCOUNT = {"reward_discount": 0.99, "bootstrap_discount": 0.99, "head": "scalar"}
 
 # What plays without noise too.
-POLICIES = ("policy", "filtered_bc", "advantage_weighted", "second_round")
+POLICIES = ("policy", "filtered_bc", "advantage_weighted", "second_iteration")
 
 
 class Baseline(NamedTuple):
@@ -104,13 +104,13 @@ def main(config: RobosuiteSuiteConfig) -> None:
 @contextmanager
 def claim_for_all(accelerator: Accelerator, run: Path) -> Iterator[bool]:
     """Whether the processes of this suite may make this run now: see `claim`."""
-    with claim(run) if accelerator.is_main_process else nullcontext() as mine:
+    with try_lock(run) if accelerator.is_main_process else nullcontext() as mine:
         yield broadcast_object_list([mine])[0]
 
 
 def play_run(accelerator: Accelerator, config: RobosuiteSuiteConfig, task: str, seed: int, run: Path) -> None:
     """One task and seed, from the demonstrations to the report."""
-    flags = [f"--tasks={task}", f"--seed={seed}", f"--output={run}", "--second_round=true"]
+    flags = [f"--tasks={task}", f"--seed={seed}", f"--output={run}", "--second_iteration=true"]
     flags += [
         "--evaluation.scenes=200",
         "--evaluation.samples=1",
@@ -153,7 +153,7 @@ def play_without_noise(accelerator: Accelerator, plan: EvaluateConfig, output: P
             place = folder / "methods" / task
             with plan.open_workers(task, accelerator.num_processes) as workers:
                 for name in inputs:
-                    with claim(place / f"{name}.json") as mine:
+                    with try_lock(place / f"{name}.json") as mine:
                         if mine:
                             play(workers, task, name, place)
         accelerator.wait_for_everyone()
@@ -167,7 +167,7 @@ def play_without_noise(accelerator: Accelerator, plan: EvaluateConfig, output: P
 def train_baseline(
     accelerator: Accelerator, loop: FinetuneRobocasaConfig, plan: EvaluateConfig, name: str
 ) -> str:
-    """A critic of another kind from the data of the first round and its own; returns its folder."""
+    """A critic of another kind from the data of the first iteration and its own; returns its folder."""
     run, baseline = Path(loop.output), BASELINES[name]
     rollouts = [run / "rollouts"]
     if baseline.dense_share:
@@ -209,7 +209,7 @@ def collect_dense_rollouts(
             output=str(folder),
             policy=plan.policy,
             seed=loop.seed,
-            # After those of both rounds.
+            # After those of both iterations.
             skip=2 * loop.rollouts.episodes,
             rollouts=replace(loop.rollouts, episodes=episodes, frame_every=1),
         ),

@@ -16,11 +16,11 @@ BASE, CHOSEN, CLONED, WEIGHTED, BOTH = (
 )  # fmt: skip
 # One of the candidates, whose noise may be less than the policy's own.
 ONE = "best_of_1"
-SECOND, SECOND_BOTH = "second_round", "second_round + best_of_n"
+SECOND, SECOND_BOTH = "second_iteration", "second_iteration + best_of_n"
 # What is to be shown.
 SEEDS, SCENES, TASKS_WITH_GAIN = 3, 200, 3
 GAIN, HEADROOM, WEIGHTED_GAIN, AHEAD_OF_CLONED, MINUTES = 0.10, 0.40, 0.15, 0.05, 20
-# Stages of one loop; the baselines and the second round come on top.
+# Stages of one loop; the baselines and the second iteration come on top.
 LOOP = ("demonstrations", "policy", "rollouts", "critic", "filtered_bc", "advantage_weighted")
 # Differences that are looked at besides those from the policy: name, method, and what it is compared with.
 COMPARED = {
@@ -219,7 +219,7 @@ def targets(results: dict) -> list[dict]:
     )
     at_least("both together are ahead of advantage weighting", compared.get("both_over_weighted"), 0.0)
     at_least("and of best-of-N", compared.get("both_over_chosen"), 0.0)
-    at_least("two rounds are better than one: the policy", compared.get("second_over_first"), 0.0)
+    at_least("two iterations are better than one: the policy", compared.get("second_over_first"), 0.0)
     at_least("and policy with critic", compared.get("second_both_over_both"), 0.0)
     minutes = _minutes_on_two_cores(results)
     rows.append(

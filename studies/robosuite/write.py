@@ -20,7 +20,7 @@ def write_robosuite_results(
     *,
     critic_ablations: Sequence[Path] = (),
     policy_ablations: Sequence[Path] = (),
-    second_round_ablations: Sequence[Path] = (),
+    second_iteration_ablations: Sequence[Path] = (),
     commit: str = "",
 ) -> dict:
     """Keeps a record of every finished run and writes ``robosuite.md``, its figures and ``robosuite.json`` from all.
@@ -36,7 +36,7 @@ def write_robosuite_results(
         critic_ablations: folders of studies/ablations/critic.py, for the table of the critic's ingredients; they are
             kept likewise, and an ablation replaces its older self.
         policy_ablations: folders of studies/ablations/policy.py, for that of advantage weighting.
-        second_round_ablations: folders of studies/ablations/second_round.py, for that of the second round.
+        second_iteration_ablations: folders of studies/ablations/second_iteration.py, for that of the second iteration.
         commit: what fixed the settings before the evaluation scenes were used; only new records need it.
 
     Returns:
@@ -54,7 +54,7 @@ def write_robosuite_results(
     ablations = {
         "critic_ablation": critic_ablations,
         "policy_ablation": policy_ablations,
-        "second_round_ablation": second_round_ablations,
+        "second_iteration_ablation": second_iteration_ablations,
     }
     brought = {
         f"{kind}-{ablation.name}": _read_ablation(ablation, kind)

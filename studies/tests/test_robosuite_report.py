@@ -30,8 +30,8 @@ METHODS = {
     "filtered_bc": 0.3,
     "advantage_weighted": 0.5,
     "advantage_weighted + best_of_n": 0.7,
-    "second_round": 0.8,
-    "second_round + best_of_n": 0.9,
+    "second_iteration": 0.8,
+    "second_iteration + best_of_n": 0.9,
     "iql": 0.1,
     "zero_noise": 0.2,
     "best_of_2": 0.2,
@@ -40,7 +40,7 @@ METHODS = {
 FIGURES = ("robosuite-methods.svg", "robosuite-success-by-n.svg")
 SVG = "{http://www.w3.org/2000/svg}"
 # The same of what plays without noise, in other scenes, once.
-QUIET = {"policy": 0.2, "filtered_bc": 0.3, "advantage_weighted": 0.6, "second_round": 0.7}
+QUIET = {"policy": 0.2, "filtered_bc": 0.3, "advantage_weighted": 0.6, "second_iteration": 0.7}
 FEW = {"best_of_n": 0.4, "advantage_weighted": 0.5, "oracle": 0.6}
 
 
@@ -124,15 +124,15 @@ def write_policy_ablation(folder):
     return folder
 
 
-def write_second_round_ablation(folder):
-    """What studies/ablations/second_round.py leaves."""
+def write_second_iteration_ablation(folder):
+    """What studies/ablations/second_iteration.py leaves."""
     level = {"success": 0.82, "ci95": [0.78, 0.86]}
     over = {"difference": 0.03, "ci95": [-0.01, 0.07]}
     pairings = {
-        "first round": {"success": {"mean": level, "per_task": {"lift": level}}},
-        "second round": {
+        "first iteration": {"success": {"mean": level, "per_task": {"lift": level}}},
+        "second iteration": {
             "success": {"mean": level, "per_task": {"lift": level}},
-            "against": "first round",
+            "against": "first iteration",
             "difference": {"mean": over, "per_task": {"lift": over}},
         },
     }
@@ -247,8 +247,8 @@ def shown(results, method) -> list[float]:
         ({"advantage_weighted": 0.2}, [4, 5]),
         ({"advantage_weighted": 0.33}, [5]),
         ({"advantage_weighted + best_of_n": 0.45}, [6]),
-        ({"second_round": 0.45}, [8]),
-        ({"second_round + best_of_n": 0.6}, [9]),
+        ({"second_iteration": 0.45}, [8]),
+        ({"second_iteration + best_of_n": 0.6}, [9]),
     ],
 )
 def test_what_is_missed_is_said(tmp_path, changed, missed):
@@ -324,7 +324,7 @@ def test_a_record_gives_the_same_grids_and_the_same_page_as_its_run(tmp_path):
 
     extra = {"commit": "0123abc", "peak_memory_bytes": 2_300_000_000, "processes": 2, "attempts": 1}
     from_folders = summarize({name: run | extra for name, run in read.items()}, SEEDS)
-    from_folders |= {"critic_ablations": {}, "policy_ablations": {}, "second_round_ablations": {}}
+    from_folders |= {"critic_ablations": {}, "policy_ablations": {}, "second_iteration_ablations": {}}
     assert from_folders == results
     assert page(from_folders) == (out / "robosuite.md").read_text()
 
@@ -384,15 +384,21 @@ def test_runs_that_come_one_by_one_make_the_same_files(tmp_path):
     assert f"| `default` | {levels} | 2 | 95 |" in text
     with pytest.raises(UserError, match=r"studies\.ablations\.policy"):
         write_robosuite_results(runs, twice, SEEDS, policy_ablations=[tmp_path])
-    # And so has that of two rounds, which is kept as well.
+    # And so has that of two iterations, which is kept as well.
     write_robosuite_results(
-        runs, twice, SEEDS, second_round_ablations=[write_second_round_ablation(tmp_path / "rounds" / "all")]
+        runs,
+        twice,
+        SEEDS,
+        second_iteration_ablations=[write_second_iteration_ablation(tmp_path / "rounds" / "all")],
     )
     write_robosuite_results(runs, twice, SEEDS)
     text = (twice / "robosuite.md").read_text()
-    assert "Two rounds where a critic chooses: all" in text and "2 runs: seeds 1, 2 of each task." in text
+    assert "Two iterations where a critic chooses: all" in text and "2 runs: seeds 1, 2 of each task." in text
     rates, gaps = "82 (78.0 to 86.0) | 82 (78.0 to 86.0)", "+3.0 (−1.0 to +7.0) | +3.0 (−1.0 to +7.0)"
-    assert f"| second round | {rates} |" in text and f"| second round − first round | {gaps} |" in text
+    assert (
+        f"| second iteration | {rates} |" in text
+        and f"| second iteration − first iteration | {gaps} |" in text
+    )
 
 
 def test_runs_that_are_missing_are_named_and_nothing_is_shown(tmp_path):

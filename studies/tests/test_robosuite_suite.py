@@ -1,4 +1,4 @@
-"""The suite at a tiny size: two rounds, both baselines, every method, and its page."""
+"""The suite at a tiny size: two iterations, both baselines, every method, and its page."""
 
 import json
 
@@ -12,7 +12,7 @@ from studies.robosuite.summary import TASKS
 
 pytest.importorskip("robosuite")
 
-from studies.ablations import second_round as second_round_ablation
+from studies.ablations import second_iteration as second_iteration_ablation
 from studies.robosuite import results as robosuite_results
 from studies.robosuite import suite as robosuite_suite
 
@@ -44,13 +44,21 @@ def test_two_rounds_and_two_baselines_become_a_page(tmp_path, capsys):
     robosuite_suite.main(parse(robosuite_suite.RobosuiteSuiteConfig, flags, prog="robosuite_suite"))
     run = tmp_path / "runs" / "lift-7"
     played = {path.stem for path in (run / "evaluation" / "methods" / "lift").glob("*.json")}
-    expected = {"second_round", "second_round + best_of_n", "iql", "qc", "best_of_n", "filtered_bc", "oracle"}
+    expected = {
+        "second_iteration",
+        "second_iteration + best_of_n",
+        "iql",
+        "qc",
+        "best_of_n",
+        "filtered_bc",
+        "oracle",
+    }
     assert expected <= played
     # Without noise in scenes of their own, not in those of the evaluation.
     quiet = {
         path.stem: json.loads(path.read_text()) for path in run.glob("without_noise/methods/lift/*.json")
     }
-    assert quiet.keys() == {"policy", "filtered_bc", "advantage_weighted", "second_round"}
+    assert quiet.keys() == {"policy", "filtered_bc", "advantage_weighted", "second_iteration"}
     scenes = [record["scene"] for record in quiet["policy"]]
     assert len(scenes) == 2 and min(scenes) >= 3_000_000
 
@@ -69,32 +77,35 @@ def test_two_rounds_and_two_baselines_become_a_page(tmp_path, capsys):
 
     ablation = tmp_path / "ablation" / "tiny"
     flags = [f"--runs={run}", f"--output={ablation}", "--scenes=2", "--workers=0", "--parallel_episodes=3"]
-    second_round_ablation.main(
-        parse(second_round_ablation.SecondRoundAblationConfig, flags, prog="second_round_ablation")
+    second_iteration_ablation.main(
+        parse(
+            second_iteration_ablation.SecondIterationAblationConfig, flags, prog="second_iteration_ablation"
+        )
     )
     paired = {path.stem: json.loads(path.read_text()) for path in ablation.glob("lift-7/methods/lift/*.json")}
-    assert paired.keys() == second_round_ablation.PAIRINGS.keys()
+    assert paired.keys() == second_iteration_ablation.PAIRINGS.keys()
     # What the evaluation plays, in other scenes: as many candidates, and scores of the same critics.
     assert {record["scene"] for records in paired.values() for record in records} == set(scenes)
-    for name, pairing in second_round_ablation.PAIRINGS.items():
+    for name, pairing in second_iteration_ablation.PAIRINGS.items():
         assert len(paired[name][0]["decisions"][0]["scores"]) == pairing.num_candidates
     first, third = (
-        paired[name][0]["decisions"][0]["scores"] for name in ("first round", "second policy, first critic")
+        paired[name][0]["decisions"][0]["scores"]
+        for name in ("first iteration", "second policy, first critic")
     )
     assert first != third
 
     out = [f"--runs={tmp_path / 'runs'}", "--seeds=7", f"--output={tmp_path / 'out'}"]
     with pytest.raises(UserError, match="which commit"):
         write_results(*out)
-    write_results(*out, "--commit=0123abc", f"--second_round_ablations={ablation}")
-    assert "two rounds are better than one" in capsys.readouterr().out
+    write_results(*out, "--commit=0123abc", f"--second_iteration_ablations={ablation}")
+    assert "two iterations are better than one" in capsys.readouterr().out
     page = (tmp_path / "out" / "robosuite.md").read_text()
     assert "Best of 2 by Q-chunking" in page
     assert "Runs that are not made yet: stack 7, pick_place_can 7, door 7." in page
     record = json.loads((tmp_path / "out" / "robosuite" / "lift-7.json").read_text())
     assert record["methods"].keys() == played and "ranking" in record["critic"]
     assert record["without_noise"].keys() == quiet.keys() and "What is learnt besides less noise" in page
-    assert "Two rounds where a critic chooses: tiny" in page and "| second round, noise ×1 |" in page
+    assert "Two iterations where a critic chooses: tiny" in page and "| second iteration, noise ×1 |" in page
     # The record is enough from now on.
     write_results(f"--runs={tmp_path / 'none'}", *out[1:])
     assert (tmp_path / "out" / "robosuite.md").read_text() == page

@@ -1,4 +1,4 @@
-"""The ablation of the second round: several critics choose as one, and differences are paired over tasks and seeds."""
+"""The second iteration's ablation: several critics choose as one, and differences are paired over tasks and seeds."""
 
 import json
 
@@ -13,8 +13,8 @@ from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
 
 # Last: a recipe may have the name of a library.
-from studies.ablations.second_round import Pairing, decider
-from studies.ablations.second_round_table import judge, second_round_tables
+from studies.ablations.second_iteration import Pairing, decider
+from studies.ablations.second_iteration_table import judge, second_iteration_tables
 
 pytestmark = pytest.mark.unit
 KEYS = [NoiseKey(0, scene, 0, 0) for scene in range(6)]
@@ -106,7 +106,7 @@ def test_differences_are_paired_over_tasks_and_seeds(tmp_path):
     assert (over["mean"]["wins"], over["mean"]["losses"]) == (30, 10)
     # Each has its own to be compared with.
     assert results["pairings"]["all"]["difference"]["mean"]["difference"] == pytest.approx(0.45)
-    success, differences = second_round_tables(results).split("\n\n")
+    success, differences = second_iteration_tables(results).split("\n\n")
     assert [line.split("|")[1].strip() for line in success.splitlines()[2:]] == ["one", "two", "all"]
     assert success.splitlines()[3].split("|")[2].strip().startswith("65 (")
     rows = [

@@ -1,9 +1,9 @@
-"""After two rounds of improvement: which policy should propose, and which critic choose?
+"""After two iterations of improvement: which policy should propose, and which critic choose?
 
-    accelerate launch --config_file accelerate_configs/cpu.yaml -m studies.ablations.second_round \\
-        --runs=outputs/robosuite/lift-11,outputs/robosuite/stack-11 --output=outputs/second_round_ablation/robosuite
+    accelerate launch --config_file accelerate_configs/cpu.yaml -m studies.ablations.second_iteration \\
+        --runs=outputs/robosuite/lift-11,outputs/robosuite/stack-11 --output=outputs/second_iteration_ablation/robosuite
 
-Needs the extras `sim`, `groot` and `lerobot`, and runs of recipes/finetune_robocasa.py with `--second_round=true`;
+Needs the extras `sim`, `groot` and `lerobot`, and runs of recipes/finetune_robocasa.py with `--second_iteration=true`;
 those of studies/robosuite/suite.py are. Every pairing of a policy with a critic plays the same scenes, which no
 evaluation uses; tables compare all of them scene by scene, over tasks and training seeds. About a minute a pairing
 and run on one core, which processes share; what is done is skipped.
@@ -30,8 +30,8 @@ from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.scorers.ensemble import EnsembleScorer
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator
-from deas_vla.training.stages import claim, run_stage, stage_report
-from studies.ablations.second_round_table import judge, second_round_tables
+from deas_vla.training.stages import run_stage, stage_report, try_lock
+from studies.ablations.second_iteration_table import judge, second_iteration_tables
 
 
 class Pairing(NamedTuple):
@@ -48,31 +48,31 @@ class Pairing(NamedTuple):
 POLICIES, CRITICS = ("advantage_weighted", "advantage_weighted_2"), ("critic", "critic_2")
 FIRST, SECOND = Pairing(POLICIES[0], CRITICS[:1]), Pairing(POLICIES[1], CRITICS[1:])
 PAIRINGS = {
-    "first round": FIRST,
-    "second round": SECOND,
+    "first iteration": FIRST,
+    "second iteration": SECOND,
     "second policy, first critic": Pairing(POLICIES[1], CRITICS[:1]),
     "first policy, second critic": Pairing(POLICIES[0], CRITICS[1:]),
     "second policy, mean of both critics": Pairing(POLICIES[1], CRITICS),
-    "first round, noise ×1": FIRST._replace(noise_scale=1.0),
-    "second round, noise ×1": SECOND._replace(noise_scale=1.0),
-    "first round, 32 candidates": FIRST._replace(num_candidates=32),
-    "second round, 32 candidates": SECOND._replace(num_candidates=32),
+    "first iteration, noise ×1": FIRST._replace(noise_scale=1.0),
+    "second iteration, noise ×1": SECOND._replace(noise_scale=1.0),
+    "first iteration, 32 candidates": FIRST._replace(num_candidates=32),
+    "second iteration, 32 candidates": SECOND._replace(num_candidates=32),
 }
-# What each is compared with, where it is not the first: what is alike but for the round.
+# What each is compared with, where it is not the first: what is alike but for the iteration.
 AGAINST = {
-    "second round, noise ×1": "first round, noise ×1",
-    "second round, 32 candidates": "first round, 32 candidates",
+    "second iteration, noise ×1": "first iteration, noise ×1",
+    "second iteration, 32 candidates": "first iteration, 32 candidates",
 }
 
 
 @dataclass
-class SecondRoundAblationConfig:
-    """Settings of studies/ablations/second_round.py."""
+class SecondIterationAblationConfig:
+    """Settings of studies/ablations/second_iteration.py."""
 
-    # Folders of runs of finetune_robocasa with a second round: tasks and training seeds are theirs.
+    # Folders of runs of finetune_robocasa with a second iteration: tasks and training seeds are theirs.
     runs: list[str] = field(default_factory=lambda: ["outputs/lift"])
     # Folder of the ablation.
-    output: str = "outputs/second_round_ablation/lift"
+    output: str = "outputs/second_iteration_ablation/lift"
     # Scenes that every pairing plays once, for each run and task.
     scenes: int = 200
     # Simulator processes; 0 plays in the recipe's own.
@@ -85,7 +85,7 @@ class SecondRoundAblationConfig:
             raise UserError("the ablation needs a run and a scene")
 
 
-def main(config: SecondRoundAblationConfig) -> None:
+def main(config: SecondIterationAblationConfig) -> None:
     accelerator = make_accelerator()
     for run in map(Path, config.runs):
         play_run(accelerator, config, run)
@@ -96,7 +96,7 @@ def main(config: SecondRoundAblationConfig) -> None:
         )
         path = Path(config.output) / "ablation.json"
         write_json(path, results)
-        print(f"\n{second_round_tables(results)}\n\nIn {path}.")
+        print(f"\n{second_iteration_tables(results)}\n\nIn {path}.")
 
 
 def against_of(names: list[str]) -> dict[str, str | None]:
@@ -104,7 +104,7 @@ def against_of(names: list[str]) -> dict[str, str | None]:
     return {name: AGAINST.get(name, names[0]) if name != names[0] else None for name in names}
 
 
-def play_run(accelerator: Accelerator, config: SecondRoundAblationConfig, run: Path) -> None:
+def play_run(accelerator: Accelerator, config: SecondIterationAblationConfig, run: Path) -> None:
     """Plays every pairing of one run."""
     inputs = {name: run / name for name in (*POLICIES, *CRITICS)}
     collected = stage_report(run / "rollouts_2")["settings"]
@@ -127,7 +127,7 @@ def play_run(accelerator: Accelerator, config: SecondRoundAblationConfig, run: P
                 for name, pairing in tqdm(ordered, desc=folder.name, unit="pairing", dynamic_ncols=True):
                     policy = policies[pairing.policy]
                     workers.contract.require_same(policy.contract, f"task {task}", f"policy {pairing.policy}")
-                    with claim(place / f"{name}.json") as mine:
+                    with try_lock(place / f"{name}.json") as mine:
                         if mine:
                             evaluate_method(
                                 name,
@@ -159,4 +159,4 @@ def decider(policy: ChunkPolicy, pairing: Pairing, folders: list[Path]) -> BestO
 
 
 if __name__ == "__main__":
-    run_recipe(main, SecondRoundAblationConfig)
+    run_recipe(main, SecondIterationAblationConfig)

@@ -1,4 +1,4 @@
-"""Whether a second round pays where a critic chooses, over runs: numbers and two tables."""
+"""Whether a second iteration pays where a critic chooses, over runs: numbers and two tables."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ def judge(stages: list[Path], against: dict[str, str | None]) -> dict:
     """Success of every pairing over tasks and training seeds, and its paired differences from another.
 
     Args:
-        stages: what studies/ablations/second_round.py left of each run; no two are of one task and seed.
+        stages: what studies/ablations/second_iteration.py left of each run; no two are of one task and seed.
         against: name of every pairing to that of the one it is compared with, or None.
 
     Returns:
@@ -36,7 +36,7 @@ def judge(stages: list[Path], against: dict[str, str | None]) -> dict:
     return {"tasks": tasks, "seeds": sorted({one["seed"] for one in settings}), "pairings": judged}
 
 
-def second_round_tables(results: dict) -> str:
+def second_iteration_tables(results: dict) -> str:
     """The Markdown tables of what `judge` returns: success, and the differences."""
     tasks, pairings = [*results["tasks"], "**average**"], results["pairings"]
     success = table(
