@@ -18,7 +18,7 @@ from typing import Literal
 import torch
 from accelerate import Accelerator
 
-from deas_vla.config import from_json, incidental, to_json
+from deas_vla.config import from_json, incidental
 from deas_vla.data.contract import Contract
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Chunks, build_chunks
