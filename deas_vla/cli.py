@@ -85,8 +85,7 @@ def _doctor(arguments: argparse.Namespace) -> int:
 
     diagnosis = diagnose()
     print(json.dumps(diagnosis) if arguments.json else report(diagnosis))
-    demo = diagnosis["parts"][0]
-    return 0 if demo["ready"] else 1
+    return 0 if diagnosis["ready"] else 1
 
 
 def _audit(arguments: argparse.Namespace) -> int:

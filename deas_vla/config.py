@@ -34,7 +34,8 @@ def parse[T](config_class: type[T], argv: list[str] | None = None, prog: str | N
 
     Raises:
         UserError: one line, for an unknown flag (with the nearest known one), a value of the wrong type, a missing
-            value, a value that the class refuses, or an unreadable file.
+            value, a value that the class refuses, or an unreadable file. A class with a method `preset_values` takes
+            what this gives for ``--preset=NAME`` before all of them.
         SystemExit: after printing ``--help``.
     """
     import tyro
@@ -43,6 +44,9 @@ def parse[T](config_class: type[T], argv: list[str] | None = None, prog: str | N
     config_class = _fitting(config_class, argv)
     known = _flag_types(config_class)
     arguments = _with_files_and_switches(argv, known)
+    chosen = [flag.removeprefix("--preset=") for flag in arguments if flag.startswith("--preset=")]
+    if chosen and "preset" in known:
+        arguments = _as_flags(config_class.preset_values(chosen[-1]), known) + arguments
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):

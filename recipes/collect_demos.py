@@ -1,6 +1,8 @@
-"""Demonstrations of a scripted expert, as a LeRobot data set.
+"""Demonstrations as a stage: of a scripted expert, or a LeRobot data set of yours.
 
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/collect_demos.py --tasks=lift
+
+    python recipes/collect_demos.py --demos.dataset=my/lerobot/dataset --output=outputs/mine/demonstrations
 
 Needs the extras `sim` and `lerobot`; 40 seconds and 2.5 GB for 150 attempts at Lift on two cores. Attempts
 that fail are counted and left out. The normalisation statistics are computed here, once: every policy, critic and
@@ -14,10 +16,17 @@ from pathlib import Path
 from accelerate import Accelerator
 
 from deas_vla.config import incidental, outcome_settings
+from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
 from deas_vla.launch import run_recipe
-from deas_vla.rollouts.collect import DATASET, collect_in_blocks, expert_episodes, write_blocks
+from deas_vla.rollouts.collect import (
+    DATASET,
+    collect_in_blocks,
+    expert_episodes,
+    write_blocks,
+    write_collected,
+)
 from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage
@@ -29,6 +38,8 @@ class DemosConfig:
 
     # Attempts of the expert, for each task.
     episodes: int = 150
+    # LeRobot data set (v3, v2.1, v2.0) of which the successful episodes are taken instead; see `deas-vla audit`.
+    dataset: str = ""
     # Images are stored every so many steps; each is a frame that the policy can be trained on.
     frame_every: int = 1
 
@@ -47,7 +58,20 @@ class CollectDemosConfig(SimulatorConfig):
 
 def collect_demos(accelerator: Accelerator, config: CollectDemosConfig) -> None:
     def work(folder: Path) -> None:
-        if not (folder / DATASET).exists():
+        if (folder / DATASET).exists():
+            pass
+        elif config.demos.dataset:
+            source = Path(config.demos.dataset)
+            episodes, contract, _ = read_dataset(source, image_every=config.demos.frame_every)
+            write_collected(
+                folder,
+                episodes,
+                contract,
+                keep=lambda episode: episode.terminated,
+                metadata={"settings": outcome_settings(config)},
+                compute_statistics=True,
+            )
+        else:
             blocks = []
             for task in config.tasks:
                 with config.open_workers(task) as workers:
@@ -74,7 +98,7 @@ def collect_demos(accelerator: Accelerator, config: CollectDemosConfig) -> None:
 
 
 def main(config: CollectDemosConfig) -> None:
-    if config.demos.episodes < 2:
+    if config.demos.episodes < 2 and not config.demos.dataset:
         raise UserError(f"--demos.episodes={config.demos.episodes} is too few; statistics need at least 2")
     collect_demos(make_accelerator(), config)
 

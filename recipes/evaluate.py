@@ -27,7 +27,7 @@ from deas_vla.report.run import write_run_report
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
 from deas_vla.rollouts.oracle import play_oracle
 from deas_vla.rollouts.scenes import overlap_of, scenes_of
-from deas_vla.scorers.scorer import load_scorer
+from deas_vla.scorers.scorer import Scorer, load_scorer
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import lock, run_stage, try_lock
 
@@ -70,48 +70,45 @@ class EvaluateConfig(SimulatorConfig):
     policy: str = incidental("outputs/lift/policy")
     # Stage folder of the critic.
     critic: str = incidental("outputs/lift/critic")
-    # Stage folder of the policy after filtered behaviour cloning; empty to leave this method out.
-    filtered_bc: str = incidental("")
-    # Stage folder of the policy after advantage-weighted fine-tuning; empty to leave these methods out.
-    advantage_weighted: str = incidental("")
-    # Stage folder of the critic of a second iteration; empty to leave its methods out.
-    second_critic: str = incidental("")
-    # Stage folder of the policy of a second iteration; empty to leave its methods out.
-    second_iteration: str = incidental("")
-    # Stage folder of a one-step critic (IQL), for a method that chooses by it; empty to leave it out.
-    iql_critic: str = incidental("")
-    # Stage folder of a critic whose target asks the policy (Q-chunking), for a method that chooses by it; empty too.
-    qc_critic: str = incidental("")
+    # More policies, separated by commas: NAME:FOLDER plays alone, NAME:FOLDER:CRITIC also as best of N by that critic.
+    policies: list[str] = incidental([])
+    # More critics of any registered scorer, separated by commas: NAME:FOLDER plays as best of N of the policy.
+    scorers: list[str] = incidental([])
     # Chooses the scenes and the policy's noise, 0 to 99.
     seed: int = 1
     # What is played.
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
+def named(texts: list[str], *, critic: bool) -> dict[str, list[Path]]:
+    """NAME:FOLDER, or with `critic` also NAME:FOLDER:CRITIC, as often as there is, to name and folders."""
+    found: dict[str, list[Path]] = {}
+    form = "NAME:FOLDER or NAME:FOLDER:CRITIC" if critic else "NAME:FOLDER"
+    for text in texts:
+        name, *folders = text.split(":")
+        if not name or name in found or not 1 <= len(folders) <= 1 + critic or "" in folders:
+            raise UserError(f"--policies and --scorers: '{text}' is not {form} with a name of its own")
+        found[name] = [Path(folder) for folder in folders]
+    return found
+
+
 def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
-    policies_of = ("policy", "filtered_bc", "advantage_weighted", "second_iteration")
-    critics_of = ("critic", "second_critic", "iql_critic", "qc_critic")
-    paths = policies_of + critics_of
-    inputs = {name: Path(getattr(config, name)) for name in paths if getattr(config, name)}
+    policies, scorers = named(config.policies, critic=True), named(config.scorers, critic=False)
     plan = config.evaluation
+    inputs = {"policy": Path(config.policy), "critic": Path(config.critic)}
+    for name, folders in (policies | scorers).items():
+        inputs |= {name: folders[0]} | ({f"{name} critic": folders[1]} if folders[1:] else {})
 
     scenes = scenes_of("evaluation", plan.scenes, config.seed)
 
     def work(folder: Path) -> None:
         overlap_of(inputs.values(), scenes).require_none()
-        policies = {
-            name: load_policy(inputs[name] / "policy").to(accelerator.device)
-            for name in policies_of
-            if name in inputs
-        }
-        policy = policies["policy"]
-        scorers = {
-            name: load_scorer(inputs[name] / "critic", policy.contract).to(accelerator.device)
-            for name in critics_of
-            if name in inputs
-        }
-        scorer = scorers["critic"]
+        policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)
 
+        def scorer_in(stage: Path) -> Scorer:
+            return load_scorer(stage / "critic", policy.contract).to(accelerator.device)
+
+        scorer = scorer_in(inputs["critic"])
         n, noise = plan.num_candidates, SelectionConfig(noise_scale=plan.noise_scale)
         methods = {
             "policy": BestOfN(policy, 1, "first", scorer),
@@ -120,22 +117,13 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
             "worst_of_n": BestOfN(policy, n, "worst", scorer, noise),
             "best_of_n": BestOfN(policy, n, "best", scorer, noise),
         }
-        if "filtered_bc" in policies:
-            methods["filtered_bc"] = BestOfN(policies["filtered_bc"])
-        if "advantage_weighted" in policies:
-            methods["advantage_weighted"] = BestOfN(policies["advantage_weighted"])
-            methods["advantage_weighted + best_of_n"] = BestOfN(
-                policies["advantage_weighted"], n, "best", scorer, noise
-            )
-        if "second_iteration" in policies:
-            methods["second_iteration"] = BestOfN(policies["second_iteration"])
-            methods["second_iteration + best_of_n"] = BestOfN(
-                policies["second_iteration"], n, "best", scorers["second_critic"], noise
-            )
-        if "iql_critic" in scorers:
-            methods["iql"] = BestOfN(policy, n, "best", scorers["iql_critic"], noise)
-        if "qc_critic" in scorers:
-            methods["qc"] = BestOfN(policy, n, "best", scorers["qc_critic"], noise)
+        for name, (stage, *critic) in policies.items():
+            other = load_policy(stage / "policy").to(accelerator.device)
+            methods[name] = BestOfN(other)
+            if critic:
+                methods[f"{name} + best_of_n"] = BestOfN(other, n, "best", scorer_in(critic[0]), noise)
+        for name, (stage,) in scorers.items():
+            methods[name] = BestOfN(policy, n, "best", scorer_in(stage), noise)
         # What is a method above is not played twice: n candidates, and one that has the policy's own noise.
         for count in {1, *plan.candidate_counts} - ({1, n} if plan.noise_scale == 1 else {n}):
             methods[f"best_of_{count}"] = BestOfN(policy, count, "best", scorer, noise)

@@ -10,7 +10,7 @@ besides. The demonstrations of all tasks are one data set and so are the rollout
 read in the instruction. `studies/metaworld/results.py` writes the results task by task.
 """
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.envs.metaworld.tasks import MT10
@@ -22,7 +22,7 @@ from recipes.collect_demos import DemosConfig
 from recipes.collect_rollouts import RolloutsConfig
 from recipes.evaluate import EvaluationConfig
 from recipes.finetune_policy import ImitationConfig
-from recipes.finetune_robocasa import FinetuneRobocasaConfig, main, small_critic
+from recipes.finetune_robocasa import FinetuneRobocasaConfig, main
 
 
 def wider_policy() -> SmallVLAConfig:
@@ -54,7 +54,7 @@ class FinetuneMetaworldConfig(FinetuneRobocasaConfig):
     # From backbone tokens to the critic's features.
     features: FeatureConfig = field(default_factory=lambda: FeatureConfig(dim=192, text_weight=20.0))
     # The critic and its losses.
-    critic: CriticConfig = field(default_factory=lambda: replace(small_critic(), hidden_dim=384))
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(hidden_dim=384))
     # The critic's optimisation.
     critic_training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(

@@ -3,7 +3,7 @@
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune_robocasa.py
 
     accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/finetune_robocasa.py \\
-        --env=robocasa --tasks=PickPlaceCounterToCabinet,CloseDrawer --output=outputs/kitchen
+        --env=robocasa --tasks=PickPlaceCounterToCabinet --demos.dataset=LEROBOT_FOLDER --output=outputs/kitchen
 
 By default it plays Lift in robosuite with RoboCasa's robot, columns and camera names: no download, no GPU; about 16
 minutes and 5 GB on two CPU cores. Each stage has a folder in `output`, is skipped when it is there and matches its
@@ -32,8 +32,6 @@ from recipes.finetune_policy import FinetunePolicyConfig, ImitationConfig, finet
 from recipes.train_critic import (
     MixConfig,
     TrainCriticConfig,
-    critic_training_defaults,
-    image_encoder_training_defaults,
     require_fit,
     train_critic,
 )
@@ -48,11 +46,6 @@ def cloning_defaults() -> ImitationConfig:
 
 def improvement_defaults() -> ImitationConfig:
     return ImitationConfig(steps=600, batch_size=64, learning_rate=5e-4)
-
-
-def small_critic() -> CriticConfig:
-    """The best chooser of studies/results/robosuite_choices.md: a small critic that predicts what chunks lead to."""
-    return preset("default").critic
 
 
 @dataclass
@@ -71,6 +64,8 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     bc: ImitationConfig = field(default_factory=cloning_defaults)
     # Rollouts of the cloned policy.
     rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
+    # Values of features, image_encoder, critic and their training to begin with: default or published (the paper's).
+    preset: str = "default"
     # What a step is worth to the critic.
     reward: RewardSpec = field(default_factory=RewardSpec)
     # From backbone tokens to the critic's features.
@@ -78,13 +73,15 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     # The critic's own image encoder.
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     # Its optimisation, before the critic's.
-    image_encoder_training: TrainingConfig = field(default_factory=image_encoder_training_defaults)
+    image_encoder_training: TrainingConfig = field(
+        default_factory=lambda: preset("default").image_encoder_training
+    )
     # The critic and its losses.
-    critic: CriticConfig = field(default_factory=small_critic)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     # What a batch of the critic is made of.
     mix: MixConfig = field(default_factory=MixConfig)
     # The critic's optimisation.
-    critic_training: TrainingConfig = field(default_factory=critic_training_defaults)
+    critic_training: TrainingConfig = field(default_factory=lambda: preset("default").training)
     # How advantages become weights.
     weighting: AdvantageWeighting = field(default_factory=AdvantageWeighting)
     # Fine-tuning after the critic: the same for filtered and for advantage-weighted behaviour cloning.
@@ -98,6 +95,12 @@ class FinetuneRobocasaConfig(SimulatorConfig):
         super().__post_init__()
         # Hours before the critic's stage would.
         require_fit(self.critic, self.reward)
+
+    @staticmethod
+    def preset_values(name: str) -> dict:
+        """What ``--preset=NAME`` sets."""
+        values = TrainCriticConfig.preset_values(name)
+        return values | {"critic_training": values.pop("training")}
 
 
 def main(config: FinetuneRobocasaConfig) -> None:
@@ -121,19 +124,20 @@ def improve(accelerator: Accelerator, config: FinetuneRobocasaConfig) -> Evaluat
         ),
     )
     first = improvement_iteration(accelerator, config, demonstrations, policy, policy, [])
-    second = None
+    policies = [
+        f"filtered_bc:{first['filtered_bc']}",
+        f"advantage_weighted:{first['advantage_weighted']}:{first['critic']}",
+    ]
     if config.second_iteration:
         improved, rollouts = first["advantage_weighted"], [first["rollouts"]]
         second = improvement_iteration(accelerator, config, demonstrations, policy, improved, rollouts)
+        policies.append(f"second_iteration:{second['advantage_weighted']}:{second['critic']}")
     return EvaluateConfig(
         **simulator,
         output=str(run / "evaluation"),
         policy=policy,
         critic=first["critic"],
-        filtered_bc=first["filtered_bc"],
-        advantage_weighted=first["advantage_weighted"],
-        second_critic=second["critic"] if second else "",
-        second_iteration=second["advantage_weighted"] if second else "",
+        policies=policies,
         seed=seed,
         evaluation=config.evaluation,
     )
@@ -183,6 +187,7 @@ def improvement_iteration(
             policy=policy,
             cache=str(run / FEATURES),
             seed=seed,
+            preset=config.preset,
             reward=config.reward,
             features=config.features,
             image_encoder=config.image_encoder,

@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from deas_vla.config import incidental
+from deas_vla.config import incidental, to_json
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.mixture import MixtureConfig, read_mixture
@@ -55,16 +55,10 @@ class MixConfig:
     failures: float = 0.4
 
 
+# Options that are validated at once.
+VALIDATION_BATCH = 4096
 # Below these shares of the stored images that start an option, and of the options that join another, nothing is learnt.
 SMALLEST_MADE, SMALLEST_CHAINED = 0.25, 0.5
-
-
-def critic_training_defaults() -> TrainingConfig:
-    return preset("default").training
-
-
-def image_encoder_training_defaults() -> TrainingConfig:
-    return preset("default").image_encoder_training
 
 
 @dataclass
@@ -83,6 +77,8 @@ class TrainCriticConfig:
     policy: str = incidental("outputs/lift/policy")
     # Folder of the cached features, which several critics may share; empty: inside the output.
     cache: str = incidental("")
+    # Values of features, image_encoder, critic and their training to begin with: default or published (the paper's).
+    preset: str = "default"
     # Share of the episodes held out, to see whether the critic only remembers.
     held_out: float = 0.1
     # Chooses the initial weights, the order of the data and the held-out episodes.
@@ -94,7 +90,9 @@ class TrainCriticConfig:
     # The critic's own image encoder.
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     # Its optimisation, before the critic's.
-    image_encoder_training: TrainingConfig = field(default_factory=image_encoder_training_defaults)
+    image_encoder_training: TrainingConfig = field(
+        default_factory=lambda: preset("default").image_encoder_training
+    )
     # What is trained: deas, q_chunking, iql, or your own, FILE.py:NAME; one that needs no training is stored as it is.
     scorer: str = "deas"
     # The critic and its losses.
@@ -106,10 +104,15 @@ class TrainCriticConfig:
     # What a batch is made of.
     mix: MixConfig = field(default_factory=MixConfig)
     # The optimisation.
-    training: TrainingConfig = field(default_factory=critic_training_defaults)
+    training: TrainingConfig = field(default_factory=lambda: preset("default").training)
 
     def __post_init__(self):
         require_fit(self.critic, self.reward)
+
+    @staticmethod
+    def preset_values(name: str) -> dict:
+        """What ``--preset=NAME`` sets."""
+        return to_json(preset(name))
 
 
 def require_fit(critic: CriticConfig, reward: RewardSpec) -> None:
@@ -270,15 +273,17 @@ def validation(
 ) -> dict:
     """Mean losses and values on the options of training and of held-out episodes."""
     critic.eval()
-    result = {}
+    device, result = next(critic.parameters()).device, {}
     for name, mask in (("training", ~held_out), ("held_out", held_out)):
         rows = torch.from_numpy(np.flatnonzero(mask[options.episode]))
-        if len(rows):
-            batch = critic_batch(features, state, options, rows, candidates).to(
-                next(critic.parameters()).device
-            )
-            _, metrics = critic.loss(batch)
-            result[name] = {key: float(value) for key, value in metrics.items()} | {"options": len(rows)}
+        if not len(rows):
+            continue
+        sums: dict[str, float] = {}
+        for part in rows.split(VALIDATION_BATCH):
+            batch = critic_batch(features, state, options, part, candidates).to(device)
+            for key, value in critic.loss(batch)[1].items():
+                sums[key] = sums.get(key, 0.0) + float(value) * len(part)
+        result[name] = {key: value / len(rows) for key, value in sums.items()} | {"options": len(rows)}
     return result
 
 

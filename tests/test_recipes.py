@@ -1,8 +1,16 @@
 """What the recipes say when they are asked for something that cannot be: one line, exit status 2, nothing made."""
 
-import pytest
+from dataclasses import replace
+from types import SimpleNamespace
 
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from deas_vla.config import parse
 from deas_vla.launch import run_recipe
+from deas_vla.training.presets import PRESETS, preset
 from recipes import (
     collect_demos,
     collect_rollouts,
@@ -67,7 +75,10 @@ CONFIGS = {
         (policy_ablation, ["--num_candidates=1"], "2 candidates"),
         (second_iteration_ablation, ["--runs="], "needs a run and a scene"),
         (second_iteration_ablation, ["--runs={folder}/none"], "rollouts_2 is not a finished stage"),
-        (finetune_robocasa, ["--env=robocasa", "--tasks=CloseDrawer"], "robocasa"),
+        (evaluate, ["--scorers=mine"], "'mine' is not NAME:FOLDER with a name of its own"),
+        (evaluate, ["--policies=a:b,a:c"], "'a:c' is not NAME:FOLDER or NAME:FOLDER:CRITIC"),
+        (collect_demos, ["--demos.dataset={folder}/none"], "{folder}/none"),
+        (train_critic, ["--preset=paper"], "unknown preset 'paper'"),
     ],
 )
 def test_bad_input_gets_one_line(recipe, arguments, words, tmp_path, capsys):
@@ -76,7 +87,47 @@ def test_bad_input_gets_one_line(recipe, arguments, words, tmp_path, capsys):
         run_recipe(recipe.main, CONFIGS[recipe], [*argv, f"--output={tmp_path / 'out'}"])
     assert caught.value.code == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(error) == 1 and words in error[0]
+    assert len(error) == 1 and words.format(folder=tmp_path) in error[0]
+
+
+@pytest.mark.parametrize("arguments", [[], *([f"--preset={name}"] for name in PRESETS)])
+def test_the_loop_and_its_stage_alone_train_the_same_critic(arguments):
+    loop = parse(finetune_robocasa.FinetuneRobocasaConfig, arguments)
+    alone = parse(train_critic.TrainCriticConfig, arguments)
+    assert alone.training == loop.critic_training
+    for name in ("preset", "critic", "features", "image_encoder", "image_encoder_training", "mix", "reward"):
+        assert getattr(loop, name) == getattr(alone, name), name
+
+
+def test_a_preset_comes_before_the_flags():
+    config = parse(train_critic.TrainCriticConfig, ["--critic.expectile=0.8", "--preset=published"])
+    assert config.critic == replace(preset("published").critic, expectile=0.8)
+    assert config.training == preset("published").training
+
+
+def test_validation_runs_in_batches_and_gives_the_mean_over_all(monkeypatch):
+    """All training options at once would take 4 GB a layer with a million of them (defect)."""
+    sizes = []
+
+    class Critic(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = nn.Parameter(torch.zeros(1))
+
+        def loss(self, batch):
+            sizes.append(len(batch.returns))
+            return None, {"return": batch.returns.mean()}
+
+    rows = torch.arange(10)
+    options = SimpleNamespace(
+        start_frame=rows, end_frame=rows, chunk=rows[:, None, None].float(), returns=rows.float(),
+        bootstrap=torch.ones(10), episode=rows.numpy() // 5,
+    )  # fmt: skip
+    monkeypatch.setattr(train_critic, "VALIDATION_BATCH", 3)
+    frames = torch.zeros(10, 2)
+    found = train_critic.validation(Critic(), frames, frames, options, np.array([False, True]))
+    assert max(sizes) == 3 and sum(sizes) == 10
+    assert found == {"training": {"return": 2.0, "options": 5}, "held_out": {"return": 7.0, "options": 5}}
 
 
 @pytest.mark.parametrize("recipe", CONFIGS, ids=lambda recipe: recipe.__name__)

@@ -15,6 +15,7 @@ from v2_example import edit_json, v2_contract, write_v2
 from deas_vla.config import parse
 from deas_vla.data.lerobot.declare import declare_dataset
 from deas_vla.data.lerobot.folder import LerobotFolder
+from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.export.run import ExportConfig, export_run
@@ -22,9 +23,10 @@ from deas_vla.export.verify import verify
 from deas_vla.files import write_json
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
 from deas_vla.policies.registry import load_policy
+from deas_vla.rollouts.collect import collected
 
 # Last: a recipe may have the name of a library.
-from recipes import adopt_policy, finetune_policy, train_critic
+from recipes import adopt_policy, collect_demos, finetune_policy, train_critic
 
 CONTRACT = example_contract()
 
@@ -88,6 +90,23 @@ def test_from_lerobots_checkpoint_to_a_verified_reranker(run):
         called(
             adopt_policy, adopt_policy.AdoptPolicyConfig, run, *ADOPT, "--checkpoint={run}/other",
         )  # fmt: skip
+
+
+def test_a_lerobot_data_set_takes_the_place_of_demonstrations(run, tmp_path):
+    """The README's command for RoboCasa, which has no expert, had no way to give any (defect)."""
+    source, stage = run / "demonstrations" / "dataset", tmp_path / "demonstrations"
+    called(
+        collect_demos, collect_demos.CollectDemosConfig, run, f"--demos.dataset={source}", f"--output={stage}"
+    )
+    episodes, contract, _ = collected(stage)
+    expected = [episode for episode in read_dataset(source)[0] if episode.terminated]
+    assert len(episodes) == len(expected) > 0 and all(e.source == "demonstration" for e in episodes)
+    for episode, other in zip(episodes, expected, strict=True):
+        np.testing.assert_array_equal(episode.actions, other.actions)
+    assert contract.statistics is not None
+    small = ("--training.steps=1", "--training.batch_size=4", f"--output={tmp_path / 'policy'}")
+    called(finetune_policy, finetune_policy.FinetunePolicyConfig, run, f"--demonstrations={stage}", *small)
+    assert load_policy(tmp_path / "policy" / "policy").contract == contract
 
 
 def test_a_checkpoint_of_another_robot_is_refused(run, tmp_path):

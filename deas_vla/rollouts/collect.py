@@ -14,6 +14,7 @@ from deas_vla.data.episodes import Episode, load_block, save_block
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.envs.vector import EnvWorkers
+from deas_vla.errors import UserError
 from deas_vla.rollouts.play import episode_of
 from deas_vla.training.stages import stage_mark, try_lock
 
@@ -100,19 +101,41 @@ def write_blocks(
     metadata: dict,
     compute_statistics: bool = False,
 ) -> None:
-    """Writes the collected blocks as a LeRobot data set, ``folder/dataset``.
+    """`write_collected` of the blocks from `collect_in_blocks`."""
+    attempts = [episode for path in blocks for episode in load_block(path)]
+    write_collected(
+        folder, attempts, contract, keep=keep, metadata=metadata, compute_statistics=compute_statistics
+    )
+
+
+def write_collected(
+    folder: Path,
+    attempts: list[Episode],
+    contract: Contract,
+    *,
+    keep: Callable[[Episode], bool],
+    metadata: dict,
+    compute_statistics: bool = False,
+) -> None:
+    """Writes episodes as a stage's LeRobot data set, ``folder/dataset``.
 
     Args:
         folder: of the stage.
-        blocks: from `collect_in_blocks`.
+        attempts: all that were collected.
         contract: of the environment, or, for rollouts, of the policy that was rolled out.
         keep: which episodes to keep.
         metadata: how the episodes came about; counts and instructions are added.
         compute_statistics: compute the normalisation statistics from the kept episodes (demonstrations).
+
+    Raises:
+        UserError: if no episode is kept.
     """
-    attempts = [episode for path in blocks for episode in load_block(path)]
     episodes = [episode for episode in attempts if keep(episode)]
-    if compute_statistics and episodes:
+    if not episodes:
+        raise UserError(
+            f"{folder}: none of {len(attempts)} episodes succeeded; nothing could be learnt from them"
+        )
+    if compute_statistics:
         contract = contract.with_statistics(
             Statistics.of(
                 torch.cat([torch.from_numpy(episode.states) for episode in episodes]),

@@ -35,7 +35,6 @@ from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage, stage_report
-from recipes.finetune_robocasa import small_critic
 from recipes.train_critic import TrainCriticConfig, train_critic
 from studies.ablations.critic_table import ablation_table, gain_over, possible_gain, score
 from studies.ablations.monte_carlo import MonteCarloReturns, collect_monte_carlo
@@ -78,7 +77,7 @@ class VariantConfig(TrainCriticConfig):
     """Settings of one critic: those of recipes/train_critic.py, with the critic of recipes/finetune_robocasa.py."""
 
     # The critic and its losses.
-    critic: CriticConfig = field(default_factory=small_critic)
+    critic: CriticConfig = field(default_factory=CriticConfig)
 
 
 @dataclass

@@ -36,16 +36,14 @@ from deas_vla.launch import run_recipe
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.loop import TrainingConfig, make_accelerator
+from deas_vla.training.presets import preset
 from deas_vla.training.stages import run_stage
 from recipes.adopt_policy import AdoptPolicyConfig, adopt_policy
 from recipes.collect_demos import CollectDemosConfig, DemosConfig, collect_demos
 from recipes.collect_rollouts import CollectRolloutsConfig, RolloutsConfig, collect_rollouts
 from recipes.evaluate import EvaluateConfig, EvaluationConfig, evaluate
-from recipes.finetune_robocasa import small_critic
 from recipes.train_critic import (
     TrainCriticConfig,
-    critic_training_defaults,
-    image_encoder_training_defaults,
     train_critic,
 )
 from studies.metaworld.lerobot_section import (
@@ -107,11 +105,13 @@ class FinetuneLerobotConfig(SimulatorConfig):
     # The critic's own image encoder.
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     # Its optimisation, before the critic's.
-    image_encoder_training: TrainingConfig = field(default_factory=image_encoder_training_defaults)
+    image_encoder_training: TrainingConfig = field(
+        default_factory=lambda: preset("default").image_encoder_training
+    )
     # The critic and its losses.
-    critic: CriticConfig = field(default_factory=small_critic)
+    critic: CriticConfig = field(default_factory=CriticConfig)
     # The critic's optimisation.
-    critic_training: TrainingConfig = field(default_factory=critic_training_defaults)
+    critic_training: TrainingConfig = field(default_factory=lambda: preset("default").training)
     # The paired evaluation. LeRobot plays each scene with one sample of noise, and so does it.
     evaluation: EvaluationConfig = field(
         default_factory=lambda: EvaluationConfig(

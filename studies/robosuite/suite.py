@@ -34,7 +34,7 @@ from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage, try_lock
 from recipes.collect_rollouts import CollectRolloutsConfig, collect_rollouts
-from recipes.evaluate import EvaluateConfig, evaluate
+from recipes.evaluate import EvaluateConfig, evaluate, named
 from recipes.finetune_robocasa import FEATURES, FinetuneRobocasaConfig, improve
 from recipes.train_critic import TrainCriticConfig, train_critic
 from studies.loop_runs import WITHOUT_NOISE
@@ -94,7 +94,7 @@ def main(config: RobosuiteSuiteConfig) -> None:
         for task in config.tasks:
             run = Path(config.output) / f"{task}-{seed}"
             accelerator.print(f"\n== {run} ==")
-            with claim_for_all(accelerator, run) as ours:
+            with lock_for_all(accelerator, run) as ours:
                 if ours:
                     play_run(accelerator, config, task, seed, run)
                 else:
@@ -102,8 +102,8 @@ def main(config: RobosuiteSuiteConfig) -> None:
 
 
 @contextmanager
-def claim_for_all(accelerator: Accelerator, run: Path) -> Iterator[bool]:
-    """Whether the processes of this suite may make this run now: see `claim`."""
+def lock_for_all(accelerator: Accelerator, run: Path) -> Iterator[bool]:
+    """Whether the processes of this suite may make this run now: see `try_lock`."""
     with try_lock(run) if accelerator.is_main_process else nullcontext() as mine:
         yield broadcast_object_list([mine])[0]
 
@@ -120,9 +120,12 @@ def play_run(accelerator: Accelerator, config: RobosuiteSuiteConfig, task: str, 
     ]
     loop = parse(FinetuneRobocasaConfig, flags, prog="finetune_robocasa")
     plan = improve(accelerator, loop)
-    baselines = {name: train_baseline(accelerator, loop, plan, name) for name in BASELINES}
+    scorers = [
+        f"{name.removesuffix('_critic')}:{train_baseline(accelerator, loop, plan, name)}"
+        for name in BASELINES
+    ]
     play_without_noise(accelerator, plan, run / WITHOUT_NOISE)
-    evaluate(accelerator, replace(plan, **baselines))
+    evaluate(accelerator, replace(plan, scorers=scorers))
 
 
 def play_without_noise(accelerator: Accelerator, plan: EvaluateConfig, output: Path) -> None:
@@ -130,7 +133,8 @@ def play_without_noise(accelerator: Accelerator, plan: EvaluateConfig, output: P
 
     Fine-tuning on chosen chunks also makes a policy less noisy. What it teaches besides is seen here.
     """
-    inputs = {name: Path(getattr(plan, name)) for name in POLICIES}
+    folders = {"policy": [Path(plan.policy)]} | named(plan.policies, critic=True)
+    inputs = {name: folders[name][0] for name in POLICIES}
     scenes = scenes_of("ablation", plan.evaluation.scenes, plan.seed)
 
     def play(workers: EnvWorkers, task: str, name: str, place: Path) -> None:

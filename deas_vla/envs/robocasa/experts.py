@@ -10,6 +10,6 @@ def make_expert(task: str):
         UserError: always.
     """
     raise UserError(
-        f"RoboCasa has no scripted expert for {task}; RoboCasa's own demonstrations are LeRobot data sets: "
+        f"RoboCasa has no scripted expert for {task}; give recorded ones, --demos.dataset=LEROBOT_FOLDER; its own: "
         "python -m robocasa.scripts.download_datasets"
     )
