@@ -1,10 +1,11 @@
-"""How a recipe starts and ends: its command line, and one clear line for what a user can mend."""
+"""How a recipe starts and ends: its command line, and one clear line for an error that a user can fix."""
 
+import ctypes
 import errno
 import json
 import os
+import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,10 +16,11 @@ from deas_vla.errors import UserError
 from deas_vla.files import WRITING
 
 # How long a process other than the first waits before it reports an error: in most cases the first one has met the
-# same error, reports it and ends, and the launcher then ends the others. Only an error of this process alone is told.
+# same error, reports it and ends, and the launcher then ends the others. Only an error of this process alone is left
+# to report.
 OTHER_RANKS_WAIT_S = 5.0
-# How often a process looks whether its parent is still there.
-PARENT_POLL_S = 0.5
+# prctl(2): the signal that a process gets when its parent ends.
+PR_SET_PDEATHSIG = 1
 
 
 def run_recipe[T](
@@ -26,9 +28,9 @@ def run_recipe[T](
 ) -> NoReturn:
     """Parses the command line, runs a recipe and ends the process.
 
-    Exit status: 0 when `main` returns; 2 for a `UserError` and for a full disk, told in one line and without a
+    Exit status: 0 when `main` returns; 2 for a `UserError` and for a full disk, reported in one line and without a
     traceback; 130 when interrupted. Any other exception is a defect and keeps its traceback. When several processes
-    run, each error is told once.
+    run, each error is reported once.
 
     Args:
         main: the recipe; takes the configuration.
@@ -63,14 +65,7 @@ def end_with_parent() -> None:
     torchrun, for one, gives each process a session of its own: a signal to the launcher's group does not reach them,
     and they would work on, unseen, beside the run that is started next.
     """
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(PARENT_POLL_S)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def disk_full(error: BaseException) -> str | None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path, sha256_of, write_json
+from deas_vla.training import loop
 from deas_vla.training.loop import TrainingConfig, my_share, read_metrics, step_generator, train
 
 pytestmark = pytest.mark.unit
@@ -63,6 +64,25 @@ def test_rule_12_interrupted_is_not_lost(tmp_path, kill_at):
     lines, expected = (read_metrics(tmp_path / f / "metrics.jsonl") for f in ("killed", "whole"))
     assert [line["step"] for line in lines] == list(range(2, 21, 2))
     assert [line["loss"] for line in lines] == [line["loss"] for line in expected]
+
+
+def test_only_a_last_line_that_was_cut_off_is_left_out_of_the_metrics(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"ste')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+    for broken in ('{"step": 1}\n{"st\n{"step": 3}\n', '{"step": 1}\n{"ste\n'):
+        path.write_text(broken)
+        with pytest.raises(UserError, match=r"metrics\.jsonl, line 2 is not JSON"):
+            read_metrics(path)
+
+
+def test_missing_tensorboard_is_reported_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    loop._say_once.cache_clear()
+    for name in ("one", "two"):
+        run(tmp_path / name)
+    assert capsys.readouterr().out.count("TensorBoard is not installed") == 1
+    assert not (tmp_path / "one" / "tensorboard").exists()
 
 
 def test_another_seed_gives_other_weights(tmp_path):

@@ -6,12 +6,12 @@ drawn whole and each process takes its share, so two processes compute what one 
 draws the masks of each process apart.
 """
 
+import functools
 import json
 import math
 import os
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -205,7 +205,10 @@ def filled(accelerator: Accelerator, cache: FrameCache, name: str) -> Tensor:
 
 
 class Checkpoint:
-    """Weights, optimiser state and step in one safetensors file, replaced in one move."""
+    """Weights, optimiser state and step in one safetensors file, replaced in one move.
+
+    Accelerate's own `save_state` pickles the optimiser's state, and a file that is read must not be able to run code.
+    """
 
     def __init__(self, path: Path, accelerator: Accelerator, module: nn.Module, optimizer):
         self.path, self.accelerator, self.module, self.optimizer = path, accelerator, module, optimizer
@@ -261,10 +264,7 @@ class MetricLog:
             lines = [line for line in read_metrics(self.path) if line["step"] <= start]
             folder.mkdir(parents=True, exist_ok=True)
             self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            with suppress(ImportError):
-                from torch.utils.tensorboard import SummaryWriter
-
-                self.board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+            self.board = _tensorboard(folder / "tensorboard", start)
 
     def add(self, metrics: dict[str, Tensor]) -> None:
         for key, value in metrics.items():
@@ -298,10 +298,35 @@ class MetricLog:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a ``metrics.jsonl``; a last line that was cut off by a kill is left out."""
+    """The lines of a ``metrics.jsonl``; a last line that was cut off by a kill is left out.
+
+    Raises:
+        UserError: if another line is broken.
+    """
     lines = []
-    if path.is_file():
-        for text in path.read_text().splitlines():
-            with suppress(json.JSONDecodeError):
-                lines.append(json.loads(text))
+    texts = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    for number, text in enumerate(texts, 1):
+        try:
+            lines.append(json.loads(text))
+        except json.JSONDecodeError as error:
+            if number == len(texts) and not text.endswith("\n"):
+                break
+            raise UserError(f"{path}, line {number} is not JSON; delete the line and run again") from error
     return lines
+
+
+def _tensorboard(folder: Path, start: int):
+    """A writer of TensorBoard's files that forgets what was written after step `start`; None without TensorBoard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        _say_once(
+            "TensorBoard is not installed: curves are in metrics.jsonl only; EXTRAS=train tools/install.sh"
+        )
+        return None
+    return SummaryWriter(str(folder), purge_step=start + 1)
+
+
+@functools.cache
+def _say_once(text: str) -> None:
+    tqdm.write(text)
