@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from deas_vla.config import incidental, outcome_settings
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.improvement.best_of_n import BestOfN
-from deas_vla.improvement.selection import SelectionConfig
+from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.collect import DATASET, collect_in_blocks, write_blocks
@@ -35,9 +35,9 @@ class RolloutsConfig:
     # Images are stored every so many steps, besides where the policy decides; 0: only there.
     frame_every: int = 8
     # The policy's noise is multiplied by this: with less, a policy plays nearer to its mean and succeeds more often.
-    noise_scale: float = 0.5
+    noise_scale: float = CANDIDATE_NOISE
     # Actions played of each chunk before the policy decides again.
-    execute_steps: int = 16
+    execute_steps: int = EXECUTE_STEPS
 
 
 @dataclass

@@ -19,7 +19,7 @@ from deas_vla.envs.registry import make_env
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
-from deas_vla.improvement.selection import SelectionConfig
+from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
 from deas_vla.report.film import film_methods
@@ -45,9 +45,9 @@ class EvaluationConfig:
     # Numbers of candidates in the table of success against N; more can hurt.
     candidate_counts: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
     # The noise of candidates is multiplied by this; methods of a policy alone play with its own.
-    noise_scale: float = 0.5
+    noise_scale: float = CANDIDATE_NOISE
     # Actions played of each chunk before the policy decides again.
-    execute_steps: int = 16
+    execute_steps: int = EXECUTE_STEPS
     # Scenes (the first ones) in which the oracle tries every candidate out in a branch of the simulator; 0: none.
     oracle_scenes: int = 20
     # Film one scene, policy beside best-of-N.

@@ -29,6 +29,7 @@ from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.features.pooling import FeatureConfig
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import require_fitting_horizon
+from deas_vla.improvement.selection import CANDIDATE_NOISE
 from deas_vla.improvement.weighted_imitation import CandidateCache
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
@@ -100,7 +101,7 @@ class TrainCriticConfig:
     # q_chunking: how many of the policy's own chunks its target chooses from.
     policy_chunks: int = 32
     # The noise that these are made of is multiplied by this: as in the evaluation, where they are chosen from.
-    policy_noise_scale: float = 0.5
+    policy_noise_scale: float = CANDIDATE_NOISE
     # What a batch is made of.
     mix: MixConfig = field(default_factory=MixConfig)
     # The optimisation.

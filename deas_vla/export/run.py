@@ -14,7 +14,7 @@ from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
 from deas_vla.export.export import Export
 from deas_vla.export.reranker import CRITIC, POLICY, Reranker
-from deas_vla.improvement.selection import SelectionConfig
+from deas_vla.improvement.selection import CANDIDATE_NOISE, SelectionConfig
 from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.scorers.scorer import load_scorer
@@ -40,7 +40,9 @@ class ExportConfig:
     # Chunks that the policy proposes at a decision.
     candidates: int = 8
     # Which of them is played: the one with the highest score, of chunks made with the evaluation's half noise.
-    selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(rule="best", noise_scale=0.5))
+    selection: SelectionConfig = field(
+        default_factory=lambda: SelectionConfig(rule="best", noise_scale=CANDIDATE_NOISE)
+    )
     # Actions played of each chunk before the policy decides again; 0: as many as the run's evaluation played.
     execute_steps: int = 0
 

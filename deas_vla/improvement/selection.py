@@ -22,6 +22,12 @@ from deas_vla.errors import UserError, unknown
 
 RuleName = Literal["first", "random", "best", "worst", "lower_bound", "consensus"]
 
+# What candidates are made of, wherever they are made: the policy's noise times this. With less noise a policy plays
+# nearer to its mean and succeeds more often.
+CANDIDATE_NOISE = 0.5
+# Actions of a chunk that are played before the policy decides again.
+EXECUTE_STEPS = 16
+
 # Below this a standard deviation counts as none: the scores, or a column of the candidates, are all the same.
 TINY = 1e-8
 

@@ -33,6 +33,7 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Chunks
 from deas_vla.errors import UserError
 from deas_vla.features.cache import BLOCK, FrameCache
+from deas_vla.improvement.selection import CANDIDATE_NOISE
 from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise, require_noise_scale
 from deas_vla.scorers.scorer import Encoded, Scorer
 
@@ -92,7 +93,7 @@ class AdvantageWeighting:
     # Frames of the rollouts at which it is asked, drawn at random.
     frames: int = 6000
     # The policy's noise is multiplied by this for its proposals.
-    noise_scale: float = 0.5
+    noise_scale: float = CANDIDATE_NOISE
 
     def __post_init__(self):
         if self.temperature <= 0 or self.maximum < 1:

@@ -28,7 +28,7 @@ from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN
-from deas_vla.improvement.selection import SelectionConfig
+from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.rollouts.scenes import scenes_of
@@ -91,11 +91,11 @@ class MonteCarloConfig:
     # Candidates of a decision.
     num_candidates: int = 8
     # The noise that they are made of is multiplied by this; what follows is the policy as it was trained.
-    noise_scale: float = 0.5
+    noise_scale: float = CANDIDATE_NOISE
     # How often each candidate is played out; at least 2.
     continuations: int = 4
     # Actions played of each chunk before the policy decides again.
-    execute_steps: int = 16
+    execute_steps: int = EXECUTE_STEPS
 
     def __post_init__(self):
         if min(self.scenes, self.num_candidates - 1, self.continuations - 1) < 1 or not 0 < self.share <= 1:

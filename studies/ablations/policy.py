@@ -26,7 +26,7 @@ from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN
-from deas_vla.improvement.selection import SelectionConfig
+from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
@@ -96,9 +96,9 @@ class PolicyAblationConfig(SimulatorConfig):
     # Candidates of best of N.
     num_candidates: int = 8
     # The noise that they are made of is multiplied by this; a policy alone plays with its own.
-    noise_scale: float = 0.5
+    noise_scale: float = CANDIDATE_NOISE
     # Actions played of each chunk before the policy decides again.
-    execute_steps: int = 16
+    execute_steps: int = EXECUTE_STEPS
 
     def __post_init__(self):
         super().__post_init__()
