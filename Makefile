@@ -42,12 +42,12 @@ lint: $(INSTALLED) ## check style and format
 	.venv/bin/ruff format --check .
 
 .PHONY: format
-format: $(INSTALLED) ## mend style and format where it can be done by machine
+format: $(INSTALLED) ## fix style and format where it can be done by machine
 	.venv/bin/ruff check --fix .
 	.venv/bin/ruff format .
 
 .PHONY: doctor
-doctor: $(INSTALLED) ## what is installed, and what each recipe still needs
+doctor: $(INSTALLED) ## what is installed, and what is missing
 	.venv/bin/deas-vla doctor
 
 .PHONY: constraints

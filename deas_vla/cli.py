@@ -15,7 +15,7 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser(
         "doctor",
-        help="what is installed, what each recipe still needs, and how to get it; fails if the demo cannot run",
+        help="what is installed, what is missing, and how to get it; fails if the demo cannot run",
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     doctor.set_defaults(run=_doctor)
@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> int:
             "--success",
             default="column",
             metavar="column|done|reward|always|never",
-            help="what tells success where a data set does not declare it (default: next.success)",
+            help="what counts as success where a data set does not declare it (default: next.success)",
         )
         command.add_argument(
             "--reward",

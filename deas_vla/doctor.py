@@ -35,7 +35,7 @@ def diagnose() -> dict:
         "machine": machine(),
         "extras": extras,
         "system": {
-            "GL library to draw camera images with": "" if drawing else GL_COMMAND,
+            "GL library to render camera images": "" if drawing else GL_COMMAND,
             # LeRobot decodes videos with torchcodec, which loads the system's FFmpeg.
             "FFmpeg to read videos with": ""
             if ctypes.util.find_library("avcodec")

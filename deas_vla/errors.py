@@ -1,4 +1,4 @@
-"""Errors a user can mend: one line that names the thing and the mend, and no traceback at the command line."""
+"""Errors a user can fix: one line that names what is wrong and the fix, and no traceback at the command line."""
 
 import difflib
 from collections.abc import Collection, Iterator

@@ -36,7 +36,7 @@ class AdoptPolicyConfig:
     dataset: str = ""
     # Folder of this stage.
     output: str = "outputs/lerobot/policy"
-    # For a kind of policy without an adapter of its own: the module that encodes images, which the critic reads.
+    # For a type of policy without an adapter of its own: the module that encodes images, which the critic reads.
     feature: str = ""
 
 
@@ -71,22 +71,22 @@ def require_order_of_files(dataset: LerobotFolder, layout: Layout, contract: Con
         raise ContractMismatch(f"{dataset.root} and its contract do not fit together: {'; '.join(misfits)}")
     picked = layout.with_columns_of(contract)
     for what, key in KEYS.items():
-        places = [(place.key, place.index) for place in getattr(picked, what)]
-        if places != [(key, index) for index in range(len(places))]:
+        positions = [(column.key, column.index) for column in getattr(picked, what)]
+        if positions != [(key, index) for index in range(len(positions))]:
             raise ContractMismatch(
                 f"{dataset.root}: the contract lists the columns of the {what} in another order than the files, and "
-                f"LeRobot trained on that of the files ({', '.join(place.name for place in getattr(layout, what))}); "
+                f"LeRobot trained on that of the files ({', '.join(column.name for column in getattr(layout, what))}); "
                 f"list them so in {SIDECAR}"
             )
 
 
 def require_same_names(policy: LeRobotPolicy, dataset: LerobotFolder) -> None:
-    """Some kinds of LeRobot's policies note the names of the action columns that they were trained on."""
+    """Some types of LeRobot's policies note the names of the action columns that they were trained on."""
     trained = getattr(policy.policy.config, "action_feature_names", None)
     names = feature_names(dataset.features[KEYS["action"]])
     # Of names in a dictionary LeRobot notes the keys.
-    told = dataset.features[KEYS["action"]].get("names")
-    if trained and names and list(trained) not in (names, list(told)):
+    stored = dataset.features[KEYS["action"]].get("names")
+    if trained and names and list(trained) not in (names, list(stored)):
         raise ContractMismatch(
             f"{dataset.root}: its action columns are {', '.join(names)}, the policy was trained on "
             f"{', '.join(map(str, trained))}; give the data set that it was trained on"

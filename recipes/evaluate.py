@@ -38,7 +38,7 @@ class EvaluationConfig:
 
     # Scenes that every method plays, for each task.
     scenes: int = 100
-    # Draws of the policy's noise in each scene.
+    # Samples of the policy's noise in each scene.
     samples: int = 2
     # Candidates of the methods best_of_n, worst_of_n, random_candidate and oracle.
     num_candidates: int = 8
@@ -134,22 +134,24 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
             "line": accelerator.local_process_index,
         }
         for task in config.tasks:
-            place = folder / "methods" / task
+            results = folder / "methods" / task
             with config.open_workers(task, accelerator.num_processes) as workers:
                 workers.contract.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
                 # The longest first: processes share the methods, and should end together.
                 if plan.oracle_scenes:
-                    with try_lock(place / "oracle.json") as mine:
+                    with try_lock(results / "oracle.json") as mine:
                         if mine:
                             decider = BestOfN(policy, n, "best", scorer, noise)
-                            play_oracle(workers, decider, scenes[: plan.oracle_scenes], place, **playing)
+                            play_oracle(workers, decider, scenes[: plan.oracle_scenes], results, **playing)
                 for name, decider in sorted(methods.items(), key=lambda method: -method[1].num_candidates):
                     # Without noise every sample is the same episode.
                     jobs = paired_jobs(scenes, plan.samples if decider.selection.noise_scale else 1)
-                    with try_lock(place / f"{name}.json") as mine:
+                    with try_lock(results / f"{name}.json") as mine:
                         if mine:
                             parallel = config.parallel_episodes
-                            evaluate_method(name, workers, decider, jobs, place, parallel=parallel, **playing)
+                            evaluate_method(
+                                name, workers, decider, jobs, results, parallel=parallel, **playing
+                            )
         accelerator.wait_for_everyone()
         if plan.video and accelerator.is_main_process:
             film_methods(
@@ -168,8 +170,8 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
     if accelerator.is_main_process:
         with lock(Path(config.output).parent / "report"):
             report = write_run_report(Path(config.output), ["accelerate", "launch", *sys.argv])
-        headline, page = report["headline"], Path(config.output).parent / "report.html"
-        print(f"\n{headline['text']}\n{headline['detail']}\nAll of it: {page}", flush=True)
+        headline, file = report["headline"], Path(config.output).parent / "report.html"
+        print(f"\n{headline['text']}\n{headline['detail']}\nThe report: {file}", flush=True)
 
 
 def main(config: EvaluateConfig) -> None:

@@ -61,7 +61,7 @@ Method = Literal["bc", "filtered_bc", "advantage_weighted"]
 class ImitationConfig(TrainingConfig):
     """How the policy is trained."""
 
-    # Noise samples for each encoded observation: the backbone is dear, the action head is not.
+    # Noise samples for each encoded observation: the backbone is expensive, the action head is not.
     flow_samples: int = 2
     # Images are shifted by up to this many pixels, anew at every use.
     max_shift: int = 2

@@ -210,7 +210,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
             )
             # A critic of shorter chunks scores how they begin.
             candidates = filled(accelerator, chunks, "candidates")[:, :, : critic_config.horizon]
-        chances = group_probabilities(
+        probabilities = group_probabilities(
             options.group,
             {
                 "demonstration": config.mix.demonstrations,
@@ -220,11 +220,11 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
             dataset[options.episode],
             weights,
         )
-        chances = np.where(held_out[options.episode], 0.0, chances)
+        probabilities = np.where(held_out[options.episode], 0.0, probabilities)
         share = my_share(accelerator, config.training.batch_size)
 
         def batch_at(step: int) -> tuple[CriticBatch]:
-            rows = sample_indices(config.seed, step, config.training.batch_size, chances)[share]
+            rows = sample_indices(config.seed, step, config.training.batch_size, probabilities)[share]
             batch = critic_batch(features, state, options, torch.from_numpy(rows), candidates)
             return (batch.to(accelerator.device),)
 

@@ -111,7 +111,7 @@ def test_a_second_call_skips_every_stage(run):
     assert result.stdout.count("done before, skipped") == 7
     headline = json.loads((run / "report.json").read_text())["headline"]
     assert result.stdout.rstrip().endswith(
-        f"{headline['text']}\n{headline['detail']}\nAll of it: {run / 'report.html'}"
+        f"{headline['text']}\n{headline['detail']}\nThe report: {run / 'report.html'}"
     )
     assert before == {path: path.stat().st_mtime_ns for path in run.rglob("stage.json")}
 

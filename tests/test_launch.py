@@ -1,4 +1,4 @@
-"""How a recipe ends: exit status, one line, and no traceback for what a user can mend."""
+"""How a recipe ends: exit status, one line, and no traceback for what a user can fix."""
 
 import errno
 import json
@@ -66,7 +66,7 @@ def test_success_is_zero_and_gets_the_configuration():
         ),
     ],
 )
-def test_what_a_user_can_mend_is_one_line(main, argv, status, line, capsys):
+def test_what_a_user_can_fix_is_one_line(main, argv, status, line, capsys):
     assert end_of(main, argv) == status
     assert capsys.readouterr().err == line + "\n"
 

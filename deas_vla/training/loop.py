@@ -72,8 +72,8 @@ class TrainingConfig:
 def make_accelerator() -> Accelerator:
     """Accelerate's handle on devices and processes.
 
-    Without a GPU Accelerate heeds the launcher's processes only if it is told to use the CPU, and DeepSpeed, which
-    must not be told so, needs the name of a backend that runs there. A process that waits while the main one
+    Without a GPU Accelerate heeds the launcher's processes only if it is set to use the CPU, and DeepSpeed, which
+    must not be set so, needs the name of a backend that runs there. A process that waits while the main one
     collects or evaluates must not run into the default time limit.
     """
     on_cpu = not torch.cuda.is_available()
