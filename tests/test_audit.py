@@ -486,3 +486,14 @@ def test_facts_of_parts_are_those_of_the_whole():
     assert np.allclose(facts.mean, rows.mean(0)) and np.allclose(facts.std, rows.std(0), rtol=1e-6)
     assert np.array_equal(facts.low, rows.min(0)) and np.array_equal(facts.high, rows.max(0))
     assert [facts.signature(i) for i in range(3)] == ["range", "binary", "constant"]
+
+
+def test_places_are_named_below_the_data_set(v2, tmp_path, monkeypatch):
+    """Also where the data set's own folder has the name of one inside it, and is given by a relative path."""
+    root = shutil.copytree(v2, tmp_path / "data")
+    edit_rows(root, 0, lambda c: c["action"][1].__setitem__(0, float("nan")))
+    video_file(root, 3).unlink()
+    monkeypatch.chdir(tmp_path)
+    faults = found(audit(["data"]))
+    assert faults["not-finite"].file == "data/chunk-000/episode_000000.parquet"
+    assert faults["missing-video"].file.startswith("videos/chunk-000/")

@@ -35,22 +35,22 @@ def write(root, contract, seed, source="rollout", episodes=3):
 def test_a_groups_share_is_divided_by_the_weights(options, shares, parts):
     group, dataset = torch.tensor(options).T
     weights = dict(zip(EQUAL, shares, strict=True))
-    chances = group_probabilities(group, weights, dataset, parts)
-    assert chances.sum() == pytest.approx(1)
+    probabilities = group_probabilities(group, weights, dataset, parts)
+    assert probabilities.sum() == pytest.approx(1)
     # Balance of the groups is what it is for one data set.
     alone = group_probabilities(group, weights)
     for code in range(3):
         mine = group.numpy() == code
-        assert chances[mine].sum() == pytest.approx(alone[mine].sum())
+        assert probabilities[mine].sum() == pytest.approx(alone[mine].sum())
         there = sorted(set(dataset.numpy()[mine]))
         total = sum(parts[i] for i in there)
         for i in there:
-            share = chances[mine & (dataset.numpy() == i)]
+            share = probabilities[mine & (dataset.numpy() == i)]
             assert share.sum() == pytest.approx(alone[mine].sum() * parts[i] / total)
             assert np.ptp(share) < 1e-12
 
 
-def test_one_data_set_is_drawn_as_ever():
+def test_one_data_set_is_sampled_as_ever():
     group = torch.tensor([0, 0, 1, 2, 2, 2])
     weights = {"demonstration": 0.2, "success": 0.4, "failure": 0.4}
     alone = group_probabilities(group, weights)
@@ -58,18 +58,18 @@ def test_one_data_set_is_drawn_as_ever():
     assert alone.tolist() == pytest.approx([0.1, 0.1, 0.4, 0.4 / 3, 0.4 / 3, 0.4 / 3])
 
 
-def test_drawn_in_proportion():
+def test_sampled_in_proportion():
     group, dataset = torch.ones(1000, dtype=torch.long), (torch.arange(1000) >= 900).long()
-    chances = group_probabilities(group, EQUAL, dataset, [1.0, 3.0])
-    rows = np.concatenate([sample_indices(0, step, 256, chances) for step in range(400)])
-    # Four standard deviations of a mean of 102,400 draws.
+    probabilities = group_probabilities(group, EQUAL, dataset, [1.0, 3.0])
+    rows = np.concatenate([sample_indices(0, step, 256, probabilities) for step in range(400)])
+    # Four standard deviations of a mean of 102,400 samples.
     assert (rows >= 900).mean() == pytest.approx(0.75, abs=4 * (0.75 * 0.25 / len(rows)) ** 0.5)
 
 
 def test_a_weight_of_zero_leaves_a_data_set_out():
     group, dataset = torch.tensor([1, 1, 2]), torch.tensor([0, 1, 1])
     assert group_probabilities(group, EQUAL, dataset, [1.0, 0.0]).tolist() == [1.0, 0.0, 0.0]
-    with pytest.raises(UserError, match="leave nothing to draw"):
+    with pytest.raises(UserError, match="leave nothing to sample"):
         group_probabilities(group, EQUAL, dataset, [0.0, 0.0])
     with pytest.raises(UserError, match="one of at least 0 to each data set"):
         group_probabilities(group, EQUAL, dataset, [1.0])

@@ -156,13 +156,13 @@ def test_rule_02_terminated_is_not_truncated():
     success, timeout = (example_episode(rng, 10, ok, every=2) for ok in (True, False))
     options = build([success, timeout])
     ends = options.step + options.length == 10
-    won = options.episode == 0
-    assert torch.equal(options.terminated, ends & won)
+    succeeded = options.episode == 0
+    assert torch.equal(options.terminated, ends & succeeded)
     assert (options.bootstrap[options.terminated] == 0).all()
     # Both options that meet the success are kept, the short one too.
-    assert options.length[ends & won].tolist() == [4, 2]
+    assert options.length[ends & succeeded].tolist() == [4, 2]
     # At the timeout a whole option bootstraps from the last stored observation; a shorter one is dropped.
-    last = ends & ~won
+    last = ends & ~succeeded
     assert options.length[last].tolist() == [4] and options.cut == 1
     assert torch.allclose(options.bootstrap[last], torch.tensor([0.99**4]))
     frames = FrameTable.of([success, timeout])
@@ -279,18 +279,18 @@ DISCOUNTS = {"reward_discount": 0.9, "bootstrap_discount": 0.99, "forever": -1.0
 
 def test_returns_to_go_have_the_closed_form():
     done = np.arange(8) == 7
-    won = returns_to_go(done - 1.0, done, horizon=4, **DISCOUNTS)
+    succeeded = returns_to_go(done - 1.0, done, horizon=4, **DISCOUNTS)
     lost = returns_to_go(np.full(8, -1.0), np.zeros(8, bool), horizon=4, **DISCOUNTS)
     chunk = 1 + 0.9 + 0.81 + 0.729
-    assert won[8] == 0 and won[7] == 0 and won[6] == pytest.approx(-1)
-    assert won[0] == pytest.approx(-chunk - 0.99**4 * (chunk - 0.729))
+    assert succeeded[8] == 0 and succeeded[7] == 0 and succeeded[6] == pytest.approx(-1)
+    assert succeeded[0] == pytest.approx(-chunk - 0.99**4 * (chunk - 0.729))
     # A failure that goes on for ever is worth the same from everywhere.
     assert lost == pytest.approx(np.full(9, -chunk / (1 - 0.99**4)))
     # What is recorded after the task was done does not count.
     longer = returns_to_go(
         np.append(done - 1.0, [-1.0] * 3), np.append(done, [False] * 3), horizon=4, **DISCOUNTS
     )
-    assert longer[:8] == pytest.approx(won[:8])
+    assert longer[:8] == pytest.approx(succeeded[:8])
     with pytest.raises(ValueError, match="bootstrap_discount"):
         returns_to_go(np.zeros(3), np.zeros(3, bool), horizon=4, **(DISCOUNTS | {"bootstrap_discount": 1.0}))
 
@@ -328,39 +328,39 @@ def test_groups_are_balanced():
     episodes += [example_episode(rng, 12, True), example_episode(rng, 8, True, source="demonstration")]
     options = build(episodes)
     weights = {"demonstration": 1.0, "success": 2.0, "failure": 1.0}
-    chances = group_probabilities(options.group, weights)
+    probabilities = group_probabilities(options.group, weights)
     for code, share in ((Options.DEMONSTRATION, 0.25), (Options.SUCCESS, 0.5), (Options.FAILURE, 0.25)):
-        part = chances[options.group.numpy() == code]
+        part = probabilities[options.group.numpy() == code]
         assert part.sum() == pytest.approx(share) and np.ptp(part) == 0
     # A group without options leaves its share to the others.
     two = build(episodes[:-1])
-    chances = group_probabilities(two.group, weights)
-    assert chances[two.group.numpy() == Options.SUCCESS].sum() == pytest.approx(2 / 3)
-    with pytest.raises(UserError, match="nothing to draw"):
+    probabilities = group_probabilities(two.group, weights)
+    assert probabilities[two.group.numpy() == Options.SUCCESS].sum() == pytest.approx(2 / 3)
+    with pytest.raises(UserError, match="nothing to sample"):
         group_probabilities(two.group, {"demonstration": 1.0, "success": 0.0, "failure": 0.0})
     with pytest.raises(UserError, match="each of demonstration, success, failure"):
         group_probabilities(two.group, {"demos": 1.0})
 
 
 def test_rule_12_batches_depend_on_seed_and_step_only():
-    chances = np.array([0.0, 0.5, 0.25, 0.0, 0.25, 0.0])
-    run = [sample_indices(3, step, 64, chances) for step in range(200)]
+    probabilities = np.array([0.0, 0.5, 0.25, 0.0, 0.25, 0.0])
+    run = [sample_indices(3, step, 64, probabilities) for step in range(200)]
     # Resumed at step 150, or asked in any order, the batches are those of the uninterrupted run.
     for step in (150, 7, 199):
-        assert np.array_equal(sample_indices(3, step, 64, chances), run[step])
+        assert np.array_equal(sample_indices(3, step, 64, probabilities), run[step])
     assert not np.array_equal(run[0], run[1])
-    assert not np.array_equal(sample_indices(4, 0, 64, chances), run[0])
+    assert not np.array_equal(sample_indices(4, 0, 64, probabilities), run[0])
     frequency = np.bincount(np.concatenate(run), minlength=6) / (200 * 64)
-    assert (frequency[chances == 0] == 0).all()
-    assert np.abs(frequency - chances).max() < 0.02  # four standard deviations
+    assert (frequency[probabilities == 0] == 0).all()
+    assert np.abs(frequency - probabilities).max() < 0.02  # four standard deviations
 
 
 def test_split_holds_out_whole_episodes_of_each_group():
     rng = np.random.default_rng(0)
     episodes = [example_episode(rng, 5, i % 4 == 0) for i in range(40)]
     mask = split_by_episode(episodes, 0.2, seed=1)
-    won = np.array([episode.terminated for episode in episodes])
-    assert (mask[won].sum(), mask[~won].sum()) == (2, 6)
+    succeeded = np.array([episode.terminated for episode in episodes])
+    assert (mask[succeeded].sum(), mask[~succeeded].sum()) == (2, 6)
     assert np.array_equal(mask, split_by_episode(episodes, 0.2, seed=1))
     assert not np.array_equal(mask, split_by_episode(episodes, 0.2, seed=2))
     assert not split_by_episode(episodes, 0.0, seed=1).any()

@@ -43,7 +43,7 @@ def group_probabilities(
     each = np.divide(divided, counts, out=np.zeros_like(divided), where=counts > 0)[codes, datasets]
     if not each.sum() > 0:
         there = dict(zip(GROUPS, counts.sum(1).tolist(), strict=True))
-        raise UserError(f"group weights {weights} leave nothing to draw: the data has {there} options")
+        raise UserError(f"group weights {weights} leave nothing to sample: the data has {there} options")
     return each / each.sum()
 
 

@@ -1,4 +1,4 @@
-"""OGBench's npz files: read with every fault told in one line, written in the official layout.
+"""OGBench's npz files: read with every fault reported in one line, written in the official layout.
 
 A file holds trajectories end to end. Row t has the state s_t, the action a_t taken in it, and the simulator's own
 state (`qpos`, `qvel`, for some tasks `button_states`), from which OGBench computes the rewards of each task. The
@@ -114,12 +114,14 @@ def write_npz(path: Path, data: OGBenchData) -> None:
 
 def _checked(columns: dict[str, np.ndarray], path: Path) -> OGBenchData:
     """The columns in their types, if they fit each other and hold nothing impossible."""
-    truth = columns["terminals"]
-    if truth.dtype != np.bool_:
+    terminals = columns["terminals"]
+    if terminals.dtype != np.bool_:
         # Some tools store it as numbers.
-        if truth.dtype.kind not in "iuf" or not np.isin(truth, (0, 1)).all():
-            raise UserError(f"{path}: 'terminals' must be true or false, not {truth.dtype} of other values")
-        columns["terminals"] = truth.astype(np.bool_)
+        if terminals.dtype.kind not in "iuf" or not np.isin(terminals, (0, 1)).all():
+            raise UserError(
+                f"{path}: 'terminals' must be true or false, not {terminals.dtype} of other values"
+            )
+        columns["terminals"] = terminals.astype(np.bool_)
     rows = len(columns["terminals"]) if columns["terminals"].ndim else 0
     for name in sorted(columns, key=lambda name: name != "terminals"):
         column, (dtype, dimensions) = columns[name], COLUMNS[name]
@@ -128,11 +130,11 @@ def _checked(columns: dict[str, np.ndarray], path: Path) -> OGBenchData:
             raise UserError(
                 f"{path}: '{name}' has shape {column.shape}; ({shape}) with T = {rows} rows is needed"
             )
-        kinds = {"b": "b", "i": "iu", "f": "f"}[np.dtype(dtype).kind]
-        if column.dtype.kind not in kinds:
+        codes = {"b": "b", "i": "iu", "f": "f"}[np.dtype(dtype).kind]
+        if column.dtype.kind not in codes:
             raise UserError(f"{path}: '{name}' has type {column.dtype}; {np.dtype(dtype)} is needed")
         columns[name] = column.astype(dtype, copy=False)
-        if kinds == "f" and not np.isfinite(columns[name]).all():
+        if codes == "f" and not np.isfinite(columns[name]).all():
             row = int(np.flatnonzero(~np.isfinite(columns[name]).all(axis=1))[0])
             raise UserError(f"{path}: '{name}' is not finite (row {row}); the file is damaged")
     largest = np.abs(columns["actions"]).max()

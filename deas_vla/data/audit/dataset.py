@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -97,12 +97,9 @@ def _audit(audited: Audited, folder: LerobotFolder, labels: LabelRules, referenc
     for name in labels.columns:
         if name not in folder.features:
             flag = "--reward=success" if name == "next.reward" else "--success=done|reward|always|never"
-            message, hint = (
-                f"column {name} is missing: nothing says what it would",
-                "record it, or declare what holds",
-            )
-            position = {"file": "meta/info.json", "column": name}
-            findings.add(found("missing-column", message, hint=f"{hint} ({flag})", **position))
+            message = f"column {name} is missing: nothing says what it would"
+            hint = f"record it, or declare what holds ({flag})"
+            findings.add(found("missing-column", message, hint=hint, file="meta/info.json", column=name))
     for line in layout.misfits(folder, contract) if declared else ():
         message = f"info.json and {SIDECAR} do not fit together: {line}"
         findings.add(found("other-contract", message, file=SIDECAR))
@@ -157,30 +154,20 @@ class _Pass:
         self.statistics = StoredStatistics(self.folder, layout.keys, audited.findings)
 
     def run(self) -> None:
-        folder, episodes = self.folder, self.folder.episodes
+        folder, episodes, findings = self.folder, self.folder.episodes, self.audited.findings
         ends = itertools.accumulate((meta.length for meta in episodes.values()), initial=0)
         first_index = dict(zip(episodes, ends, strict=False))
         few = len(episodes) < EPISODES_WORTH_A_BAR
         name = f"audit {folder.root.name}"
         with tqdm(total=len(episodes), desc=name, disable=few, dynamic_ncols=True) as bar:
-            for file, table in tables.tables(folder, self.audited.findings):
+            for file, table in tables.tables(folder, findings):
                 if "episode_index" in table:
-                    for part in split_episodes(file, table):
-                        for finding in self._episode(part, first_index.get(part.number)):
-                            self._add(finding)
+                    for part in split_episodes(file.relative_to(folder.root), table):
+                        findings.extend(self._episode(part, first_index.get(part.number)))
                         bar.update()
-                    for finding in images.stored_images(
-                        folder, self.layout, file, table["episode_index"].ravel()
-                    ):
-                        self._add(finding)
+                    numbers = table["episode_index"].ravel()
+                    findings.extend(images.stored_images(folder, self.layout, file, numbers))
                 self.rows += len(next(iter(table.values())))
-
-    def _add(self, finding: Finding) -> None:
-        path = Path(finding.file)
-        file = (
-            str(path.relative_to(self.folder.root)) if path.is_relative_to(self.folder.root) else finding.file
-        )
-        self.audited.findings.add(replace(finding, file=file))
 
     def _episode(self, part: Rows, first_index: int | None) -> Iterator[Finding]:
         audited, number = self.audited, part.number
@@ -241,8 +228,7 @@ class _Pass:
             message = f"every next.reward is {audited.rewards[0]:g}"
             yield found("constant-reward", message, column="next.reward")
         if audited.successes == 0:
-            yield found(
-                "no-success", "no episode succeeds: a critic cannot learn from it alone what success is"
-            )
+            message = "no episode succeeds: a critic cannot learn from it alone what success is"
+            yield found("no-success", message)
         elif audited.successes == len(audited.lengths):
             yield found("no-failure", "every episode succeeds: rollouts that fail teach a critic more")

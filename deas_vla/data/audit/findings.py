@@ -1,4 +1,4 @@
-"""What an audit finds: the place, the fault, the fix; one fault in many episodes is one finding."""
+"""What an audit finds: where, what, and how to fix it; one fault in many episodes is one finding."""
 
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -33,7 +33,7 @@ KINDS = {
     "empty-entries": (ERROR, "record the episodes again or leave them out"),
     "end-not-marked": (NOTE, RECORD),
     "episode-twice": (ERROR, RECORD),
-    "flat-video": (WARNING, "look at the video: was the camera covered, or never drawn?"),
+    "flat-video": (WARNING, "look at the video: was the camera covered, or never rendered?"),
     "index-elsewhere": (WARNING, "number the rows anew"),
     "index-gap": (ERROR, "rows were lost or copied: record it again or leave it out"),
     "instruction-changes": (WARNING, "cut the episode where it changes"),
@@ -120,7 +120,7 @@ def of_error(error: UserError, code: str, **position) -> Finding:
 
 @dataclass
 class Findings:
-    """The findings of one data set; equal faults of the same column are gathered, the first one tells the details."""
+    """The findings of one data set; equal faults of the same column are gathered, the first one gives the details."""
 
     found: dict[tuple, Finding] = field(default_factory=dict)
 

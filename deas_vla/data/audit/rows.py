@@ -27,7 +27,7 @@ def steps_of(rows: Rows) -> int:
 
 
 def fault(rows: Rows, code: str, message: str, column: str = "", severity: str = "") -> Finding:
-    """A finding about one episode; its file is made relative to the data set by who gathers it."""
+    """A finding about one episode, whose file is named as `rows` has it."""
     position = {"file": str(rows.file), "column": column, "episodes": (rows.number,)}
     return found(code, f"episode {rows.number}: {message}", severity=severity, **position)
 

@@ -99,21 +99,23 @@ def _type_problem(folder: LerobotFolder, name: str, column: pa.ChunkedArray, fil
             there = " by ".join(str(sorted(each, key=str)) for each in widths)
             message = f"column {name} has {there} entries a row, info.json says {wanted}"
             return found("wrong-width", message, **position)
-    declared, stored = (
-        feature.get("dtype"),
-        {"float": "float32", "double": "float64"}.get(str(column.type), str(column.type)),
-    )
-    kinds = [text and text.rstrip("0123456789").removeprefix("u") for text in (stored, declared)]
-    if declared == "string" and kinds[0] not in ("bool", "float", "int"):
+    declared = feature.get("dtype")
+    stored = {"float": "float32", "double": "float64"}.get(str(column.type), str(column.type))
+    number = _kind(stored) in ("bool", "float", "int")
+    if not number and declared == "string":
         return None
-    if kinds[0] not in ("bool", "float", "int") or (declared is not None and kinds[0] != kinds[1]):
+    if not number or (declared is not None and _kind(stored) != _kind(declared)):
         message = f"column {name} holds {column.type}, info.json says {declared or 'numbers'}"
         return found("wrong-type", message, **position)
     if declared is not None and stored != declared:
-        return found(
-            "other-precision", f"column {name} holds {column.type}, info.json says {declared}", **position
-        )
+        message = f"column {name} holds {column.type}, info.json says {declared}"
+        return found("other-precision", message, **position)
     return None
+
+
+def _kind(dtype: str) -> str:
+    """``float32`` and ``float64`` are floats, ``uint8`` and ``int64`` are ints."""
+    return dtype.rstrip("0123456789").removeprefix("u")
 
 
 def counts(folder: LerobotFolder, lengths: dict[int, int], rows: int, findings: Findings) -> None:

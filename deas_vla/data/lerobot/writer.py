@@ -78,7 +78,7 @@ def write_dataset(
                 source = source or episode.source
                 if episode.source != source:
                     raise UserError(
-                        f"{where}: source {episode.source} among episodes of source {source}; write them apart"
+                        f"{where}: source {episode.source} among episodes of source {source}; write two data sets"
                     )
                 writer.write(columns_of(episode), episode)
         if source is None:
