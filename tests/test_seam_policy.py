@@ -2,6 +2,7 @@
 
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -142,3 +143,13 @@ def test_a_lerobot_policy_is_not_trained_from_scratch():
     config = FinetunePolicyConfig(policy_type="lerobot")
     with pytest.raises(UserError, match="start from a saved one"):
         new_policy(config, example_contract(), [])
+
+
+def test_a_kind_of_lerobot_policy_is_one_file():
+    from deas_vla.policies.lerobot import adapters
+    from deas_vla.policies.lerobot.base import ADAPTERS, Adapter
+
+    files = {path.stem for path in Path(adapters.__file__).parent.glob("*.py")} - {"__init__"}
+    assert files == set(ADAPTERS.names()) and {"smolvla", "pi05", "diffusion"} <= files
+    for name in files:
+        assert issubclass(ADAPTERS.get(name), Adapter) and ADAPTERS.get(name).__module__.endswith(f".{name}")

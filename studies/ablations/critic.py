@@ -30,7 +30,8 @@ from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, SelectionConfig
 from deas_vla.launch import run_recipe
-from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
+from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.loop import make_accelerator
@@ -132,7 +133,7 @@ def main(config: CriticAblationConfig) -> None:
     variants = {DEFAULT: VARIANTS[DEFAULT]} | chosen
     accelerator = make_accelerator()
     output, run = Path(config.output), Path(config.run)
-    policy = SmallVLAPolicy.load(run / "policy" / "policy").to(accelerator.device).eval()
+    policy = load_policy(run / "policy" / "policy").to(accelerator.device).eval()
     monte_carlo, first = _monte_carlo(accelerator, config, policy), accelerator.is_main_process
     scores_of = {}
     watched = {"dynamic_ncols": True, "disable": not first}
@@ -191,7 +192,7 @@ def choose_variants(
 
 
 def _monte_carlo(
-    accelerator: Accelerator, config: CriticAblationConfig, policy: SmallVLAPolicy
+    accelerator: Accelerator, config: CriticAblationConfig, policy: ChunkPolicy
 ) -> MonteCarloReturns:
     plan, folder, tasks = config.monte_carlo, Path(config.output) / "monte_carlo", config.tasks
     noise = SelectionConfig(noise_scale=plan.noise_scale)
@@ -226,7 +227,7 @@ def _monte_carlo(
 
 @torch.inference_mode()
 def _judge(
-    policy: SmallVLAPolicy,
+    policy: ChunkPolicy,
     monte_carlo: MonteCarloReturns,
     folders: dict[str, list[Path]],
     variants: dict[str, list[str]],

@@ -52,7 +52,7 @@ class PromptProcessor:
             sizes = ", ".join(f"{camera.name} {camera.height}x{camera.width}" for camera in cameras)
             warnings.warn(
                 f"images ({sizes}) go through {type(processor.image_processor).__name__} on the CPU, which is slow: it "
-                "resizes or splits them; cameras of the backbone's own image size avoid it",
+                "resizes, splits or packs them; cameras of the backbone's own image size avoid it",
                 stacklevel=2,
             )
         self.camera_index = self._find_cameras()
