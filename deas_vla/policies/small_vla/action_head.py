@@ -86,15 +86,6 @@ class Conditioning:
     blocks: list[tuple[Tensor, ...]]
     final: tuple[Tensor, Tensor]
 
-    def at(self, index: int) -> "Conditioning":
-        """The conditioning of one of several times, the second dimension of every tensor."""
-        pick = slice(index, index + 1)
-        return Conditioning(
-            self.action[:, pick],
-            [tuple(tensor[:, pick] for tensor in block) for block in self.blocks],
-            (self.final[0][:, pick], self.final[1][:, pick]),
-        )
-
 
 class DirectReadout(nn.Module):
     """One vector from all context tokens: each cell of each camera read by its own weights, the text by its mean.

@@ -107,8 +107,7 @@ class SmallVLAPolicy(ChunkPolicy):
         return context
 
     def sample(self, context: Context, noise: Tensor) -> Tensor:
-        conditioning = self.head.condition(self.times)
-        steps = [conditioning.at(i) for i in range(self.config.denoising_steps)]
+        steps = [self.head.condition(time[:, None]) for time in self.times.unbind(1)]
         state, memory = self.head.embed_state(context.state), self._memory(context)
 
         def predict(x: Tensor, step: int) -> Tensor:
