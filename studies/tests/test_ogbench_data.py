@@ -393,14 +393,3 @@ def test_bad_settings_are_one_line_and_make_nothing(argument, words, tmp_path, c
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and words in line
     assert not (tmp_path / "out").exists()
-
-
-@pytest.mark.sim
-def test_a_script_with_the_name_of_the_package_does_not_hide_it(tmp_path):
-    (tmp_path / "ogbench.py").write_text("raise RuntimeError('the script was imported')")
-    (tmp_path / "main.py").write_text(
-        "from deas_vla.errors import require\nprint(require('ogbench.manipspace', 'ogbench').__name__)"
-    )
-    command = [sys.executable, "-W", "ignore", str(tmp_path / "main.py")]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "ogbench.manipspace"
