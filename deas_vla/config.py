@@ -143,8 +143,9 @@ def _flag_types(config_class: type, prefix: str = "") -> dict[str, Any]:
 
 def _with_files_and_switches(argv: list[str], known: dict[str, Any]) -> list[str]:
     """Puts the content of ``--config`` files, as flags, before the others; a bare ``--flag`` of a bool is true."""
-    from_files, flags = [], []
-    for token, following in itertools.pairwise([*argv, "--"]):
+    from_files, flags, rest = [], [], iter(argv)
+    joined = [f"{token}={next(rest, '')}" if token in ("--config", "--preset") else token for token in rest]
+    for token, following in itertools.pairwise([*joined, "--"]):
         if token.startswith("--config="):
             from_files += _as_flags(read_file(Path(token.removeprefix("--config="))), known)
         elif known.get(token.removeprefix("--")) is bool and following.startswith("-"):

@@ -21,6 +21,7 @@ from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, SelectionConfig
 from deas_vla.launch import run_recipe
+from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import load_policy
 from deas_vla.report.film import film_methods
 from deas_vla.report.run import write_run_report
@@ -92,6 +93,48 @@ def named(texts: list[str], *, critic: bool) -> dict[str, list[Path]]:
     return found
 
 
+def methods_of(
+    plan: EvaluationConfig,
+    policy: ChunkPolicy,
+    scorer: Scorer,
+    policies: dict[str, tuple],
+    scorers: dict[str, Scorer],
+) -> dict[str, BestOfN]:
+    """What is played, by name: the controls, best of N, and what is given besides.
+
+    Args:
+        plan: numbers of candidates and their noise.
+        policy: the policy that all are compared with.
+        scorer: chooses among its chunks.
+        policies: name to a policy that plays alone, and perhaps a scorer with which it also plays best of N.
+        scorers: name to another scorer of the policy's chunks.
+
+    Raises:
+        UserError: if a name is taken.
+    """
+    n, noise = plan.num_candidates, SelectionConfig(noise_scale=plan.noise_scale)
+    methods = {
+        "policy": BestOfN(policy, 1, "first", scorer),
+        "random_candidate": BestOfN(policy, n, "random", selection=noise),
+        "zero_noise": BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
+        "worst_of_n": BestOfN(policy, n, "worst", scorer, noise),
+        "best_of_n": BestOfN(policy, n, "best", scorer, noise),
+    }
+    # What is a method above is not played twice: n candidates, and one that has the policy's own noise.
+    for count in {1, *plan.candidate_counts} - ({1, n} if plan.noise_scale == 1 else {n}):
+        methods[f"best_of_{count}"] = BestOfN(policy, count, "best", scorer, noise)
+    taken = sorted((methods.keys() | policies.keys()) & scorers.keys() | methods.keys() & policies.keys())
+    if taken or "oracle" in policies | scorers:
+        raise UserError(
+            f"--policies and --scorers: {', '.join(taken) or 'oracle'} is the name of another method"
+        )
+    for name, (other, *its_scorer) in policies.items():
+        methods[name] = BestOfN(other)
+        if its_scorer:
+            methods[f"{name} + best_of_n"] = BestOfN(other, n, "best", its_scorer[0], noise)
+    return methods | {name: BestOfN(policy, n, "best", other, noise) for name, other in scorers.items()}
+
+
 def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
     policies, scorers = named(config.policies, critic=True), named(config.scorers, critic=False)
     plan = config.evaluation
@@ -108,25 +151,16 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
         def scorer_in(stage: Path) -> Scorer:
             return load_scorer(stage / "critic", policy.contract).to(accelerator.device)
 
-        scorer = scorer_in(inputs["critic"])
-        n, noise = plan.num_candidates, SelectionConfig(noise_scale=plan.noise_scale)
-        methods = {
-            "policy": BestOfN(policy, 1, "first", scorer),
-            "random_candidate": BestOfN(policy, n, "random", selection=noise),
-            "zero_noise": BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
-            "worst_of_n": BestOfN(policy, n, "worst", scorer, noise),
-            "best_of_n": BestOfN(policy, n, "best", scorer, noise),
-        }
-        for name, (stage, *critic) in policies.items():
-            other = load_policy(stage / "policy").to(accelerator.device)
-            methods[name] = BestOfN(other)
-            if critic:
-                methods[f"{name} + best_of_n"] = BestOfN(other, n, "best", scorer_in(critic[0]), noise)
-        for name, (stage,) in scorers.items():
-            methods[name] = BestOfN(policy, n, "best", scorer_in(stage), noise)
-        # What is a method above is not played twice: n candidates, and one that has the policy's own noise.
-        for count in {1, *plan.candidate_counts} - ({1, n} if plan.noise_scale == 1 else {n}):
-            methods[f"best_of_{count}"] = BestOfN(policy, count, "best", scorer, noise)
+        methods = methods_of(
+            plan,
+            policy,
+            scorer_in(inputs["critic"]),
+            {
+                name: (load_policy(stage / "policy").to(accelerator.device), *map(scorer_in, critic))
+                for name, (stage, *critic) in policies.items()
+            },
+            {name: scorer_in(stage) for name, (stage,) in scorers.items()},
+        )
 
         playing = {
             "seed": config.seed,
@@ -141,8 +175,13 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
                 if plan.oracle_scenes:
                     with try_lock(results / "oracle.json") as mine:
                         if mine:
-                            decider = BestOfN(policy, n, "best", scorer, noise)
-                            play_oracle(workers, decider, scenes[: plan.oracle_scenes], results, **playing)
+                            play_oracle(
+                                workers,
+                                methods["best_of_n"],
+                                scenes[: plan.oracle_scenes],
+                                results,
+                                **playing,
+                            )
                 for name, decider in sorted(methods.items(), key=lambda method: -method[1].num_candidates):
                     # Without noise every sample is the same episode.
                     jobs = paired_jobs(scenes, plan.samples if decider.selection.noise_scale else 1)
@@ -156,7 +195,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
         if plan.video and accelerator.is_main_process:
             film_methods(
                 make_env(config.env_config(config.tasks[0])),
-                {"policy": methods["policy"], f"best of {n}": methods["best_of_n"]},
+                {"policy": methods["policy"], f"best of {plan.num_candidates}": methods["best_of_n"]},
                 [
                     folder / "methods" / config.tasks[0] / f"{method}.json"
                     for method in ("policy", "best_of_n")

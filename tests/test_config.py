@@ -120,6 +120,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path, suffix
     file = tmp_path / f"c.{suffix}"
     file.write_text(json.dumps({"limit": 3, "critic": {"expectile": 0.8, "head": {"kind": "scalar"}}}))
     config = parse(Recipe, ["--limit=4", f"--config={file}"])
+    assert config == parse(Recipe, ["--config", str(file), "--limit=4"])
     assert config.limit == 4.0
     assert config.critic == Critic(0.8, (512, 512), Head("scalar", 51))
 

@@ -6,10 +6,13 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from policy_example import small_policy
 from torch import nn
 
 from deas_vla.config import parse
+from deas_vla.errors import UserError
 from deas_vla.launch import run_recipe
+from deas_vla.scorers.scorer import Scorer
 from deas_vla.training.presets import PRESETS, preset
 from recipes import (
     collect_demos,
@@ -100,9 +103,10 @@ def test_the_loop_and_its_stage_alone_train_the_same_critic(arguments):
 
 
 def test_a_preset_comes_before_the_flags():
-    config = parse(train_critic.TrainCriticConfig, ["--critic.expectile=0.8", "--preset=published"])
-    assert config.critic == replace(preset("published").critic, expectile=0.8)
-    assert config.training == preset("published").training
+    for chosen in (["--preset=published"], ["--preset", "published"]):
+        config = parse(train_critic.TrainCriticConfig, ["--critic.expectile=0.8", *chosen])
+        assert config.critic == replace(preset("published").critic, expectile=0.8)
+        assert config.training == preset("published").training and config.preset == "published"
 
 
 def test_validation_runs_in_batches_and_gives_the_mean_over_all(monkeypatch):
@@ -128,6 +132,31 @@ def test_validation_runs_in_batches_and_gives_the_mean_over_all(monkeypatch):
     found = train_critic.validation(Critic(), frames, frames, options, np.array([False, True]))
     assert max(sizes) == 3 and sum(sizes) == 10
     assert found == {"training": {"return": 2.0, "options": 5}, "held_out": {"return": 7.0, "options": 5}}
+
+
+def test_a_scorer_of_ones_own_and_more_policies_are_methods_by_their_names():
+    policy, other = small_policy(), small_policy(seed=1)
+    made, mine = (Smooth(policy.contract, policy.horizon) for _ in range(2))
+    plan = evaluate.EvaluationConfig(num_candidates=4, candidate_counts=[1, 4])
+    methods = evaluate.methods_of(
+        plan, policy, made, {"tuned": (other, made), "plain": (other,)}, {"mine": mine}
+    )
+    assert set(methods) == {
+        "policy", "random_candidate", "zero_noise", "worst_of_n", "best_of_n", "best_of_1",
+        "tuned", "tuned + best_of_n", "plain", "mine",
+    }  # fmt: skip
+    assert methods["mine"].scorer is mine and methods["mine"].policy is policy
+    assert methods["tuned + best_of_n"].policy is other and methods["mine"].num_candidates == 4
+    for name in ("policy", "oracle"):
+        with pytest.raises(UserError, match=f"{name} is the name of another method"):
+            evaluate.methods_of(plan, policy, made, {}, {name: mine})
+
+
+class Smooth(Scorer):
+    """Prefers chunks that move little."""
+
+    def q_values(self, encoded, chunks):
+        return -chunks.diff(dim=2).norm(dim=-1).sum(-1)[None]
 
 
 @pytest.mark.parametrize("recipe", CONFIGS, ids=lambda recipe: recipe.__name__)
