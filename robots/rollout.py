@@ -26,10 +26,9 @@ from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import save_block
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
-from deas_vla.export.manifest import read_json
 from deas_vla.export.reranker import Reranker
 from deas_vla.export.verify import SUMS, check_sums
-from deas_vla.files import sha256_of, write_json
+from deas_vla.files import read_json, sha256_of, write_json
 from deas_vla.improvement.best_of_n import NoiseKey
 from deas_vla.launch import run_recipe
 from deas_vla.rollouts.collect import DATASET, write_blocks

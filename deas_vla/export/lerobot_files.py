@@ -13,8 +13,8 @@ from typing import Any
 
 from deas_vla.data.contract import Contract
 from deas_vla.errors import ContractMismatch, UserError
-from deas_vla.export.manifest import MANIFEST, read_json
-from deas_vla.files import write_json
+from deas_vla.export.manifest import MANIFEST
+from deas_vla.files import read_json, write_json
 
 CONFIG = "config.json"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"

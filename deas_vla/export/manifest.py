@@ -6,6 +6,7 @@ from pathlib import Path
 
 from deas_vla.data.contract import Contract
 from deas_vla.errors import UserError
+from deas_vla.files import read_json
 from deas_vla.improvement.selection import RULES, SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.scorers.scorer import Scorer
@@ -76,23 +77,6 @@ def selection_section(num_candidates: int, selection: SelectionConfig, execute_s
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------
-
-
-def read_json(path: Path) -> dict:
-    """A JSON object from a file of a reranker.
-
-    Raises:
-        UserError: if there is none.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path}: missing, cut off or damaged ({error}); export the reranker again"
-        ) from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: not an object; export the reranker again")
-    return value
 
 
 def read_manifest(folder: Path) -> dict:
