@@ -52,7 +52,6 @@ STILL_CIRCLES = {
     "deas_vla.improvement.best_of_n": "critic",
 }
 STILL_TWICE = {
-    "deas_vla.policies.lerobot.modeling": "policies",
     "deas_vla.envs.metaworld.env": "envs",
 }
 
