@@ -1,132 +1,89 @@
-"""A figure of several charts as one SVG file that stands by itself: it carries its colours, for light and dark."""
+"""Figures of several plots, by matplotlib, each one SVG file that carries its colours for light and dark."""
 
-from html import escape
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
-from deas_vla.report.svg import Chart
+from deas_vla.report import plots
 
-WIDTH, GAP, TITLE, MARGIN = 880, 11, 22, 12
-# Name, colour on white, colour on dark.
-COLORS = {
-    "card": ("#ffffff", "#19212b"),
-    "ink": ("#1b2430", "#e8edf3"),
-    "soft": ("#5c6877", "#9aa7b6"),
-    "rule": ("#e1e5ea", "#2b3643"),
-    "control": ("#929dab", "#76838f"),
-    "blue": ("#2563c9", "#6ea3ff"),
+# Name, colour on white, colour on dark: those of the report, and more lines than it has.
+COLORS = plots.COLORS | {
+    "blue": ("#2563ca", "#6ea3ff"),
     "teal": ("#0b8793", "#45c4cf"),
-    "purple": ("#7a55c7", "#b196f5"),
+    "purple": ("#7a55c8", "#b196f5"),
     "red": ("#c2413f", "#f08080"),
-    "ochre": ("#b7791f", "#e0aa4e"),
+    "ochre": ("#b7791e", "#e0aa4e"),
     "brown": ("#7d5a3c", "#c69c7b"),
-    "green": ("#12805c", "#3fc394"),
+    "green": ("#12805d", "#3fc394"),
     "lime": ("#6a9a1f", "#a8d45c"),
     "pink": ("#b8458f", "#ee8fca"),
-    "slate": ("#3d4856", "#c6d0dc"),
+    "slate": ("#3d4857", "#c6d0dc"),
 }
-_RULES = """\
-text { fill: var(--soft); font: 12px system-ui, -apple-system, "Segoe UI", Roboto, Arial, sans-serif;
-  font-variant-numeric: tabular-nums; }
-text.title { fill: var(--ink); font-weight: 600; font-size: 13px; }
-text.end { fill: var(--c); font-weight: 600; }
-.grid { stroke: var(--rule); stroke-width: 1; }
-.axis { stroke: var(--control); stroke-width: 1; }
-path { fill: none; stroke: var(--c); stroke-width: 2; stroke-linejoin: round; stroke-linecap: round; }
-path.dashed { stroke-dasharray: 5 5; stroke-width: 1.5; }
-path.faint { stroke-width: 1; opacity: .5; }
-path.band { stroke: none; fill: var(--c); opacity: .15; }
-.whisker { stroke: var(--c); stroke-width: 2; opacity: .5; }
-.bar { stroke: var(--c); stroke-width: 8; stroke-linecap: round; opacity: .3; }
-.dot { fill: var(--c); stroke: var(--card); stroke-width: 1.5; }
-.ring { fill: none; stroke: var(--c); stroke-width: 1.2; opacity: .8; }
-.swatch { stroke: var(--c); stroke-width: 4; stroke-linecap: round; }
-"""
+C = {name: light for name, (light, _) in COLORS.items()}
 
 
-class Small(Chart):
-    """A chart of which three stand in a row."""
+def new_panels(
+    titles: list[str], *, x: str = "", y: str = "", columns: int = 3, width: float = 9.6, height=2.7
+):
+    """A figure with one plot for each title.
 
-    WIDTH, HEIGHT = 278, 196
-    LEFT, RIGHT, TOP, BOTTOM = 46, 12, 22, 38
-
-
-class Wide(Chart):
-    """A chart over the whole width, with room at the right for the names of its lines."""
-
-    WIDTH, HEIGHT = WIDTH - 2 * MARGIN, 330
-    RIGHT = 210
-
-    def names(self, lines: list[tuple[float, float, str, str]]) -> None:
-        """Writes (x, y, color, text) beside the end of each line, moved apart where they would touch."""
-        right = self.WIDTH - self.RIGHT
-        lines = sorted(lines, key=lambda line: (self.py(line[1]), line[3]))
-        places = spread([self.py(y) for _, y, _, _ in lines], 15, self.HEIGHT - self.BOTTOM)
-        for (x, y, color, text), place in zip(lines, places, strict=True):
-            leader = f"M{self.px(x)},{self.py(y)}L{right + 4},{self.py(y)}L{right + 14},{round(place, 1)}"
-            self.marks.append(f'<path class="faint" style="--c:var(--{color})" d="{leader}"/>')
-            self.marks.append(
-                f'<text class="end" style="--c:var(--{color})" x="{right + 18}" y="{round(place + 4, 1)}">'
-                f"{escape(text)}</text>"
-            )
+    Returns:
+        The figure, and the list of its axes.
+    """
+    columns = min(columns, len(titles))
+    rows = -(-len(titles) // columns)
+    figure, grid = plots.new_figure(width, rows * height, rows, columns)
+    figure.set_facecolor(C["card"])
+    axes = list(grid.ravel())
+    for axis, title in zip(axes, titles, strict=False):
+        axis.set_title(title, fontsize=10, fontweight="bold", color=C["ink"])
+        axis.set_xlabel(x)
+        axis.set_ylabel(y)
+    for axis in axes[len(titles) :]:
+        axis.set_visible(False)
+    return figure, axes[: len(titles)]
 
 
-def spread(places: list[float], apart: float, highest: float) -> list[float]:
-    """Ascending numbers moved as little as possible (least squares) to be `apart` and not above `highest`."""
-    groups: list[list[float]] = []  # mean of (place − position · apart), and how many
-    for i, place in enumerate(places):
-        groups.append([place - i * apart, 1])
-        while len(groups) > 1 and groups[-1][0] < groups[-2][0]:
-            (mean, count), (before, many) = groups.pop(), groups.pop()
-            groups.append([(mean * count + before * many) / (count + many), count + many])
-    start = [mean for mean, count in groups for _ in range(int(count))]
-    limit = highest - (len(places) - 1) * apart
-    return [min(mean, limit) + i * apart for i, mean in enumerate(start)]
+def counts_axis(axis, numbers: list[int]) -> None:
+    """A logarithmic axis of candidates N, with a tick at each number."""
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(numbers, map(str, numbers))
+    axis.minorticks_off()
 
 
-def figure(description: str, panels: list[tuple[str, Chart]], legend: list[tuple[str, str]] = ()) -> str:
-    """Charts in rows, each under its title, below a legend of (color, text).
+def points(axis, xs, levels: list[dict], color: str, *, label: str = "", shift: float = 1.0) -> None:
+    """A line through success rates in per cent, with their intervals.
 
     Args:
-        description: read out to those who do not see it.
-        panels: (title or "", chart); charts of one width fill a row.
-        legend: of all charts together.
+        axis: of matplotlib.
+        xs: where each level stands.
+        levels: each with ``success`` and ``ci95``, as fractions.
+        color: name of the line's colour.
+        label: of the line.
+        shift: factor that sets intervals of several lines side by side.
     """
-    body, y = _legend(list(legend))
-    x, row_height = MARGIN, 0
-    for title, chart in panels:
-        if x + chart.WIDTH > WIDTH:
-            x, y, row_height = MARGIN, y + row_height + GAP, 0
-        above = TITLE if title else 0
-        if title:
-            body.append(f'<text class="title" x="{x + 4}" y="{y + 15}">{escape(title)}</text>')
-        body.append(f'<g transform="translate({x},{y + above})">{"".join(chart.below + chart.marks)}</g>')
-        row_height = max(row_height, chart.HEIGHT + above)
-        x += chart.WIDTH + GAP
-    return sheet(description, body, y + row_height + MARGIN)
+    rates = [100 * level["success"] for level in levels]
+    spans = [
+        [max(100 * (level["success"] - level["ci95"][0]), 0) for level in levels],
+        [max(100 * (level["ci95"][1] - level["success"]), 0) for level in levels],
+    ]
+    xs = [x * shift if x > 1 else x for x in xs]
+    axis.errorbar(xs, rates, spans, color=C[color], marker="o", ms=4, lw=1.6, elinewidth=1, label=label)
 
 
-def sheet(description: str, body: list[str], height: float) -> str:
-    """Markup on a card of its own colour, so that it can be read on a page of any colour."""
-    light, dark = ("".join(f"--{name}:{pair[i]};" for name, pair in COLORS.items()) for i in (0, 1))
-    style = f"svg{{color-scheme:light dark;{light}}}\n@media (prefers-color-scheme:dark){{svg{{{dark}}}}}\n{_RULES}"
-    return (
-        f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" '
-        f'viewBox="0 0 {WIDTH} {height}" role="img" aria-label="{escape(description)}">\n<style>\n{style}</style>\n'
-        f'<rect width="{WIDTH}" height="{height}" rx="10" style="fill:var(--card)"/>\n'
-        + "\n".join(body)
-        + "\n</svg>\n"
+def legend(figure: Figure, names: list[tuple[str, str]]) -> None:
+    """One legend of (colour, text) for all plots."""
+    handles = [Line2D([], [], color=C[color], lw=3) for color, _ in names]
+    figure.legend(
+        handles,
+        [text for _, text in names],
+        loc="outside upper left",
+        ncols=6,
+        frameon=False,
+        fontsize=9,
+        labelcolor=C["soft"],
     )
 
 
-def _legend(names: list[tuple[str, str]]) -> tuple[list[str], int]:
-    """Markup of the legend, and where what follows begins."""
-    body, x, y = [], MARGIN + 6, MARGIN + 12
-    for color, text in names:
-        width = 30 + 6.7 * len(text)
-        if x + width > WIDTH - MARGIN and x > MARGIN + 6:
-            x, y = MARGIN + 6, y + 20
-        body.append(
-            f'<line class="swatch" style="--c:var(--{color})" x1="{x:.0f}" x2="{x + 12:.0f}" y1="{y}" y2="{y}"/>'
-            f'<text x="{x + 20:.0f}" y="{y + 4}">{escape(text)}</text>'
-        )
-        x += width + 14
-    return body, y + 18 if names else MARGIN
+def svg(figure: Figure) -> str:
+    """The figure as SVG; the same figure gives the same bytes."""
+    return plots.themed_svg(figure, COLORS)

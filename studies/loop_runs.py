@@ -10,7 +10,7 @@ from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
 from deas_vla.training.stages import DONE, stage_report
 from studies.grid import Cell, Grid, grid_difference, grid_mean, success_interval
-from studies.ogbench.report.findings import gap, rate, rate_range
+from studies.markdown import gap, rate, rate_range
 
 # The stage in which every policy of a run plays without its noise, and what it did.
 WITHOUT_NOISE = "without_noise"

@@ -1,4 +1,4 @@
-"""What a report is made of: the raw outcomes, filled in by the recipe. Rates and intervals are computed from them."""
+"""What a report is made of: the raw outcomes. Rates and intervals are computed from them in summary.py."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,9 +25,7 @@ class Outcomes:
         object.__setattr__(self, "scenes", scenes)
         object.__setattr__(self, "success", success)
         if scenes.ndim != 1 or success.ndim != 2 or len(scenes) != len(success) or success.size == 0:
-            raise ValueError(
-                f"outcomes: scenes {scenes.shape} and success {success.shape}, expected (S,) and (S, D)"
-            )
+            raise ValueError(f"scenes {scenes.shape} and success {success.shape}, expected (S,) and (S, D)")
         if len(np.unique(scenes)) != len(scenes):
             raise ValueError("outcomes: a scene is listed twice")
 
@@ -48,7 +46,7 @@ class Outcomes:
 def paired_outcomes(*methods: Outcomes) -> list[np.ndarray] | None:
     """The methods' (S, D) outcomes on the scenes and samples that all of them played; None if there are none.
 
-    An oracle, which is dear, may have played fewer scenes and samples than the other methods.
+    An oracle, which is expensive, may have played fewer scenes and samples than the other methods.
     """
     common = methods[0].scenes
     for method in methods[1:]:
@@ -60,13 +58,7 @@ def paired_outcomes(*methods: Outcomes) -> list[np.ndarray] | None:
 
 @dataclass(frozen=True)
 class ValueTrace:
-    """The critic's value along one episode.
-
-    Attributes:
-        steps: (n,) int, control steps, ascending.
-        values: (n,) V of the observation after that many steps.
-        success: how the episode ended.
-    """
+    """The critic's (n,) values V along one episode, at (n,) ascending control steps, and how it ended."""
 
     steps: np.ndarray
     values: np.ndarray
@@ -75,12 +67,9 @@ class ValueTrace:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The critic's Q of chunks that were played against the return that followed.
+    """The critic's (n,) Q of chunks that were played, and the (n,) discounted returns that followed.
 
-    Attributes:
-        q: (n,) predicted.
-        returns: (n,) Monte-Carlo return in the critic's own discounts.
-        group: (n,) str, for example ``demonstration``, ``success``, ``failure``.
+    ``group`` is (n,) str: ``demonstration``, ``success`` or ``failure``.
     """
 
     q: np.ndarray
@@ -93,9 +82,9 @@ class OracleDecisions:
     """Decisions in which every candidate was played in a branch of the simulator.
 
     Attributes:
-        scores: (D, N) the critic's scores.
-        returns: (D, N) Monte-Carlo return of each candidate, more is better.
-        scenes: (D,) int, the scene of each decision.
+        scores: (K, N) the critic's scores.
+        returns: (K, N) the Monte-Carlo return of each candidate, more is better.
+        scenes: (K,) int, the scene of each decision.
         meaning: what `returns` are, in words: "share of 2 continuations that succeeded".
     """
 
@@ -115,10 +104,10 @@ class Curve:
 
 @dataclass
 class ReportData:
-    """Everything that a report shows. Only the first five fields are needed; a part without data is left out.
+    """Everything that a report shows. Only the first four fields are needed; a part without data is left out.
 
     Attributes:
-        title: headline of the page's header, for example "Lift with PandaOmron".
+        title: headline of the report's header, for example "Lift with PandaOmron".
         task: what was evaluated, in words.
         command: the exact command that makes this result again.
         methods: name to outcomes; see `METHODS` in summary.py for the names that are explained to the reader.
@@ -128,14 +117,15 @@ class ReportData:
         success_by_n: N to outcomes of best-of-N.
         value_traces: values along episodes.
         calibration: Q against Monte-Carlo returns.
-        oracle_decisions: the critic's scores against the Monte-Carlo returns.
+        oracle_decisions: the critic's scores against Monte-Carlo returns.
         curves: training curves by name.
         seconds: wall-clock seconds by stage, in order.
         peak_memory_bytes: largest resident memory of the run, all processes together.
-        collection_scenes: scenes of demonstrations and rollouts; an evaluation scene among them is refused.
+        collection_scenes: scenes in the records of all training data; None if the records do not say.
+        preset: name of the critic's configuration, and its head.
         seeds: name to seed.
         hashes: name to hash of data, contract, checkpoints, configuration.
-        versions: as `collect_versions` gives them.
+        versions: as `deas_vla.versions.collect_versions` gives them.
         config: the configuration of the run, JSON-like.
         caveats: further sentences that a reader must know; the general ones are added.
         video: an mp4 file to embed.
@@ -157,6 +147,7 @@ class ReportData:
     seconds: dict[str, float] = field(default_factory=dict)
     peak_memory_bytes: int | None = None
     collection_scenes: np.ndarray | None = None
+    preset: str = ""
     seeds: dict[str, int] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
@@ -169,23 +160,19 @@ class ReportData:
         """Refuses a report that would not mean what it says.
 
         Raises:
-            UserError: if a scene of the evaluation was also used for collection (design rule 10), or a method that is
-                to be compared was not played.
+            UserError: if a scene of the evaluation is in the training data (design rule 10), or a method that is to
+                be compared was not played.
         """
         for pair in [self.primary, *self.comparisons]:
             for method in pair:
                 if method not in self.methods:
-                    raise UserError(
-                        f"the comparison '{pair[0]} - {pair[1]}' needs method {method}; evaluate it too"
-                    )
+                    raise UserError(f"'{pair[0]} - {pair[1]}' needs method {method}; evaluate it too")
         if self.collection_scenes is not None:
             played = [*self.methods.values(), *self.success_by_n.values()]
-            shared = np.intersect1d(
-                self.collection_scenes, np.concatenate([method.scenes for method in played])
-            )
+            shared = np.intersect1d(self.collection_scenes, np.concatenate([m.scenes for m in played]))
             if len(shared):
                 more = " and more" if len(shared) > 5 else ""
                 raise UserError(
                     f"evaluation scenes {shared[:5].tolist()}{more} were also used to collect training data; "
-                    "evaluate on other scenes"
+                    "evaluate on other scenes (--seed)"
                 )

@@ -1,188 +1,163 @@
-"""The charts of a report: each takes raw data, gives markup, and says in its caption what it shows."""
+"""The plots of a report, by matplotlib: SVG with the report's colours, which follow a light or dark screen."""
+
+import io
+import re
 
 import numpy as np
 
+from deas_vla.errors import require
 from deas_vla.report.data import Calibration, Curve, ReportData, ValueTrace
-from deas_vla.report.summary import lowered, method_meaning, method_title, percent, point_range, points
-from deas_vla.report.svg import Chart, limits, number, ticks
+from deas_vla.report.summary import lowered, method_title, percent
 from deas_vla.rollouts.statistics import wilson_interval
 
-METHOD_COLORS = {
-    "policy": "base",
-    "random_candidate": "control",
-    "zero_noise": "control",
-    "worst_of_n": "control",
-    "oracle": "oracle",
+# Name to colour on a light and on a dark screen.
+COLORS = {
+    "card": ("#ffffff", "#19212b"),
+    "ink": ("#1b2430", "#e8edf3"),
+    "soft": ("#5c6877", "#9aa7b6"),
+    "rule": ("#e1e5ea", "#2b3643"),
+    "main": ("#2563c9", "#6ea3ff"),
+    "base": ("#3d4856", "#c6d0dc"),
+    "control": ("#929dab", "#76838f"),
+    "oracle": ("#b7791f", "#e0aa4e"),
+    "good": ("#12805c", "#3fc394"),
+    "bad": ("#c2502e", "#f08a66"),
+    "demo": ("#7a55c7", "#b196f5"),
 }
+C = {name: light for name, (light, _) in COLORS.items()}
+METHOD_COLORS = dict.fromkeys(("random_candidate", "zero_noise", "worst_of_n"), "control")
+METHOD_COLORS |= {"policy": "base", "oracle": "oracle"}
 GROUP_COLORS = {"success": "good", "failure": "bad", "demonstration": "demo"}
-# More dots than this hide each other; they are thinned evenly.
-DOTS = 500
-# A quantile of fewer traces than this is noise.
-MIN_TRACES = 3
+STYLE = {
+    "svg.hashsalt": "deas_vla",  # the same data gives the same bytes
+    "svg.fonttype": "none",
+    "font.size": 10,
+    "text.color": C["soft"],
+    "axes.edgecolor": C["rule"],
+    "axes.facecolor": "none",
+    "axes.labelcolor": C["soft"],
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": C["rule"],
+    "xtick.color": C["soft"],
+    "ytick.color": C["soft"],
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+}
+DOTS = 500  # of a scatter plot; more hide each other
+MIN_TRACES = 3  # a quantile of fewer traces is noise
 
 
-def methods_chart(data: ReportData, summary: dict) -> str:
-    """Success rate of every method with its Wilson interval, the policy's as a line through all of them."""
-    mark = summary["methods"].get("policy", {}).get("success_rate")
-    rows = []
-    for name, method in summary["methods"].items():
-        low, high = method["ci95"]
-        rows.append(
-            _row(
-                title=method_title(name, data.candidates),
-                note=method_meaning(name),
-                value=percent(method["success_rate"]),
-                detail=f"{method['successes']} of {method['episodes']} · {percent(low)} to {percent(high)}",
-                color=METHOD_COLORS.get(name, "main"),
-                position=method["success_rate"],
-                span=(low, high),
-                mark=mark,
-            )
-        )
-    return f'<div class="rows">{"".join(rows)}{_scale(["0 %", "25 %", "50 %", "75 %", "100 %"])}</div>'
+def new_figure(width: float = 5.6, height: float = 3.6, rows: int = 1, columns: int = 1):
+    """A matplotlib figure and its (rows, columns) array of axes, in the report's style; sizes in inches."""
+    matplotlib = require("matplotlib", "report")
+    with matplotlib.rc_context(STYLE):
+        figure = require("matplotlib.figure", "report").Figure((width, height), layout="constrained")
+        return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def differences_chart(data: ReportData, summary: dict) -> str:
-    """Paired differences with their bootstrap intervals, around zero."""
-    paired = summary["paired"]
-    reach = max([0.1, *(abs(end) for result in paired.values() for end in result["ci95"])])
-    reach = next(r for r in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0) if r >= min(reach, 1.0) - 1e-9)
-    rows = []
-    for name, result in paired.items():
-        low, high = result["ci95"]
-        a, b = name.split(" - ")
-        title = f"{method_title(a, data.candidates)} − {lowered(method_title(b, data.candidates))}"
-        rows.append(
-            _row(
-                title=title,
-                note="the comparison of the headline" if name == summary["headline"]["comparison"] else "",
-                value=points(result["difference"]),
-                detail=f"{point_range(result['ci95'])} · won {result['wins']}, lost {result['losses']} "
-                f"of {result['pairs']} · p {p_value(result['p_value'])}, by scene {p_value(result['p_value_scenes'])}",
-                color={"gain": "good", "worse": "bad", "no_gain": "control"}[result["verdict"]],
-                position=(result["difference"] / reach + 1) / 2,
-                span=((low / reach + 1) / 2, (high / reach + 1) / 2),
-                mark=0.5,
-            )
-        )
-    return (
-        f'<div class="rows">{"".join(rows)}{_scale([points(x * reach) for x in (-1, -0.5, 0, 0.5, 1)])}</div>'
+def themed_svg(figure, colors: dict[str, tuple[str, str]] = COLORS) -> str:
+    """A figure as SVG that carries its colours for light and dark, without dates and random names.
+
+    Args:
+        figure: from `new_figure`; it uses the light ones of `colors`.
+        colors: name to colour on a light and on a dark screen.
+    """
+    buffer = io.StringIO()
+    with require("matplotlib", "report").rc_context(STYLE):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    svg = buffer.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(
+        r"font: ([\d. a-z]*)px [^;\"]*", r"font: \1px system-ui, 'Segoe UI', Roboto, sans-serif", svg
     )
+    for name, (light, _) in colors.items():
+        svg = svg.replace(light, f"var(--{name})")
+    light, dark = ("".join(f"--{name}:{pair[i]};" for name, pair in colors.items()) for i in (0, 1))
+    style = f"svg{{color-scheme:light dark;{light}}}@media(prefers-color-scheme:dark){{svg{{{dark}}}}}"
+    return re.sub(r"(<svg[^>]*>)", rf"\1\n<style>{style}</style>", svg, count=1)
 
 
-def stages_chart(seconds: dict[str, float]) -> str:
-    """Wall-clock time of every stage."""
-    longest = max([*seconds.values(), 1e-9])
-    rows = [
-        f'<div class="bar"><span>{_escape(name)}</span><span class="num">{duration(value)}</span>'
-        f'<i style="width:{max(100 * value / longest, 0.4):.1f}%"></i></div>'
-        for name, value in seconds.items()
-    ]
-    return f'<div class="bars">{"".join(rows)}</div>'
-
-
-def success_by_n_chart(data: ReportData) -> str:
+def success_by_n_plot(data: ReportData) -> str:
     """Best-of-N success against N, with Wilson intervals, the policy and a random candidate for comparison."""
-    numbers = sorted(data.success_by_n)
-    rates = [data.success_by_n[n].success.mean() for n in numbers]
-    bounds = [wilson_interval(data.success_by_n[n].successes, data.success_by_n[n].episodes) for n in numbers]
-    lines = [
-        (method, color)
-        for method, color in (("policy", "base"), ("random_candidate", "control"))
-        if method in data.methods
-    ]
-    levels = [data.methods[method].success.mean() for method, _ in lines]
-    low, high = limits(np.array(bounds), np.array(levels), margin=0.1)
-    low, high = max(0.0, low), min(1.0, high)
-    widest = max(numbers[-1], 2 * numbers[0])
-    chart = Chart(
-        (numbers[0] * 0.85, widest * 1.18),
-        (low, high),
-        "candidates N",
-        "success",
-        x_ticks=numbers,
-        log2=True,
-        y_format=percent,
+    figure, axes = new_figure()
+    axis, numbers = axes[0, 0], sorted(data.success_by_n)
+    rates = np.array([data.success_by_n[n].success.mean() for n in numbers])
+    bounds = np.array(
+        [wilson_interval(o.successes, o.episodes) for n in numbers for o in [data.success_by_n[n]]]
     )
-    for (method, color), level in zip(lines, levels, strict=True):
-        tip = f"{method_title(method, data.candidates)}: {percent(level)}"
-        chart.line(chart.x_limits, [level, level], color, "dashed", tip)
-    chart.line(numbers, rates, "main")
-    for n, rate, (below, above) in zip(numbers, rates, bounds, strict=True):
-        chart.whisker(n, below, above, "main")
-        chart.dot(n, rate, "main", 4.5, tip=f"N = {n}: {percent(rate)}, {percent(below)} to {percent(above)}")
-    names = [("main", "best of N")] + [
-        (color, lowered(method_title(method, data.candidates))) for method, color in lines
-    ]
-    return chart.svg("success rate against the number of candidates") + _legend(names)
+    for name, color in (("policy", "base"), ("random_candidate", "control")):
+        if name in data.methods:
+            title = lowered(method_title(name, data.candidates))
+            axis.axhline(data.methods[name].success.mean(), color=C[color], ls="--", lw=1.5, label=title)
+    spans = [np.maximum(rates - bounds[:, 0], 0), np.maximum(bounds[:, 1] - rates, 0)]
+    axis.errorbar(numbers, rates, spans, color=C["main"], marker="o", lw=2, label="best of N")
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(numbers, map(str, numbers))
+    axis.minorticks_off()
+    axis.yaxis.set_major_formatter(lambda value, _: percent(value))
+    _label(axis, "candidates N", "success")
+    return themed_svg(figure)
 
 
-def value_chart(traces: list[ValueTrace]) -> str:
+def value_plot(traces: list[ValueTrace]) -> str:
     """V against time: median and middle half of successes and of failures that are still running."""
-    chart = Chart(
-        limits(*[trace.steps for trace in traces], margin=0.01),
-        limits(*[trace.values for trace in traces]),
-        "control steps since the start",
-        "value V",
-    )
+    figure, axes = new_figure()
     for success, color in ((False, "bad"), (True, "good")):
         mine = [trace for trace in traces if bool(trace.success) is success]
         for trace in mine[:12]:
-            chart.line(trace.steps, trace.values, color, "faint")
+            axes[0, 0].plot(trace.steps, trace.values, color=C[color], lw=0.8, alpha=0.3)
         by_step: dict[int, list[float]] = {}
         for trace in mine:
             for step, value in zip(trace.steps, trace.values, strict=True):
                 by_step.setdefault(int(step), []).append(float(value))
         steps = [step for step in sorted(by_step) if len(by_step[step]) >= min(MIN_TRACES, len(mine))]
-        quantiles = np.array([np.quantile(by_step[step], [0.25, 0.5, 0.75]) for step in steps]).reshape(-1, 3)
-        chart.band(steps, quantiles[:, 0], quantiles[:, 2], color)
-        chart.line(steps, quantiles[:, 1], color)
-    return chart.svg("value against time") + _legend([("good", "successes"), ("bad", "failures")])
+        middle = np.array([np.quantile(by_step[step], [0.25, 0.5, 0.75]) for step in steps]).reshape(-1, 3)
+        axes[0, 0].fill_between(steps, middle[:, 0], middle[:, 2], color=C[color], alpha=0.15, lw=0)
+        axes[0, 0].plot(
+            steps, middle[:, 1], color=C[color], lw=2, label="successes" if success else "failures"
+        )
+    _label(axes[0, 0], "control steps since the start", "value V")
+    return themed_svg(figure)
 
 
-def calibration_chart(calibration: Calibration) -> str:
+def calibration_plot(calibration: Calibration) -> str:
     """Predicted Q against the return that followed: dots by group, means of ten equal bins, the diagonal."""
     q, returns = np.asarray(calibration.q, np.float64), np.asarray(calibration.returns, np.float64)
-    group = np.asarray(calibration.group)
-    both = limits(q, returns)
-    chart = Chart(both, both, "Q, predicted", "return that followed")
-    chart.line(chart.x_limits, chart.x_limits, "control", "dashed", "perfect calibration")
+    figure, axes = new_figure()
+    axis = axes[0, 0]
+    axis.axline((q.mean(), q.mean()), slope=1, color=C["control"], ls="--", lw=1.5, label="perfect")
     shown = np.unique(np.linspace(0, len(q) - 1, min(DOTS, len(q))).round().astype(int))
-    for i in shown:
-        chart.dot(q[i], returns[i], GROUP_COLORS.get(str(group[i]), "main"), 2, "speck")
+    for name in dict.fromkeys(map(str, calibration.group)):
+        here = shown[np.asarray(calibration.group)[shown].astype(str) == name]
+        color = C[GROUP_COLORS.get(name, "main")]
+        axis.scatter(
+            q[here], returns[here], s=6, color=color, alpha=0.45, lw=0, label=name.replace("$", r"\$")
+        )
     bins = [b for b in np.array_split(np.argsort(q, kind="stable"), 10) if len(b)]
-    centres, means = [q[b].mean() for b in bins], [returns[b].mean() for b in bins]
-    chart.line(centres, means, "ink")
-    for b, x, y in zip(bins, centres, means, strict=True):
-        chart.dot(x, y, "ink", 4, tip=f"{len(b)} options: Q {number(x)}, return {number(y)}")
-    names = [(GROUP_COLORS.get(name, "main"), name) for name in dict.fromkeys(map(str, group))]
-    return chart.svg("predicted Q against the return that followed") + _legend(
-        [*names, ("ink", "mean of a tenth")]
-    )
+    means = np.array([(q[b].mean(), returns[b].mean()) for b in bins])
+    axis.plot(*means.T, color=C["ink"], marker="o", ms=4, lw=2, label="mean of a tenth")
+    _label(axis, "Q, predicted", "return that followed")
+    return themed_svg(figure)
 
 
-def ranking_chart(correlations: list[float]) -> str:
+def ranking_plot(correlations: list[float]) -> str:
     """Histogram of the rank correlation between scores and Monte-Carlo returns, one count a decision."""
-    edges = np.linspace(-1, 1, 11)
-    counts, _ = np.histogram(correlations, edges)
-    top = max(int(counts.max()), 1)
-    whole = [tick for tick in ticks(0, top) if tick == int(tick)]
-    chart = Chart(
-        (-1, 1), (0, top), "rank correlation of scores and Monte-Carlo returns", "decisions", y_ticks=whole
-    )
-    for left, right, count in zip(edges[:-1], edges[1:], counts, strict=True):
-        if count:
-            color = "good" if left >= -1e-9 else "bad"
-            chart.column(
-                left, right, int(count), color, f"{count} decisions: {number(left)} to {number(right)}"
-            )
-    if len(correlations):
-        chart.upright(float(np.mean(correlations)), "ink")
-    return chart.svg("histogram of rank correlations") + _legend([("ink", "mean")])
+    figure, axes = new_figure()
+    counts, edges = np.histogram(correlations, np.linspace(-1, 1, 11))
+    colors = [C["good"] if left >= -1e-9 else C["bad"] for left in edges[:-1]]
+    axes[0, 0].bar(edges[:-1], counts, 0.18, align="edge", color=colors)
+    axes[0, 0].axvline(float(np.mean(correlations)), color=C["ink"], lw=2, label="mean")
+    axes[0, 0].yaxis.get_major_locator().set_params(integer=True)
+    _label(axes[0, 0], "rank correlation of scores and Monte-Carlo returns", "decisions")
+    return themed_svg(figure)
 
 
-def curve_charts(curves: dict[str, Curve]) -> list[tuple[str, str]]:
-    """(title, chart) for each group of training curves."""
+def curve_plots(curves: dict[str, Curve]) -> list[tuple[str, str]]:
+    """(title, SVG) for each group of training curves."""
     groups: dict[str, dict[str, Curve]] = {}
     for name, curve in curves.items():
         if len(curve.values):
@@ -192,63 +167,26 @@ def curve_charts(curves: dict[str, Curve]) -> list[tuple[str, str]]:
 
 
 def _curves(members: dict[str, Curve]) -> str:
-    colors = ("main", "oracle", "good", "demo", "bad")
-    chart = Chart(
-        limits(*[curve.steps for curve in members.values()], margin=0),
-        limits(*[curve.values for curve in members.values()]),
-        "update",
-        "",
-    )
-    names = []
-    for i, (name, curve) in enumerate(members.items()):
-        color = colors[i % len(colors)]
-        keep = np.unique(
-            np.linspace(0, len(curve.values) - 1, min(300, len(curve.values))).round().astype(int)
-        )
+    figure, axes = new_figure()
+    for (name, curve), color in zip(
+        members.items(), ("main", "oracle", "good", "demo", "bad") * 9, strict=False
+    ):
         values = np.asarray(curve.values, np.float64)
-        chart.line(np.asarray(curve.steps)[keep], values[keep], color, tip=name)
-        names.append((color, f"{name.replace('_', ' ')}, {number(values[-1])} at the end"))
-    return chart.svg("training curves: " + ", ".join(members)) + _legend(names)
+        marker = "o" if np.isfinite(values).sum() == 1 else None
+        label = f"{name.replace('_', ' ')}, {values[-1]:.3g} at the end"
+        axes[0, 0].plot(curve.steps, values, color=C[color], lw=1.5, marker=marker, label=label)
+    _label(axes[0, 0], "update", "")
+    return themed_svg(figure)
 
 
-def p_value(p: float) -> str:
-    return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: 0.4 s, 12 s, 3 min 20 s, 1 h 5 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
-
-
-def _row(title, note, value, detail, color, position, span, mark) -> str:
-    left, right = (100 * min(max(end, 0.0), 1.0) for end in span)
-    line = "" if mark is None else f'<b style="left:{100 * mark:.2f}%"></b>'
-    note = f" <small>{_escape(note)}</small>" if note else ""
-    return (
-        f'<div class="row" style="--c:var(--{color})"><div class="name">{_escape(title)}{note}</div>'
-        f'<div class="value">{value}</div>'
-        f'<div class="track">{line}<i style="left:{left:.2f}%;width:{right - left:.2f}%"></i>'
-        f'<u style="left:{100 * position:.2f}%"></u></div><div class="detail">{_escape(detail)}</div></div>'
+def _label(axis, x: str, y: str) -> None:
+    axis.set_xlabel(x)
+    axis.set_ylabel(y)
+    axis.legend(
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.17),
+        ncols=4,
+        frameon=False,
+        fontsize=9,
+        labelcolor=C["soft"],
     )
-
-
-def _scale(labels: list[str]) -> str:
-    spans = [
-        f'<span style="left:{100 * i / (len(labels) - 1):g}%">{label}</span>'
-        for i, label in enumerate(labels)
-    ]
-    return f'<div class="scale">{"".join(spans)}</div>'
-
-
-def _legend(names: list[tuple[str, str]]) -> str:
-    items = "".join(
-        f'<span><i style="background:var(--{color})"></i>{_escape(name)}</span>' for color, name in names
-    )
-    return f'<div class="legend">{items}</div>'
-
-
-def _escape(text: str) -> str:
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

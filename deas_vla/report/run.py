@@ -10,15 +10,8 @@ from deas_vla.config import fingerprint
 from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.options import RewardSpec, returns_to_go
 from deas_vla.files import sha256_of
-from deas_vla.report.data import (
-    Calibration,
-    Curve,
-    OracleDecisions,
-    Outcomes,
-    ReportData,
-    ValueTrace,
-)  # fmt: skip
-from deas_vla.report.writer import write_report
+from deas_vla.report.data import Calibration, Curve, OracleDecisions, Outcomes, ReportData, ValueTrace
+from deas_vla.report.report import write_report
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.rollouts.oracle import RETURNS
 from deas_vla.rollouts.scenes import seen_scenes
@@ -41,6 +34,9 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
 
     Returns:
         The content of report.json.
+
+    Raises:
+        UserError: as `write_report`; a scene of the evaluation that is in the training data's records is refused.
     """
     stages = _stages(evaluation)
     settings = stages["evaluation"]["settings"]
@@ -53,7 +49,7 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
     # One candidate with the policy's own noise is the policy.
     if plan["noise_scale"] == 1:
         by_count |= {1: "policy"}
-    critic = stages["critic"]["settings"]["critic"]
+    critic = stages["critic"]["settings"]
     seen, unrecorded = seen_scenes([evaluation])
     # Nothing is called unseen where a stage did not record what it was trained on.
     trained_on = None
@@ -61,6 +57,7 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
         scenes = np.array(sorted(set().union(*seen.values())), np.int64)
         trained_on = np.concatenate([scenes + number * TASK_STRIDE for number in range(len(tasks))])
     video = evaluation / "rollout.mp4"
+    caption = video.with_suffix(".json")
     data = ReportData(
         title=f"deas_vla · {', '.join(tasks)} in {settings['env']}",
         task=_task_in_words(stages, tasks),
@@ -73,22 +70,27 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
         candidates=plan["num_candidates"],
         success_by_n={n: outcomes[by_count[n]] for n in sorted(plan["candidate_counts"])},
         value_traces=_value_traces(methods["policy"]),
-        calibration=_calibration(methods["policy"], critic),
+        calibration=_calibration(methods["policy"], critic["critic"]),
         oracle_decisions=_oracle_decisions(methods.get("oracle", [])),
         curves=_curves(stages),
         seconds={name: stage["seconds"] for name, stage in stages.items()},
         peak_memory_bytes=max(stage["peak_memory_bytes"] for stage in stages.values()),
         collection_scenes=trained_on,
+        preset=_preset(critic),
         seeds={"run": seed},
         hashes=_hashes(stages),
         versions=collect_versions(),
         config={name: stage["settings"] for name, stage in stages.items()},
         video=video if video.is_file() else None,
-        video_caption=json.loads(video.with_suffix(".json").read_text())["caption"]
-        if video.is_file()
-        else "",
+        video_caption=json.loads(caption.read_text())["caption"] if caption.is_file() else "",
     )
     return write_report(evaluation.parent, data)
+
+
+def _preset(settings: dict) -> str:
+    """The critic's preset and head in words: the name DEAS alone does not say which configuration was trained."""
+    name = settings.get("preset") or "not named in its settings"
+    return f"{name} ({settings['critic'].get('head', 'unknown').replace('_', '-')} head)"
 
 
 def _stages(evaluation: Path) -> dict[str, dict]:
@@ -128,11 +130,9 @@ def _outcomes(episodes: list[dict]) -> Outcomes:
 
 def _value_traces(episodes: list[dict]) -> list[ValueTrace]:
     return [
-        ValueTrace(
-            np.array([d["step"] for d in e["decisions"]]), np.array([d["value"] for d in e["decisions"]]), e["success"]
-        )
+        ValueTrace(*np.array([(d["step"], d["value"]) for d in e["decisions"]]).T, e["success"])
         for e in episodes
-    ]  # fmt: skip
+    ]
 
 
 def _calibration(episodes: list[dict], critic: dict) -> Calibration:

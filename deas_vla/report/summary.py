@@ -1,6 +1,7 @@
 """The numbers of a report, and the sentences that say what they mean: the content of report.json."""
 
 import math
+from dataclasses import asdict
 
 import numpy as np
 
@@ -59,8 +60,9 @@ def summarize(data: ReportData) -> dict:
 
     Returns:
         JSON-like: ``methods``, ``paired``, ``success_by_n``, ``headline``, ``critic``, ``evaluation``, ``seconds``,
-        ``peak_memory_bytes``, ``seeds``, ``hashes``, ``versions``, ``config``, ``command``, ``caveats``. Rates and
-        differences are fractions, not per cent; what could not be computed is None.
+        ``peak_memory_bytes``, ``preset``, ``scenes_disjoint`` (None: not checked), ``seeds``, ``hashes``, ``versions``,
+        ``config``, ``command``, ``caveats``. Rates and differences are fractions, not per cent; what
+        could not be computed is None.
 
     Raises:
         UserError: as `ReportData.validate`.
@@ -97,6 +99,8 @@ def summarize(data: ReportData) -> dict:
         },
         "seconds": {name: float(value) for name, value in data.seconds.items()},
         "peak_memory_bytes": data.peak_memory_bytes,
+        "preset": data.preset,
+        "scenes_disjoint": None if data.collection_scenes is None else True,
         "seeds": data.seeds,
         "hashes": data.hashes,
         "versions": data.versions,
@@ -150,6 +154,32 @@ def point_range(interval) -> str:
     return f"{points(interval[0], 1)} to {points(interval[1], 1)}"
 
 
+def p_value(p: float) -> str:
+    return "< 0.001" if p < 0.001 else f"= {p:.3f}" if p < 0.1 else f"= {p:.2f}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: 0.4 s, 12 s, 3 min 20 s, 1 h 5 min."""
+    if seconds < 60:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def scene_runs(numbers) -> str:
+    """1, 2, 3, 7 as "4 scenes (1–3, 7)"; more than six runs are cut, for people."""
+    numbers, runs = sorted(map(int, numbers)), []
+    for n in numbers:
+        if runs and n == runs[-1][1] + 1:
+            runs[-1][1] = n
+        else:
+            runs.append([n, n])
+    shown = ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs[:6]) + (
+        ", …" if len(runs) > 6 else ""
+    )
+    return f"{counted(len(numbers), 'scene')} ({shown})"
+
+
 def _in_order(methods: dict) -> list[str]:
     return [name for name in METHODS if name in methods] + [name for name in methods if name not in METHODS]
 
@@ -174,17 +204,7 @@ def _rate(outcomes: Outcomes) -> dict:
 
 
 def _paired_json(result: PairedDifference) -> dict:
-    return {
-        "difference": result.difference,
-        "ci95": list(result.ci95),
-        "p_value": result.p_value,
-        "p_value_scenes": result.p_value_scenes,
-        "wins": result.wins,
-        "losses": result.losses,
-        "pairs": result.pairs,
-        "scenes": result.scenes,
-        "verdict": result.verdict,
-    }
+    return asdict(result) | {"ci95": list(result.ci95), "verdict": result.verdict}
 
 
 def _headline(data: ReportData, paired: dict[str, PairedDifference]) -> dict:
@@ -276,19 +296,15 @@ def _ranking(data: ReportData) -> dict | None:
         return None
     oracle = data.oracle_decisions
     ranking = rank_against_oracle(oracle.scores, oracle.returns, oracle.scenes)
+    numbers = asdict(ranking)
     return {
-        "decisions": ranking.decisions,
-        "informative_decisions": ranking.informative,
+        "decisions": numbers.pop("decisions"),
+        "informative_decisions": numbers.pop("informative"),
         "scenes": len(np.unique(oracle.scenes)),
         "candidates": np.shape(oracle.scores)[1],
         "returns": oracle.meaning,
-        "spearman": ranking.spearman,
-        "spearman_ci95": _listed(ranking.spearman_ci95),
-        "regret": ranking.regret,
-        "regret_random": ranking.regret_random,
-        "captured": ranking.captured,
-        "captured_ci95": _listed(ranking.captured_ci95),
-        "spearman_per_decision": ranking.per_decision.tolist(),
+        "spearman_per_decision": numbers.pop("per_decision").tolist(),
+        **{name: _listed(value) for name, value in numbers.items()},
     }
 
 
@@ -311,8 +327,8 @@ def _headroom(data: ReportData) -> dict | None:
     }
 
 
-def _listed(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else list(interval)
+def _listed(value):
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _caveats(data: ReportData, paired: dict[str, PairedDifference]) -> list[str]:
@@ -331,7 +347,8 @@ def _caveats(data: ReportData, paired: dict[str, PairedDifference]) -> list[str]
         )
     if data.collection_scenes is None:
         caveats.append(
-            "The scenes of the training data were not given: that these scenes are unseen was not checked."
+            "The records of the training data do not say in which scenes it was collected: that the evaluation's "
+            "scenes are unseen was not checked."
         )
     one = "best_of_1" if "best_of_1" in data.methods else "policy"
     placebo = paired.get(f"random_candidate - {one}")
@@ -347,6 +364,12 @@ def _caveats(data: ReportData, paired: dict[str, PairedDifference]) -> list[str]
             f"Best of {data.candidates} is not shown to be better than the policy without noise "
             f"({points(quiet.difference, 1)} points, {point_range(quiet.ci95)}): what it gains over the policy may be "
             "steadier chunks and not the critic's knowledge."
+        )
+    if "filtered_bc" in data.methods:
+        caveats.append(
+            "Filtered BC clones demonstrations and successful rollouts, one stored frame as much as another: where "
+            "demonstrations store more frames than rollouts do, they are most of what it imitates. A difference from "
+            "it is in part that."
         )
     caveats.append(
         "The intervals cover other scenes and other noise, not another training run: with another training seed the "

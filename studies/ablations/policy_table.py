@@ -2,8 +2,7 @@
 
 from studies.grid import Grid
 from studies.loop_runs import cell_of, gain_over, level_of
-from studies.markdown import table
-from studies.ogbench.report.findings import gap, rate, rate_range
+from studies.markdown import gap, rate, rate_range, table
 
 # What is played with each policy: the policy as it is, without its noise, and best of N by one critic. Fine-tuning on
 # chosen chunks also makes a policy less noisy; without noise, what it has learnt besides is seen.

@@ -7,8 +7,7 @@ import numpy as np
 
 from deas_vla.errors import UserError
 from studies.grid import Cell, Grid
-from studies.markdown import table
-from studies.ogbench.report.findings import gap, rate, rate_range
+from studies.markdown import gap, rate, rate_range, table
 from studies.ogbench.report.parts import difference, level
 
 STAGE, RESULTS = "lerobot", "results.json"

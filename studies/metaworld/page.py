@@ -15,9 +15,8 @@ from studies.loop_runs import (
     without_seed,
     write_page,
 )
-from studies.markdown import table
+from studies.markdown import gap, rate, table
 from studies.metaworld.lerobot_section import lerobot_table, read_lerobot_run, with_summary
-from studies.ogbench.report.findings import gap, rate
 from studies.records import new_records, read_records, run_of, run_record
 
 BASE, CHOSEN = "policy", "best_of_n"

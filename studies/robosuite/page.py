@@ -5,8 +5,7 @@ from studies.ablations.critic_table import ablation_table
 from studies.ablations.policy_table import policy_ablation_table
 from studies.ablations.second_iteration_table import second_iteration_tables
 from studies.loop_runs import WITHOUT_NOISE, gap_in, rate_in
-from studies.markdown import table
-from studies.ogbench.report.findings import rate, rate_range
+from studies.markdown import rate, rate_range, table
 from studies.robosuite.summary import (
     BASE,
     BOTH,

@@ -1,10 +1,11 @@
 """The figures of the OGBench results, each from the numbers in the results' JSON file."""
 
-from html import escape
 from itertools import cycle
 
-from deas_vla.report.svg import limits, number, ticks
-from studies.figure import MARGIN, WIDTH, Small, Wide, figure, sheet
+from matplotlib.figure import Figure
+
+from studies.figure import C, counts_axis, legend, new_panels, points, svg
+from studies.markdown import number
 from studies.ogbench.report.summary import MAIN
 
 AGENT_COLORS = {
@@ -21,7 +22,7 @@ AGENT_COLORS = {
 }
 RULE_COLORS = {"best": "blue", "worst": "soft", "random": "slate", "first": "control"}
 SPARE = ("green", "red", "purple", "ochre", "teal", "pink", "brown", "lime")  # for the other rules, by name
-CROWD = 4  # rules of one agent that fill a wide chart
+WIDE = {"columns": 1, "height": 4.2}
 
 
 def figures(data: dict) -> dict[str, str]:
@@ -34,84 +35,56 @@ def figures(data: dict) -> dict[str, str]:
         "losses": _losses(data),
         "calibration": _calibration(data),
     }
-    return {name: svg for name, svg in made.items() if svg}
+    return {name: svg(figure) for name, figure in made.items() if figure}
 
 
-def _agents(data: dict) -> str | None:
+def _agents(data: dict) -> Figure | None:
     """Mean success of every agent with its interval, and the means of the seeds."""
     rows = [(name, entry) for name, entry in data["agents"].items() if entry["mean"]]
     if not rows:
         return None
-    left, right, top, height = 250, WIDTH - 80, MARGIN + 10, 32
-    bottom = top + height * len(rows)
-    body = []
-    for tick in (0, 0.25, 0.5, 0.75, 1):
-        x = round(left + tick * (right - left), 1)
-        body.append(f'<line class="grid" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>')
-        body.append(f'<text x="{x}" y="{bottom + 18}" text-anchor="middle">{100 * tick:g} %</text>')
-    for i, (name, entry) in enumerate(rows):
-        y = top + height * i + height / 2
-        color = f'style="--c:var(--{_agent_color(name)})"'
-        low, high, mean = (
-            round(left + value * (right - left), 1)
-            for value in (*entry["mean"]["ci95"], entry["mean"]["success"])
+    figure, (axis,) = new_panels(
+        [""], x="success, % · bar: 95 % interval · rings: seeds", height=0.8 + 0.32 * len(rows)
+    )
+    for place, (name, entry) in enumerate(rows):
+        color, level = C[_agent_color(name)], entry["mean"]
+        axis.hlines(place, *(100 * end for end in level["ci95"]), color=color, lw=7, alpha=0.3)
+        seeds = [100 * value for value in entry["per_seed"].values() if value is not None]
+        axis.plot(seeds, [place] * len(seeds), "o", color=color, mfc="none", ms=5, mew=1)
+        axis.plot(100 * level["success"], place, "o", color=color, ms=7)
+        axis.annotate(
+            f"{100 * level['success']:.1f} %",
+            (1.01, place),
+            xycoords=("axes fraction", "data"),
+            va="center",
+            color=color,
         )
-        body.append(
-            f'<text class="title" x="{left - 14}" y="{y + 4}" text-anchor="end">{escape(entry["title"])}'
-            f'<tspan style="font-weight:400;fill:var(--soft)"> {entry["method"]}</tspan></text>'
-            f'<line class="bar" {color} x1="{low}" x2="{high}" y1="{y}" y2="{y}"/>'
-        )
-        for value in entry["per_seed"].values():
-            if value is not None:
-                x = round(left + value * (right - left), 1)
-                body.append(f'<circle class="ring" {color} cx="{x}" cy="{y}" r="3"/>')
-        body.append(
-            f'<circle class="dot" {color} cx="{mean}" cy="{y}" r="5.5"/>'
-            f'<text class="end" {color} x="{right + 18}" y="{y + 4}">{100 * entry["mean"]["success"]:.1f} %</text>'
-        )
-    body.append(f'<text x="{MARGIN + 6}" y="{bottom + 18}">bar: 95 % interval · rings: seeds</text>')
-    return sheet("mean success of every agent with its 95 % interval", body, bottom + 32)
+    axis.set(xlim=(-1, 101), ylim=(len(rows) - 0.5, -0.5))
+    axis.set_yticks(range(len(rows)), [f"{entry['title']}  {entry['method']}" for _, entry in rows])
+    return figure
 
 
-def _success_by_n(data: dict) -> str | None:
+def _success_by_n(data: dict) -> Figure | None:
     """Success against N by the rule an agent is compared in; agents that play alone are level lines."""
     lines = {}
     for agent, by_rule in data["success_by_n"].items():
-        method = data["agents"][agent]["method"] or ""
-        rule = method.rpartition("-")[0]
-        by_n = _fullest(by_rule[rule] if rule in by_rule else next(iter(by_rule.values())))
-        lines[agent] = by_n
+        rule = (data["agents"][agent]["method"] or "").rpartition("-")[0]
+        lines[agent] = _fullest(by_rule[rule] if rule in by_rule else next(iter(by_rule.values())))
     numbers = sorted({n for by_n in lines.values() for n in by_n})
     if len(numbers) < 2:
         return None
-    values = [100 * level["success"] for by_n in lines.values() for level in by_n.values()]
-    chart = Wide(
-        (numbers[0], numbers[-1]),
-        _percent_axis(values),
-        "candidates N",
-        "success, %",
-        x_ticks=numbers,
-        log2=True,
-    )
-    ends = []
-    for agent, by_n in reversed(list(lines.items())):
-        color, ns = _agent_color(agent), sorted(by_n)
-        ys = [100 * by_n[n]["success"] for n in ns]
-        if ns == [1]:
-            chart.line((numbers[0], numbers[-1]), ys * 2, color, "dashed")
+    figure, (axis,) = new_panels([""], x="candidates N", y="success, %", **WIDE)
+    for agent, by_n in lines.items():
+        if list(by_n) == [1]:
+            axis.axhline(100 * by_n[1]["success"], color=C[_agent_color(agent)], ls="--", lw=1.5)
         else:
-            if agent == MAIN:
-                chart.band(ns, *([100 * by_n[n]["ci95"][i] for n in ns] for i in (0, 1)), color)
-            chart.line(ns, ys, color)
-            for n, y in zip(ns, ys, strict=True):
-                chart.dot(n, y, color, 4)
-        end = numbers[-1] if ns == [1] else ns[-1]
-        ends.append((end, ys[-1], color, data["agents"][agent]["title"]))
-    chart.names(ends)
-    return figure("success against the number of candidates, every agent", [("", chart)])
+            _line(axis, dict(sorted(by_n.items())), agent)
+    counts_axis(axis, numbers)
+    legend(figure, [(_agent_color(agent), data["agents"][agent]["title"]) for agent in lines])
+    return figure
 
 
-def _rules(data: dict) -> str | None:
+def _rules(data: dict) -> Figure | None:
     """Success against N for every selection rule, a panel an agent, with intervals."""
     chosen = {
         agent: rules
@@ -120,64 +93,34 @@ def _rules(data: dict) -> str | None:
     }
     if not chosen:
         return None
-    names = sorted(
-        {rule for rules in chosen.values() for rule in rules}, key=lambda rule: (rule != "best", rule)
-    )
-    spare = cycle(SPARE)
+    names = {rule for rules in chosen.values() for rule in rules}
+    names, spare = sorted(names, key=lambda rule: (rule != "best", rule)), cycle(SPARE)
     colors = {rule: RULE_COLORS.get(rule) or next(spare) for rule in names}
-    lines = {agent: {rule: _fullest(by_n) for rule, by_n in rules.items()} for agent, rules in chosen.items()}
-    levels = [level for by_rule in lines.values() for by_n in by_rule.values() for level in by_n.values()]
-    axis = _percent_axis([100 * end for level in levels for end in level["ci95"]])
-    panels = []
-    # Many lines need room, and their names beside them.
-    for agent, by_rule in sorted(lines.items(), key=lambda entry: len(entry[1]) < CROWD):
-        numbers = sorted({n for by_n in by_rule.values() for n in by_n})
-        crowded = len(by_rule) >= CROWD
-        margin = 1.1 if crowded else 1.25
-        reach = (numbers[0] / margin, numbers[-1] * margin)
-        kind = Wide if crowded else Small
-        chart = kind(reach, axis, "candidates N", "success, %", x_ticks=numbers, log2=True)
-        ends = []
-        for place, rule in enumerate(name for name in names if name in by_rule):
-            by_n, color = by_rule[rule], colors[rule]
-            # Intervals of several rules stand side by side; with one candidate all rules are one.
-            shift = 1.025 ** (place - (len(by_rule) - 1) / 2)
-            xs = [n * shift if n > 1 else n for n in sorted(by_n)]
-            ys = [100 * by_n[n]["success"] for n in sorted(by_n)]
-            chart.line(xs, ys, color)
-            for x, y, n in zip(xs, ys, sorted(by_n), strict=True):
-                chart.whisker(x, *(100 * end for end in by_n[n]["ci95"]), color)
-                chart.dot(x, y, color, 3)
-            ends.append((xs[-1], ys[-1], color, rule))
-        if crowded:
-            chart.names(ends)
-        panels.append((data["agents"][agent]["title"], chart))
-    return figure("success against N by selection rule", panels, [(colors[rule], rule) for rule in names])
+    titles = [data["agents"][agent]["title"] for agent in chosen]
+    figure, axes = new_panels(titles, x="candidates N", y="success, %", columns=2, height=3.2)
+    for axis, rules in zip(axes, chosen.values(), strict=True):
+        lines = {rule: dict(sorted(_fullest(rules[rule]).items())) for rule in names if rule in rules}
+        for place, (rule, by_n) in enumerate(lines.items()):
+            shift = 1.025 ** (place - (len(lines) - 1) / 2)
+            points(axis, list(by_n), list(by_n.values()), colors[rule], shift=shift)
+        counts_axis(axis, sorted({n for by_n in lines.values() for n in by_n}))
+    legend(figure, [(colors[rule], rule) for rule in names])
+    return figure
 
 
-def _curves(data: dict) -> str | None:
+def _curves(data: dict) -> Figure | None:
     if not data["curves"]:
         return None
-    points = {agent: curve["points"] for agent, curve in data["curves"].items()}
-    updates = sorted({int(update) for curve in points.values() for update in curve})
-    values = [100 * level["success"] for curve in points.values() for level in curve.values()]
-    chart = Wide((0, updates[-1]), _percent_axis(values), "updates", "success, %")
-    ends = []
-    for agent, curve in reversed(list(points.items())):
-        xs = sorted(map(int, curve))
-        ys = [100 * curve[str(x)]["success"] for x in xs]
-        color = _agent_color(agent)
-        if agent == MAIN:
-            chart.band(xs, *([100 * curve[str(x)]["ci95"][i] for x in xs] for i in (0, 1)), color)
-        chart.line(xs, ys, color)
-        for x, y in zip(xs, ys, strict=True):
-            chart.dot(x, y, color, 3.5)
-        ends.append((xs[-1], ys[-1], color, data["agents"][agent]["title"]))
-    chart.names(ends)
-    return figure("success during training", [("", chart)])
+    figure, (axis,) = new_panels([""], x="updates", y="success, %", **WIDE)
+    for agent, curve in data["curves"].items():
+        _line(
+            axis, {int(update): curve["points"][update] for update in sorted(curve["points"], key=int)}, agent
+        )
+    legend(figure, [(_agent_color(agent), data["agents"][agent]["title"]) for agent in data["curves"]])
+    return figure
 
 
-def _losses(data: dict) -> str | None:
+def _losses(data: dict) -> Figure | None:
     """The parts of each agent's loss; their sum where it has no parts."""
     shown = {}
     for agent, entry in data["losses"].items():
@@ -189,44 +132,43 @@ def _losses(data: dict) -> str | None:
     if not shown:
         return None
     names = sorted({name for _, parts in shown.values() for name in parts})
-    wheel = ("blue", "red", "green", "ochre", "purple", "teal", "pink", "brown")
-    colors = {name: wheel[i % len(wheel)] for i, name in enumerate(names)}
-    panels = []
-    for agent, (updates, parts) in shown.items():
-        x = (0, updates[-1])
-        chart = Small(x, limits(*parts.values()), "updates", "loss", x_ticks=ticks(*x, about=3))
+    colors = dict(zip(names, cycle(("blue", *SPARE)), strict=False))
+    figure, axes = new_panels([data["agents"][agent]["title"] for agent in shown], x="updates", y="loss")
+    for axis, (updates, parts) in zip(axes, shown.values(), strict=True):
         for name, values in parts.items():
-            chart.line(updates, values, colors[name])
-        panels.append((data["agents"][agent]["title"], chart))
-    legend = [(colors[name], name.replace("_", " ")) for name in names]
-    return figure("training losses of every agent", panels, legend)
+            axis.plot(updates, values, color=C[colors[name]], lw=1.2)
+        axis.locator_params(axis="x", nbins=3)
+    legend(figure, [(color, name.replace("_", " ")) for name, color in colors.items()])
+    return figure
 
 
-def _calibration(data: dict) -> str | None:
-    panels = []
-    for agent, entry in data["calibration"].items():
-        qs, returns = zip(*entry["bins"], strict=True)
-        both = limits([*qs, *returns])
-        at = ticks(*both)
-        chart = Small(both, both, "Q, predicted", "return that followed", x_ticks=at, y_ticks=at)
-        chart.line(chart.x_limits, chart.x_limits, "control", "dashed")
-        color = _agent_color(agent)
-        chart.line(qs, returns, color)
-        for q, value in entry["bins"]:
-            chart.dot(q, value, color, 3.5)
-        panels.append((f"{data['agents'][agent]['title']} (bias {number(entry['bias'])})", chart))
-    return figure("Q against the Monte-Carlo return, tenths of the decisions", panels) if panels else None
+def _calibration(data: dict) -> Figure | None:
+    found = data["calibration"]
+    if not found:
+        return None
+    titles = [
+        f"{data['agents'][agent]['title']} (bias {number(entry['bias'])})" for agent, entry in found.items()
+    ]
+    figure, axes = new_panels(titles, x="Q, predicted", y="return that followed")
+    for axis, (agent, entry) in zip(axes, found.items(), strict=True):
+        axis.axline(entry["bins"][0][:1] * 2, slope=1, color=C["control"], ls="--", lw=1)
+        axis.plot(*zip(*entry["bins"], strict=True), color=C[_agent_color(agent)], marker="o", ms=4)
+    return figure
+
+
+def _line(axis, by_x: dict[int, dict], agent: str) -> None:
+    """A line of success rates; the main agent's has its interval as a band."""
+    color, levels = C[_agent_color(agent)], list(by_x.values())
+    if agent == MAIN:
+        ends = [[100 * level["ci95"][i] for level in levels] for i in (0, 1)]
+        axis.fill_between(list(by_x), *ends, color=color, alpha=0.15, lw=0)
+    axis.plot(list(by_x), [100 * level["success"] for level in levels], color=color, marker="o", ms=4)
 
 
 def _fullest(by_n: dict[str, dict]) -> dict[int, dict]:
     """The points that rest on as many runs as any: others would bend the line by what is missing."""
     most = max(level["runs"] for level in by_n.values())
     return {int(n): level for n, level in by_n.items() if level["runs"] == most}
-
-
-def _percent_axis(values: list[float]) -> tuple[float, float]:
-    low, high = limits(values, margin=0.08)
-    return max(0.0, low), min(100.0, high) if high > max(low, 0.0) else 100.0
 
 
 def _agent_color(agent: str) -> str:

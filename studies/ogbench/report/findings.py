@@ -1,6 +1,7 @@
 """What was found, in sentences and verdicts: each is computed from the numbers, also where a target is missed."""
 
 from deas_vla.report.summary import counted, point_range, points
+from studies.markdown import gap, rate, rate_range
 from studies.ogbench.report.summary import LONGER, MAIN, PEER, TITLES
 
 BASELINES = ("bc", "iql", "nstep_iql")  # DEAS is to be ahead of these
@@ -9,20 +10,6 @@ TIMED = "cube-single"  # on this
 MS_PER_UPDATE = 35.0
 SEEDS, EPISODES, TASKS, TRANSITIONS = 3, 50, 5, 200_000
 MET, MISSED, OPEN = "met", "missed", "not measured"
-
-
-def rate(value: float | None, decimals: int = 1) -> str:
-    """A fraction in per cent without the sign; a dash for what is missing."""
-    return "–" if value is None else f"{100 * value:.{decimals}f}"
-
-
-def rate_range(interval) -> str:
-    return f"{rate(interval[0])} to {rate(interval[1])}"
-
-
-def gap(result: dict | None) -> str:
-    """A difference with its interval: ``+3.2 (−1.0 to +7.4)``; a dash for what is missing."""
-    return "–" if result is None else f"{points(result['difference'], 1)} ({point_range(result['ci95'])})"
 
 
 def targets(results: dict) -> list[dict]:

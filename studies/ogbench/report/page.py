@@ -1,9 +1,7 @@
 """The OGBench results as a Markdown page: tables and figures of the numbers in the JSON file, and nothing else."""
 
 from deas_vla.report.summary import counted
-from deas_vla.report.svg import number
-from studies.markdown import DASH, table
-from studies.ogbench.report.findings import rate
+from studies.markdown import DASH, number, rate, table
 from studies.ogbench.report.paper import DIFFERENCES, MAIN_TABLE
 from studies.ogbench.report.runs import flat
 from studies.ogbench.report.summary import MAIN

@@ -1,8 +1,6 @@
 """The tables of one data set on the page of OGBench results, as Markdown."""
 
-from deas_vla.report.svg import number
-from studies.markdown import DASH, table
-from studies.ogbench.report.findings import gap, rate, rate_range
+from studies.markdown import DASH, gap, number, rate, rate_range, table
 from studies.ogbench.report.paper import ABLATIONS
 from studies.ogbench.report.summary import MAIN
 
