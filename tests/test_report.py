@@ -3,7 +3,6 @@
 import json
 import re
 from html.parser import HTMLParser
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,7 +21,6 @@ from deas_vla.report import (
     write_report,
     write_video,
 )
-from deas_vla.report.run import collection_scenes
 from deas_vla.report.summary import summarize
 from deas_vla.report.video import compose
 from deas_vla.rollouts.statistics import paired_difference, wilson_interval
@@ -167,36 +165,6 @@ def test_rule_10_evaluation_scenes_must_not_be_training_scenes():
     assert "unseen" not in unknown["headline"]["detail"] and any(
         "not checked" in c for c in unknown["caveats"]
     )
-
-
-def test_rule_10_scenes_of_the_training_data_are_read_from_its_records(tmp_path):
-    """Also those of folders that a user adds: nothing is computed from how a run would have chosen its scenes."""
-    pa, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
-
-    def written(name: str, **columns) -> Path:
-        folder = tmp_path / name / "dataset" / "data" / "chunk-000"
-        folder.mkdir(parents=True)
-        parquet.write_table(pa.table({"index": [0, 1, 2], **columns}), folder / "file-000.parquet")
-        return tmp_path / name
-
-    def stage(name: str, *more: Path) -> dict:
-        return {
-            "folder": tmp_path / name,
-            "settings": {"more": {"folders": [str(folder) for folder in more]}},
-        }
-
-    written("demonstrations", scene=[10_000, 10_000, 10_001])
-    added = written("added", scene=[2_010_000, 2_010_003, 2_010_003]) / "dataset"
-    stages = {"demonstrations": stage("demonstrations"), "critic": stage("critic", added)}
-    assert collection_scenes(stages).tolist() == [10_000, 10_001, 2_010_000, 2_010_003]
-    played = methods(np.ones((4, 1), bool), np.ones((4, 1), bool))
-    played.methods = {n: Outcomes(m.scenes + 2_010_000, m.success) for n, m in played.methods.items()}
-    played.collection_scenes = collection_scenes(stages)
-    with pytest.raises(UserError, match=r"scenes \[2010000, 2010003\] were also used"):
-        summarize(played)
-    # A data set without the column leaves it open, and the report says so.
-    stages["critic"] = stage("critic", written("silent") / "dataset")
-    assert collection_scenes(stages) is None and collection_scenes({}) is None
 
 
 def test_rule_10_methods_on_fewer_scenes_are_compared_on_those_they_share():
