@@ -22,6 +22,14 @@ from studies.robosuite.summary import (
 # Said of every table of ingredients.
 LUCK = "Intervals are over scenes, not trainings; where all variants are alike, one in twenty still seems to differ."
 
+PRESET = (
+    "The critic is the preset `default`: DEAS with a scalar value head, an auxiliary loss that predicts the "
+    "observation after the chunk, and an image encoder of its own. HL-Gauss, the published head, is a row of the "
+    "critic's ingredients below; the preset `published` as a whole was not run. Filtered BC is handicapped: demonstrations store "
+    "every step and rollouts every eighth, so that an estimated 60 to 75 % of what it imitates is the noisy expert; "
+    "part of every difference from it is that."
+)
+
 
 def page(results: dict) -> str:
     """The Markdown page of `summarize`'s result."""
@@ -44,6 +52,7 @@ def page(results: dict) -> str:
             [[row["target"], row["measured"], words[row["met"]]] for row in results["targets"]],
             "lll",
         ),
+        PRESET,
         "## Success",
         "![Success of every method on every task, with its interval](robosuite-methods.svg)",
         table(

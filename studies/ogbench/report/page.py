@@ -16,6 +16,11 @@ from studies.ogbench.report.tables import (
     success_table,
 )  # fmt: skip
 
+# What results were computed with before they named it.
+BOOTSTRAP = (
+    "a bootstrap that resamples training seeds and scenes, which over three seeds covers less than it says"
+)
+
 
 def page(results: dict, figures: dict[str, dict[str, str]]) -> str:
     """The whole page.
@@ -82,9 +87,11 @@ def _what_was_run(results: dict) -> str:
         + f"\n\n{about}\n\n"
         + "All agents of one seed share the data, the frozen behaviour policy of their chunk length, the scenes and "
         "the noise of every decision; filtered BC alone trains a policy of its own. Success is in per cent. Intervals "
-        "are 95 %: a t interval over the means of training seeds, of one seed a bootstrap over scenes; tasks are "
-        "taken as given. Differences are paired by task, seed and scene. With so many comparisons, some "
-        "intervals will miss the truth; nothing is corrected for that."
+        f"are 95 %: {results.get('intervals', BOOTSTRAP)}; tasks are taken as given. Differences are paired by task, "
+        "seed and scene. With so many comparisons, some intervals will miss the truth; nothing is corrected for that."
+        "\n\nWhat is called DEAS here is the preset `default`: a scalar value head and targets that follow at 0.02 an "
+        "update, as all agents have. The published head, HL-Gauss, and pace are ablations below (`deas@head=hl_gauss`, "
+        "`deas@head=hl_gauss+polyak=0.005`); the preset `published` as a whole was not run."
     )
 
 
