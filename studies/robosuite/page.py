@@ -25,9 +25,9 @@ LUCK = "Intervals are over scenes, not trainings; where all variants are alike, 
 PRESET = (
     "The critic is the preset `default`: DEAS with a scalar value head, an auxiliary loss that predicts the "
     "observation after the chunk, and an image encoder of its own. HL-Gauss, the published head, is a row of the "
-    "critic's ingredients below; the preset `published` as a whole was not run. Filtered BC is handicapped: demonstrations store "
-    "every step and rollouts every eighth, so that an estimated 60 to 75 % of what it imitates is the noisy expert; "
-    "part of every difference from it is that."
+    "critic's ingredients below; the preset `published` as a whole was not run. Filtered BC is handicapped: "
+    "demonstrations store every step and rollouts every eighth, so that an estimated 60 to 75 % of what it imitates is "
+    "the noisy expert; part of every difference from it is that."
 )
 
 
