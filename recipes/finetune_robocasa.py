@@ -10,7 +10,7 @@ minutes and 5 GB on two CPU cores. Each stage has a folder in `output`, is skipp
 settings, and goes on where it was interrupted: run the same command again.
 """
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -56,6 +56,10 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     output: str = "outputs/lift"
     # Chooses scenes, noise, initial weights and the order of the data, 0 to 99; the defaults were chosen on seed 0.
     seed: int = 1
+    # The policy's noise wherever candidates are made is multiplied by this; null: by what each stage says.
+    noise_scale: float | None = None
+    # Actions of a chunk that are played wherever one plays; null: what each stage says.
+    execute_steps: int | None = None
     # Demonstrations of the scripted expert.
     demos: DemosConfig = field(default_factory=DemosConfig)
     # The model.
@@ -95,6 +99,13 @@ class FinetuneRobocasaConfig(SimulatorConfig):
         super().__post_init__()
         # Hours before the critic's stage would.
         require_fit(self.critic, self.reward)
+        if self.noise_scale is not None:
+            self.rollouts = replace(self.rollouts, noise_scale=self.noise_scale)
+            self.weighting = replace(self.weighting, noise_scale=self.noise_scale)
+            self.evaluation = replace(self.evaluation, noise_scale=self.noise_scale)
+        if self.execute_steps is not None:
+            self.rollouts = replace(self.rollouts, execute_steps=self.execute_steps)
+            self.evaluation = replace(self.evaluation, execute_steps=self.execute_steps)
 
     @staticmethod
     def preset_values(name: str) -> dict:
@@ -193,6 +204,7 @@ def improvement_iteration(
             image_encoder=config.image_encoder,
             image_encoder_training=config.image_encoder_training,
             critic=config.critic,
+            policy_noise_scale=config.evaluation.noise_scale,
             mix=config.mix,
             training=config.critic_training,
         ),

@@ -102,6 +102,15 @@ def test_the_loop_and_its_stage_alone_train_the_same_critic(arguments):
         assert getattr(loop, name) == getattr(alone, name), name
 
 
+def test_one_flag_of_the_loop_sets_the_noise_and_the_actions_played_of_every_stage():
+    flags = ["--noise_scale=1", "--execute_steps=8", "--rollouts.noise_scale=0.1"]
+    loop = parse(finetune_robocasa.FinetuneRobocasaConfig, flags)
+    assert {loop.rollouts.noise_scale, loop.weighting.noise_scale, loop.evaluation.noise_scale} == {1.0}
+    assert {loop.rollouts.execute_steps, loop.evaluation.execute_steps} == {8}
+    usual = parse(finetune_robocasa.FinetuneRobocasaConfig, [])
+    assert {usual.rollouts.noise_scale, usual.weighting.noise_scale, usual.evaluation.noise_scale} == {0.5}
+
+
 def test_a_preset_comes_before_the_flags():
     for chosen in (["--preset=published"], ["--preset", "published"]):
         config = parse(train_critic.TrainCriticConfig, ["--critic.expectile=0.8", *chosen])
