@@ -53,7 +53,7 @@ class PointMassSettings(EnvSettings):
 
 @register_simulator("point_mass")
 class PointMass:
-    """A mass on a line; the task is to move it past 1."""
+    """A mass in a plane, of which x is kept; the task is to move it past 1."""
 
     settings_class = PointMassSettings
     restores_any_scene = RESTORES
@@ -72,7 +72,7 @@ class PointMass:
             embodiment="point_mass",
             rate_hz=10.0,
             state=(Column("point.x", "m"), Column("point.v", "m/s")),
-            action=(Column("force.x", "command", "continuous", -1.0, 1.0),),
+            action=tuple(Column(f"force.{axis}", "command", "continuous", -1.0, 1.0) for axis in "xy"),
             cameras=(Camera("top", size, size),),
         )
 
@@ -117,7 +117,7 @@ class PointMass:
         return self._play(lambda: next(commands), len(actions), frame_every)
 
     def play_expert(self, steps, noise, frame_every=0):
-        return self._play(lambda: 0.8 + 0.1 * noise.standard_normal(1), steps, frame_every)
+        return self._play(lambda: 0.8 + 0.1 * noise.standard_normal(2), steps, frame_every)
 
     def save(self):
         return self.x, self.v, self.steps
@@ -139,7 +139,7 @@ class Pusher(ChunkPolicy):
     def __init__(self, contract):
         super().__init__()
         zero, one = (0.0, 0.0), (1.0, 1.0)
-        self.contract = contract.with_statistics(Statistics(zero, one, (0.0,), (1.0,)))
+        self.contract = contract.with_statistics(Statistics(zero, one, zero, one))
         self.horizon, self.encoder = HORIZON, ExampleEncoder(self.contract)
 
     def encode(self, observation) -> Context:
@@ -194,7 +194,7 @@ def test_it_plays_is_evaluated_branched_and_filmed(simulator, workers, tmp_path)
         result = evaluate_method("toy", source, decider, jobs, tmp_path, parallel=2, **play)
         assert result.success.shape == (2, 2) and len(json.loads((tmp_path / "toy.json").read_text())) == 4
         frame = source.reset([0], [3])[0]
-        candidates = np.stack([np.full((EXECUTE, 1), force, np.float32) for force in (-1.0, 1.0)])
+        candidates = np.stack([np.full((EXECUTE, 2), force, np.float32) for force in (-1.0, 1.0)])
         state = source.save([0])[0]
         lost, won = play_branches(
             source, BestOfN(decider.policy), state, frame, candidates, [-1, -1], episode_id=9, **play
