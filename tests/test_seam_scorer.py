@@ -6,16 +6,25 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from data_example import example_episode
 from policy_example import observations, small_policy
+from rollout_example import LineWorkers
+from test_reranker_run import finished
 
 from deas_vla import cli
+from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
 from deas_vla.export.export import Export
 from deas_vla.export.reranker import Reranker
-from deas_vla.improvement.best_of_n import NoiseKey
-from deas_vla.scorers.scorer import SCORERS
+from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
+from deas_vla.scorers.scorer import SCORERS, load_scorer
+from deas_vla.training.features import encode_frames
+from deas_vla.training.loop import make_accelerator
+from recipes.train_critic import TrainCriticConfig, train_critic
 
 ROOT = Path(__file__).parent.parent
 TOY = """
@@ -58,6 +67,39 @@ def test_it_is_exported_verified_and_loaded_by_its_name(shortest, tmp_path, caps
         "deas_vla.export.lerobot_plugin.modeling_deas", fromlist=["DeasPolicy"]
     )
     assert type(modeling.DeasPolicy.from_pretrained(folder).scorer) is shortest
+
+
+def test_it_is_a_stage_and_evaluated_by_its_name(shortest, tmp_path, monkeypatch):
+    """Training takes the name; whatever plays a stage's critic afterwards plays this one."""
+    monkeypatch.chdir(tmp_path)
+    policy = small_policy()
+    policy.save(finished(tmp_path / "policy") / "policy")
+    config = TrainCriticConfig(
+        scorer=f"{tmp_path / 'toy_scorer.py'}:shortest_of_a_test",
+        policy=str(tmp_path / "policy"),
+        demonstrations="",
+        rollouts=[],
+        output=str(tmp_path / "critic"),
+    )
+    accelerator = make_accelerator()
+    train_critic(accelerator, config)
+    scorer = load_scorer(tmp_path / "critic" / "critic", policy.contract)
+    assert type(scorer) is shortest and scorer.horizon == policy.horizon
+
+    decider = BestOfN(policy, 4, "best", scorer)
+    jobs = paired_jobs([3, 8], 1)
+    evaluate_method("shortest", LineWorkers(), decider, jobs, tmp_path, seed=0, parallel=2, execute_steps=4)
+    played = json.loads((tmp_path / "shortest.json").read_text())
+    assert [episode["scene"] for episode in played] == [3, 8]
+    assert all("scores" in decision or "score" in decision for decision in played[0]["decisions"])
+
+    # Fine-tuning by its advantages: it reads stored frames like any other.
+    rng = np.random.default_rng(0)
+    frames = FrameTable.of([example_episode(rng, 8, True)])
+    rows = torch.arange(0, len(frames), 2)
+    encoded = encode_frames(accelerator, scorer, policy, frames, tmp_path / "features", rows)
+    chunk = torch.randn(len(rows), policy.horizon, policy.contract.action_dim)
+    assert scorer.advantage(encoded, chunk).shape == (len(rows),)
 
 
 def test_another_program_finds_it_where_the_environment_says_so(shortest, tmp_path):
