@@ -376,3 +376,13 @@ def test_held_out_frames_do_not_shape_the_features():
     among = torch.arange(0, 40, 2)
     told = fit_projection(pooled, 4, among=among)
     assert torch.equal(told.components, fit_projection(pooled[among], 4).components)
+
+
+def test_images_are_hashed_once_for_all_caches(encoder, frames, tmp_path, monkeypatch):
+    first = FeatureCache(tmp_path, encoder, frames, CONFIG, block=16)
+    monkeypatch.setattr(FrameTable, "subset", lambda *_: pytest.fail("hashed again"))
+    assert FeatureCache(tmp_path, encoder, frames, CONFIG, block=16).fingerprint == first.fingerprint
+    assert (
+        FeatureCache(tmp_path, encoder, frames, FeatureConfig(grid=1), block=16).fingerprint
+        != first.fingerprint
+    )

@@ -114,6 +114,17 @@ def test_an_ensemble_is_the_mean_of_what_its_members_see(policy, tmp_path):
     assert not torch.equal(together.index, alone[0].index)
 
 
+def test_a_member_named_in_a_file_imports_nothing(policy, tmp_path):
+    """Rule 11: what is registered may be named, a module may not."""
+    (tmp_path / "evil_member.py").write_text("raise SystemExit('it ran')")
+    EnsembleScorer([small_scorer(policy)]).save(tmp_path)
+    rewrite(
+        tmp_path, description=lambda d: d["members"][0].update(type=f"{tmp_path / 'evil_member.py'}:evil")
+    )
+    with pytest.raises(UserError, match=r"header that does not fit.*unknown scorer"):
+        load_scorer(tmp_path)
+
+
 def test_what_does_not_belong_together_is_no_ensemble(policy, scorer):
     with pytest.raises(UserError, match="at least one"):
         EnsembleScorer([])

@@ -76,6 +76,17 @@ class FrameTable:
             images={name: images[rows] for name, images in self.images.items()},
         )
 
+    def block_fingerprints(self, block: int) -> list[str]:
+        """`fingerprint` of each `block` frames in order; images are hashed once, however many caches ask."""
+        if block not in self._blocks:
+            starts = range(0, len(self), block)
+            self._blocks[block] = [self.subset(slice(at, at + block)).fingerprint for at in starts]
+        return self._blocks[block]
+
+    @cached_property
+    def _blocks(self) -> dict[int, list[str]]:
+        return {}
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256 over everything that a policy sees of the frames, in order."""

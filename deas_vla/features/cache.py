@@ -36,11 +36,8 @@ class FrameCache:
     def __init__(self, folder: Path, frames: FrameTable, depends: str, block: int = BLOCK):
         self.frames, self.block = frames, block
         self.folder = Path(folder) / _hash(depends)[:16]
-        starts = range(0, len(frames), block)
-        parts = (frames.subset(slice(start, start + block)) for start in starts)
-        self._keys = [
-            _hash(f"{depends} {start} {part.fingerprint}") for start, part in zip(starts, parts, strict=True)
-        ]
+        prints = frames.block_fingerprints(block)
+        self._keys = [_hash(f"{depends} {number * block} {each}") for number, each in enumerate(prints)]
         self.fingerprint = _hash(" ".join(self._keys))
 
     def compute(self, rows: Tensor) -> Tensor:
