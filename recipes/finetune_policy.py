@@ -39,7 +39,7 @@ from deas_vla.launch import run_recipe
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import POLICIES, load_policy
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
-from deas_vla.rollouts.collect import collected
+from deas_vla.rollouts.collect import Reader, collected
 from deas_vla.rollouts.scenes import record_scenes
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.features import encode_frames
@@ -101,16 +101,16 @@ class FinetunePolicyConfig:
     weighting: AdvantageWeighting = field(default_factory=AdvantageWeighting)
 
 
-def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig) -> None:
+def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read: Reader = collected) -> None:
     rollouts = numbered("rollouts", config.rollouts)
     others = ("demonstrations", "critic", "start_from")
     paths = {name: getattr(config, name) for name in others} | rollouts
     inputs = {name: Path(path) for name, path in paths.items() if path}
 
     def work(folder: Path) -> None:
-        demonstrations, contract, _ = collected(inputs["demonstrations"])
+        demonstrations, contract, _ = read(inputs["demonstrations"])
         data = {str(inputs["demonstrations"]): demonstrations}
-        data |= {str(inputs[name]): collected(inputs[name], contract)[0] for name in rollouts}
+        data |= {str(inputs[name]): read(inputs[name], contract)[0] for name in rollouts}
         if accelerator.is_main_process:
             record_scenes(folder, data)
         episodes = [episode for part in data.values() for episode in part]

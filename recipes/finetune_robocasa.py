@@ -23,6 +23,7 @@ from deas_vla.features.pooling import FeatureConfig
 from deas_vla.improvement.weighted_imitation import AdvantageWeighting
 from deas_vla.launch import run_recipe
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
+from deas_vla.rollouts.collect import CollectedReader
 from deas_vla.training.loop import TrainingConfig, make_accelerator
 from deas_vla.training.presets import preset
 from recipes.collect_demos import CollectDemosConfig, DemosConfig, collect_demos
@@ -124,6 +125,7 @@ def improve(accelerator: Accelerator, config: FinetuneRobocasaConfig) -> Evaluat
     run, seed = Path(config.output), config.seed
     simulator = {f.name: getattr(config, f.name) for f in fields(SimulatorConfig)}
     demonstrations, policy = str(run / "demonstrations"), str(run / "policy")
+    read = CollectedReader()
 
     collect_demos(
         accelerator, CollectDemosConfig(**simulator, output=demonstrations, seed=seed, demos=config.demos)
@@ -133,15 +135,16 @@ def improve(accelerator: Accelerator, config: FinetuneRobocasaConfig) -> Evaluat
         FinetunePolicyConfig(
             output=policy, demonstrations=demonstrations, seed=seed, policy=config.policy, training=config.bc
         ),
+        read,
     )
-    first = improvement_iteration(accelerator, config, demonstrations, policy, policy, [])
+    first = improvement_iteration(accelerator, config, demonstrations, policy, policy, [], read)
     policies = [
         f"filtered_bc:{first['filtered_bc']}",
         f"advantage_weighted:{first['advantage_weighted']}:{first['critic']}",
     ]
     if config.second_iteration:
         improved, rollouts = first["advantage_weighted"], [first["rollouts"]]
-        second = improvement_iteration(accelerator, config, demonstrations, policy, improved, rollouts)
+        second = improvement_iteration(accelerator, config, demonstrations, policy, improved, rollouts, read)
         policies.append(f"second_iteration:{second['advantage_weighted']}:{second['critic']}")
     return EvaluateConfig(
         **simulator,
@@ -161,6 +164,7 @@ def improvement_iteration(
     policy: str,
     improved: str,
     before: list[str],
+    read: CollectedReader,
 ) -> dict[str, str]:
     """Rollouts → critic → improved policies; returns stage name to folder.
 
@@ -171,6 +175,7 @@ def improvement_iteration(
         policy: of the cloned policy, whose backbone all policies share.
         improved: of the policy that is rolled out and improved.
         before: of the rollouts of earlier iterations.
+        read: reads what was collected, which every stage does.
     """
     run, seed = Path(config.output), config.seed
     simulator = {f.name: getattr(config, f.name) for f in fields(SimulatorConfig)}
@@ -208,6 +213,7 @@ def improvement_iteration(
             mix=config.mix,
             training=config.critic_training,
         ),
+        read,
     )
     # Filtered behaviour cloning is the baseline of the first iteration only.
     for method in ("filtered_bc", "advantage_weighted")[number > 1 :]:
@@ -225,6 +231,7 @@ def improvement_iteration(
                 training=config.improvement,
                 weighting=config.weighting,
             ),
+            read,
         )
     return folder
 

@@ -33,7 +33,7 @@ from deas_vla.improvement.selection import CANDIDATE_NOISE
 from deas_vla.improvement.weighted_imitation import CandidateCache
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
-from deas_vla.rollouts.collect import collected
+from deas_vla.rollouts.collect import Reader, collected
 from deas_vla.rollouts.scenes import record_scenes
 from deas_vla.scorers.deas import DeasScorer
 from deas_vla.scorers.scorer import SCORERS
@@ -142,7 +142,7 @@ def require_joined(options: Options) -> None:
         )
 
 
-def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
+def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Reader = collected) -> None:
     rollouts = numbered("rollouts", config.rollouts)
     paths = {"demonstrations": config.demonstrations, **rollouts, "policy": config.policy}
     inputs = {name: Path(path) for name, path in paths.items() if path}
@@ -162,7 +162,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig) -> None:
         critic_config = scorer_class.adapted(config.critic)
         require_fitting_horizon(policy, critic_config.horizon)
         stages = [name for name in ("demonstrations", *rollouts) if name in inputs]
-        parts = [collected(inputs[name], policy.contract)[0] for name in stages]
+        parts = [read(inputs[name], policy.contract)[0] for name in stages]
         weights = [1.0] * len(parts) + config.more.weight_of_each
         parts += read_mixture(config.more, policy.contract)[0]
         if accelerator.is_main_process:

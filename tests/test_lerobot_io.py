@@ -20,7 +20,6 @@ from deas_vla.data.lerobot.writer import columns_of, features, shown_frame, writ
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.rollouts import collect
-from deas_vla.rollouts.collect import collected
 
 CONTRACT = example_contract()
 
@@ -456,17 +455,17 @@ def test_what_a_stage_collected_is_read_once(copy, monkeypatch):
 
     reads = []
 
-    def counted(root, expected):
+    def counted(root, expected=None):
         reads.append(root)
         return read_dataset(root, expected)
 
     monkeypatch.setattr(collect, "read_dataset", counted)
-    monkeypatch.setattr(collect, "_READ", {})
+    read = collect.CollectedReader()
     finished("one")
-    first, contract, metadata = collected(copy.parent, CONTRACT)
+    first, contract, metadata = read(copy.parent, CONTRACT)
     FrameTable.of(first)
     first.clear()
-    again, same, _ = collected(copy.parent)
+    again, same, _ = read(copy.parent)
     assert len(reads) == 1 and same == contract == CONTRACT and metadata["seed"] == 3
     for episode, expected in zip(again, read_dataset(copy)[0], strict=True):
         assert_same_episode(episode, expected)
@@ -474,8 +473,8 @@ def test_what_a_stage_collected_is_read_once(copy, monkeypatch):
     # What is remembered is held against what is expected, and what was made anew is read anew.
     other = example_contract(rate_hz=CONTRACT.rate_hz + 1)
     with pytest.raises(ContractMismatch, match="rate"):
-        collected(copy.parent, other)
-    for number in range(collect.KEPT + 1):
+        read(copy.parent, other)
+    for number in range(read.kept + 1):
         finished(f"made anew {number}")
-        collected(copy.parent)
-    assert len(reads) == collect.KEPT + 2 and len(collect._READ) == collect.KEPT
+        read(copy.parent)
+    assert len(reads) == read.kept + 2 and len(read._read) == read.kept

@@ -19,10 +19,8 @@ from deas_vla.rollouts.play import episode_of
 from deas_vla.training.stages import stage_mark, try_lock
 
 DATASET = "dataset"
-# What this process has read, the latest last: a stage's folder and fingerprint to its data set. Three stages of a
-# loop read the same demonstrations and rollouts, and decoding their images takes a while.
-_READ: dict[tuple[Path, str], tuple[list[Episode], Contract, dict]] = {}
-KEPT = 3
+# `collected`, or a `CollectedReader`.
+Reader = Callable[..., tuple[list[Episode], Contract, dict]]
 
 
 def collect_in_blocks(
@@ -153,21 +151,39 @@ def write_collected(
 
 
 def collected(stage: Path, expected: Contract | None = None) -> tuple[list[Episode], Contract, dict]:
-    """What a stage of demonstrations or rollouts collected; read once in a process.
+    """What a stage of demonstrations or rollouts collected.
 
     Args:
         stage: its folder; the stage must be done.
         expected: as of `read_dataset`.
 
     Returns:
-        As of `read_dataset`. The list is the caller's own, its episodes are not.
+        As of `read_dataset`.
     """
-    key = Path(stage).resolve(), stage_mark(stage)
-    if key not in _READ:
-        _READ[key] = read_dataset(stage / DATASET, expected)
-        for old in list(_READ)[:-KEPT]:
-            del _READ[old]
-    episodes, contract, metadata = _READ[key]
-    if expected is not None:
-        expected.require_same(contract, "what is expected", str(stage / DATASET))
-    return list(episodes), contract, metadata
+    stage_mark(stage)
+    return read_dataset(stage / DATASET, expected)
+
+
+class CollectedReader:
+    """`collected` for a recipe of several stages that read the same data: decoding their images takes a while.
+
+    Args:
+        kept: data sets that are kept in memory, the latest.
+    """
+
+    def __init__(self, kept: int = 3):
+        self.kept = kept
+        self._read: dict[tuple[Path, str], tuple[list[Episode], Contract, dict]] = {}
+
+    def __call__(self, stage: Path, expected: Contract | None = None) -> tuple[list[Episode], Contract, dict]:
+        """As `collected`, read once. The list is the caller's own, its episodes are not."""
+        # A stage that was made anew is another one.
+        key = Path(stage).resolve(), stage_mark(stage)
+        if key not in self._read:
+            self._read[key] = collected(stage, expected)
+            for old in list(self._read)[: -self.kept]:
+                del self._read[old]
+        episodes, contract, metadata = self._read[key]
+        if expected is not None:
+            expected.require_same(contract, "what is expected", str(stage / DATASET))
+        return list(episodes), contract, metadata
