@@ -1,6 +1,6 @@
-"""Off-screen pictures of a MuJoCo scene: fast ones for policies, good ones for people.
+"""Off-screen images of a MuJoCo scene: fast ones for policies, good ones for people.
 
-A fast picture draws collision geometry only, without shadows, reflections or multisampling, which is where
+A fast image shows collision geometry only, without shadows, reflections or multisampling, which is where
 robosuite's default spends its time. Rendering is in software with OSMesa where its library is there, so that the same
 scene gives the same pixels on every machine; ``MUJOCO_GL=egl`` asks for EGL instead.
 """
@@ -29,7 +29,7 @@ def _loads(library: str) -> bool:
 
 
 def choose_gl() -> str:
-    """The OpenGL platform to render with, ``osmesa`` or ``egl``, and tells MuJoCo by setting ``MUJOCO_GL``.
+    """The OpenGL platform to render with, ``osmesa`` or ``egl``, which MuJoCo reads from ``MUJOCO_GL``.
 
     Raises:
         UserError: if no library is installed, with the line that installs one.
@@ -51,7 +51,7 @@ class SceneRenderer:
 
     Args:
         model: the MuJoCo model.
-        height, width: size of the pictures.
+        height, width: size of the images.
         full: visual geometry, shadows and smooth edges; otherwise collision geometry, plain.
         groups: groups of geometry to draw instead.
         sites: also draw sites of group 0, where a simulator marks its goals with them.

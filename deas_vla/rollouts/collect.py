@@ -50,12 +50,12 @@ def collect_in_blocks(
     paths = []
     title = f"{folder.name} {name}"
     with tqdm(total=len(scenes), desc=title, unit="episode", dynamic_ncols=True, disable=not show) as bar:
-        finished, wins = 0, 0
+        finished, successes = 0, 0
 
         def count(episode: Episode) -> None:
-            nonlocal finished, wins
-            finished, wins = finished + 1, wins + episode.terminated
-            bar.set_postfix(success=f"{wins / finished:.0%}", refresh=False)
+            nonlocal finished, successes
+            finished, successes = finished + 1, successes + episode.terminated
+            bar.set_postfix(success=f"{successes / finished:.0%}", refresh=False)
             bar.update()
 
         for start in range(0, len(scenes), block):

@@ -72,13 +72,13 @@ def evaluate_method(
         leave=False,
     )
     with bar:
-        wins = sum(episode["success"] for episode in done)
+        successes = sum(episode["success"] for episode in done)
 
         def finished(rollout: Rollout) -> None:
-            nonlocal wins
-            wins += rollout.episode.terminated
+            nonlocal successes
+            successes += rollout.episode.terminated
             bar.update()
-            bar.set_postfix(success=f"{wins / bar.n:.0%}", refresh=False)
+            bar.set_postfix(success=f"{successes / bar.n:.0%}", refresh=False)
 
         while len(done) < len(jobs):
             part = play_episodes(
@@ -92,8 +92,8 @@ def evaluate_method(
             )
             done += [record_of(rollout) for rollout in part]
             write_json(path, done)
-    if bar.n > bar.initial:  # not a word on what another process has played
-        tqdm.write(f"{name}: {wins / len(jobs):.0%} of {len(jobs)} episodes")
+    if bar.n > bar.initial:  # silent about what another process played
+        tqdm.write(f"{name}: {successes / len(jobs):.0%} of {len(jobs)} episodes")
     samples = len({job.sample for job in jobs})
     success = np.array([episode["success"] for episode in done]).reshape(-1, samples)
     return MethodResult(name, success, done)

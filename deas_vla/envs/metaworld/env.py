@@ -1,4 +1,4 @@
-"""Meta-World's tasks as a `ChunkEnv`: its own steps, rewards and success; scenes by number, branches, small pictures.
+"""Meta-World's tasks as a `ChunkEnv`: its own steps, rewards and success; scenes by number, branches, small images.
 
 The policy sees camera images and its own hand, never the object's place. Images are drawn without shadows and without
 the arm's meshes (90,000 triangles, most of the cost); hand, objects and goals are all there.
@@ -120,7 +120,7 @@ class MetaworldEnv(SteppedEnv):
         # As Meta-World's own reset: nothing was seen before the first observation.
         simulator._prev_obs = self.observation[:18].copy()
         self.observation[18:36] = simulator._prev_obs
-        # Some scenes move a fixture last of all; the picture must show it where it is.
+        # Some scenes move a fixture last of all; the image must show it where it is.
         self._mujoco.mj_fwdPosition(self.model, self.data)
         self.expert.reset()
         return self.frame()

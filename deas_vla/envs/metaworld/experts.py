@@ -1,6 +1,6 @@
 """Meta-World's scripted experts, made noisy on purpose.
 
-They are functions of what they see: where the hand, the object and the goal are. The hand trembles (`expert_noise`),
+They are functions of what they see: where the hand, the object and the goal are. Commands are noisy (`expert_noise`),
 and the object is believed to be a little beside where it is (`expert_grasp_bias`), in another place after each half
 second: an expert that missed sees so and tries again.
 """
@@ -28,11 +28,11 @@ class Memory:
 
 
 class NoisyExpert:
-    """One of Meta-World's experts with hands that tremble and eyes that err.
+    """One of Meta-World's experts with noise on its commands and on the position that it sees.
 
     Args:
         policy: Meta-World's scripted policy of the task.
-        noise: standard deviation of the tremble, in units of a full command.
+        noise: standard deviation of the noise on commands, in units of a full command.
         bias: standard deviation of the misjudgement, metres per axis.
     """
 

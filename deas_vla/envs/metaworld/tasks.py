@@ -1,4 +1,4 @@
-"""Meta-World's 50 tasks as we play them: what the robot is told, the time limit, the robot's columns, the cameras."""
+"""Meta-World's 50 tasks as we play them: the instruction, the time limit, the robot's columns, the cameras."""
 
 from dataclasses import dataclass, field
 
@@ -43,7 +43,7 @@ class View:
 
 
 # Meta-World's own outer cameras show a 4 cm puck as two pixels of 64; these two look at the workspace only.
-# `corner2` is what LeRobot's environment shows: there the camera is moved, and its picture turned by 180 degrees.
+# `corner2` is what LeRobot's environment shows: there the camera is moved, and its image turned by 180 degrees.
 VIEWS = {
     "workspace_right": View("corner3", (0.0, 0.66, 0.1), (0.45, -0.6, 0.6), 38.0),
     "workspace_left": View("corner4", (0.0, 0.66, 0.1), (-0.5, -0.45, 0.6), 40.0),
@@ -57,7 +57,7 @@ class Task:
     """One of Meta-World's tasks.
 
     Attributes:
-        instruction: what the robot is told; no two tasks are told the same.
+        instruction: what the robot is to do; no two tasks have the same.
         horizon: time limit in control steps, a multiple of 16: some 1.5 times what the scripted expert takes.
     """
 

@@ -134,8 +134,8 @@ class RobocasaEnv(SteppedEnv):
 
     def render(self, height: int, width: int) -> np.ndarray:
         """(height, width, 3) uint8 from behind the robot, for people."""
-        picture = self._kitchen.sim.render(height=height, width=width, camera_name=RENDER_CAMERA)
-        return np.ascontiguousarray(picture[::-1])
+        image = self._kitchen.sim.render(height=height, width=width, camera_name=RENDER_CAMERA)
+        return np.ascontiguousarray(image[::-1])
 
     def save(self) -> RobocasaState:
         return RobocasaState(self.scene, tuple(self._commands))

@@ -1,7 +1,7 @@
 """Scripted experts: they read the simulator's true state, and can be made imperfect on purpose.
 
 An expert is a small state machine. Its memory is plain data, so that it is saved and restored with the simulator. The
-imperfections are those of people: the hand trembles (`expert_noise`), and each attempt at a grasp is a little beside
+imperfections are like a person's: commands are noisy (`expert_noise`), and each attempt at a grasp is a little beside
 the object (`expert_grasp_bias`), is noticed when the hand comes up empty, and is tried again.
 """
 

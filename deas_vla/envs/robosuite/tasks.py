@@ -1,4 +1,4 @@
-"""robosuite's tasks as we play them: its environment, the sentence, the time limit, where the cameras look."""
+"""robosuite's tasks as we play them: its environment, the instruction, the time limit, where the cameras look."""
 
 import contextlib
 import ctypes
@@ -52,7 +52,7 @@ class Task:
 
     Attributes:
         environment: robosuite's class name.
-        instruction: what the robot is told.
+        instruction: what the robot is to do.
         horizon: time limit in control steps, a multiple of 16.
         look_at: point in the world that the two outer cameras look at, metres.
         left, right: where they stand from there, metres: x forward, y left of the robot.
@@ -238,7 +238,7 @@ def _robot_not_compiled_alone():
 
 @contextlib.contextmanager
 def _quiet():
-    """robosuite warns five times on import and tells where it reads a file from: none of it concerns our users."""
+    """robosuite warns five times on import and logs where it reads a file from: none of it concerns our users."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
