@@ -46,15 +46,6 @@ HEAVY = [
     "matplotlib",
     "datasets",
 ]
-# Arrows and circles of today that somebody is about to remove, and who. Empty when the house is done.
-STILL_UP: dict[tuple[str, str], str] = {}
-STILL_CIRCLES = {
-    "deas_vla.improvement.best_of_n": "critic",
-}
-STILL_TWICE = {
-    "deas_vla.envs.metaworld.env": "envs",
-}
-
 MODULES = sources("deas_vla")
 SHIPPED = sources("deas_vla", "recipes", "robots")
 
@@ -90,12 +81,12 @@ def test_every_room_has_a_floor():
 
 
 def test_no_file_imports_from_a_higher_floor_or_from_a_neighbour_it_should_not_know():
-    wrong = [arrow for arrow in wrong_arrows(MODULES) if arrow not in STILL_UP]
+    wrong = wrong_arrows(MODULES)
     assert not wrong, "\n".join(f"{module} imports {imported}" for module, imported in wrong)
 
 
 def test_no_circles_between_modules():
-    found = [circle for circle in circles(arrows(MODULES)) if not STILL_CIRCLES.keys() & set(circle)]
+    found = circles(arrows(MODULES))
     assert not found, "\n".join(" <-> ".join(circle) for circle in found)
 
 
@@ -165,8 +156,7 @@ def test_importing_brings_nothing_heavy(what):
 
 
 def test_no_block_of_eight_lines_stands_twice():
-    repeated = repeated_blocks(SHIPPED)
-    blocks = [block for block in repeated if not any(f"{module}:" in block for module in STILL_TWICE)]
+    blocks = repeated_blocks(SHIPPED)
     assert not blocks, "\n".join(blocks)
 
 

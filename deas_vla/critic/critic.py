@@ -183,7 +183,7 @@ class DeasCritic(nn.Module):
     # ---- training ------------------------------------------------------------------------------------------
 
     def forward(self, batch: CriticBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """`loss`, where distributed wrappers look for it."""
+        """`loss`, a scalar, where distributed wrappers look for it."""
         return self.loss(batch)
 
     def loss(self, batch: CriticBatch) -> tuple[Tensor, dict[str, Tensor]]:

@@ -39,7 +39,7 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
         UserError: as `write_report`; a scene of the evaluation that is in the training data's records is refused.
     """
     stages = _stages(evaluation)
-    settings = stages["evaluation"]["settings"]
+    settings = stages[evaluation.name]["settings"]
     plan, tasks, seed = settings["evaluation"], settings["tasks"], settings["seed"]
     methods = _merged({task: _read_methods(evaluation / "methods" / task) for task in tasks})
     outcomes = {name: _outcomes(episodes) for name, episodes in methods.items()}
@@ -49,7 +49,8 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
     # One candidate with the policy's own noise is the policy.
     if plan["noise_scale"] == 1:
         by_count |= {1: "policy"}
-    critic = stages["critic"]["settings"]
+    # Not by the names of folders, which are the user's.
+    critic = stage_report(Path(stages[evaluation.name]["sources"]["critic"]))["settings"]
     seen, unrecorded = seen_scenes([evaluation])
     # Nothing is called unseen where a stage did not record what it was trained on.
     trained_on = None

@@ -56,7 +56,7 @@ class Encoded(NamedTuple):
     state: Tensor
 
     def rows(self, rows: slice | Tensor) -> "Encoded":
-        """Of some of the observations."""
+        """Of (n,) of the observations: a slice, their numbers, or True and False for each."""
         return Encoded(self.features[rows], self.state[rows])
 
 

@@ -1,0 +1,219 @@
+"""README and docs/: commands that run, flags and paths that exist, Python that works, within the size of a page."""
+
+import contextlib
+import functools
+import io
+import os
+import re
+import runpy
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from markdown import GUIDES, blocks, commands, flags, links, of_file, paths
+from source_tree import ROOT
+
+from deas_vla import cli, launch
+from deas_vla.config import parse
+from deas_vla.export.run import ExportConfig
+
+NAMES = [str(path.relative_to(ROOT)) for path in GUIDES]
+# Guides whose commands are run for real, at a tiny size, in this order: one uses what another has made.
+RUN = (
+    "docs/improve.md",
+    "docs/evaluate.md",
+    "docs/critic.md",
+    "docs/policies.md",
+    "docs/data.md",
+    "docs/export.md",
+    "docs/simulators.md",
+)
+# What makes a command small enough for a test. It is put behind the flags of the guide.
+SIMULATOR = "--workers=0 --parallel_episodes=3 --simulator.horizon=48"
+TRAINING = "--training.steps=4 --training.batch_size=8"
+TINY = {
+    "recipes/collect_demos.py": f"{SIMULATOR} --demos.episodes=5",
+    "recipes/collect_rollouts.py": f"{SIMULATOR} --rollouts.episodes=6",
+    "recipes/finetune_policy.py": f"{TRAINING} --policy.layers=2 --policy.embedded.vision_layers=1 "
+    "--policy.embedded.text_layers=1",
+    "recipes/train_critic.py": f"{TRAINING} --critic.hidden_dim=32 --critic.num_layers=2 --features.dim=8 "
+    "--image_encoder.dim=8 --image_encoder_training.steps=4 --image_encoder_training.batch_size=8",
+    "recipes/evaluate.py": f"{SIMULATOR} --evaluation.scenes=2 --evaluation.samples=1 --evaluation.num_candidates=2 "
+    "--evaluation.candidate_counts=1,2 --evaluation.oracle_scenes=1",
+}
+# Programs of others, and what takes minutes or a robot even at a tiny size: the flags are checked, it is not run.
+FOREIGN = {"lerobot-eval", "lerobot-train", "tensorboard", "pip", "git", "cd", "source"}
+ONLY_PARSED = {
+    "recipes/finetune_robocasa.py",
+    "recipes/finetune_metaworld.py",
+    "recipes/adopt_policy.py",
+    "robots.rollout",
+}
+
+
+def split_command(words: list[str]) -> tuple[str, list[str]]:
+    """What a command starts, and its arguments: the path of a script, a module, or a program."""
+    words = [words[0].removeprefix(".venv/bin/"), *words[1:]]
+    if words[:2] == ["accelerate", "launch"]:
+        assert words[2] == "--config_file" and (ROOT / words[3]).is_file(), words
+        words = ["python", *words[4:]]
+    if words[0] == "python":
+        words = words[2:] if words[1] == "-m" else words[1:]
+    return words[0], words[1:]
+
+
+def start(what: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    """Runs a script, a module or the command `deas-vla` in this process; returns its exit status."""
+    if what == "deas-vla":
+        return cli.main(arguments)
+    monkeypatch.setattr(sys, "argv", [what, *arguments])
+    try:
+        if what.endswith(".py"):
+            runpy.run_path(str(ROOT / what), run_name="__main__")
+        else:
+            runpy.run_module(what, run_name="__main__", alter_sys=True)
+    except SystemExit as end:
+        return end.code or 0
+    return 0
+
+
+def parsed(what: str, arguments: list[str]) -> list[object]:
+    """The configuration that a recipe makes of its arguments, without running it; empty if it is refused."""
+    found, run_recipe = [], launch.run_recipe
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            launch, "run_recipe", lambda main, config, argv=None: run_recipe(found.append, config, arguments)
+        )
+        start(what, arguments, patch)
+    return found
+
+
+def recipes() -> list[str]:
+    return [
+        f"recipes/{path.name}" for path in sorted((ROOT / "recipes").glob("*.py")) if path.stem != "__init__"
+    ]
+
+
+@pytest.mark.unit
+def test_the_readme_is_short():
+    lines = of_file(ROOT / "README.md").splitlines()
+    assert len(lines) <= 150
+    assert [line for line in lines if len(line) > 120] == []
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", NAMES)
+def test_links_and_paths_lead_somewhere(name):
+    text = of_file(ROOT / name)
+    missing = [link for link in links(text) if not ((ROOT / name).parent / link).exists()]
+    missing += [path for path in paths(text) if not (ROOT / path).exists()]
+    assert not missing
+
+
+@functools.cache
+def known_flags() -> set[str]:
+    """Of all recipes, the robots' program and `deas-vla`, and those of others' programs that the guides name."""
+    known = {"help", "config", "config_file", "policy.path", "policy.rate_hz", "env.type"}
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        for what in [*recipes(), "robots.rollout"]:
+            parsed(what, ["--help"])
+        parsed("robots.rollout", ["--help", "--robot.type=so101_follower"])
+        for command in ("audit", "declare", "export", "inspect"):
+            with contextlib.suppress(SystemExit):
+                cli.main([command, "--help"])
+    return known | set(re.findall(r"--([\w.]+)", shown.getvalue()))
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", NAMES)
+def test_every_flag_exists(name):
+    assert flags(of_file(ROOT / name)) - known_flags() == set()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A folder with the files that the guides show: Python that begins with `# its_name.py`."""
+    folder = tmp_path_factory.mktemp("workshop")
+    for path in GUIDES:
+        for block in blocks(of_file(path), "python"):
+            if file := re.match(r"# (\w+\.py)\n", block):
+                (folder / file[1]).write_text(block)
+    return folder
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_is_understood(name, folder, monkeypatch):
+    """Scripts and modules exist and take these flags; targets of make exist."""
+    monkeypatch.chdir(folder)
+    for words in commands(of_file(ROOT / name)):
+        what, arguments = split_command(words)
+        if what == "make":
+            done = subprocess.run(
+                ["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
+            )
+            assert done.returncode == 0, done.stderr
+        elif what == "deas-vla":
+            assert arguments[0] in {"doctor", "audit", "declare", "export", "verify", "inspect"}
+            if arguments[0] == "export":
+                parse(ExportConfig, arguments[1:])
+        elif what.startswith("recipes/") or what == "robots.rollout":
+            assert parsed(what, arguments), words
+        else:
+            where = ROOT / what.replace(".", "/")
+            assert what in FOREIGN or where.with_suffix(".py").is_file() or (ROOT / what).is_file(), words
+
+
+def is_run(what: str, arguments: list[str]) -> bool:
+    """Whether a command of the guides is run, and not only understood: see FOREIGN and ONLY_PARSED."""
+    users_own = any(
+        argument.partition("=")[2].startswith("/") for argument in arguments
+    )  # --dataset=/data/mine
+    return what not in FOREIGN | ONLY_PARSED | {"make"} and not what.startswith("studies") and not users_own
+
+
+@pytest.fixture(scope="module")
+def workshop(folder) -> Path:
+    """The folder after every command of the guides has been run in it, at a tiny size."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        for name in RUN:
+            for words in commands(of_file(ROOT / name)):
+                what, arguments = split_command(words)
+                if is_run(what, arguments):
+                    status = start(what, [*arguments, *shlex.split(TINY.get(what, ""))], patch)
+                    # That of the audit says whether the data are fit, that of the doctor whether all is installed.
+                    assert status == 0 or arguments[0] in ("doctor", "audit"), f"{name}: {shlex.join(words)}"
+    return folder
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+@pytest.mark.timeout(900)
+def test_the_commands_of_the_guides_run(workshop):
+    made = {path.name for path in (workshop / "outputs" / "lift").iterdir()}
+    assert {
+        "demonstrations",
+        "policy",
+        "rollouts",
+        "critic",
+        "evaluation",
+        "report.html",
+        "report.json",
+    } <= made
+
+
+@pytest.mark.slow
+@pytest.mark.sim
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", [name for name in NAMES if blocks(of_file(ROOT / name), "python")])
+def test_the_python_of_the_guides_runs(name, workshop, monkeypatch):
+    """One after the other in one namespace, as in a notebook."""
+    monkeypatch.chdir(workshop)
+    monkeypatch.syspath_prepend(os.getcwd())
+    namespace = {"__name__": "guide"}
+    for block in blocks(of_file(ROOT / name), "python"):
+        exec(compile(block, name, "exec"), namespace)
