@@ -1,8 +1,8 @@
 """How much ways to fine-tune a policy gain, scene by scene: numbers and one table."""
 
 from studies.grid import Grid
-from studies.loop_runs import cell_of, gain_over, level_of
 from studies.markdown import gap, rate, rate_range, table
+from studies.runs import cell_of, gain_over, level_of
 
 # What is played with each policy: the policy as it is, without its noise, and best of N by one critic. Fine-tuning on
 # chosen chunks also makes a policy less noisy; without noise, what it has learnt besides is seen.

@@ -5,8 +5,8 @@ from pathlib import Path
 
 from deas_vla.training.stages import stage_report
 from studies.grid import Grid
-from studies.loop_runs import by_task, cell_of, gain_over, gap_in, level_of, rate_in
 from studies.markdown import table
+from studies.runs import by_task, cell_of, gain_over, gap_in, level_of, rate_in
 
 
 def judge(stages: list[Path], against: dict[str, str | None]) -> dict:

@@ -5,19 +5,22 @@ from pathlib import Path
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
 from deas_vla.report.summary import METHODS, counted, lowered, method_title
-from studies.loop_runs import (
+from studies.markdown import gap, rate, table
+from studies.metaworld.lerobot_section import lerobot_table, read_lerobot_run, with_summary
+from studies.runs import (
     by_task,
     gain_over,
     gap_in,
     level_of,
     method_grids,
+    new_records,
     rate_in,
+    read_records,
+    run_of,
+    run_record,
     without_seed,
     write_page,
 )
-from studies.markdown import gap, rate, table
-from studies.metaworld.lerobot_section import lerobot_table, read_lerobot_run, with_summary
-from studies.records import new_records, read_records, run_of, run_record
 
 BASE, CHOSEN = "policy", "best_of_n"
 # What best of N is compared with besides: one of its candidates, and no noise at all.

@@ -4,7 +4,6 @@ from deas_vla.report.summary import counted, method_meaning, method_title
 from studies.ablations.critic_table import ablation_table
 from studies.ablations.policy_table import policy_ablation_table
 from studies.ablations.second_iteration_table import second_iteration_tables
-from studies.loop_runs import WITHOUT_NOISE, gap_in, rate_in
 from studies.markdown import rate, rate_range, table
 from studies.robosuite.summary import (
     BASE,
@@ -18,6 +17,7 @@ from studies.robosuite.summary import (
     WEIGHTED,
     by_count,
 )
+from studies.runs import WITHOUT_NOISE, gap_in, rate_in
 
 # Said of every table of ingredients.
 LUCK = "Intervals are over scenes, not trainings; where all variants are alike, one in twenty still seems to differ."

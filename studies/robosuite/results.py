@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deas_vla.launch import run_recipe
-from studies.loop_runs import is_finished
 from studies.robosuite.summary import run_names
 from studies.robosuite.write import write_robosuite_results
+from studies.runs import is_finished
 
 
 @dataclass

@@ -37,7 +37,7 @@ from recipes.collect_rollouts import CollectRolloutsConfig, collect_rollouts
 from recipes.evaluate import EvaluateConfig, evaluate, named
 from recipes.finetune_robocasa import FEATURES, FinetuneRobocasaConfig, improve
 from recipes.train_critic import TrainCriticConfig, train_critic
-from studies.loop_runs import WITHOUT_NOISE
+from studies.runs import WITHOUT_NOISE
 
 # Each task with its own flags of recipes/finetune_robocasa.py: where an object must be grasped and put somewhere, 150
 # demonstrations make a policy that succeeds in one try of ten, which leaves a critic little to learn from.

@@ -6,8 +6,8 @@ from deas_vla.errors import UserError
 from deas_vla.report.summary import METHODS, counted
 from deas_vla.rollouts.statistics import RESAMPLES, ratio_interval
 from studies.grid import Grid
-from studies.loop_runs import WITHOUT_NOISE, by_task, gain_over, level_of, method_grids, without_seed
 from studies.markdown import gap
+from studies.runs import WITHOUT_NOISE, by_task, gain_over, level_of, method_grids, without_seed
 
 # In the order of the page; each is run with every training seed.
 TASKS = ("lift", "stack", "pick_place_can", "door")

@@ -6,11 +6,10 @@ from pathlib import Path
 
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
-from studies.loop_runs import is_finished, write_page
-from studies.records import new_records, read_records, run_of, run_record
 from studies.robosuite.figures import figures
 from studies.robosuite.page import page
 from studies.robosuite.summary import run_names, summarize
+from studies.runs import is_finished, new_records, read_records, run_of, run_record, write_page
 
 
 def write_robosuite_results(

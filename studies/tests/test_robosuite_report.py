@@ -13,8 +13,6 @@ import pytest
 from deas_vla.config import parse
 from deas_vla.errors import UserError
 from deas_vla.report import plots
-from studies.loop_runs import method_grids, read_run
-from studies.records import run_of, run_record
 
 # Last: a recipe may have the name of a library.
 from studies.robosuite import results as robosuite_results
@@ -22,6 +20,7 @@ from studies.robosuite.figures import drawn
 from studies.robosuite.page import page
 from studies.robosuite.summary import TASKS, by_count, run_names, summarize
 from studies.robosuite.write import write_robosuite_results
+from studies.runs import method_grids, read_run, run_of, run_record
 
 pytestmark = pytest.mark.unit
 
