@@ -58,7 +58,9 @@ class CriticAndPolicy(nn.Module):
 
     def __init__(self, hidden_dim: int, num_layers: int):
         super().__init__()
-        config = CriticConfig(horizon=HORIZON, hidden_dim=hidden_dim, num_layers=num_layers)
+        config = CriticConfig(
+            horizon=HORIZON, head="hl_gauss", hidden_dim=hidden_dim, num_layers=num_layers, future_weight=0.0
+        )
         self.critic = DeasCritic(config, 0, STATE, ACTION)
         self.policy = FlowPolicy(STATE, HORIZON, ACTION, hidden_dim, num_layers, flow_steps=10)
 
