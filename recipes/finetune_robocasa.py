@@ -24,6 +24,7 @@ from deas_vla.improvement.weighted_imitation import AdvantageWeighting
 from deas_vla.launch import run_recipe
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.rollouts.collect import CollectedReader
+from deas_vla.training.critic import require_fit
 from deas_vla.training.loop import TrainingConfig, make_accelerator
 from deas_vla.training.presets import preset
 from recipes.collect_demos import CollectDemosConfig, DemosConfig, collect_demos
@@ -33,7 +34,6 @@ from recipes.finetune_policy import FinetunePolicyConfig, ImitationConfig, finet
 from recipes.train_critic import (
     MixConfig,
     TrainCriticConfig,
-    require_fit,
     train_critic,
 )
 

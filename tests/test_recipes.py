@@ -13,6 +13,7 @@ from deas_vla.config import parse
 from deas_vla.errors import UserError
 from deas_vla.launch import run_recipe
 from deas_vla.scorers.scorer import Scorer
+from deas_vla.training import critic
 from deas_vla.training.presets import PRESETS, preset
 from recipes import (
     collect_demos,
@@ -136,9 +137,9 @@ def test_validation_runs_in_batches_and_gives_the_mean_over_all(monkeypatch):
         start_frame=rows, end_frame=rows, chunk=rows[:, None, None].float(), returns=rows.float(),
         bootstrap=torch.ones(10), episode=rows.numpy() // 5,
     )  # fmt: skip
-    monkeypatch.setattr(train_critic, "VALIDATION_BATCH", 3)
+    monkeypatch.setattr(critic, "VALIDATION_BATCH", 3)
     frames = torch.zeros(10, 2)
-    found = train_critic.validation(Critic(), frames, frames, options, np.array([False, True]))
+    found = critic.validation(Critic(), frames, frames, options, np.array([False, True]))
     assert max(sizes) == 3 and sum(sizes) == 10
     assert found == {"training": {"return": 2.0, "options": 5}, "held_out": {"return": 7.0, "options": 5}}
 
