@@ -109,15 +109,11 @@ def identifiers(source: str) -> set[str]:
     return found
 
 
-# Names of today that somebody is about to change, and who. Empty when the house is done.
-STILL = {"mend": "data", "going_on": "critic", "alone": "infra", "claim": "infra", "sole_process": "infra"}
-
-
 def test_private_words_are_gone_from_names():
     wrong = [
         f"{module}: {name} (say {PRIVATE[name.lower()]})"
         for module, source in sources("deas_vla", "recipes", "robots").items()
         for name in sorted(identifiers(source))
-        if name.lower() in PRIVATE and name not in STILL
+        if name.lower() in PRIVATE
     ]
     assert not wrong, "\n".join(wrong)
