@@ -81,6 +81,14 @@ def to_json(config: Any) -> dict:
     return json.loads(json.dumps(dataclasses.asdict(config), default=str))
 
 
+def flat(values: dict, prefix: str = "") -> dict:
+    """Nested values under dotted names, as flags have them."""
+    found = {}
+    for key, value in values.items():
+        found |= flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
+
+
 def incidental(default: Any) -> Any:
     """A field that does not change what a stage makes: where it is kept, how often progress is shown."""
     if isinstance(default, list):

@@ -1,7 +1,7 @@
 """The model card of a reranker, and what ``deas-vla inspect`` prints: the manifest in words."""
 
 from deas_vla.data.contract import Column, Contract
-from deas_vla.errors import UserError
+from deas_vla.errors import as_user_error
 from deas_vla.export.manifest import MANIFEST
 
 CARD = """---
@@ -13,7 +13,7 @@ tags: [robotics, vision-language-action, best-of-n, deas, lerobot]
 # A reranked policy for {embodiment}
 
 A chunk policy and a critic, exported by deas_vla ([the method](https://arxiv.org/abs/2510.07730)). At every decision
-the policy proposes {count} chunks of {horizon} actions, the critic scores them, and the rule `{rule}` ({parameters})
+the policy proposes {count} chunks of {horizon} actions, the critic scores them, and the rule `{rule}`
 chooses one, of which the first {steps} actions are played at {rate:g} Hz.
 
 ## Use
@@ -38,23 +38,12 @@ choice = reranker.choose(observation, [NoiseKey(seed=0, scene=0, sample=0, decis
 choice.commands  # (1, {horizon}, {action_dim}), in the units below
 ```
 
-## What goes in and comes out
+## What it is
 
-Images are upright RGB, uint8: {cameras}. An instruction in words.
+Images are upright RGB, uint8; an instruction is words. A robot or data set with other names, another order, units, rate
+or statistics is refused.
 
-| state | unit |
-|---|---|
-{state}
-
-| action | unit | kind | limits |
-|---|---|---|---|
-{action}
-
-A robot or data set with other names, another order, units, rate or statistics (`{statistics}`) is refused.
-
-## What it is made of
-
-{made_of}
+{facts}
 
 ## Results
 
@@ -75,81 +64,68 @@ def card(manifest: dict, results: dict) -> str:
         count=selection["num_candidates"],
         horizon=manifest["policy"]["horizon"],
         rule=selection["rule"],
-        parameters=_parameters(selection),
         steps=selection["execute_steps"],
         rate=contract.rate_hz,
         action_dim=contract.action_dim,
-        cameras=", ".join(f"`{c.name}` {c.height} × {c.width}" for c in contract.cameras),
-        state="\n".join(f"| `{column.name}` | {column.unit} |" for column in contract.state),
-        action="\n".join(f"| `{c.name}` | {c.unit} | {c.kind} | {_limits(c)} |" for c in contract.action),
-        statistics=manifest["contract"]["statistics_sha256"][:12],
-        made_of="\n".join(f"- {name}: {text}" for name, text in facts(manifest).items()),
+        facts="\n".join(f"- {name}: {text}" for name, text in facts(manifest).items()),
         results=_results(results),
     )
 
 
+def inspect_text(manifest: dict) -> str:
+    """What ``deas-vla inspect`` prints."""
+    return "\n".join(f"{name:14s} {text}" for name, text in facts(manifest).items())
+
+
 def facts(manifest: dict) -> dict[str, str]:
-    """What a reranker is made of, a line a part."""
-    policy, scorer = manifest["policy"], manifest["scorer"]
-    origin, merged = manifest["origin"], manifest["merged"]
-    low, high = scorer["score_range"]
+    """What a reranker is made of, a line a part.
+
+    Raises:
+        UserError: if something is missing in the manifest.
+    """
+    with as_user_error(f"{MANIFEST} is not whole; export the reranker again"):
+        return _facts(manifest, Contract.from_json(manifest["contract"], MANIFEST))
+
+
+def _facts(manifest: dict, contract: Contract) -> dict[str, str]:
+    policy, scorer, selection = manifest["policy"], manifest["scorer"], manifest["selection"]
+    merged, (low, high) = manifest["merged"], scorer["score_range"]
     adapters = f"LoRA of {merged['layers']} layers, merged ({merged['changed']} changed weights)"
     versions = [f"{name} {version}" for name, version in manifest["versions"].items() if name != "platform"]
+    parameters = ", ".join(f"{name} {value:g}" for name, value in selection["parameters"].items())
     critic = f"{scorer['type']}, H = {scorer['horizon']}, "
     if "critic.num_q" in scorer:
         critic += (
             f"{scorer['aggregation']} of {scorer['critic.num_q']} Q networks ({scorer['critic.head']}) and V, "
             f"γ₁ = {scorer['critic.reward_discount']:g}, γ₂ = {scorer['critic.bootstrap_discount']:g}, "
         )
-    features = {}
+    features = "its own"
     if "features.dim" in scorer:
         grid = f"a grid of {scorer['features.grid']} x {scorer['features.grid']} for each camera"
-        features = {
-            "features": f"{scorer['features.dim']} dimensions, {grid}, from {policy['feature_source']}"
-        }
+        features = f"{scorer['features.dim']} dimensions, {grid}, from {policy['feature_source']}"
     return {
         "policy": f"{policy['kind']}, chunks of {policy['horizon']} steps, "
         f"encoder {policy['encoder_fingerprint'][:12]}",
-        "policy from": _origin(origin["policy"]),
+        "policy from": _origin(manifest["origin"]["policy"]),
         "adapters": adapters if merged["layers"] else "none",
         "critic": f"{critic}scores from {low:.4g} to {high:.4g}",
-        "critic from": _origin(origin["critic"]),
-        **features,
+        "critic from": _origin(manifest["origin"]["critic"]),
+        "features": features,
+        "selection": f"{selection['rule']} of {selection['num_candidates']}, {parameters}; "
+        f"{selection['execute_steps']} actions of a chunk are played",
+        "embodiment": f"{contract.embodiment}, {contract.rate_hz:g} Hz",
+        "cameras": ", ".join(f"{c.name} {c.height}x{c.width}" for c in contract.cameras),
+        "state": ", ".join(f"{c.name} [{c.unit}]" for c in contract.state),
+        "action": ", ".join(f"{c.name} [{c.unit}] {c.kind}{_limits(c)}" for c in contract.action),
+        "statistics": manifest["contract"]["statistics_sha256"],
+        "golden inputs": str(manifest["golden"]["inputs"]),
         "exported with": ", ".join(versions),
     }
 
 
-def inspect_text(manifest: dict) -> str:
-    """What ``deas-vla inspect`` prints.
-
-    Raises:
-        UserError: if something is missing in the manifest.
-    """
-    contract = Contract.from_json(manifest["contract"], MANIFEST)
-    try:
-        selection = manifest["selection"]
-        lines = facts(manifest) | {
-            "selection": f"{selection['rule']} of {selection['num_candidates']}, {_parameters(selection)}; "
-            f"{selection['execute_steps']} actions of a chunk are played",
-            "embodiment": f"{contract.embodiment}, {contract.rate_hz:g} Hz",
-            "cameras": ", ".join(f"{c.name} {c.height}x{c.width}" for c in contract.cameras),
-            "state": ", ".join(f"{c.name} [{c.unit}]" for c in contract.state),
-            "action": ", ".join(f"{c.name} [{c.unit}]" for c in contract.action),
-            "statistics": manifest["contract"]["statistics_sha256"],
-            "golden inputs": str(manifest["golden"]["inputs"]),
-        }
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{MANIFEST} is not whole ({error!r}); export the reranker again") from error
-    return "\n".join(f"{name:14s} {text}" for name, text in lines.items())
-
-
-def _parameters(selection: dict) -> str:
-    return ", ".join(f"{name} {value:g}" for name, value in selection["parameters"].items())
-
-
 def _limits(column: Column) -> str:
     low, high = ("" if limit is None else f"{limit:g}" for limit in (column.low, column.high))
-    return f"{low} … {high}"
+    return f" from {low} to {high}" if low or high else ""
 
 
 def _origin(origin: dict) -> str:

@@ -7,7 +7,7 @@ from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
 from deas_vla.export.card import card
 from deas_vla.export.golden import GOLDEN, Golden, Tolerance
-from deas_vla.export.lerobot_files import write_lerobot_files
+from deas_vla.export.lerobot_files import lerobot_files
 from deas_vla.export.manifest import FORMAT, MANIFEST, sections_of_parts, selection_section
 from deas_vla.export.reranker import CRITIC, POLICY, Reranker, require_fit
 from deas_vla.export.verify import write_sums
@@ -104,8 +104,8 @@ class Export:
                 "merged": asdict(merged) | {"largest_differences": distances},
                 "versions": collect_versions(),
             }
-            write_json(temporary / MANIFEST, manifest)
-            write_lerobot_files(manifest, temporary)
+            for name, content in {MANIFEST: manifest, **lerobot_files(manifest)}.items():
+                write_json(temporary / name, content)
             (temporary / "README.md").write_text(card(manifest, self.results), encoding="utf-8")
             write_sums(temporary)
         return Reranker(written, manifest)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Observation
-from deas_vla.errors import UserError
+from deas_vla.errors import as_user_error
 from deas_vla.files import atomic_path
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.policies.chunk_policy import ChunkPolicy
@@ -175,19 +175,14 @@ class Golden:
         Raises:
             UserError: if the file is missing, cut off or something else.
         """
-        try:
-            with safe_open(path, "pt") as file:
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-                header = json.loads(file.metadata()["golden"])
+        broken = f"{path}: not the golden inputs of a reranker; export it again"
+        with as_user_error(broken, SafetensorError), safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = json.loads(file.metadata()["golden"])
             images = {k.removeprefix(IMAGE): v for k, v in tensors.items() if k.startswith(IMAGE)}
             observation = Observation(images, tensors["state"], header["instruction"])
             keys = [NoiseKey(*key) for key in tensors["keys"].tolist()]
-            golden = cls(observation, keys, *(tensors[name] for name in RESULTS), header["contract"])
             counts = {len(observation), *(len(tensor) for tensor in tensors.values())}
             if len(counts) != 1:
                 raise ValueError(f"its parts are of {sorted(counts)} observations")
-        except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}: not the golden inputs of a reranker ({error}); export it again"
-            ) from error
-        return golden
+            return cls(observation, keys, *(tensors[name] for name in RESULTS), header["contract"])

@@ -14,7 +14,7 @@ from typing import Any
 from deas_vla.data.contract import Contract
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.export.manifest import MANIFEST
-from deas_vla.files import read_json, write_json
+from deas_vla.files import read_json
 
 CONFIG = "config.json"
 PREPROCESSOR, POSTPROCESSOR = "policy_preprocessor.json", "policy_postprocessor.json"
@@ -53,11 +53,6 @@ def lerobot_files(manifest: dict) -> dict[str, dict]:
         PREPROCESSOR: {"name": "policy_preprocessor", "steps": [rename, batch, move]},
         POSTPROCESSOR: {"name": "policy_postprocessor", "steps": [move]},
     }
-
-
-def write_lerobot_files(manifest: dict, folder: Path) -> None:
-    for name, content in lerobot_files(manifest).items():
-        write_json(folder / name, content)
 
 
 def check_lerobot_files(manifest: dict, folder: Path) -> None:

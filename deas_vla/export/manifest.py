@@ -4,8 +4,9 @@ import hashlib
 import json
 from pathlib import Path
 
+from deas_vla.config import flat
 from deas_vla.data.contract import Contract
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, as_user_error
 from deas_vla.files import read_json
 from deas_vla.improvement.selection import RULES, SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
@@ -44,20 +45,12 @@ def sections_of_parts(policy: ChunkPolicy, scorer: Scorer) -> dict:
             "image_keys": policy.image_keys(),
         },
         "scorer": {
-            **_flat(settings),
+            **flat(settings),
             "score_range": list(scorer.score_range),
             "fingerprint": scorer.fingerprint(),
         },
         "contract": policy.contract.to_json() | {"statistics_sha256": statistics_sha256(policy.contract)},
     }
-
-
-def _flat(settings: dict, before: str = "") -> dict:
-    """Nested settings under dotted names."""
-    found = {}
-    for name, value in settings.items():
-        found |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
-    return found
 
 
 def statistics_sha256(contract: Contract) -> str:
@@ -103,14 +96,11 @@ def selection_of(manifest: dict, where: Path) -> tuple[int, SelectionConfig]:
         UserError: if something is missing or makes no sense.
     """
     section, steps = manifest["selection"], manifest["policy"].get("horizon", 0)
-    try:
+    with as_user_error(f"{where}: its selection makes no sense; export the reranker again", UserError):
         count, execute = section["num_candidates"], section["execute_steps"]
-        selection = SelectionConfig(rule=section["rule"], **section["parameters"])
         if type(count) is not int or count < 1 or type(execute) is not int or not 1 <= execute <= steps:
             raise ValueError(f"{count} candidates, {execute} of {steps} steps played")
-    except (KeyError, TypeError, ValueError, UserError) as error:
-        raise UserError(f"{where}: its selection makes no sense ({error}); export it again") from error
-    return count, selection
+        return count, SelectionConfig(rule=section["rule"], **section["parameters"])
 
 
 def differences(manifest: dict, parts: dict) -> list[str]:

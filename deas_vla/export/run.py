@@ -58,10 +58,6 @@ def export_run(config: ExportConfig) -> Reranker:
     critic = config.critic or f"critic{iteration.group() if iteration else ''}"
     for stage in (config.policy, critic):
         stage_report(run / stage)
-    if Path(config.output).exists():
-        raise UserError(
-            f"{config.output} exists already; choose another --output, or delete it to export anew"
-        )
     origins = {"policy": run / config.policy / POLICY, "critic": run / critic / CRITIC}
     policy = load_policy(origins["policy"])
     report = run / "report.json"

@@ -13,7 +13,7 @@ from typing import Any
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from deas_vla.config import outcome_settings, to_json
+from deas_vla.config import flat, outcome_settings, to_json
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
 
@@ -174,13 +174,11 @@ def _lock_of(path: Path) -> FileLock:
 def _require_same(folder: Path, file: str, record: dict, config: Any) -> dict:
     """What is written there; refuses other settings and other inputs."""
     there = json.loads((folder / file).read_text())
-    old, new = _flat(there["settings"]), _flat(record["settings"])
+    old, new = flat(there["settings"]), flat(record["settings"])
     defaults, incidental = {}, set()
     if dataclasses.is_dataclass(config):
-        defaults, incidental = (
-            _flat(outcome_settings(type(config)())),
-            _flat(to_json(config)).keys() - new.keys(),
-        )
+        defaults = flat(outcome_settings(type(config)()))
+        incidental = flat(to_json(config)).keys() - new.keys()
     changed = [
         f"{key}: {old.get(key, defaults.get(key, 'absent'))!r} there, {new.get(key, 'absent')!r} now"
         for key in sorted((old.keys() | new.keys()) - incidental)
@@ -197,10 +195,3 @@ def _require_same(folder: Path, file: str, record: dict, config: Any) -> dict:
             "choose another --output, or delete that folder to make it anew"
         )
     return there
-
-
-def _flat(values: dict, prefix: str = "") -> dict:
-    flat = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
