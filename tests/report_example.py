@@ -119,10 +119,11 @@ def panels(size: int = 320, length: int = 90) -> list[Panel]:
         at = np.arange(0, len(frames), 4)
         values = (-35 + 30 * at / 61 if success else -35 - 14 * at / 90) + rng.standard_normal(len(at))
         decisions = []
-        for step in range(0, len(frames), 16):
-            scores = np.interp(step, at, values) + 4 * rng.standard_normal(8) if success else np.zeros(0)
-            decisions.append(Decision(step, int(np.argmax(scores)) if success else 0, scores=scores.tolist()))
-        result.append(Panel(label, frames, at, values, decisions, success))
+        for step, value in zip(at, values, strict=True):
+            scores = value + 4 * rng.standard_normal(8) if success and step % 16 == 0 else np.zeros(0)
+            index = int(np.argmax(scores)) if len(scores) else 0
+            decisions.append(Decision(int(step), index, float(value), scores.tolist()))
+        result.append(Panel(label, frames, decisions, success))
     return result
 
 

@@ -307,10 +307,13 @@ def test_video_plays_back_what_was_drawn(tmp_path):
 
 def test_video_shows_value_and_success_only_once_they_are_there():
     frames = [np.full((64, 97, 3), 128, np.uint8)] * 12
-    values = np.array([-50.0, -10.0, 0.0])
-    with_value = Panel("a", frames, np.array([0, 4, 8]), values, [Decision(4, 0, scores=[-9.0, -20.0])], 8)
-    without = Panel("a", frames, np.array([0]), values[:1])
-    scale = Panel("scale", frames, np.array([0, 4, 8]), values, [Decision(4, 0, scores=[-9.0, -20.0])])
+    said = [Decision(step, 0, value) for step, value in ((0, -50.0), (4, -10.0), (8, 0.0))]
+    said[1].scores = [-9.0, -20.0]
+    with_value, without, scale = (
+        Panel("a", frames, said, 8),
+        Panel("a", frames, said[:1]),
+        Panel("s", frames, said),
+    )
     shown = [picture[:, :97] for picture in compose([with_value, scale], 20)]
     plain = [picture[:, :97] for picture in compose([without, scale], 20)]
     assert all(
@@ -329,5 +332,5 @@ def test_video_shows_value_and_success_only_once_they_are_there():
 def test_video_refuses_pictures_of_different_sizes(tmp_path):
     small, large = np.zeros((8, 8, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)
     with pytest.raises(ValueError, match="one size"):
-        write_video(tmp_path / "v.mp4", [Panel("a", [small, large], np.zeros(0), np.zeros(0))], 20)
+        write_video(tmp_path / "v.mp4", [Panel("a", [small, large])], 20)
     assert not list(tmp_path.iterdir())

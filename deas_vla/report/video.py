@@ -1,21 +1,23 @@
-"""A video of rollouts with the critic's value drawn over the picture."""
+"""The video of an evaluation: one scene played by several methods, side by side, with what the critic said."""
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
+from deas_vla.envs.protocol import ChunkEnv
 from deas_vla.errors import require
-from deas_vla.files import atomic_path
-from deas_vla.rollouts.play import Decision
+from deas_vla.files import atomic_path, write_json
+from deas_vla.report.plots import COLORS, STYLE
+from deas_vla.rollouts.film import film
+from deas_vla.rollouts.play import Decider, Decision, Job
 
-STRIP = 132  # height of the value strip, pixels
-HEADER = 30
-_SCALE = 2  # the strip is drawn at twice its size and shrunk: smooth lines
-_PAGE, _GRID, _INK, _SOFT = (16, 21, 28), (43, 54, 67), (232, 237, 243), (154, 167, 182)
-_VALUE, _CANDIDATE, _CHOSEN, _SUCCESS = (110, 163, 255), (118, 131, 143), (224, 170, 78), (63, 195, 148)
+HEADER, STRIP = 30, 132  # heights of the line of text and of the plot above the picture, pixels
+C = {name: dark for name, (_, dark) in COLORS.items()} | {"page": "#10151c"}
+_DPI = 128  # a power of two: pixels come out whole
 
 
 @dataclass(frozen=True)
@@ -25,18 +27,53 @@ class Panel:
     Attributes:
         label: stands over the picture.
         frames: T pictures (h, w, 3) uint8; the first shows the start, each next one control step later.
-        value_steps: (n,) int, control steps at which the critic's value is known, ascending.
-        values: (n,) V.
-        decisions: choices of the policy.
+        decisions: choices of the policy with the critic's values, in the order of their steps.
         success_step: control step of the success, or None.
     """
 
     label: str
     frames: Sequence[np.ndarray]
-    value_steps: np.ndarray
-    values: np.ndarray
     decisions: list[Decision] = field(default_factory=list)
     success_step: int | None = None
+
+
+def film_methods(
+    env: ChunkEnv,
+    deciders: dict[str, Decider],
+    methods: list[Path],
+    path: Path,
+    *,
+    seed: int,
+    execute_steps: int,
+) -> None:
+    """Plays the same scene once with each decider and writes a video of them side by side.
+
+    The scene is the first in which the methods ended differently, so that there is something to see; if there is
+    none, the first. A caption beside the video says so.
+
+    Args:
+        env: the simulator; it is closed.
+        deciders: label to decision maker, with a critic.
+        methods: outcomes of the same methods, as `evaluate_method` wrote them, in the same order.
+        path: the mp4 file; ``path`` with suffix ``.json`` gets the caption.
+        seed: seed of the policy's noise.
+        execute_steps: actions played of each chunk.
+    """
+    outcomes = [[e for e in json.loads(method.read_text()) if e["sample"] == 0] for method in methods]
+    differing = [row[0] for row in zip(*outcomes, strict=True) if len({e["success"] for e in row}) > 1]
+    scene = (differing or outcomes[0])[0]["scene"]
+    why = "the first in which the two ended differently" if differing else "the first"
+    panels = []
+    try:
+        for label, decider in deciders.items():
+            frames, rollout = film(env, decider, Job(scene), seed=seed, execute_steps=execute_steps)
+            success_step = rollout.episode.length if rollout.episode.terminated else None
+            panels.append(Panel(label, frames, rollout.decisions, success_step))
+    finally:
+        env.close()
+    write_video(path, panels, env.contract.rate_hz)
+    caption = f"Evaluation scene {scene}, {why}: {' beside '.join(deciders)}, same noise."
+    write_json(path.with_suffix(".json"), {"caption": caption})
 
 
 def write_video(path: str | Path, panels: list[Panel], rate_hz: float, *, hold_seconds: float = 1.5) -> None:
@@ -52,7 +89,7 @@ def write_video(path: str | Path, panels: list[Panel], rate_hz: float, *, hold_s
         hold_seconds: how long the end is shown.
 
     Raises:
-        UserError: if PyAV or Pillow is not installed.
+        UserError: if PyAV, matplotlib or Pillow is not installed.
         ValueError: if there is no picture, or sizes differ.
     """
     av = require("av", "report")
@@ -72,114 +109,78 @@ def write_video(path: str | Path, panels: list[Panel], rate_hz: float, *, hold_s
         container.mux(stream.encode())
 
 
-def compose(panels: list[Panel], rate_hz: float, hold_seconds: float = 0.0):
-    """Yields the pictures of `write_video`: (h', w', 3) uint8, both sides even."""
-    length = max(len(panel.frames) for panel in panels)
-    low, high = _value_range(panels)
-    drawn = [_PanelDrawer(panel, length, low, high, rate_hz) for panel in panels]
-    picture = None
-    for step in range(length):
-        picture = np.concatenate([drawer.picture(step) for drawer in drawn], axis=1)
-        # yuv420p halves both sides.
+def compose(panels: list[Panel], rate_hz: float, hold_seconds: float = 0.0) -> Iterator[np.ndarray]:
+    """Yields the pictures of `write_video`: (h', w', 3) uint8, both sides even because yuv420p halves them."""
+    said = [number for panel in panels for d in panel.decisions for number in (d.value, *d.scores)]
+    said = np.array([number for number in said if np.isfinite(number)] or [0.0])
+    pad = max(0.1 * float(np.ptp(said)), 0.5)
+    limits, length = (said.min() - pad, said.max() + pad), max(len(panel.frames) for panel in panels)
+    for row in zip(*(_pictures(panel, length, limits, rate_hz) for panel in panels), strict=True):
+        picture = np.concatenate(row, axis=1)
         picture = np.pad(picture, ((0, picture.shape[0] % 2), (0, picture.shape[1] % 2), (0, 0)), mode="edge")
         yield picture
-    for _ in range(round(hold_seconds * rate_hz)):
-        yield picture
+    yield from [picture] * round(hold_seconds * rate_hz)
 
 
-def _value_range(panels: list[Panel]) -> tuple[float, float]:
-    known = [np.ravel(panel.values) for panel in panels]
-    known += [np.ravel(decision.scores) for panel in panels for decision in panel.decisions]
-    flat = np.concatenate([np.asarray(k, np.float64) for k in known])
-    flat = flat[np.isfinite(flat)]
-    if not len(flat):
-        return -1.0, 1.0
-    pad = max(0.1 * float(np.ptp(flat)), 0.5)
-    return float(flat.min()) - pad, float(flat.max()) + pad
-
-
-class _PanelDrawer:
-    def __init__(self, panel: Panel, length: int, low: float, high: float, rate_hz: float):
-        self.image, self.draw = require("PIL.Image", "report"), require("PIL.ImageDraw", "report")
-        font = require("PIL.ImageFont", "report").load_default
-        self.small, self.large, self.header = font(11 * _SCALE), font(17 * _SCALE), font(15)
-        self.panel, self.rate_hz = panel, rate_hz
-        self.low, self.high, self.last = low, high, max(length - 1, 1)
-        self.width = np.shape(panel.frames[0])[1]
-        self.left, self.right = 34 * _SCALE, (self.width - 12) * _SCALE
-        self.top, self.bottom = 28 * _SCALE, (STRIP - 12) * _SCALE
-
-    def picture(self, step: int) -> np.ndarray:
-        frame = self.panel.frames[min(step, len(self.panel.frames) - 1)]
-        won = self.panel.success_step is not None and step >= self.panel.success_step
-        over = won or step >= len(self.panel.frames) - 1
+def _pictures(panel: Panel, length: int, limits: tuple[float, float], rate_hz: float) -> Iterator[np.ndarray]:
+    known = strip = None
+    for step in range(length):
+        last = min(step, len(panel.frames) - 1)
+        won = panel.success_step is not None and step >= panel.success_step
+        frame = np.array(panel.frames[last])
         if won:
-            frame = np.array(frame)
-            frame[:4], frame[-4:], frame[:, :4], frame[:, -4:] = (_SUCCESS,) * 4
-        # The strip is over the picture: a player's controls cover the lower edge.
-        return np.concatenate([self._header(step, won, over), self._strip(step), frame])
-
-    def _header(self, step: int, won: bool, over: bool) -> np.ndarray:
-        header = self.image.new("RGB", (self.width, HEADER), _PAGE)
-        draw = self.draw.Draw(header)
-        draw.text((10, HEADER // 2), self.panel.label, _INK, self.header, anchor="lm")
-        end = self.panel.success_step if won else min(step, len(self.panel.frames) - 1)
-        seconds = f"{end / self.rate_hz:.1f} s"
-        text, color = seconds, _SOFT
-        if won:
-            text, color = f"success, {seconds}", _SUCCESS
-        elif over:
-            text = f"no success, {seconds}"
-        draw.text((self.width - 10, HEADER // 2), text, color, self.header, anchor="rm")
-        return np.asarray(header)
-
-    def _strip(self, step: int) -> np.ndarray:
-        strip = self.image.new("RGB", (self.width * _SCALE, STRIP * _SCALE), _PAGE)
-        draw = self.draw.Draw(strip)
-        for value in _two_ticks(self.low, self.high):
-            y = self._y(value)
-            draw.line([(self.left, y), (self.right, y)], _GRID, _SCALE)
-            draw.text((self.left - 6 * _SCALE, y), f"{value:.0f}", _SOFT, self.small, anchor="rm")
-        for decision in self.panel.decisions:
-            if decision.step > step:
-                continue
-            x = self._x(decision.step)
-            draw.line([(x, self.bottom), (x, self.bottom + 5 * _SCALE)], _CHOSEN, _SCALE)
-            for score in decision.scores:
-                self._dot(draw, x, self._y(score), 2.2, _CANDIDATE)
-            if len(decision.scores):
-                self._dot(draw, x, self._y(decision.scores[decision.index]), 3.6, _CHOSEN)
-        known = [
-            (int(at), float(value))
-            for at, value in zip(self.panel.value_steps, self.panel.values, strict=True)
-            if at <= step and np.isfinite(value)
-        ]
-        if known:
-            line = [(self._x(at), self._y(value)) for at, value in known]
-            draw.line(line, _VALUE, 2 * _SCALE + 1, joint="curve")
-            self._dot(draw, *line[-1], 4, _VALUE)
-            draw.text((10 * _SCALE, 4 * _SCALE), f"value {known[-1][1]:.1f}", _VALUE, self.large)
-        if any(len(decision.scores) for decision in self.panel.decisions):
-            x, y = self.right, 14 * _SCALE
-            for text, color in (("candidates", _CANDIDATE), ("played", _CHOSEN)):
-                draw.text((x, y), text, color, self.small, anchor="rm")
-                x -= draw.textlength(text, self.small) + 8 * _SCALE
-                self._dot(draw, x + 2 * _SCALE, y, 3, color)
-                x -= 10 * _SCALE
-        return np.asarray(strip.reduce(_SCALE))
-
-    def _dot(self, draw, x: float, y: float, radius: float, color) -> None:
-        radius *= _SCALE
-        draw.ellipse([x - radius, y - radius, x + radius, y + radius], fill=color)
-
-    def _x(self, step: float) -> float:
-        return self.left + (self.right - self.left) * step / self.last
-
-    def _y(self, value: float) -> float:
-        return self.bottom - (self.bottom - self.top) * (float(value) - self.low) / (self.high - self.low)
+            border = np.ones(frame.shape[:2], bool)
+            border[4:-4, 4:-4] = False
+            frame[border] = tuple(bytes.fromhex(C["good"][1:]))
+        seconds = f"{(panel.success_step if won else last) / rate_hz:.1f} s"
+        over = f"no success, {seconds}" if step >= len(panel.frames) - 1 else seconds
+        header = _header(panel.label, f"success, {seconds}" if won else over, won, frame.shape[1])
+        decisions = [d for d in panel.decisions if d.step <= step]
+        if known != len(decisions):  # between two decisions the plot is the same
+            known, strip = len(decisions), _strip(decisions, frame.shape[1], max(length - 1, 1), limits)
+        # The plot is over the picture: a player's controls cover the lower edge.
+        yield np.concatenate([header, strip, frame])
 
 
-def _two_ticks(low: float, high: float) -> list[float]:
-    """Round values near a quarter and three quarters of the range."""
-    step = 10.0 if high - low > 25 else 5.0 if high - low > 12 else 1.0
-    return sorted({round((low + part * (high - low)) / step) * step for part in (0.2, 0.8)})
+def _header(label: str, state: str, won: bool, width: int) -> np.ndarray:
+    image = require("PIL.Image", "report").new("RGB", (width, HEADER), C["page"])
+    draw = require("PIL.ImageDraw", "report").Draw(image)
+    font = require("PIL.ImageFont", "report").load_default(15)
+    draw.text((10, HEADER // 2), label, C["ink"], font, anchor="lm")
+    draw.text((width - 10, HEADER // 2), state, C["good" if won else "soft"], font, anchor="rm")
+    return np.asarray(image)
+
+
+def _strip(decisions: list[Decision], width: int, last: int, limits: tuple[float, float]) -> np.ndarray:
+    with require("matplotlib", "report").rc_context(STYLE):
+        size = (width / _DPI, STRIP / _DPI)
+        figure = require("matplotlib.figure", "report").Figure(size, dpi=_DPI, facecolor=C["page"])
+        canvas = require("matplotlib.backends.backend_agg", "report").FigureCanvasAgg(figure)
+        axis = figure.add_axes((34 / width, 0.09, max(1 - 46 / width, 0.1), 0.7))
+    axis.set(xlim=(0, last), ylim=limits)
+    axis.set_xticks([d.step for d in decisions], [""] * len(decisions))
+    axis.grid(visible=False, axis="x")
+    axis.grid(color=C["rule"], axis="y")
+    axis.spines[:].set_visible(False)
+    axis.locator_params(axis="y", nbins=3)
+    axis.tick_params("y", labelsize=6, labelcolor=C["soft"])
+    axis.tick_params("x", length=3, color=C["oracle"])
+    values = [(d.step, d.value) for d in decisions if np.isfinite(d.value)]
+    if values:
+        axis.plot(*zip(*values, strict=True), color=C["main"], lw=1.5)
+        axis.plot(*values[-1], "o", color=C["main"], ms=4.5, clip_on=False)
+        figure.text(
+            10 / width, 0.87, f"value {values[-1][1]:.1f}", color=C["main"], fontsize=9.5, va="center"
+        )
+    scored = [d for d in decisions if len(d.scores)]
+    if scored:
+        dots = {"ls": "", "marker": "o", "clip_on": False}
+        steps = np.repeat([d.step for d in scored], [len(d.scores) for d in scored])
+        scores = np.concatenate([d.scores for d in scored])
+        axis.plot(steps, scores, ms=2.4, color=C["control"], label="candidates", **dots)
+        steps, scores = zip(*((d.step, d.scores[d.index]) for d in scored), strict=True)
+        axis.plot(steps, scores, ms=4, color=C["oracle"], label="played", **dots)
+        style = {"ncols": 2, "frameon": False, "fontsize": 6.2, "labelcolor": C["soft"]}
+        figure.legend(loc="upper right", borderaxespad=0.2, columnspacing=1, handletextpad=-0.3, **style)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3]
