@@ -20,9 +20,8 @@ from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Contract, Statistics
 from deas_vla.data.observation import Observation
 from deas_vla.envs.registry import contract_of, env_config
-from deas_vla.features.features import Features, fit_projection
+from deas_vla.features.features import FeatureConfig, Features, fit_projection, pool_tokens
 from deas_vla.features.image_encoder import ImageEncoder, ImageEncoderConfig
-from deas_vla.features.pooling import FeatureConfig, pool_tokens
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy

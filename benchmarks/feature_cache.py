@@ -28,8 +28,7 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Options, RewardSpec, build_options
 from deas_vla.data.sampling import sample_indices
 from deas_vla.envs.registry import contract_of, env_config
-from deas_vla.features.features import Features, fit_projection
-from deas_vla.features.pooling import FeatureConfig, pool_tokens
+from deas_vla.features.features import FeatureConfig, Features, fit_projection, pool_tokens
 from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig, SmallVLAConfig
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 

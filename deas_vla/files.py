@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, as_user_error
 
 # Begins the note on an error that happened while a file was written; the file's path follows.
 WRITING = "while writing "
@@ -66,10 +66,8 @@ def read_json(path: Path) -> dict:
     Raises:
         UserError: if there is none: the file is missing, cut off or holds something else.
     """
-    try:
+    with as_user_error(f"{path}: missing, cut off or damaged"):
         value = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: missing, cut off or damaged ({error})") from error
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object")
     return value

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.envs.metaworld.tasks import MT10
-from deas_vla.features.pooling import FeatureConfig
+from deas_vla.features.features import FeatureConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.training.loop import TrainingConfig

@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.options import RewardSpec
 from deas_vla.envs.simulator import SimulatorConfig
+from deas_vla.features.features import FeatureConfig
 from deas_vla.features.image_encoder import ImageEncoderConfig
-from deas_vla.features.pooling import FeatureConfig
 from deas_vla.improvement.weighted_imitation import AdvantageWeighting
 from deas_vla.launch import run_recipe
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig

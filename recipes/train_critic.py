@@ -23,9 +23,8 @@ from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.data.sampling import group_probabilities, sample_indices, split_by_episode
 from deas_vla.errors import UserError
-from deas_vla.features.features import Features, fit_projection
+from deas_vla.features.features import FeatureConfig, Features, fit_projection
 from deas_vla.features.image_encoder import ImageEncoderConfig
-from deas_vla.features.pooling import FeatureConfig
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import require_fitting_horizon
 from deas_vla.improvement.selection import CANDIDATE_NOISE

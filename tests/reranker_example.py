@@ -16,8 +16,7 @@ from deas_vla.data.observation import Observation
 from deas_vla.export.golden import Golden
 from deas_vla.export.manifest import sections_of_parts
 from deas_vla.export.verify import write_sums
-from deas_vla.features.features import Features, fit_projection
-from deas_vla.features.pooling import FeatureConfig, pool_tokens
+from deas_vla.features.features import FeatureConfig, Features, fit_projection, pool_tokens
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.scorers.deas import DeasScorer

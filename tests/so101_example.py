@@ -15,8 +15,7 @@ from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Camera, Column, Contract, Statistics
 from deas_vla.data.observation import Observation
 from deas_vla.export.export import Export
-from deas_vla.features.features import Features, fit_projection
-from deas_vla.features.pooling import pool_tokens
+from deas_vla.features.features import Features, fit_projection, pool_tokens
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.scorers.deas import DeasScorer
 

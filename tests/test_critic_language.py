@@ -5,8 +5,7 @@ import torch
 from policy_example import SENTENCES, observations, small_policy
 
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
-from deas_vla.features.features import Features, fit_projection
-from deas_vla.features.pooling import FeatureConfig, pool_tokens
+from deas_vla.features.features import FeatureConfig, Features, fit_projection, pool_tokens
 
 FEATURES = FeatureConfig(grid=2, dim=12, text_weight=20.0)
 

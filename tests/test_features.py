@@ -15,9 +15,8 @@ from deas_vla.data.observation import OTHER, TEXT, Context
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.features.cache import FeatureCache
-from deas_vla.features.features import Features, Projection, fit_projection
+from deas_vla.features.features import FeatureConfig, Features, Projection, fit_projection, pool_tokens
 from deas_vla.features.image_encoder import ImageEncoder
-from deas_vla.features.pooling import FeatureConfig, pool_tokens
 from deas_vla.scorers.deas import DeasScorer
 from deas_vla.scorers.scorer import load_scorer
 

@@ -9,9 +9,8 @@ from data_example import SIZE, example_contract, example_episode
 from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
 from deas_vla.features.cache import ImageCache
-from deas_vla.features.features import Features, fit_projection
+from deas_vla.features.features import FeatureConfig, Features, fit_projection
 from deas_vla.features.image_encoder import CHUNKS_AHEAD, FrameOutcomes, ImageEncoder, ImageEncoderConfig
-from deas_vla.features.pooling import FeatureConfig
 from deas_vla.training import image_encoder as training_of
 from deas_vla.training.features import stored_features
 from deas_vla.training.image_encoder import train_image_encoder

@@ -24,8 +24,7 @@ from policy_example import close
 
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.errors import UserError
-from deas_vla.features.features import Features, fit_projection
-from deas_vla.features.pooling import FeatureConfig, pool_tokens
+from deas_vla.features.features import FeatureConfig, Features, fit_projection, pool_tokens
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.policies.chunk_policy import require_noise_scale
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy

@@ -6,8 +6,7 @@ from policy_example import observations, small_policy
 
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.errors import UserError
-from deas_vla.features.features import Features, fit_projection
-from deas_vla.features.pooling import FeatureConfig, pool_tokens
+from deas_vla.features.features import FeatureConfig, Features, fit_projection, pool_tokens
 from deas_vla.scorers.deas import DeasScorer
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.presets import PRESETS, preset

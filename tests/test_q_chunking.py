@@ -9,8 +9,8 @@ from data_example import example_episode
 from rollout_example import CONTRACT, HORIZON, LinePolicy
 from test_critic import SMALL, A, F, S, make_batch
 
+from deas_vla.critic.critic import QChunkingCritic
 from deas_vla.critic.losses import q_loss
-from deas_vla.critic.q_chunking import QChunkingCritic
 from deas_vla.data.frames import FrameTable
 from deas_vla.improvement.weighted_imitation import CandidateCache
 from deas_vla.policies.chunk_policy import candidate_noise

@@ -144,8 +144,8 @@ def test_while_meta_worlds_arm_holds_its_place_it_holds_what_is_in_its_gripper(c
 
 def test_what_is_recorded_trains_a_critic(reranker, tmp_path, monkeypatch, capsys):
     from deas_vla.critic.critic import CriticConfig
+    from deas_vla.features.features import FeatureConfig
     from deas_vla.features.image_encoder import ImageEncoderConfig
-    from deas_vla.features.pooling import FeatureConfig
 
     monkeypatch.syspath_prepend(str(Path(__file__).parent.parent / "recipes"))
     from train_critic import TrainCriticConfig, train_critic

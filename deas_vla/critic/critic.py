@@ -125,7 +125,7 @@ class CriticBatch:
             terminated.
         next_state: (B, S) its normalised state.
         next_chunks: (B, N, H, A) the policy's own normalised chunks at the observation after the option, only for
-            critics whose target asks the policy (`deas_vla.critic.q_chunking`).
+            critics whose target asks the policy (`QChunkingCritic`).
     """
 
     features: Tensor
@@ -294,3 +294,20 @@ class DeasCritic(nn.Module):
                 f"(B, N, {self.config.horizon}, {self.action_dim})"
             )
         return chunks.flatten(2)
+
+
+class QChunkingCritic(DeasCritic):
+    """Q-chunking (Li, Zhou, Levine, arXiv 2507.07969) on the networks of `DeasCritic`: the baseline with an actor.
+
+    Its target asks the policy (the batches have ``next_chunks``): the value of the state after an option is that of the
+    best of N of the policy's chunks there, chosen by the online networks and valued by the target networks, by their
+    means, as in the published code. V is learned as in DEAS, for the report; no target looks at it.
+    """
+
+    def next_value(self, batch: CriticBatch) -> Tensor:
+        """(B,) value of the best of the policy's chunks at the observation after the option."""
+        observation = self._observation(batch.next_features, batch.next_state)
+        chunks = self._chunks(batch.next_chunks)
+        best = self.head.mean(self.q(observation, chunks)).mean(0).argmax(1)
+        chosen = chunks[torch.arange(len(best), device=best.device), best].unsqueeze(1)
+        return self.head.mean(self.target_q(observation, chosen)).mean(0).squeeze(1)

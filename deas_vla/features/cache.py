@@ -15,9 +15,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from deas_vla.data.frames import FrameTable
-from deas_vla.errors import UserError
-from deas_vla.features.features import Features
-from deas_vla.features.pooling import FeatureConfig, pool_tokens
+from deas_vla.errors import as_user_error
+from deas_vla.features.features import FeatureConfig, Features, pool_tokens
 from deas_vla.files import atomic_path
 
 BLOCK = 256
@@ -70,17 +69,13 @@ class FrameCache:
         content = torch.empty(0)
         for number in range(len(self._keys)):
             path, rows = self._path(number), self._rows(number)
-            try:
-                with safe_open(path, "pt") as file:
-                    if file.metadata()["fingerprint"] != self._keys[number]:
-                        raise ValueError("it belongs to another cache")
-                    part = file.get_tensor("content")
+            broken = f"{path}: not a block of this cache; delete it and run again"
+            with as_user_error(broken, SafetensorError), safe_open(path, "pt") as file:
+                if file.metadata()["fingerprint"] != self._keys[number]:
+                    raise ValueError("it belongs to another cache")
+                part = file.get_tensor("content")
                 if len(part) != len(rows):
                     raise ValueError(f"{len(part)} rows for {len(rows)} frames")
-            except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-                raise UserError(
-                    f"{path}: not a block of this cache ({error}); delete it and run again"
-                ) from error
             # Joined as it is read: all blocks beside their union would be twice the memory.
             if number == 0:
                 content = part.new_empty((len(self.frames), *part.shape[1:]))
@@ -91,11 +86,8 @@ class FrameCache:
     def _write(self, number: int, rows: Tensor) -> None:
         content = self.compute(rows)
         with atomic_path(self._path(number)) as temporary:
-            save_file(
-                {"content": content.cpu().contiguous()},
-                temporary,
-                metadata={"fingerprint": self._keys[number]},
-            )
+            content = {"content": content.cpu().contiguous()}
+            save_file(content, temporary, metadata={"fingerprint": self._keys[number]})
 
     def _rows(self, number: int) -> Tensor:
         return torch.arange(number * self.block, min((number + 1) * self.block, len(self.frames)))

@@ -6,7 +6,7 @@ from it, to predict whether the episode will end in success, and where the robot
 second makes it find the object: a successful hand ends where the object was. Neither needs labels.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -154,35 +154,6 @@ class FrameOutcomes:
         return cls(success.float(), labelled.float(), future, success.float())
 
 
-@dataclass
-class ImageBatch:
-    """B frames of recorded episodes, and what came of them.
-
-    Attributes:
-        images: C tensors (B, h, w, 3) uint8.
-        state: (B, S) normalised.
-        success: (B,) 1.0 where the episode ended in success.
-        success_weight: (B,) how much that counts.
-        future: (B, T) normalised states of the robot at later steps.
-        future_weight: (B,) how much those count.
-    """
-
-    images: list[Tensor]
-    state: Tensor
-    success: Tensor
-    success_weight: Tensor
-    future: Tensor
-    future_weight: Tensor
-
-    def to(self, device: torch.device | str) -> "ImageBatch":
-        """The batch on another device."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "images"}
-        return ImageBatch(
-            images=[image.to(device) for image in self.images],
-            **{name: tensor.to(device) for name, tensor in moved.items()},
-        )
-
-
 class ImageEncoderLearning(nn.Module):
     """The encoder and the two heads it learns with; the heads are left behind.
 
@@ -209,13 +180,30 @@ class ImageEncoderLearning(nn.Module):
             nn.Linear(HIDDEN, outputs),
         )
 
-    def forward(self, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of success plus weighted squared error of the later states: loss and metrics."""
-        inputs = torch.cat([self.encoder(batch.images), batch.state], 1)
-        success = functional.binary_cross_entropy_with_logits(
-            self.success(inputs).squeeze(1), batch.success, weight=batch.success_weight
+    def forward(
+        self,
+        images: list[Tensor],
+        state: Tensor,
+        success: Tensor,
+        success_weight: Tensor,
+        future: Tensor,
+        future_weight: Tensor,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Cross-entropy of success plus weighted squared error of the later states: loss and metrics.
+
+        Args:
+            images: C tensors (B, h, w, 3) uint8.
+            state: (B, S) normalised.
+            success: (B,) 1.0 where the episode ended in success.
+            success_weight: (B,) how much that counts.
+            future: (B, T) normalised states of the robot at later steps.
+            future_weight: (B,) how much those count.
+        """
+        inputs = torch.cat([self.encoder(images), state], 1)
+        success_loss = functional.binary_cross_entropy_with_logits(
+            self.success(inputs).squeeze(1), success, weight=success_weight
         )
-        error = (self.future(inputs) - batch.future).square().mean(1)
-        future = (error * batch.future_weight).mean()
-        loss = success + self.config.future_weight * future
-        return loss, {"success_loss": success.detach(), "future_loss": future.detach()}
+        error = (self.future(inputs) - future).square().mean(1)
+        future_loss = (error * future_weight).mean()
+        loss = success_loss + self.config.future_weight * future_loss
+        return loss, {"success_loss": success_loss.detach(), "future_loss": future_loss.detach()}

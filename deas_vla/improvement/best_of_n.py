@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from deas_vla.data.observation import Observation
-from deas_vla.errors import UserError, unknown
+from deas_vla.errors import UserError
 from deas_vla.improvement.prefix import Prefix, prefix_consistent
-from deas_vla.improvement.selection import RULES, NoiseKey, RuleName, SelectionConfig, select
+from deas_vla.improvement.selection import NoiseKey, RuleName, SelectionConfig, rule_named, select
 from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise, require_noise_scale
 from deas_vla.scorers.scorer import Scorer
 
@@ -67,10 +67,7 @@ class BestOfN:
     ):
         if num_candidates < 1:
             raise UserError(f"best-of-N needs at least one candidate, got {num_candidates}")
-        if rule not in RULES:
-            raise UserError(unknown("selection rule", rule, RULES))
-        if scorer is None and RULES[rule].needs_scorer:
-            raise UserError(f"the rule '{rule}' needs a critic; train one with recipes/train_critic.py")
+        rule_named(rule, scorer is not None)
         if scorer is not None:
             require_same_encoder(policy, scorer)
             require_fitting_horizon(policy, scorer.horizon)
@@ -89,7 +86,9 @@ class BestOfN:
         """
         context = self.policy.encode(observation)
         device = context.tokens.device
-        noise = torch.stack([self._noise(key) for key in keys]).to(device)
+        shape = (self.num_candidates, self.policy.horizon, self.policy.contract.action_dim)
+        noise = [candidate_noise(key.seed, key.scene, key.sample, key.decision, *shape) for key in keys]
+        noise = self.selection.noise_scale * torch.stack(noise).to(device)
         candidates = self.policy.contract.to_command(self.policy.sample(context, noise))
         if prefix is not None:
             candidates = prefix_consistent(candidates, prefix, self.policy.contract)
@@ -103,12 +102,6 @@ class BestOfN:
             compared = candidates[:, :, : self.scorer.horizon]
         index = select(self.selection, self.rule, q_values, compared, keys, scores)
         return Choice(candidates, index, scores, value)
-
-    def _noise(self, key: NoiseKey) -> Tensor:
-        shape = (self.num_candidates, self.policy.horizon, self.policy.contract.action_dim)
-        return self.selection.noise_scale * candidate_noise(
-            key.seed, key.scene, key.sample, key.decision, *shape
-        )
 
 
 def require_same_encoder(policy: ChunkPolicy, scorer: Scorer) -> None:

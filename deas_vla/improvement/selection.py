@@ -88,11 +88,7 @@ class SelectionConfig:
 class Candidates(NamedTuple):
     """What a rule may look at.
 
-    Attributes:
-        scores: (B, N) the scorer's score of every candidate; None without a scorer.
-        q_values: (K, B, N) the values that the scores are made of; None without a scorer.
-        chunks: (B, N, h, A) the candidates, in any units.
-        keys: B names of the decisions: all that a random choice depends on.
+    The arguments of `select`; scores and values are None without a scorer.
     """
 
     scores: Tensor | None
@@ -139,13 +135,22 @@ def select(
     Raises:
         UserError: if there is no such rule, or it needs a scorer and there is none.
     """
-    if rule not in RULES:
-        raise UserError(unknown("selection rule", rule, RULES))
-    if q_values is None and RULES[rule].needs_scorer:
-        raise UserError(f"the rule '{rule}' needs a critic; without one there are first and random")
+    chosen = rule_named(rule, q_values is not None)
     if scores is None and q_values is not None:
         scores = q_values.amin(0)
-    return RULES[rule].choose(config, Candidates(scores, q_values, chunks, keys))
+    return chosen.choose(config, Candidates(scores, q_values, chunks, keys))
+
+
+def rule_named(name: str, scored: bool) -> Rule:
+    """The rule of that name; refuses an unknown one, and one that needs scores where there are none."""
+    if name not in RULES:
+        raise UserError(unknown("selection rule", name, RULES))
+    if RULES[name].needs_scorer and not scored:
+        raise UserError(
+            f"the rule '{name}' needs a critic: train one with recipes/train_critic.py; "
+            "without one there are first and random"
+        )
+    return RULES[name]
 
 
 # ---- rules -----------------------------------------------------------------------------------------------------

@@ -129,12 +129,8 @@ def advantages_of(scorer: Scorer, encoded: Encoded, options: Chunks, batch_size:
         options: what was played: start frames and normalised chunks.
         batch_size: options scored at once.
     """
-    parts = []
-    for start in range(0, len(options), batch_size):
-        rows = slice(start, start + batch_size)
-        frames = options.start_frame[rows]
-        parts.append(scorer.advantage(encoded.rows(frames), options.chunk[rows]))
-    return torch.cat(parts)
+    parts = zip(options.start_frame.split(batch_size), options.chunk.split(batch_size), strict=True)
+    return torch.cat([scorer.advantage(encoded.rows(frames), chunk) for frames, chunk in parts])
 
 
 @torch.inference_mode()
@@ -147,12 +143,9 @@ def advantages_among(scorer: Scorer, encoded: Encoded, chunks: Tensor, batch_siz
         chunks: (M, N, H, A) normalised chunks of the policy.
         batch_size: frames scored at once.
     """
-    parts = []
-    for start in range(0, len(chunks), batch_size):
-        rows = slice(start, start + batch_size)
-        scores = scorer.score(encoded.rows(rows), chunks[rows])
-        parts.append(scores - scores.mean(1, keepdim=True))
-    return torch.cat(parts)
+    rows = torch.arange(len(chunks)).split(batch_size)
+    scores = torch.cat([scorer.score(encoded.rows(part), chunks[part]) for part in rows])
+    return scores - scores.mean(1, keepdim=True)
 
 
 # ---- proposals ---------------------------------------------------------------------------------------------------

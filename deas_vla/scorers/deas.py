@@ -5,9 +5,8 @@ from typing import Self
 
 from torch import Tensor
 
-from deas_vla.critic.critic import CriticConfig, DeasCritic
+from deas_vla.critic.critic import CriticConfig, DeasCritic, QChunkingCritic
 from deas_vla.critic.losses import Aggregation
-from deas_vla.critic.q_chunking import QChunkingCritic
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError
 from deas_vla.features.features import Features

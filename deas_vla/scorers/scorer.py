@@ -29,7 +29,7 @@ from deas_vla.critic.critic import CriticConfig
 from deas_vla.critic.losses import Aggregation, score
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
-from deas_vla.errors import UserError, unknown
+from deas_vla.errors import UserError, as_user_error, unknown
 from deas_vla.files import atomic_path, write_json
 from deas_vla.registry import PLUGINS, Registry
 
@@ -214,22 +214,18 @@ def load_scorer(folder: str | Path, contract: Contract | None = None) -> Scorer:
     path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():
         raise UserError(f"{path} is missing: train a critic first, or name the folder of one")
-    try:
+    with as_user_error(f"{path} cannot be read: it may be cut off; train it again", SafetensorError):
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
         tensors = safetensors.torch.load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise UserError(f"{path} cannot be read ({error}): it may be cut off; train it again") from error
     if "scorer" not in header:
         raise UserError(f"{path} is not a scorer of this project: its header does not describe one")
-    try:
+    broken = f"{path} has a header that does not fit; train the critic again"
+    # Built without memory or random numbers: loading does not change what is sampled afterwards.
+    with as_user_error(broken, AttributeError, UserError), torch.device("meta"):
         description = json.loads(header["scorer"])
         expected = description.pop("fingerprint")
-        # Built without memory or random numbers: loading does not change what is sampled afterwards.
-        with torch.device("meta"):
-            scorer = registered(description["type"]).from_description(description)
-    except (KeyError, TypeError, ValueError, AttributeError, UserError) as error:
-        raise UserError(f"{path} has a header that does not fit ({error}): train the critic again") from error
+        scorer = registered(description["type"]).from_description(description)
     _require_fit(scorer.state_dict(), tensors, path)
     if _fingerprint(description, tensors) != expected:
         raise UserError(f"{path}: its content does not match its fingerprint; train the critic again")

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from deas_vla.data.frames import FrameTable
 from deas_vla.features.cache import FeatureCache, ImageCache
-from deas_vla.features.features import Features
-from deas_vla.features.pooling import FeatureConfig
+from deas_vla.features.features import FeatureConfig, Features
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.scorers.scorer import Encoded, Scorer
 from deas_vla.training.loop import filled

@@ -17,7 +17,6 @@ from deas_vla.errors import UserError
 from deas_vla.features.cache import BLOCK
 from deas_vla.features.image_encoder import (
     FrameOutcomes,
-    ImageBatch,
     ImageEncoder,
     ImageEncoderConfig,
     ImageEncoderLearning,
@@ -127,22 +126,15 @@ class ImageBatches:
         self.labelled = outcomes.labelled / outcomes.labelled[rows].mean()
         self.future_known = outcomes.future_known / outcomes.future_known[rows].mean().clamp_min(1e-6)
 
-    def __call__(self, step: int) -> tuple[ImageBatch]:
+    def __call__(self, step: int) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor, Tensor]:
         # The whole batch is drawn by every process, which keeps its share: two processes train as one would, but for
         # dropout.
         generator = step_generator(self.seed, step)
         chosen = self.rows[torch.randint(len(self.rows), (self.size,), generator=generator)]
         images = [random_shift(image[chosen], self.max_shift, generator, self.share) for image in self.images]
-        mine = chosen[self.share]
-        batch = ImageBatch(
-            images=images,
-            state=self.state[mine],
-            success=self.outcomes.success[mine],
-            success_weight=self.labelled[mine],
-            future=self.outcomes.future[mine],
-            future_weight=self.future_known[mine],
-        )
-        return (batch.to(self.device),)
+        tables = (self.state, self.outcomes.success, self.labelled, self.outcomes.future, self.future_known)
+        rows = (table[chosen[self.share]].to(self.device) for table in tables)
+        return [image.to(self.device) for image in images], *rows
 
 
 def _digest(*tensors: Tensor) -> str:

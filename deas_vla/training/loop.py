@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from deas_vla.config import incidental
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, as_user_error
 from deas_vla.features.cache import FrameCache
 from deas_vla.files import atomic_path
 
@@ -231,7 +231,8 @@ class Checkpoint:
         """Restores the last checkpoint, on every process; returns the number of steps already done."""
         if not (self.possible and self.path.is_file()):
             return 0
-        try:
+        broken = f"{self.path} cannot be read; delete it and run again: this stage starts over"
+        with as_user_error(broken, Exception):
             with safe_open(self.path, "pt") as file:
                 step = int(file.metadata()["step"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -244,10 +245,6 @@ class Checkpoint:
                     state.setdefault(int(index), {})[field] = value
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        except Exception as error:
-            raise UserError(
-                f"{self.path} cannot be read ({error}); delete it and run again: this stage starts over"
-            ) from error
         return step
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.errors import UserError, unknown
+from deas_vla.features.features import FeatureConfig
 from deas_vla.features.image_encoder import ImageEncoderConfig
-from deas_vla.features.pooling import FeatureConfig
 from deas_vla.training.loop import TrainingConfig
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Observation, episode_ids
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, as_user_error
 from deas_vla.export.export import Export, require_scored
 from deas_vla.export.golden import GOLDEN, Golden
 from deas_vla.export.lerobot_files import check_lerobot_files, require_fits
@@ -277,8 +277,5 @@ def _local(name: str | Path, settings: dict) -> Path:
 
     known = ("revision", "cache_dir", "force_download", "token", "local_files_only")
     asked = {key: settings[key] for key in known if settings.get(key) is not None}
-    try:
+    with as_user_error(f"{name} is no folder, and no repository that can be read"):
         return Path(snapshot_download(str(name), **asked))
-    except (OSError, ValueError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{name} is no folder, and no repository that can be read ({reason})") from error
