@@ -12,6 +12,7 @@ import pytest
 import torch
 from data_example import SIZE, assert_same_episode, example_contract, example_episode
 
+from deas_vla.data.audit.audit import audit
 from deas_vla.data.contract import Camera, Statistics
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.lerobot import IMAGES
@@ -219,6 +220,27 @@ def test_videos_show_the_right_frames(tmp_path):
     for camera in ("left", "wrist"):
         seen = frames.observation(options.start_frame).images[camera]
         assert seen.shape == (len(options), 64, 64, 3) and seen.dtype == torch.uint8
+
+
+@pytest.mark.parametrize("storage", ["image", "video"])
+def test_a_vector_of_one_column_comes_back(tmp_path, storage):
+    """LeRobot stores it as a number a row."""
+    size = 64
+    contract = example_contract(
+        state=CONTRACT.state[:1],
+        action=CONTRACT.action[:1],
+        cameras=(Camera("left", size, size), Camera("wrist", size, size)),
+        statistics=None,
+    )
+    episode = example_episode(np.random.default_rng(0), 8, True)
+    episode.states, episode.actions = episode.states[:, :1].copy(), episode.actions[:, :1].copy()
+    episode.images = {
+        name: np.zeros((len(episode.frame_steps), size, size, 3), np.uint8) for name in episode.images
+    }
+    write_dataset(tmp_path / "dataset", [episode], contract, "local/toy", storage=storage)
+    (back,), _, _ = read_dataset(tmp_path / "dataset", contract)
+    assert_same_episode(episode, back, images=storage == "image")
+    assert audit([tmp_path / "dataset"]).fit
 
 
 # ---- data sets of others -----------------------------------------------------------------------------------------

@@ -177,7 +177,6 @@ class ImageWriter:
     def write(self, columns: dict[str, np.ndarray], episode: Episode) -> None:
         from lerobot.datasets.compute_stats import compute_episode_stats
 
-        pa = self.pa
         rows, number, first = episode.length + 1, self.meta.total_episodes, self.meta.total_frames
         self.meta.save_episode_tasks([episode.instruction])
         columns = columns | {
@@ -188,14 +187,19 @@ class ImageWriter:
             "task_index": np.full(rows, self.meta.get_task_index(episode.instruction)),
         }
         statistics = compute_episode_stats(columns, self.meta.features)
-        arrays = {name: self._array(name, values) for name, values in columns.items()}
+        # A vector of one entry is a number in LeRobot's schema.
+        stored = {
+            name: list(values.squeeze(-1) if values.shape[1:] == (1,) else values)
+            for name, values in columns.items()
+        }
         for camera, images in episode.images.items():
             encoded = [png(image) for image in images]
-            shown = pa.array([encoded[frame] for frame in shown_frame(episode)], pa.binary())
-            paths = pa.array([f"frame-{row:06d}.png" for row in range(rows)])
-            arrays[IMAGES + camera] = pa.StructArray.from_arrays([shown, paths], ["bytes", "path"])
+            stored[IMAGES + camera] = [
+                {"bytes": encoded[frame], "path": f"frame-{row:06d}.png"}
+                for row, frame in enumerate(shown_frame(episode))
+            ]
             statistics[IMAGES + camera] = _image_statistics(images)
-        self._write_rows(pa.table([arrays[field.name] for field in self.schema], schema=self.schema))
+        self._write_rows(self.pa.Table.from_pydict(stored, self.schema))
         where = {
             "data/chunk_index": self.chunk,
             "data/file_index": self.file,
@@ -208,14 +212,6 @@ class ImageWriter:
         if self.writer is not None:
             self.writer.close()
         self.meta.finalize()
-
-    def _array(self, name: str, values: np.ndarray):
-        pa, field = self.pa, self.schema.field(name).type
-        if pa.types.is_fixed_size_list(field):
-            return pa.FixedSizeListArray.from_arrays(
-                pa.array(values.ravel(), field.value_type), field.list_size
-            )
-        return pa.array(values, field)
 
     def _write_rows(self, table) -> None:
         """One row group an episode, and a new file before one grows past LeRobot's limit."""
