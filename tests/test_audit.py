@@ -476,13 +476,11 @@ def test_the_command_says_whether_it_is_fit(v2, v3, tmp_path, capsys):
 # ---- numbers ----------------------------------------------------------------------------------------------------
 
 
-def test_facts_of_parts_are_those_of_the_whole():
+def test_facts_of_columns_leave_out_rows_that_are_not_finite():
     rng = np.random.default_rng(0)
     rows = rng.normal(1000, 0.01, (500, 3))
     rows[:, 1], rows[:, 2] = rows[:, 1] > 1000, 4.0
-    facts = ColumnFacts()
-    for part in np.split(rows, [1, 7, 200]):
-        facts.add(part)
+    facts = ColumnFacts.of(np.append(rows, [[np.nan, 0, 0]], 0))
     assert np.allclose(facts.mean, rows.mean(0)) and np.allclose(facts.std, rows.std(0), rtol=1e-6)
     assert np.array_equal(facts.low, rows.min(0)) and np.array_equal(facts.high, rows.max(0))
     assert [facts.signature(i) for i in range(3)] == ["range", "binary", "constant"]

@@ -83,7 +83,7 @@ def test_rule_07_another_reranker_does_not_fit(place, trained, capsys):
 @pytest.mark.parametrize(
     ("damage", "told"),
     [
-        (lambda f: (f / "manifest.json").write_text("{"), r"manifest.json: not readable"),
+        (lambda f: (f / "manifest.json").write_text("{"), r"manifest.json: missing, cut off or damaged"),
         (
             lambda f: rewrite_json(f / "manifest.json", lambda m: m.pop("contract")),
             "manifest.json: not a valid contract",
@@ -99,5 +99,5 @@ def test_a_damaged_manifest_is_named(place, trained, damage, told):
 def test_a_damaged_critic_is_named(place, trained):
     path = trained / "critic" / "critic" / "scorer.json"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"scorer.json: not readable"):
+    with pytest.raises(UserError, match=r"scorer.json: missing, cut off or damaged"):
         audit([place / "dataset"], trained / "critic")

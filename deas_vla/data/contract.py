@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.errors import ContractMismatch, UserError, as_user_error
 
 if TYPE_CHECKING:  # torch is imported where it is used: simulator workers need the names, not the arithmetic
     from torch import Tensor
@@ -181,19 +181,14 @@ class Contract:
                 lines.append(f"{what}: {len(mine)} entries against {len(theirs)}")
             for i, (a, b) in enumerate(zip(mine, theirs, strict=False)):
                 if a != b:
-                    fields = {k: (v, asdict(b)[k]) for k, v in asdict(a).items() if v != asdict(b)[k]}
-                    detail = ", ".join(f"{k} {v!r} against {w!r}" for k, (v, w) in fields.items())
+                    fields = [(k, v, getattr(b, k)) for k, v in vars(a).items() if v != getattr(b, k)]
+                    detail = ", ".join(f"{k} {v!r} against {w!r}" for k, v, w in fields)
                     lines.append(f"{what}[{i}]: {detail}")
-        if (
-            self.statistics is not None
-            and other.statistics is not None
-            and self.statistics != other.statistics
-        ):
-            for what, value in asdict(self.statistics).items():
-                theirs = asdict(other.statistics)[what]
+        for what, value in vars(self.statistics).items() if self.statistics and other.statistics else ():
+            theirs = getattr(other.statistics, what)
+            if value != theirs:
                 changed = [i for i, (a, b) in enumerate(zip(value, theirs, strict=False)) if a != b]
-                if changed or len(value) != len(theirs):
-                    lines.append(f"statistics: {what} differs in columns {changed}")
+                lines.append(f"statistics: {what} differs in columns {changed}")
         return lines
 
     def require_same(self, other: Contract, mine: str, theirs: str) -> None:
@@ -223,20 +218,18 @@ class Contract:
         Raises:
             UserError: if a field is missing or unknown, naming the file it came from.
         """
-        try:
+        with as_user_error(f"{where}: not a valid contract"):
             statistics = value["statistics"]
+            if statistics is not None:
+                statistics = Statistics(**{key: tuple(numbers) for key, numbers in statistics.items()})
             return cls(
                 embodiment=value["embodiment"],
                 rate_hz=float(value["rate_hz"]),
                 state=tuple(Column(**column) for column in value["state"]),
                 action=tuple(Column(**column) for column in value["action"]),
                 cameras=tuple(Camera(**camera) for camera in value["cameras"]),
-                statistics=None
-                if statistics is None
-                else Statistics(**{key: tuple(numbers) for key, numbers in statistics.items()}),
+                statistics=statistics,
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise UserError(f"{where}: not a valid contract ({error})") from error
 
     @property
     def fingerprint(self) -> str:

@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from deas_vla.data.contract import Contract
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, as_user_error
 from deas_vla.files import atomic_path
 
 SOURCES = ("demonstration", "rollout")
@@ -94,21 +94,13 @@ class Episode:
             if array.shape != shape or array.dtype != dtype:
                 yield f"{name} is {array.dtype} {array.shape}, expected {np.dtype(dtype)} {shape}"
         for name, columns in (("states", contract.state), ("actions", contract.action), ("rewards", None)):
-            array = getattr(self, name)
-            if not np.isfinite(array).all():
-                row = int(np.argwhere(~np.isfinite(array))[0][0])
-                column = (
-                    "" if columns is None else f" ({columns[np.argwhere(~np.isfinite(array))[0][1]].name})"
-                )
-                yield f"{name}{column} is NaN or infinite at step {row}"
+            for row, *column in np.argwhere(~np.isfinite(getattr(self, name))):
+                named = f" ({columns[column[0]].name})" if column else ""
+                yield f"{name}{named} is NaN or infinite at step {row}"
         if self.success[:-1].any():
             yield f"success at step {int(self.success.argmax())}, before its last step {steps - 1}"
         if self.truncated == self.terminated:
-            yield (
-                "it is neither truncated nor terminated"
-                if not self.truncated
-                else "both truncated and terminated"
-            )
+            yield f"it is {'both truncated and' if self.truncated else 'neither truncated nor'} terminated"
         frames = self.frame_steps
         if len(frames) == 0 or frames[0] < 0 or frames[-1] > steps or (np.diff(frames) <= 0).any():
             yield f"frame_steps must increase strictly within 0 to {steps}, and there must be one at least"
@@ -122,6 +114,7 @@ class Episode:
 
 
 _ARRAYS = ("states", "actions", "rewards", "success", "frame_steps")
+_FACTS = {"instruction": str, "source": str, "scene": int, "truncated": bool}
 
 
 def save_block(path: Path, episodes: list[Episode]) -> None:
@@ -130,17 +123,10 @@ def save_block(path: Path, episodes: list[Episode]) -> None:
     for i, episode in enumerate(episodes):
         tensors |= {f"{i}.{name}": np.ascontiguousarray(getattr(episode, name)) for name in _ARRAYS}
         tensors |= {
-            f"{i}.images.{name}": np.ascontiguousarray(array) for name, array in episode.images.items()
+            f"{i}.images.{name}": np.ascontiguousarray(images) for name, images in episode.images.items()
         }
-        facts.append(
-            {
-                "instruction": episode.instruction,
-                "source": episode.source,
-                "scene": int(episode.scene),
-                "truncated": bool(episode.truncated),
-                "cameras": list(episode.images),
-            }
-        )
+        facts.append({name: kind(getattr(episode, name)) for name, kind in _FACTS.items()})
+        facts[-1]["cameras"] = list(episode.images)
     with atomic_path(path) as temporary:
         save_file(tensors, temporary, metadata={"episodes": json.dumps(facts)})
 
@@ -151,17 +137,13 @@ def load_block(path: Path) -> list[Episode]:
     Raises:
         UserError: if the file is cut off, or is not a block of episodes.
     """
-    try:
-        with safe_open(path, "numpy") as file:
-            return [
-                Episode(
-                    images={name: file.get_tensor(f"{i}.images.{name}") for name in fact.pop("cameras")},
-                    **{name: file.get_tensor(f"{i}.{name}") for name in _ARRAYS},
-                    **fact,
-                )
-                for i, fact in enumerate(json.loads(file.metadata()["episodes"]))
-            ]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{path}: not a block of episodes ({error}); delete it and collect it again"
-        ) from error
+    broken = f"{path}: not a block of episodes; delete it and collect it again"
+    with as_user_error(broken, SafetensorError), safe_open(path, "numpy") as file:
+        return [
+            Episode(
+                images={name: file.get_tensor(f"{i}.images.{name}") for name in fact.pop("cameras")},
+                **{name: file.get_tensor(f"{i}.{name}") for name in _ARRAYS},
+                **fact,
+            )
+            for i, fact in enumerate(json.loads(file.metadata()["episodes"]))
+        ]

@@ -1,6 +1,5 @@
 """Does a data set fit to another one, to a policy, to a critic?"""
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.data.lerobot.layout import UNKNOWN, Layout, image_size
 from deas_vla.data.lerobot.reader import own_contract
 from deas_vla.errors import UserError
+from deas_vla.files import read_json
 
 FLOORS = {"state": STATE_STD_FLOOR, "action": ACTION_STD_FLOOR}
 
@@ -45,12 +45,16 @@ def reference_at(folder: Path) -> Reference:
     folder = Path(folder)
     for position in (folder, folder / "policy", folder / "critic"):
         if (path := position / "contract.json").is_file():
-            return Reference(f"policy {folder}", Contract.from_json(_json(path), path))
+            return Reference(f"policy {folder}", Contract.from_json(read_json(path), path))
         if (path := position / "manifest.json").is_file():
-            return Reference(f"reranker {folder}", Contract.from_json(_json(path).get("contract", {}), path))
+            return Reference(
+                f"reranker {folder}", Contract.from_json(read_json(path).get("contract", {}), path)
+            )
         if (path := position / "scorer.json").is_file():
-            return Reference(f"critic {folder}", Contract.from_json(_json(path).get("contract", {}), path))
-        if (path := position / "config.json").is_file() and "input_features" in (config := _json(path)):
+            return Reference(
+                f"critic {folder}", Contract.from_json(read_json(path).get("contract", {}), path)
+            )
+        if (path := position / "config.json").is_file() and "input_features" in (config := read_json(path)):
             features = config["input_features"] | config.get("output_features", {})
             sizes = {name: tuple(feature["shape"]) for name, feature in features.items()}
             return Reference(f"LeRobot policy {folder}", None, sizes)
@@ -58,13 +62,6 @@ def reference_at(folder: Path) -> Reference:
         f"{folder} holds no policy (contract.json, or LeRobot's config.json), critic (scorer.json) or "
         "reranker (manifest.json); give the folder of one as --against"
     )
-
-
-def _json(path: Path) -> dict:
-    try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: not readable ({error}); save it again") from error
 
 
 def differences(
@@ -84,9 +81,7 @@ def differences(
         return
     mine, declared = own_contract(folder, layout)
     theirs = other.contract if statistics else other.contract.with_statistics(None)
-    if declared and not _knows_no_units(theirs):
-        lines = mine.differences(theirs)
-    elif declared or not _knows_no_units(theirs):
+    if declared == _knows_no_units(theirs):
         # One side says names and no units: names, sizes and rate are compared, as the reader does.
         lines = layout.misfits(folder, theirs)
         if UNKNOWN not in (mine.embodiment, theirs.embodiment) and mine.embodiment != theirs.embodiment:
@@ -100,23 +95,21 @@ def differences(
         yield Finding(ERROR, code.rstrip("s"), f"against {other.name}: {line}", ROBOTS)
 
 
-def unlike_reference(facts: dict[str, ColumnFacts], other: Reference) -> Iterator[Finding]:
-    """Numbers that the reference's kinds and limits do not allow, and columns that look like others of it.
+def unlike_reference(facts: dict[str, ColumnFacts], contract: Contract, name: str) -> Iterator[Finding]:
+    """Numbers that a contract's kinds and limits do not allow, and columns that look like others of it.
 
     Args:
-        facts: of ``state`` and ``action``, in the reference's order; empty if the data has not its columns.
-        other: the policy or critic.
+        facts: of ``state`` and ``action``, in the contract's order.
+        contract: of the policy or critic.
+        name: what to call it.
     """
-    if other.contract is None:
-        return
-    statistics = other.contract.statistics
-    for what, facts_of in facts.items():
-        columns = getattr(other.contract, what)
-        yield from against_columns(facts_of, columns, what, other.name)
+    for what, each in facts.items():
+        columns, statistics = getattr(contract, what), contract.statistics
+        yield from against_columns(each, columns, what, name)
         if statistics is not None:
             mean = np.array(getattr(statistics, f"{what}_mean"))
             std = np.array(getattr(statistics, f"{what}_std"))
-            yield from unlike(facts_of, columns, mean, std, FLOORS[what])
+            yield from unlike(each, columns, mean, std, FLOORS[what])
 
 
 def _other_sizes(folder: LerobotFolder, sizes: dict[str, tuple[int, ...]]) -> Iterator[str]:

@@ -5,12 +5,12 @@ the reader would refuse is an error here; so is what it could not see and traini
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from deas_vla.data.audit.agreement import Reference, differences, reference_at
 from deas_vla.data.audit.dataset import Audited, audit_dataset
-from deas_vla.data.audit.findings import SEVERITIES, Finding, as_json, found
+from deas_vla.data.audit.findings import SEVERITIES, Finding, found
 from deas_vla.data.contract import Contract
 from deas_vla.data.labels import RECORDED, LabelRules
 from deas_vla.data.lerobot.reader import own_contract
@@ -38,14 +38,11 @@ class Report:
         return not any(audited.findings.errors for audited in self.datasets)
 
     def to_json(self) -> dict:
-        return {
-            "fit": self.fit,
-            "against": self.against,
-            "datasets": [
-                facts_of(audited) | {"findings": as_json(audited.findings.sorted())}
-                for audited in self.datasets
-            ],
-        }
+        datasets = [
+            facts_of(audited) | {"findings": [asdict(finding) for finding in audited.findings.sorted()]}
+            for audited in self.datasets
+        ]
+        return {"fit": self.fit, "against": self.against, "datasets": datasets}
 
 
 def audit(roots: list[Path], against: Path | None = None, labels: LabelRules = RECORDED) -> Report:
@@ -90,16 +87,12 @@ def facts_of(audited: Audited) -> dict:
     if layout is None:
         return facts
     contract = _contract(audited)
-    return facts | {
-        "cameras": [
-            {"name": camera.name, "height": camera.height, "width": camera.width}
-            for camera in (contract.cameras if contract is not None else ())
-        ],
-        "columns": {
-            what: audited.facts[what].as_json([position.name for position in getattr(audited.layout, what)])
-            for what in audited.facts
-        },
+    columns = {
+        what: each.as_json([position.name for position in getattr(layout, what)])
+        for what, each in audited.facts.items()
     }
+    cameras = [] if contract is None else [asdict(camera) for camera in contract.cameras]
+    return facts | {"cameras": cameras, "columns": columns}
 
 
 def _contract(audited: Audited) -> Contract | None:
@@ -130,22 +123,20 @@ def _between(earlier: Audited, later: Audited, *, compare: bool) -> Iterator[Fin
 
 def report_text(report: Report) -> str:
     """Facts, columns and findings of each data set, and whether training may use them."""
-    lines = []
+    lines, severities = [], []
     for audited in report.datasets:
-        lines += [*_facts(audited), *_columns(audited), ""]
-        for finding in audited.findings.sorted():
-            lines += _finding(finding)
-        lines += [] if not audited.findings.found else [""]
-    found = [finding for audited in report.datasets for finding in audited.findings.found.values()]
-    numbers = [(severity, sum(f.severity == severity for f in found)) for severity in SEVERITIES]
+        facts, findings = facts_of(audited), audited.findings.sorted()
+        lines += [*_facts(facts), *_columns(facts), ""]
+        lines += [line for finding in findings for line in _finding(finding)] + [""] * bool(findings)
+        severities += [finding.severity for finding in findings]
+    numbers = [(severity, severities.count(severity)) for severity in SEVERITIES]
     counted = ", ".join(f"{count} {severity}{'s' * (count != 1)}" for severity, count in numbers)
     verdict = "fit for training" if report.fit else "NOT fit for training"
     against = f" with {report.against}" if report.against else ""
     return "\n".join([*lines, f"{verdict}{against}: {counted}"])
 
 
-def _facts(audited: Audited) -> list[str]:
-    facts = facts_of(audited)
+def _facts(facts: dict) -> list[str]:
     if "version" not in facts:
         return [f"{facts['root']}"]
     cameras = [f"{c['name']} {c['height']}x{c['width']}" for c in facts.get("cameras", ())]
@@ -163,9 +154,8 @@ def _facts(audited: Audited) -> list[str]:
     return lines
 
 
-def _columns(audited: Audited) -> list[str]:
-    columns = facts_of(audited).get("columns", {})
-    rows = [(what, column) for what in columns for column in columns[what]]
+def _columns(facts: dict) -> list[str]:
+    rows = [(what, column) for what, columns in facts.get("columns", {}).items() for column in columns]
     if not rows:
         return []
     width = max(len(column["name"]) for _, column in rows)

@@ -1,16 +1,17 @@
-"""What the numbers of each column look like over a whole data set, in one pass, and what contradicts that."""
+"""What the numbers of each column look like over a whole data set, and what contradicts that."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
-from deas_vla.data.audit.findings import ERROR, Finding, Findings, found, of_error
+from deas_vla.data.audit.findings import ERROR, Finding, found, of_error
 from deas_vla.data.contract import Column
-from deas_vla.data.lerobot.files import read_json, read_lines
+from deas_vla.data.lerobot.files import read_lines
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Position
 from deas_vla.errors import UserError
+from deas_vla.files import read_json
 
 # Statistics that were computed from these very numbers agree better than this, in standard deviations.
 STATISTICS_TOLERANCE = 0.1
@@ -20,53 +21,38 @@ LIMIT_TOLERANCE = 1e-3
 ALL, EACH = "meta/stats.json", "meta/episodes_stats.jsonl"
 
 
-@dataclass
+@dataclass(frozen=True)
 class ColumnFacts:
-    """Moments, range and, while they are few, the different values of D columns.
+    """Moments, range and, where they are few, the different values of D columns.
 
     Attributes:
-        count: rows seen.
         mean: (D,) mean.
-        squares: (D,) sum of squared distances from the mean.
+        std: (D,) standard deviation.
         low: (D,) smallest value.
         high: (D,) largest value.
-        values: for each column its different values, or None once there are more than two.
+        values: for each column its different values, or None if there are more than two.
     """
 
-    count: int = 0
-    mean: np.ndarray | None = None
-    squares: np.ndarray | None = None
-    low: np.ndarray | None = None
-    high: np.ndarray | None = None
-    values: list[set[float] | None] = field(default_factory=list)
+    mean: np.ndarray
+    std: np.ndarray
+    low: np.ndarray
+    high: np.ndarray
+    values: list[set[float] | None]
 
-    def add(self, rows: np.ndarray) -> None:
-        """(T, D) more rows; those that are not finite are left out."""
+    @classmethod
+    def of(cls, rows: np.ndarray) -> "ColumnFacts | None":
+        """Facts of (T, D) rows, those that are not finite left out; None if none is left."""
         rows = rows[np.isfinite(rows).all(1)].astype(np.float64)
         if not len(rows):
-            return
-        if self.mean is None:
-            width = rows.shape[1]
-            self.mean, self.squares = np.zeros(width), np.zeros(width)
-            self.low, self.high = np.full(width, np.inf), np.full(width, -np.inf)
-            self.values = [set() for _ in range(width)]
-        # Two sets of moments joined: exact, and no number is squared before its mean is taken off.
-        mean, count = rows.mean(0), self.count + len(rows)
-        distance = mean - self.mean
-        self.squares += ((rows - mean) ** 2).sum(0) + distance**2 * self.count * len(rows) / count
-        self.mean = self.mean + distance * len(rows) / count
-        self.count = count
-        self.low, self.high = np.minimum(self.low, rows.min(0)), np.maximum(self.high, rows.max(0))
-        for i, values in enumerate(self.values):
-            if values is not None:
-                values |= set(np.unique(rows[:, i])[:3].tolist())
-                if len(values) > 2:
-                    self.values[i] = None
+            return None
+        values = [set(np.unique(column).tolist()) for column in rows.T]
+        few = [None if len(each) > 2 else each for each in values]
+        return cls(rows.mean(0), rows.std(0), rows.min(0), rows.max(0), few)
 
     @property
-    def std(self) -> np.ndarray:
-        """(D,) standard deviation."""
-        return np.sqrt(self.squares / max(self.count, 1))
+    def numbers(self) -> dict[str, np.ndarray]:
+        """(D,) each, by the names that LeRobot's statistics have."""
+        return {"mean": self.mean, "std": self.std, "min": self.low, "max": self.high}
 
     def signature(self, i: int) -> str:
         """``constant``, ``binary`` or ``range``."""
@@ -75,11 +61,8 @@ class ColumnFacts:
 
     def as_json(self, names: list[str]) -> list[dict]:
         """One object a column."""
-        if self.mean is None:
-            return []
-        numbers = {"min": self.low, "max": self.high, "mean": self.mean, "std": self.std}
         return [
-            {"name": name, "signature": self.signature(i)} | {k: float(v[i]) for k, v in numbers.items()}
+            {"name": name, "signature": self.signature(i)} | {k: float(v[i]) for k, v in self.numbers.items()}
             for i, name in enumerate(names)
         ]
 
@@ -95,7 +78,7 @@ def against_columns(
         what: ``state`` or ``action``.
         whose: contract, for the message.
     """
-    for i, column in enumerate(columns if facts.mean is not None else ()):
+    for i, column in enumerate(columns):
         low = -np.inf if column.low is None else column.low
         high = np.inf if column.high is None else column.high
         values, range_ = facts.values[i], (facts.low[i], facts.high[i])
@@ -117,8 +100,6 @@ def signatures(
     facts: ColumnFacts, positions: tuple[Position, ...], what: str, declared: bool
 ) -> Iterator[Finding]:
     """Columns that never move, and columns that look binary where nothing says that they are."""
-    if facts.mean is None:
-        return
     named = {"constant": [], "binary": [], "range": []}
     for i, position in enumerate(positions):
         named[facts.signature(i)].append(position.name)
@@ -141,8 +122,6 @@ def unlike(
         std: (D,) the policy's standard deviation of each column.
         floor: the smallest that such a standard deviation can be.
     """
-    if facts.mean is None:
-        return
     names = [column.name for column in columns]
     own_std = np.maximum(facts.std, floor)  # as the policy's statistics have it for columns that hardly move
     # Distance of the data's column i from the policy's column j, in standard deviations and in factors of e.
@@ -164,85 +143,70 @@ def unlike(
             yield found("unlike-policy", f"{message} {mean[i]:.3g} and {std[i]:.3g}", column=names[i])
 
 
-class StoredStatistics:
-    """The statistics that a data set brings along: ``stats.json`` of v2.0 and v3, ``episodes_stats.jsonl`` of v2.1.
+def stored_statistics(folder: LerobotFolder, keys: list[str], parts: list[Rows]) -> Iterator[Finding]:
+    """Faults in the statistics that a data set brings along: missing, unreadable, or not those of its numbers.
 
     Args:
-        folder: the data set.
+        folder: the data set; ``stats.json`` of v2.0 and v3, ``episodes_stats.jsonl`` of v2.1.
         keys: columns whose statistics matter: those that policies normalise.
-        findings: gets what is missing, unreadable, or not that of the data's numbers.
+        parts: the episodes, each with these columns.
     """
+    whole, each = None, {}
+    try:
+        if (folder.root / ALL).is_file():
+            whole = read_json(folder.root / ALL)
+        if (folder.root / EACH).is_file():
+            lines = read_lines(folder.root / EACH, episode_index=int, stats=dict)
+            each = {line["episode_index"]: line["stats"] for line in lines}
+    except UserError as error:
+        yield of_error(error, "broken-statistics")
+        return
+    if whole is None and not each:
+        yield found("no-statistics", f"there is no {ALL}", file=ALL)
+    for key in keys:
+        stored = [(EACH, (part.number,), [part], each.get(part.number, {})) for part in parts]
+        stored += [(ALL, (), parts, whole)] if whole is not None and parts else []
+        for file, episodes, members, statistics in stored:
+            position = {"file": file, "column": key, "episodes": episodes}
+            if key not in statistics:
+                if file == ALL:
+                    message = f"{ALL} has no statistics of {key}"
+                    yield found("wrong-statistics", message, severity=ERROR, **position)
+                continue
+            rows = np.concatenate([part.columns[key].reshape(len(part), -1) for part in members])
+            if (facts := ColumnFacts.of(rows)) is None:
+                continue
+            try:
+                yield from _differences(folder, facts, statistics[key], position)
+            except (AttributeError, TypeError, ValueError) as error:
+                message = f"the statistics of {key} are not numbers ({error})"
+                yield found("broken-statistics", message, **position)
 
-    def __init__(self, folder: LerobotFolder, keys: list[str], findings: Findings):
-        self.folder, self.keys, self.findings = folder, keys, findings
-        self.facts = {key: ColumnFacts() for key in keys}
-        self.all, self.each = None, {}
-        try:
-            if (folder.root / ALL).is_file():
-                self.all = read_json(folder.root / ALL, "not readable")
-            if (folder.root / EACH).is_file():
-                lines = read_lines(folder.root / EACH, episode_index=int, stats=dict)
-                self.each = {line["episode_index"]: line["stats"] for line in lines}
-        except UserError as error:
-            findings.add(of_error(error, "broken-statistics"))
-            return
-        if self.all is None and not self.each:
-            findings.add(found("no-statistics", f"there is no {ALL}", file=ALL))
 
-    def add(self, part: Rows) -> None:
-        """One episode's rows: kept for the whole, and compared with the episode's own statistics."""
-        stored = self.each.get(part.number, {})
-        for key in self.keys:
-            if key in part.columns:
-                values = part.columns[key].reshape(len(part), -1)
-                self.facts[key].add(values)
-                if key in stored:
-                    facts = ColumnFacts()
-                    facts.add(values)
-                    self._compare(facts, key, stored[key], EACH, (part.number,))
-
-    def compare_all(self) -> None:
-        """Compares the statistics of the whole data set, once all rows were added."""
-        for key in self.keys if self.all is not None else ():
-            if key in self.all:
-                self._compare(self.facts[key], key, self.all[key], ALL, ())
-            else:
-                message = f"{ALL} has no statistics of {key}"
-                self.findings.add(found("wrong-statistics", message, severity=ERROR, file=ALL, column=key))
-
-    def _compare(self, facts: ColumnFacts, key: str, stored: dict, file: str, episodes: tuple) -> None:
-        position = {"file": file, "column": key, "episodes": episodes}
-        try:
-            self.findings.extend(self._differences(facts, key, stored, position))
-        except (AttributeError, TypeError, ValueError) as error:
-            message = f"the statistics of {key} are not numbers ({error})"
-            self.findings.add(found("broken-statistics", message, **position))
-
-    def _differences(self, facts: ColumnFacts, key: str, stored: dict, position: dict) -> list[Finding]:
-        if facts.mean is None:
-            return []
-        names, width = self.folder.features[key].get("names"), len(facts.mean)
-        if not isinstance(names, list) or len(names) != width:
-            names = [f"{key}.{i}" for i in range(width)]
-        # Other extremes alone are what a part of a larger data set has; another mean or std is another normalisation.
-        severity, wrong, example = "", [], ""
-        for what, mine in (("mean", facts.mean), ("std", facts.std), ("min", facts.low), ("max", facts.high)):
-            theirs = np.asarray(stored.get(what, mine), np.float64).ravel()
-            if theirs.shape != mine.shape:
-                message = f"{what} of {key} has {theirs.size} entries, the data {mine.size} columns"
-                return [found("wrong-statistics", message, severity=ERROR, **position)]
-            # Some tools compute in float32: a column far from 0 loses the last digits of its std.
-            size = np.maximum(np.abs(facts.low), np.abs(facts.high))
-            slack = STATISTICS_TOLERANCE * facts.std + ROUNDING * size + 1e-6
-            # Not `>`: a NaN in the file is wrong too.
-            for i in np.flatnonzero(~(np.abs(theirs - mine) <= slack)):
-                severity = ERROR if what in ("mean", "std") else severity
-                wrong.append(names[i])
-                example = example or f"{what} of {names[i]} is {theirs[i]:g}, of the data {mine[i]:g}"
-        if not wrong:
-            return []
-        message = f"{key}: {_list(list(dict.fromkeys(wrong)))} differ from the data; {example}"
-        return [found("wrong-statistics", message, severity=severity, **position)]
+def _differences(folder: LerobotFolder, facts: ColumnFacts, stored: dict, position: dict) -> list[Finding]:
+    key = position["column"]
+    names, width = folder.features[key].get("names"), len(facts.mean)
+    if not isinstance(names, list) or len(names) != width:
+        names = [f"{key}.{i}" for i in range(width)]
+    # Some tools compute in float32: a column far from 0 loses the last digits of its std.
+    size = np.maximum(np.abs(facts.low), np.abs(facts.high))
+    slack = STATISTICS_TOLERANCE * facts.std + ROUNDING * size + 1e-6
+    # Other extremes alone are what a part of a larger data set has; another mean or std is another normalisation.
+    severity, wrong, example = "", [], ""
+    for what, mine in facts.numbers.items():
+        theirs = np.asarray(stored.get(what, mine), np.float64).ravel()
+        if theirs.shape != mine.shape:
+            message = f"{what} of {key} has {theirs.size} entries, the data {mine.size} columns"
+            return [found("wrong-statistics", message, severity=ERROR, **position)]
+        # Not `>`: a NaN in the file is wrong too.
+        for i in np.flatnonzero(~(np.abs(theirs - mine) <= slack)):
+            severity = ERROR if what in ("mean", "std") else severity
+            wrong.append(names[i])
+            example = example or f"{what} of {names[i]} is {theirs[i]:g}, of the data {mine[i]:g}"
+    if not wrong:
+        return []
+    message = f"{key}: {_list(list(dict.fromkeys(wrong)))} differ from the data; {example}"
+    return [found("wrong-statistics", message, severity=severity, **position)]
 
 
 def _list(names: list[str]) -> str:

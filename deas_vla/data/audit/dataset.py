@@ -3,7 +3,7 @@
 import hashlib
 import itertools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,12 +11,12 @@ from tqdm import tqdm
 
 from deas_vla.data.audit import columns, images, rows, tables
 from deas_vla.data.audit.agreement import Reference, differences, unlike_reference
-from deas_vla.data.audit.columns import ColumnFacts, StoredStatistics
+from deas_vla.data.audit.columns import ColumnFacts
 from deas_vla.data.audit.findings import Finding, Findings, found, of_error
 from deas_vla.data.labels import LabelRules
 from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.lerobot.folder import EPISODES_WORTH_A_BAR, LerobotFolder, Rows, split_episodes
-from deas_vla.data.lerobot.layout import Layout, gather
+from deas_vla.data.lerobot.layout import KEYS, Layout, gather
 from deas_vla.data.lerobot.reader import declared_labels, own_contract
 from deas_vla.errors import UserError
 
@@ -108,16 +108,28 @@ def _audit(audited: Audited, folder: LerobotFolder, labels: LabelRules, referenc
         audited.layout = layout = layout.with_columns_of(contract)
     findings.extend(images.unused_cameras(folder, layout))
 
-    passing = _Pass(audited, layout, labels, declared, reference, folder.tasks if has_tasks else None)
+    passing = _Pass(audited, layout, labels, folder.tasks if has_tasks else None)
     passing.run()
     tables.counts(folder, audited.lengths, passing.rows, findings)
-    findings.extend(passing.whole())
-    for what in ("state", "action") if declared else ():
+    findings.extend(columns.stored_statistics(folder, layout.keys, passing.parts))
+    audited.facts = _facts(layout, passing.parts)
+    findings.extend(_whole(audited, declared))
+    for what, facts in audited.facts.items() if declared else ():
         whose = f"the contract in {SIDECAR}"
-        findings.extend(columns.against_columns(audited.facts[what], getattr(contract, what), what, whose))
+        findings.extend(columns.against_columns(facts, getattr(contract, what), what, whose))
     if reference is not None:
-        findings.extend(differences(folder, audited.layout, reference, statistics=True))
-        findings.extend(unlike_reference(passing.reference_facts, reference))
+        findings.extend(differences(folder, layout, reference, statistics=True))
+        wanted = reference.contract
+        if wanted is not None and not layout.column_misfits(folder, wanted):
+            facts = _facts(layout.with_columns_of(wanted), passing.parts)
+            findings.extend(unlike_reference(facts, wanted, reference.name))
+
+
+def _facts(layout: Layout, parts: list[Rows]) -> dict[str, ColumnFacts]:
+    """Facts of ``state`` and ``action``, in the order of a layout, as far as the episodes have them."""
+    whole = {key: np.concatenate([part.columns[key] for part in parts]) for key in layout.keys if parts}
+    facts = {what: whole and ColumnFacts.of(gather(getattr(layout, what), whole)) for what in KEYS}
+    return {what: each for what, each in facts.items() if each}
 
 
 def _readable(findings: Findings, code: str, read: Callable[[], object]) -> bool:
@@ -130,28 +142,12 @@ def _readable(findings: Findings, code: str, read: Callable[[], object]) -> bool
 
 
 class _Pass:
-    """One pass over the rows of a data set."""
+    """One pass over the rows of a data set; of each episode, in `parts`, states and actions are kept."""
 
-    def __init__(
-        self,
-        audited: Audited,
-        layout: Layout,
-        labels: LabelRules,
-        declared: bool,
-        reference: Reference | None,
-        tasks: dict[int, str] | None,
-    ):
-        self.audited, self.layout, self.labels, self.declared = audited, layout, labels, declared
-        self.folder, self.tasks, self.rows = audited.folder, tasks, 0
+    def __init__(self, audited: Audited, layout: Layout, labels: LabelRules, tasks: dict[int, str] | None):
+        self.audited, self.layout, self.labels, self.tasks = audited, layout, labels, tasks
+        self.folder, self.rows, self.parts = audited.folder, 0, []
         self.ours = "frame.is_final" in self.folder.features
-        audited.facts |= {"state": ColumnFacts(), "action": ColumnFacts()}
-        self.facts = [(audited.facts, layout)]
-        self.reference_facts: dict[str, ColumnFacts] = {}
-        contract = None if reference is None else reference.contract
-        if contract is not None and not layout.column_misfits(self.folder, contract):
-            self.reference_facts |= {"state": ColumnFacts(), "action": ColumnFacts()}
-            self.facts.append((self.reference_facts, layout.with_columns_of(contract)))
-        self.statistics = StoredStatistics(self.folder, layout.keys, audited.findings)
 
     def run(self) -> None:
         folder, episodes, findings = self.folder, self.folder.episodes, self.audited.findings
@@ -181,14 +177,11 @@ class _Pass:
         yield from images.episode_videos(self.folder, self.layout, number, len(part))
         yield from self._instruction(part)
         self._labels(part)
-        self.statistics.add(part)
-        for facts, layout in self.facts:
-            if all(key in part.columns for key in layout.keys):
-                for what in facts:
-                    facts[what].add(gather(getattr(layout, what), part.columns))
         if all(key in part.columns for key in self.layout.keys):
-            parts = [np.ascontiguousarray(part.columns[key]).tobytes() for key in self.layout.keys]
-            before = audited.content.setdefault(hashlib.sha256(b"".join(parts)).digest(), number)
+            kept = {key: np.ascontiguousarray(part.columns[key]) for key in self.layout.keys}
+            self.parts.append(replace(part, columns=kept))
+            digest = hashlib.sha256(b"".join(values.tobytes() for values in kept.values())).digest()
+            before = audited.content.setdefault(digest, number)
             if before != number:
                 message = f"it has the states and actions of episode {before}"
                 yield rows.fault(part, "duplicated-episode", message)
@@ -217,18 +210,16 @@ class _Pass:
             low, high = self.audited.rewards or (np.inf, -np.inf)
             self.audited.rewards = (min(low, float(rewards.min())), max(high, float(rewards.max())))
 
-    def whole(self) -> Iterator[Finding]:
-        """What only the whole data set shows."""
-        audited = self.audited
-        self.statistics.compare_all()
-        for what in ("state", "action"):
-            positions = getattr(self.layout, what)
-            yield from columns.signatures(audited.facts[what], positions, what, self.declared)
-        if audited.rewards is not None and audited.rewards[0] == audited.rewards[1]:
-            message = f"every next.reward is {audited.rewards[0]:g}"
-            yield found("constant-reward", message, column="next.reward")
-        if audited.successes == 0:
-            message = "no episode succeeds: a critic cannot learn from it alone what success is"
-            yield found("no-success", message)
-        elif audited.successes == len(audited.lengths):
-            yield found("no-failure", "every episode succeeds: rollouts that fail teach a critic more")
+
+def _whole(audited: Audited, declared: bool) -> Iterator[Finding]:
+    """What only the whole data set shows."""
+    for what, facts in audited.facts.items():
+        yield from columns.signatures(facts, getattr(audited.layout, what), what, declared)
+    if audited.rewards is not None and audited.rewards[0] == audited.rewards[1]:
+        message = f"every next.reward is {audited.rewards[0]:g}"
+        yield found("constant-reward", message, column="next.reward")
+    if audited.successes == 0:
+        message = "no episode succeeds: a critic cannot learn from it alone what success is"
+        yield found("no-success", message)
+    elif audited.successes == len(audited.lengths):
+        yield found("no-failure", "every episode succeeds: rollouts that fail teach a critic more")

@@ -1,18 +1,15 @@
 """What an audit finds: where, what, and how to fix it; one fault in many episodes is one finding."""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 
 from deas_vla.errors import UserError
 
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
 
-COPY, RECORD, STATISTICS = (
-    "copy the data set again",
-    "record it again or leave it out",
-    "compute the statistics anew",
-)
+COPY, RECORD = "copy the data set again", "record it again or leave it out"
+STATISTICS = "compute the statistics anew"
 ROBOTS = "use data, policy and critic of one robot and one order of columns, or convert the data"
 COUNT = "copy the data set again, or correct the number"
 # Code of each kind of fault: how severe it is, and what to do about it.
@@ -23,10 +20,7 @@ KINDS = {
     "broken-statistics": (ERROR, STATISTICS),
     "camera-without-video": (WARNING, "remove it from info.json: LeRobot's own reader stops there"),
     "constant-action": (WARNING, "leave them out of the contract, or look whether they were recorded"),
-    "constant-reward": (
-        WARNING,
-        "train with the reward success_minus_one, or look how rewards were recorded",
-    ),
+    "constant-reward": (WARNING, "train with success_minus_one, or look how rewards were recorded"),
     "constant-state": (NOTE, "leave them out of the contract, or look whether they were recorded"),
     "done-too-early": (ERROR, RECORD),
     "duplicated-episode": (WARNING, "leave one out: it would be trained on and validated with"),
@@ -38,10 +32,7 @@ KINDS = {
     "index-gap": (ERROR, "rows were lost or copied: record it again or leave it out"),
     "instruction-changes": (WARNING, "cut the episode where it changes"),
     "long-video": (WARNING, "look whether frames and rows belong together: frame n is taken for row n"),
-    "looks-binary": (
-        NOTE,
-        "declare them binary in the contract, or candidates between the two will be scored",
-    ),
+    "looks-binary": (NOTE, "declare them binary, or candidates between the two will be scored"),
     "looks-swapped": (ERROR, "look at the order in which the columns were recorded"),
     "missing-column": (ERROR, "record the data set again, or take the column out of info.json"),
     "missing-image": (ERROR, "copy the data set again, or record the episode again"),
@@ -64,11 +55,9 @@ KINDS = {
     "success-without-reward": (ERROR, "correct next.reward, or declare the reward as --reward=success"),
     "timestamp-gap": (WARNING, "steps were lost: sample the episode anew or leave it out"),
     "timestamps-not-increasing": (ERROR, RECORD),
-    "timestamps-start-late": (
-        WARNING,
-        "tools that look frames up by time show the wrong ones (this project counts rows): subtract the start",
-    ),
+    "timestamps-start-late": (WARNING, "subtract the start: tools that look frames up by time show others"),
     "too-short": (WARNING, "leave it out"),
+    "unclear-columns": (ERROR, "correct info.json or modality.json"),
     "unlike-policy": (WARNING, "look whether its unit, sign or zero is another"),
     "unlisted-rows": (WARNING, "add the episode to meta/episodes.jsonl, or delete the file"),
     "wrong-count": (ERROR, COUNT),
@@ -115,7 +104,9 @@ def found(code: str, message: str, *, severity: str = "", hint: str = "", **posi
 def of_error(error: UserError, code: str, **position) -> Finding:
     """The finding of something that could not be read; its line ends with the fix after the last semicolon."""
     message, semicolon, hint = str(error).rpartition("; ")
-    return Finding(ERROR, code, message if semicolon else hint, hint if semicolon else "", **position)
+    if not semicolon:
+        message, hint = hint, KINDS.get(code, (ERROR, COPY))[1]
+    return Finding(ERROR, code, message, hint, **position)
 
 
 @dataclass
@@ -144,7 +135,3 @@ class Findings:
     @property
     def errors(self) -> int:
         return sum(finding.severity == ERROR for finding in self.found.values())
-
-
-def as_json(findings: list[Finding]) -> list[dict]:
-    return [asdict(finding) | {"episodes": list(finding.episodes)} for finding in findings]

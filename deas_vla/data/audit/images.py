@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from deas_vla.data.audit.findings import Finding, found, of_error
-from deas_vla.data.lerobot.files import one_line
 from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.data.lerobot.layout import Layout, image_size
-from deas_vla.errors import UserError, require
+from deas_vla.errors import UserError, as_user_error, require
 
 # An image whose numbers vary less than this shows one colour.
 FLAT = 2.0
@@ -52,25 +51,23 @@ def video_facts(path: Path, modified_ns: int) -> VideoFacts:
         UserError: if the file holds no video, or is damaged at one of these places.
     """
     av = require("av", "lerobot")
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UserError(f"{path} holds no video; copy it again")
-            stream = container.streams.video[0]
-            times = [packet.pts for packet in container.demux(stream) if packet.size]
-            if not times or None in times:
-                raise UserError(f"{path} holds no frames with times; record it again")
-            # Frames are stored in the order in which they are decoded, not shown.
-            container.seek(max(times), stream=stream)
-            last = next(iter(deque(container.decode(stream), maxlen=1)), None)
-            container.seek(min(times), stream=stream)
-            first = next(container.decode(stream), None)
-            if first is None or last is None:
-                raise UserError(f"{path} cannot be decoded; copy it again")
-            flat = all(frame.to_ndarray(format="rgb24").std() < FLAT for frame in (first, last))
-            return VideoFacts(len(times), (first.height, first.width), float(stream.average_rate or 0), flat)
-    except (av.FFmpegError, OSError) as error:
-        raise UserError(f"{path} cannot be decoded ({one_line(error)}); copy it again") from error
+    broken = f"{path} cannot be decoded; copy it again"
+    with as_user_error(broken, av.FFmpegError), av.open(str(path)) as container:
+        if not container.streams.video:
+            raise UserError(f"{path} holds no video; copy it again")
+        stream = container.streams.video[0]
+        times = [packet.pts for packet in container.demux(stream) if packet.size]
+        if not times or None in times:
+            raise UserError(f"{path} holds no frames with times; record it again")
+        # Frames are stored in the order in which they are decoded, not shown.
+        container.seek(max(times), stream=stream)
+        last = next(iter(deque(container.decode(stream), maxlen=1)), None)
+        container.seek(min(times), stream=stream)
+        first = next(container.decode(stream), None)
+        if first is None or last is None:
+            raise UserError(broken)
+        flat = all(frame.to_ndarray(format="rgb24").std() < FLAT for frame in (first, last))
+        return VideoFacts(len(times), (first.height, first.width), float(stream.average_rate or 0), flat)
 
 
 def episode_videos(folder: LerobotFolder, layout: Layout, number: int, rows: int) -> Iterator[Finding]:
@@ -174,7 +171,7 @@ def _problem(encoded: object, size: tuple[int, int]) -> tuple[str, str] | None:
             height, width = image.height, image.width
             image.verify()
     except (OSError, SyntaxError, ValueError) as error:
-        return "broken-image", f"is not an image ({one_line(error)})"
+        return "broken-image", f"is not an image ({error})"
     if (height, width) != size:
         return "wrong-image-size", f"is {height}x{width} pixels, info.json says {size[0]}x{size[1]}"
     return None

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from deas_vla.data.audit.findings import ERROR, Finding, Findings, found, of_error
-from deas_vla.data.lerobot.files import IMAGE_TYPES, is_list, one_line, plain, read_table, to_numpy
+from deas_vla.data.lerobot.files import IMAGE_TYPES, is_list, plain, read_table, to_numpy
 from deas_vla.data.lerobot.folder import LerobotFolder
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, as_user_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -36,9 +36,11 @@ def tables(folder: LerobotFolder, findings: Findings) -> Iterator[tuple[Path, di
     except UserError as error:
         findings.add(of_error(error, "missing-rows"))
         return
-    episodes = [(number,) for number in folder.episodes] if folder.episodic else [()] * len(files)
-    for file, episode in zip(files, episodes, strict=True):
-        position = {"file": str(file.relative_to(folder.root)), "episodes": episode}
+    for number, file in zip(folder.episodes if folder.episodic else [None] * len(files), files, strict=True):
+        position = {
+            "file": str(file.relative_to(folder.root)),
+            "episodes": () if number is None else (number,),
+        }
         if not file.is_file():
             findings.add(found("missing-rows", f"{position['file']} is missing", **position))
             continue
@@ -54,10 +56,9 @@ def tables(folder: LerobotFolder, findings: Findings) -> Iterator[tuple[Path, di
                 findings.add(found("missing-column", message, file=position["file"], column=name))
         columns = {}
         for name in table.column_names:
-            problem = _type_problem(folder, name, table.column(name), position["file"])
-            if problem is not None:
-                findings.add(problem)
-            if problem is None or problem.severity != ERROR:
+            problems = list(_type_problem(folder, name, table.column(name), position["file"]))
+            findings.extend(problems)
+            if all(problem.severity != ERROR for problem in problems):
                 columns[name] = to_numpy(table.column(name))
         if not len(table):
             findings.add(found("no-rows", f"{position['file']} has no rows", **position))
@@ -67,25 +68,25 @@ def tables(folder: LerobotFolder, findings: Findings) -> Iterator[tuple[Path, di
 
 def _read(folder: LerobotFolder, file: Path) -> tuple[list[str], pa.Table]:
     """The names of all columns, and those columns that are looked at."""
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with as_user_error(f"{file} cannot be read; copy it again"):
         names = pq.read_schema(file).names
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file} cannot be read ({one_line(error)}); copy it again") from error
     skipped = (*IMAGE_TYPES, LANGUAGE)
     listed = [name for name, feature in folder.features.items() if feature["dtype"] not in skipped]
     return names, read_table(file, [n for n in dict.fromkeys((*listed, *BOOKKEEPING)) if n in names])
 
 
-def _type_problem(folder: LerobotFolder, name: str, column: pa.ChunkedArray, file: str) -> Finding | None:
+def _type_problem(folder: LerobotFolder, name: str, column: pa.ChunkedArray, file: str) -> Iterator[Finding]:
     """Empty entries, vectors of another width or numbers of another kind than info.json says."""
     import pyarrow.compute as pc
 
-    position = {"file": file, "column": name}
+    def problem(code: str, what: str) -> Finding:
+        return found(code, f"column {name} {what}", file=file, column=name)
+
     if column.null_count:
-        return found("empty-entries", f"column {name} has {column.null_count} empty entries", **position)
+        yield problem("empty-entries", f"has {column.null_count} empty entries")
+        return
     column, widths = plain(column), []
     while is_list(column.type):
         # A row within a row may be empty: its width is None.
@@ -97,20 +98,16 @@ def _type_problem(folder: LerobotFolder, name: str, column: pa.ChunkedArray, fil
         right = all(len(each) == 1 and each[0] is not None for each in widths)
         if not right or math.prod(each[0] for each in widths) != wanted:
             there = " by ".join(str(sorted(each, key=str)) for each in widths)
-            message = f"column {name} has {there} entries a row, info.json says {wanted}"
-            return found("wrong-width", message, **position)
+            yield problem("wrong-width", f"has {there} entries a row, info.json says {wanted}")
+            return
     declared = feature.get("dtype")
     stored = {"float": "float32", "double": "float64"}.get(str(column.type), str(column.type))
     number = _kind(stored) in ("bool", "float", "int")
-    if not number and declared == "string":
-        return None
-    if not number or (declared is not None and _kind(stored) != _kind(declared)):
-        message = f"column {name} holds {column.type}, info.json says {declared or 'numbers'}"
-        return found("wrong-type", message, **position)
-    if declared is not None and stored != declared:
-        message = f"column {name} holds {column.type}, info.json says {declared}"
-        return found("other-precision", message, **position)
-    return None
+    if stored != (declared or stored) or not number:
+        other = not number or _kind(stored) != _kind(declared)
+        if number or declared != "string":
+            code = "wrong-type" if other else "other-precision"
+            yield problem(code, f"holds {column.type}, info.json says {declared or 'numbers'}")
 
 
 def _kind(dtype: str) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, as_user_error
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -108,13 +108,10 @@ def read_table(file: Path, columns: list[str] | None = None, *, full: bool = Fal
     Raises:
         UserError: if it is missing or cut off, lacks a column, or has an empty entry where none may be.
     """
-    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
+    with as_user_error(f"{file} cannot be read; copy it again"):
         table = pq.read_table(file, columns=columns, partitioning=None)
-    except (OSError, pa.ArrowException) as error:
-        raise UserError(f"{file} cannot be read ({one_line(error)}); copy it again") from error
     for name in table.column_names if full else ():
         if count := table.column(name).null_count:
             raise UserError(
@@ -123,33 +120,17 @@ def read_table(file: Path, columns: list[str] | None = None, *, full: bool = Fal
     return table
 
 
-def read_json(path: Path, problem: str) -> dict:
-    """A JSON object out of a data set's ``meta`` folder; `problem` says what it means if it is not there."""
-    try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path.parent.parent}: {problem} ({path.name}: {one_line(error)}); copy it again"
-        ) from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path.parent.parent}: {problem} ({path.name}: not an object); copy it again")
-    return value
-
-
 def read_lines(path: Path, **needed: type) -> list[dict]:
     """The objects of a ``.jsonl`` file, each with the needed keys, of these types."""
-    try:
+    with as_user_error(f"{path} cannot be read; copy it again"):
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path} cannot be read ({one_line(error)}); copy it again") from error
     for number, line in enumerate(lines, 1):
-        if not isinstance(line, dict):
-            raise UserError(f"{path}, line {number}: not an object; copy the data set again")
-        for key, kind in needed.items():
-            if key not in line:
-                raise UserError(f"{path}, line {number}: no {key} in it; copy the data set again")
-            if not isinstance(line[key], kind):
-                raise UserError(f"{path}, line {number}: {key} is {line[key]!r}; copy the data set again")
+        wrong = [] if isinstance(line, dict) else ["not an object"]
+        for key, kind in needed.items() if not wrong else ():
+            if not isinstance(line.get(key), kind):
+                wrong.append(f"{key} is {line[key]!r}" if key in line else f"no {key} in it")
+        if wrong:
+            raise UserError(f"{path}, line {number}: {wrong[0]}; copy the data set again")
     return lines
 
 
@@ -179,10 +160,6 @@ def is_list(kind: pa.DataType) -> bool:
     return pa.types.is_list(kind) or pa.types.is_fixed_size_list(kind) or pa.types.is_large_list(kind)
 
 
-def one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
-
-
 def read_images(file: Path, key: str, wanted: np.ndarray, images: np.ndarray) -> None:
     """Decodes the images in these rows of a parquet file, and no others, into (F, height, width, 3) uint8."""
     import pyarrow.parquet as pq
@@ -194,12 +171,9 @@ def read_images(file: Path, key: str, wanted: np.ndarray, images: np.ndarray) ->
             encoded = batch.column(0).field("bytes")
             while done < len(wanted) and wanted[done] < first + len(batch):
                 where = f"{file}, {key}, row {int(wanted[done])}"
-                try:
-                    with Image.open(io.BytesIO(encoded[int(wanted[done]) - first].as_py())) as stored:
-                        image = np.asarray(stored.convert("RGB"))
-                except (OSError, TypeError, SyntaxError) as error:
-                    problem = f"not an image ({one_line(error)}); copy the data set again"
-                    raise UserError(f"{where}: {problem}") from error
+                with as_user_error(f"{where}: not an image; copy the data set again", SyntaxError):
+                    stored = io.BytesIO(encoded[int(wanted[done]) - first].as_py())
+                    image = np.asarray(Image.open(stored).convert("RGB"))
                 if image.shape != images.shape[1:]:
                     raise UserError(f"{where}: image is {image.shape}, info.json says {images.shape[1:]}")
                 images[done] = image

@@ -31,14 +31,13 @@ from tqdm import tqdm
 from deas_vla.data.lerobot import FORMAT, SIDECAR
 from deas_vla.data.lerobot.files import (
     check_info,
-    one_line,
     read_images,
-    read_json,
     read_lines,
     read_table,
     to_numpy,
 )
-from deas_vla.errors import UserError, require
+from deas_vla.errors import UserError, as_user_error, require
+from deas_vla.files import read_json
 
 INFO, MODALITY = "meta/info.json", "meta/modality.json"
 VERSIONS = ("v2.0", "v2.1", "v3.")
@@ -94,7 +93,9 @@ class LerobotFolder:
     def __init__(self, root: Path):
         require("pyarrow", "lerobot")
         self.root = Path(root)
-        self.info = read_json(self.root / INFO, "not a LeRobot data set")
+        if not (self.root / INFO).is_file():
+            raise UserError(f"{self.root}: not a LeRobot data set (there is no {INFO}); copy it again")
+        self.info = read_json(self.root / INFO)
         self.version = str(self.info.get("codebase_version"))
         if not self.version.startswith(VERSIONS):
             raise UserError(
@@ -113,7 +114,7 @@ class LerobotFolder:
         path = self.root / SIDECAR
         if not path.is_file():
             return {}
-        sidecar = read_json(path, "not readable")
+        sidecar = read_json(path)
         if sidecar.get("format") != FORMAT:
             raise UserError(f"{path}: format {sidecar.get('format')!r}, this version reads {FORMAT}")
         return sidecar
@@ -122,7 +123,7 @@ class LerobotFolder:
     def modality(self) -> dict | None:
         """GR00T's description of the groups of columns, or None."""
         path = self.root / MODALITY
-        return read_json(path, "not readable") if path.is_file() else None
+        return read_json(path) if path.is_file() else None
 
     @cached_property
     def tasks(self) -> dict[int, str]:
@@ -241,12 +242,9 @@ class LerobotFolder:
         if not path.is_file():
             raise UserError(f"{path} is missing; copy the data set again")
         times = [begin + float(row) / self.rate_hz for row in wanted]
-        try:
+        broken = f"{path} cannot be decoded up to second {times[-1]:g}; copy it again"
+        with as_user_error(broken, Exception):  # each decoder has its own errors
             frames = decode(path, times, tolerance_s=0.5 / self.rate_hz, return_uint8=True)
-        except Exception as error:  # each decoder has its own errors
-            raise UserError(
-                f"{path} cannot be decoded up to second {times[-1]:g} ({one_line(error)}); copy it again"
-            ) from error
         if frames.shape[1:] != (3, *size):
             found = (*frames.shape[2:], frames.shape[1])
             raise UserError(f"{path}: frames are {found}, info.json says {(*size, 3)}")

@@ -111,39 +111,24 @@ class Layout:
 
     def column_misfits(self, folder: LerobotFolder, contract: Contract) -> list[str]:
         """`misfits` of the state and the action alone."""
-        if folder.modality is not None:
-            return _other_groups("state", self.state, contract.state) + _other_groups(
-                "action", self.action, contract.action
-            )
-        return [
-            line
-            for what, positions in (("state", self.state), ("action", self.action))
-            for line in _other_names(
-                KEYS[what], [position.name for position in positions], getattr(contract, what)
-            )
-        ]
+        other = _other_names if folder.modality is None else _other_groups
+        return [line for what in KEYS for line in other(what, getattr(self, what), getattr(contract, what))]
 
     def contract(self, folder: LerobotFolder) -> Contract:
         """What a data set says of itself, as a contract: names and rate, no units and no limits."""
-
-        def columns(positions: Iterable[Position]) -> tuple[Column, ...]:
-            return tuple(Column(position.name, UNKNOWN) for position in positions)
-
         return Contract(
             embodiment=str(folder.info.get("robot_type") or UNKNOWN),
             rate_hz=folder.rate_hz,
-            state=columns(self.state),
-            action=columns(self.action),
+            state=tuple(Column(position.name, UNKNOWN) for position in self.state),
+            action=tuple(Column(position.name, UNKNOWN) for position in self.action),
             cameras=tuple(Camera(name, *image_size(folder, key)) for name, key in self.cameras.items()),
         )
 
 
 def gather(positions: tuple[Position, ...], columns: dict[str, np.ndarray]) -> np.ndarray:
     """(rows, len(positions)) float32: the numbers at these positions, in their order."""
-    parts = [
-        columns[position.key].reshape(len(columns[position.key]), -1)[:, position.index]
-        for position in positions
-    ]
+    wide = {key: values.reshape(len(values), -1) for key, values in columns.items()}
+    parts = [wide[position.key][:, position.index] for position in positions]
     return np.stack(parts, 1).astype(np.float32)
 
 
@@ -192,10 +177,8 @@ def _by_modality(folder: LerobotFolder) -> Layout:
         found = [_group(folder, where, key, name, group) for name, group in groups.items()]
         found.sort(key=lambda positions: positions[0].index)
         vectors[what] = tuple(position for positions in found for position in positions)
-    cameras = {
-        name: video.get("original_key", IMAGES + name)
-        for name, video in _objects(folder, where, "video").items()
-    }
+    videos = _objects(folder, where, "video")
+    cameras = {name: video.get("original_key", IMAGES + name) for name, video in videos.items()}
     for name, key in cameras.items():
         _require_column(folder, where, f"camera {name}", key)
         if folder.features[key]["dtype"] not in IMAGE_TYPES:
@@ -260,12 +243,12 @@ def _other_groups(what: str, positions: tuple[Position, ...], columns: tuple[Col
     return lines
 
 
-def _other_names(key: str, names: list[str], columns: tuple[Column, ...]) -> list[str]:
-    wanted = [column.name for column in columns]
+def _other_names(what: str, positions: tuple[Position, ...], columns: tuple[Column, ...]) -> list[str]:
+    names, wanted = [position.name for position in positions], [column.name for column in columns]
     if names == wanted:
         return []
     different = [f"{a} against {b}" for a, b in zip(names, wanted, strict=False) if a != b]
-    return [f"{key}: {'; '.join([f'{len(names)} columns against {len(wanted)}', *different])}"]
+    return [f"{KEYS[what]}: {'; '.join([f'{len(names)} columns against {len(wanted)}', *different])}"]
 
 
 def _pick(positions: tuple[Position, ...], columns: tuple[Column, ...]) -> Iterable[Position]:

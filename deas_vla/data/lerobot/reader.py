@@ -10,7 +10,7 @@ from deas_vla.data.labels import RECORDED, LabelRules
 from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout, gather
-from deas_vla.errors import ContractMismatch, UserError
+from deas_vla.errors import ContractMismatch, UserError, as_user_error
 
 # Columns that this project writes and others need not have.
 OPTIONAL = ("frame.is_fresh", "frame.is_final", "scene")
@@ -98,10 +98,8 @@ def declared_labels(folder: LerobotFolder, labels: LabelRules) -> LabelRules:
     declared = folder.sidecar.get("labels")
     if declared is None:
         return labels
-    try:
+    with as_user_error(f"{folder.root / SIDECAR}: labels cannot be read", UserError):
         return LabelRules(**declared)
-    except (TypeError, UserError) as error:
-        raise UserError(f"{folder.root / SIDECAR}: {error}") from error
 
 
 def _contract(folder: LerobotFolder, layout: Layout, expected: Contract | None) -> Contract:

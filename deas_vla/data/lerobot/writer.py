@@ -103,27 +103,19 @@ def fps(contract: Contract) -> int | float:
 def features(contract: Contract, storage: str) -> dict[str, dict]:
     """The data set's columns in LeRobot's notation, with the contract's names."""
 
-    def one(dtype: str) -> dict:
-        return {"dtype": dtype, "shape": (1,), "names": None}
+    def one(dtype: str, shape: tuple[int, ...] = (1,), names: list[str] | None = None) -> dict:
+        return {"dtype": dtype, "shape": shape, "names": names}
 
     def vector(columns) -> dict:
-        return {"dtype": "float32", "shape": (len(columns),), "names": [column.name for column in columns]}
+        return one("float32", (len(columns),), [column.name for column in columns])
 
     flags = ("next.success", "next.done", "next.truncated", "frame.is_fresh", "frame.is_final")
-    return {
-        "observation.state": vector(contract.state),
-        "action": vector(contract.action),
-        "next.reward": one("float32"),
-        **{name: one("bool") for name in flags},
-        "scene": one("int64"),
-    } | {
-        f"{IMAGES}{camera.name}": {
-            "dtype": storage,
-            "shape": (camera.height, camera.width, 3),
-            "names": ["height", "width", "channels"],
-        }
-        for camera in contract.cameras
-    }
+    described = {"observation.state": vector(contract.state), "action": vector(contract.action)}
+    described |= {"next.reward": one("float32"), **dict.fromkeys(flags, one("bool")), "scene": one("int64")}
+    for camera in contract.cameras:
+        size, axes = (camera.height, camera.width, 3), ["height", "width", "channels"]
+        described[f"{IMAGES}{camera.name}"] = one(storage, size, axes)
+    return described
 
 
 def columns_of(episode: Episode) -> dict[str, np.ndarray]:
