@@ -11,9 +11,11 @@ import pytest
 import torch
 from source_tree import ROOT, python_files
 
+from deas_vla.config import outcome_settings
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.report.run import _preset
 from deas_vla.training.presets import PRESETS, preset
+from recipes.train_critic import TrainCriticConfig
 
 pytestmark = pytest.mark.unit
 
@@ -40,6 +42,11 @@ def test_rule_13_published_is_the_papers_setting_and_a_result_names_its_preset()
     for name in PRESETS:
         label = _preset({"preset": name, "critic": asdict(preset(name).critic)})
         assert name in label and preset(name).critic.head.replace("_", "-") in label
+    # The critic's stage records the name, and what was set otherwise is not passed off as the preset.
+    recorded = outcome_settings(TrainCriticConfig(preset="default"))
+    assert _preset(recorded) == "default (scalar head)"
+    recorded["training"]["steps"] += 1
+    assert _preset(recorded) == "default (scalar head; training.steps was changed)"
 
 
 # Run here and in a process with other kernels and another number of threads.

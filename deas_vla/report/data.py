@@ -14,7 +14,7 @@ class Outcomes:
 
     Attributes:
         scenes: (S,) int, the scenes' numbers, no two alike.
-        success: (S, D) bool, with noise sample d; sample d of a scene has the same noise seeds in every method.
+        success: (S, D) bool; noise sample d of a scene has the same noise seeds in every method.
     """
 
     scenes: np.ndarray
@@ -104,56 +104,34 @@ class Curve:
 
 @dataclass
 class ReportData:
-    """Everything that a report shows. Only the first four fields are needed; a part without data is left out.
-
-    Attributes:
-        title: headline of the report's header, for example "Lift with PandaOmron".
-        task: what was evaluated, in words.
-        command: the exact command that makes this result again.
-        methods: name to outcomes; see `METHODS` in summary.py for the names that are explained to the reader.
-        primary: (method, baseline) of the one comparison that the headline is about, chosen before evaluating.
-        comparisons: further pairs (method, baseline) to compare.
-        candidates: N of the method best_of_n.
-        success_by_n: N to outcomes of best-of-N.
-        value_traces: values along episodes.
-        calibration: Q against Monte-Carlo returns.
-        oracle_decisions: the critic's scores against Monte-Carlo returns.
-        curves: training curves by name.
-        seconds: wall-clock seconds by stage, in order.
-        peak_memory_bytes: largest resident memory of the run, all processes together.
-        collection_scenes: scenes in the records of all training data; None if the records do not say.
-        preset: name of the critic's configuration, and its head.
-        seeds: name to seed.
-        hashes: name to hash of data, contract, checkpoints, configuration.
-        versions: as `deas_vla.versions.collect_versions` gives them.
-        config: the configuration of the run, JSON-like.
-        caveats: further sentences that a reader must know; the general ones are added.
-        video: an mp4 file to embed.
-        video_caption: what it shows.
-    """
+    """Everything that a report shows. Only the first four fields are needed; a part without data is left out."""
 
     title: str
-    task: str
-    command: str
-    methods: dict[str, Outcomes]
+    task: str  # what was evaluated, in words
+    command: str  # the exact command that makes this result again
+    methods: dict[str, Outcomes]  # by name; `METHODS` in summary.py are explained to the reader
+    # (method, baseline) of the one comparison that the headline is about, chosen before evaluating.
     primary: tuple[str, str] = ("best_of_n", "policy")
-    comparisons: list[tuple[str, str]] = field(default_factory=list)
-    candidates: int | None = None
-    success_by_n: dict[int, Outcomes] = field(default_factory=dict)
+    comparisons: list[tuple[str, str]] = field(default_factory=list)  # further pairs (method, baseline)
+    candidates: int | None = None  # N of the method best_of_n
+    success_by_n: dict[int, Outcomes] = field(default_factory=dict)  # of best-of-N
     value_traces: list[ValueTrace] = field(default_factory=list)
     calibration: Calibration | None = None
     oracle_decisions: OracleDecisions | None = None
-    curves: dict[str, Curve] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    peak_memory_bytes: int | None = None
+    curves: dict[str, Curve] = field(default_factory=dict)  # of training
+    seconds: dict[str, float] = field(default_factory=dict)  # by stage, in order
+    peak_memory_bytes: int | None = None  # largest resident memory of the run, all processes together
+    # Scenes in the records of all training data; None if the records do not say.
     collection_scenes: np.ndarray | None = None
-    preset: str = ""
+    preset: str = ""  # name of the critic's configuration, and its head
     seeds: dict[str, int] = field(default_factory=dict)
-    hashes: dict[str, str] = field(default_factory=dict)
-    versions: dict[str, str] = field(default_factory=dict)
-    config: dict = field(default_factory=dict)
-    caveats: list[str] = field(default_factory=list)
-    video: Path | None = None
+    hashes: dict[str, str] = field(default_factory=dict)  # of data, contract, checkpoints, configuration
+    versions: dict[str, str] = field(
+        default_factory=dict
+    )  # as `deas_vla.versions.collect_versions` gives them
+    config: dict = field(default_factory=dict)  # of the run, JSON-like
+    caveats: list[str] = field(default_factory=list)  # that a reader must know besides the general ones
+    video: Path | None = None  # an mp4 file to embed
     video_caption: str = ""
 
     def validate(self) -> None:

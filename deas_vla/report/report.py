@@ -43,23 +43,9 @@ def render(data: ReportData, found: dict) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    words = (
-        "percent",
-        "points",
-        "point_range",
-        "signed",
-        "counted",
-        "lowered",
-        "p_value",
-        "duration",
-        "scene_runs",
-    )
-    environment.globals |= {name: getattr(summary, name) for name in words}
-    environment.globals |= {
-        "METHOD_COLORS": plots.METHOD_COLORS,
-        "dump": _dump,
-        "meaning": summary.method_meaning,
-    }
+    words = "percent points point_range signed counted lowered p_value duration scene_runs method_meaning"
+    environment.globals |= {name: getattr(summary, name) for name in words.split()}
+    environment.globals |= {"METHOD_COLORS": plots.METHOD_COLORS}
     template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
     text = template.render(
         found,
@@ -70,19 +56,20 @@ def render(data: ReportData, found: dict) -> str:
         video=_embedded(data.video.read_bytes(), "video/mp4") if data.video else None,
         title_of=lambda name: summary.method_title(name, data.candidates),
         reach=_reach(found["paired"]),
+        dump=lambda value: json.dumps(value, indent=2, ensure_ascii=False),
     )
     return text.replace(" %", "\u00a0%")  # no line break between a number and its per cent sign
 
 
 def _plots(data: ReportData, found: dict) -> dict[str, str]:
-    made = {}
+    critic, made = found["critic"], {}
     if data.success_by_n:
         made["by_n"] = plots.success_by_n_plot(data)
-    if found["critic"]["ranking"] and found["critic"]["ranking"]["informative_decisions"]:
-        made["ranking"] = plots.ranking_plot(found["critic"]["ranking"]["spearman_per_decision"])
-    if found["critic"]["values"]:
+    if critic["ranking"] and critic["ranking"]["informative_decisions"]:
+        made["ranking"] = plots.ranking_plot(critic["ranking"]["spearman_per_decision"])
+    if critic["values"]:
         made["values"] = plots.value_plot(data.value_traces)
-    if found["critic"]["calibration"]:
+    if critic["calibration"]:
         made["calibration"] = plots.calibration_plot(data.calibration)
     return made
 
@@ -90,18 +77,12 @@ def _plots(data: ReportData, found: dict) -> dict[str, str]:
 def _reach(paired: dict) -> float:
     """Half the width of the axis of differences: the first round number that holds all intervals."""
     ends = [abs(end) for result in paired.values() for end in result["ci95"]]
-    return next(
-        r for r in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0) if r >= min(max([0.1, *ends]), 1.0) - 1e-9
-    )
+    return next((r for r in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8) if r >= max([0.1, *ends]) - 1e-9), 1.0)
 
 
 def _embedded(content: str | bytes, kind: str) -> str:
     content = content.encode() if isinstance(content, str) else content
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _dump(value) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False)
 
 
 def _finite(value):

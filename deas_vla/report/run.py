@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deas_vla.config import fingerprint
+from deas_vla.config import fingerprint, to_json
 from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.options import RewardSpec, returns_to_go
 from deas_vla.files import sha256_of
@@ -16,6 +16,7 @@ from deas_vla.rollouts.collect import DATASET
 from deas_vla.rollouts.oracle import RETURNS
 from deas_vla.rollouts.scenes import seen_scenes
 from deas_vla.training.loop import read_metrics
+from deas_vla.training.presets import PRESETS, preset
 from deas_vla.training.stages import stage_report
 from deas_vla.versions import collect_versions
 
@@ -41,14 +42,12 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
     stages = _stages(evaluation)
     settings = stages[evaluation.name]["settings"]
     plan, tasks, seed = settings["evaluation"], settings["tasks"], settings["seed"]
-    methods = _merged({task: _read_methods(evaluation / "methods" / task) for task in tasks})
+    methods = _read_methods([evaluation / "methods" / task for task in tasks])
     outcomes = {name: _outcomes(episodes) for name, episodes in methods.items()}
 
-    by_count = {n: f"best_of_{n}" for n in plan["candidate_counts"]}
-    by_count |= {plan["num_candidates"]: "best_of_n"}
-    # One candidate with the policy's own noise is the policy.
-    if plan["noise_scale"] == 1:
-        by_count |= {1: "policy"}
+    by_count = {n: f"best_of_{n}" for n in plan["candidate_counts"]} | {plan["num_candidates"]: "best_of_n"}
+    if plan["noise_scale"] == 1:  # one candidate with the policy's own noise is the policy
+        by_count[1] = "policy"
     # Not by the names of folders, which are the user's.
     critic = stage_report(Path(stages[evaluation.name]["sources"]["critic"]))["settings"]
     seen, unrecorded = seen_scenes([evaluation])
@@ -57,8 +56,7 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
     if not unrecorded:
         scenes = np.array(sorted(set().union(*seen.values())), np.int64)
         trained_on = np.concatenate([scenes + number * TASK_STRIDE for number in range(len(tasks))])
-    video = evaluation / "rollout.mp4"
-    caption = video.with_suffix(".json")
+    video, caption = evaluation / "rollout.mp4", evaluation / "rollout.json"
     data = ReportData(
         title=f"deas_vla · {', '.join(tasks)} in {settings['env']}",
         task=_task_in_words(stages, tasks),
@@ -89,9 +87,17 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
 
 
 def _preset(settings: dict) -> str:
-    """The critic's preset and head in words: the name DEAS alone does not say which configuration was trained."""
+    """The critic's preset in words, its head, and what was set otherwise: the name DEAS alone does not say them."""
     name = settings.get("preset") or "not named in its settings"
-    return f"{name} ({settings['critic'].get('head', 'unknown').replace('_', '-')} head)"
+    named = to_json(preset(name)) if name in PRESETS else {}
+    changed = [
+        f"{part}.{key}"
+        for part, values in named.items()
+        for key, value in values.items()
+        if settings.get(part, {}).get(key, value) != value
+    ]
+    head = settings["critic"].get("head", "unknown").replace("_", "-")
+    return f"{name} ({head} head{''.join(f'; {key} was changed' for key in changed)})"
 
 
 def _stages(evaluation: Path) -> dict[str, dict]:
@@ -108,19 +114,15 @@ def _stages(evaluation: Path) -> dict[str, dict]:
     return found
 
 
-def _read_methods(folder: Path) -> dict[str, list[dict]]:
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
-
-
-def _merged(by_task: dict[str, dict[str, list[dict]]]) -> dict[str, list[dict]]:
-    """Methods over all tasks; the scenes of different tasks get different numbers."""
-    merged: dict[str, list[dict]] = {}
-    for number, methods in enumerate(by_task.values()):
-        for name, episodes in methods.items():
-            merged.setdefault(name, []).extend(
-                episode | {"scene": episode["scene"] + number * TASK_STRIDE} for episode in episodes
-            )
-    return merged
+def _read_methods(folders: list[Path]) -> dict[str, list[dict]]:
+    """Episodes by method, over the tasks' folders; the scenes of different tasks get different numbers."""
+    methods: dict[str, list[dict]] = {}
+    for number, folder in enumerate(folders):
+        for path in sorted(folder.glob("*.json")):
+            for episode in json.loads(path.read_text()):
+                episode["scene"] += number * TASK_STRIDE
+                methods.setdefault(path.stem, []).append(episode)
+    return methods
 
 
 def _outcomes(episodes: list[dict]) -> Outcomes:
@@ -193,11 +195,8 @@ def _hashes(stages: dict[str, dict]) -> dict[str, str]:
 
 
 def _task_in_words(stages: dict[str, dict], tasks: list[str]) -> str:
-    words = ", ".join(tasks)
-    if "demonstrations" in stages:
-        root = stages["demonstrations"]["folder"] / DATASET
-        facts = json.loads((root / SIDECAR).read_text())
-        sentences = facts["metadata"]["instructions"]
-        words = " and ".join(f"“{sentence}”" for sentence in sentences)
-        words = f"The robot ({facts['contract']['embodiment']}) is told {words}."
-    return words
+    if "demonstrations" not in stages:
+        return ", ".join(tasks)
+    facts = json.loads((stages["demonstrations"]["folder"] / DATASET / SIDECAR).read_text())
+    sentences = " and ".join(f"“{sentence}”" for sentence in facts["metadata"]["instructions"])
+    return f"The robot ({facts['contract']['embodiment']}) is told {sentences}."

@@ -37,22 +37,19 @@ METHODS = {
     "worst_of_n": ("Worst of {n}", "control: the candidate that the critic scores lowest; should do harm"),
     "oracle": ("Oracle of {n}", "every candidate is tried out in the simulator first: the headroom"),
 }
-DEFAULT_COMPARISONS = (
-    ("best_of_n", "policy"),
-    ("best_of_n", "random_candidate"),
-    ("best_of_n", "worst_of_n"),
-    ("best_of_n", "zero_noise"),
-    ("zero_noise", "policy"),
-    ("best_of_1", "policy"),
-    ("random_candidate", "best_of_1"),
-    ("random_candidate", "policy"),
-    ("filtered_bc", "policy"),
-    ("advantage_weighted", "policy"),
-    ("advantage_weighted", "filtered_bc"),
-    ("advantage_weighted + best_of_n", "policy"),
-    ("oracle", "policy"),
-    ("oracle", "best_of_n"),
-)
+# Method to what it is compared with, where both were played.
+COMPARED_WITH = {
+    "best_of_n": ("policy", "random_candidate", "worst_of_n", "zero_noise"),
+    "zero_noise": ("policy",),
+    "best_of_1": ("policy",),
+    "random_candidate": ("best_of_1", "policy"),
+    "filtered_bc": ("policy",),
+    "advantage_weighted": ("policy", "filtered_bc"),
+    "advantage_weighted + best_of_n": ("policy",),
+    "oracle": ("policy", "best_of_n"),
+}
+# What report.json holds as it was given.
+GIVEN = ("title", "task", "command", "preset", "seeds", "hashes", "versions", "config", "peak_memory_bytes")
 
 
 def summarize(data: ReportData) -> dict:
@@ -71,8 +68,7 @@ def summarize(data: ReportData) -> dict:
     paired = {f"{a} - {b}": _compare(data.methods[a], data.methods[b]) for a, b in _pairs_to_compare(data)}
     paired = {name: result for name, result in paired.items() if result is not None}
     return {
-        "title": data.title,
-        "task": data.task,
+        **{name: getattr(data, name) for name in GIVEN},
         "headline": _headline(data, paired),
         "methods": {name: _rate(data.methods[name]) for name in _in_order(data.methods)},
         "paired": {name: _paired_json(result) for name, result in paired.items()},
@@ -85,27 +81,16 @@ def summarize(data: ReportData) -> dict:
             "headroom": _headroom(data),
         },
         "training": {
-            name: {
-                "first": float(curve.values[0]),
-                "last": float(curve.values[-1]),
-                "steps": int(curve.steps[-1]),
-            }
+            name: {"first": float(values[0]), "last": float(values[-1]), "steps": int(curve.steps[-1])}
             for name, curve in data.curves.items()
-            if len(curve.values)
+            if len(values := curve.values)
         },
         "evaluation": {
             name: {"scenes": [int(s) for s in method.scenes], "samples": method.success.shape[1]}
             for name, method in data.methods.items()
         },
         "seconds": {name: float(value) for name, value in data.seconds.items()},
-        "peak_memory_bytes": data.peak_memory_bytes,
-        "preset": data.preset,
         "scenes_disjoint": None if data.collection_scenes is None else True,
-        "seeds": data.seeds,
-        "hashes": data.hashes,
-        "versions": data.versions,
-        "command": data.command,
-        "config": data.config,
         "caveats": _caveats(data, paired),
     }
 
@@ -174,9 +159,7 @@ def scene_runs(numbers) -> str:
             runs[-1][1] = n
         else:
             runs.append([n, n])
-    shown = ", ".join(str(a) if a == b else f"{a}–{b}" for a, b in runs[:6]) + (
-        ", …" if len(runs) > 6 else ""
-    )
+    shown = ", ".join([str(a) if a == b else f"{a}–{b}" for a, b in runs[:6]] + ["…"] * (len(runs) > 6))
     return f"{counted(len(numbers), 'scene')} ({shown})"
 
 
@@ -185,7 +168,8 @@ def _in_order(methods: dict) -> list[str]:
 
 
 def _pairs_to_compare(data: ReportData) -> list[tuple[str, str]]:
-    known = [pair for pair in DEFAULT_COMPARISONS if pair[0] in data.methods and pair[1] in data.methods]
+    pairs = [(method, other) for method, others in COMPARED_WITH.items() for other in others]
+    known = [pair for pair in pairs if set(pair) <= set(data.methods)]
     return list(dict.fromkeys([tuple(data.primary), *known, *map(tuple, data.comparisons)]))
 
 
@@ -199,12 +183,12 @@ def _rate(outcomes: Outcomes) -> dict:
         "successes": outcomes.successes,
         "episodes": outcomes.episodes,
         "success_rate": outcomes.successes / outcomes.episodes,
-        "ci95": list(wilson_interval(outcomes.successes, outcomes.episodes)),
+        "ci95": wilson_interval(outcomes.successes, outcomes.episodes),
     }
 
 
 def _paired_json(result: PairedDifference) -> dict:
-    return asdict(result) | {"ci95": list(result.ci95), "verdict": result.verdict}
+    return asdict(result) | {"verdict": result.verdict}
 
 
 def _headline(data: ReportData, paired: dict[str, PairedDifference]) -> dict:
@@ -221,10 +205,8 @@ def _headline(data: ReportData, paired: dict[str, PairedDifference]) -> dict:
     unseen = "" if data.collection_scenes is None else "unseen "
     size = f"{counted(result.pairs, 'paired episode')} in {counted(result.scenes, f'{unseen}scene')}"
     difference = f"{points(result.difference, 1)} percentage points, 95 % interval {point_range(result.ci95)}"
-    text = {"gain": "Gain: ", "worse": "Worse: ", "no_gain": "No gain could be shown: "}[
-        result.verdict
-    ] + rates
-    detail = f"{difference}, over {size}."
+    verdict = {"gain": "Gain", "worse": "Worse", "no_gain": "No gain could be shown"}[result.verdict]
+    text, detail = f"{verdict}: {rates}", f"{difference}, over {size}."
     if result.verdict == "no_gain":
         why = "which holds zero" if low <= 0 <= high else "from too few scenes to tell it from chance"
         half = math.ceil(50 * (high - low))
@@ -240,20 +222,18 @@ def _more_candidates(data: ReportData) -> dict | None:
     numbers = sorted(data.success_by_n)
     if len(numbers) < 2:
         return None
-    rate = {n: data.success_by_n[n].success.mean() for n in numbers}
-    peak, last = max(numbers, key=lambda n: rate[n]), numbers[-1]
+    peak, last = max(numbers, key=lambda n: data.success_by_n[n].success.mean()), numbers[-1]
+    text = f"Success is highest at N = {peak}"
     if peak == last:
-        text = f"Success is highest at the largest N that was tried, {last}."
-        return {"peak": peak, "last_minus_peak": None, "text": text}
-    result = _compare(data.success_by_n[last], data.success_by_n[peak])
+        text = f"Success is highest at the largest N that was tried, {last}"
+    result = None if peak == last else _compare(data.success_by_n[last], data.success_by_n[peak])
     if result is None:
-        return {"peak": peak, "last_minus_peak": None, "text": f"Success is highest at N = {peak}."}
+        return {"peak": peak, "last_minus_peak": None, "text": f"{text}."}
     fall = (
         f"N = {last} is {points(result.difference, 1)} points against N = {peak} ({point_range(result.ci95)})"
     )
-    text = f"Success is highest at N = {peak}; {fall}: the fall may be chance."
-    if result.verdict == "worse":
-        text = f"More candidates hurt: {fall}."
+    hurts = result.verdict == "worse"
+    text = f"More candidates hurt: {fall}." if hurts else f"{text}; {fall}: the fall may be chance."
     return {"peak": peak, "last_minus_peak": _paired_json(result), "text": text}
 
 
@@ -295,40 +275,28 @@ def _ranking(data: ReportData) -> dict | None:
     if data.oracle_decisions is None or not len(data.oracle_decisions.scores):
         return None
     oracle = data.oracle_decisions
-    ranking = rank_against_oracle(oracle.scores, oracle.returns, oracle.scenes)
-    numbers = asdict(ranking)
+    ranking = asdict(rank_against_oracle(oracle.scores, oracle.returns, oracle.scenes))
     return {
-        "decisions": numbers.pop("decisions"),
-        "informative_decisions": numbers.pop("informative"),
+        "informative_decisions": ranking.pop("informative"),
+        "spearman_per_decision": ranking.pop("per_decision").tolist(),
         "scenes": len(np.unique(oracle.scenes)),
         "candidates": np.shape(oracle.scores)[1],
         "returns": oracle.meaning,
-        "spearman_per_decision": numbers.pop("per_decision").tolist(),
-        **{name: _listed(value) for name, value in numbers.items()},
+        **ranking,
     }
 
 
 def _headroom(data: ReportData) -> dict | None:
     """The oracle's gain over the policy, and how much of it best-of-N gets."""
-    if not {"policy", "best_of_n", "oracle"} <= set(data.methods):
+    names = ("policy", "best_of_n", "oracle")
+    if not set(names) <= set(data.methods):
         return None
-    played = paired_outcomes(*(data.methods[name] for name in ("policy", "best_of_n", "oracle")))
+    played = paired_outcomes(*(data.methods[name] for name in names))
     if played is None:
         return None
-    policy, chosen, oracle = played
-    share, interval = share_of_headroom(policy, chosen, oracle)
-    return {
-        "scenes": len(policy),
-        "policy": float(policy.mean()),
-        "best_of_n": float(chosen.mean()),
-        "oracle": float(oracle.mean()),
-        "share": share,
-        "share_ci95": _listed(interval),
-    }
-
-
-def _listed(value):
-    return list(value) if isinstance(value, tuple) else value
+    share, interval = share_of_headroom(*played)
+    rates = {name: float(success.mean()) for name, success in zip(names, played, strict=True)}
+    return {"scenes": len(played[0]), **rates, "share": share, "share_ci95": interval}
 
 
 def _caveats(data: ReportData, paired: dict[str, PairedDifference]) -> list[str]:

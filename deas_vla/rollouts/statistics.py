@@ -4,7 +4,7 @@ Every method plays the same scenes with the same noise seeds, several samples a 
 one scene resemble each other, so what is resampled, and what is flipped, is always the whole scene.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy import stats
@@ -17,26 +17,14 @@ Interval = tuple[float, float]
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Success rate of method a minus that of method b, over the same scenes and noise.
+    """Success rate of method a minus that of method b, over the same scenes and noise."""
 
-    Attributes:
-        difference: mean of a − b, in [-1, 1].
-        ci95: bootstrap interval that resamples scenes; where all scenes agree, see `agreement_interval`.
-        p_value: exact McNemar test over the discordant pairs (takes pairs for independent).
-        p_value_scenes: exact sign-flip test over scenes; equals `p_value` when there is one sample a scene, and is
-            the one to believe when there are several.
-        wins: pairs in which only a succeeded.
-        losses: pairs in which only b succeeded.
-        pairs: number of pairs.
-        scenes: number of scenes.
-    """
-
-    difference: float
-    ci95: Interval
-    p_value: float
-    p_value_scenes: float
-    wins: int
-    losses: int
+    difference: float  # mean of a − b, in [-1, 1]
+    ci95: Interval  # bootstrap that resamples scenes; where all scenes agree, see `agreement_interval`
+    p_value: float  # exact McNemar test over the discordant pairs; takes pairs for independent
+    p_value_scenes: float  # exact sign-flip test over scenes: the one to believe with several samples a scene
+    wins: int  # pairs in which only a succeeded
+    losses: int  # pairs in which only b succeeded
     pairs: int
     scenes: int
 
@@ -44,38 +32,24 @@ class PairedDifference:
     def verdict(self) -> str:
         """``gain`` or ``worse`` where interval and scene-level test both say so, else ``no_gain``."""
         low, high = self.ci95
-        if self.p_value_scenes < 0.05 and low > 0:
-            return "gain"
-        if self.p_value_scenes < 0.05 and high < 0:
-            return "worse"
-        return "no_gain"
+        if self.p_value_scenes >= 0.05 or low <= 0 <= high:
+            return "no_gain"
+        return "gain" if low > 0 else "worse"
 
 
 @dataclass(frozen=True)
 class Ranking:
-    """How well a critic orders candidates whose true values an oracle knows.
-
-    Attributes:
-        decisions: decisions that were scored.
-        informative: decisions in which the true values differ; the others say nothing and are left out below.
-        spearman: mean rank correlation over the informative decisions, or None without any.
-        spearman_ci95: bootstrap interval over scenes, or None.
-        regret: mean of (best true value − true value of the critic's choice).
-        regret_random: the same for a choice at random.
-        captured: 1 − regret / regret_random: 1 is the oracle, 0 is chance, below 0 is worse than chance.
-        captured_ci95: bootstrap interval over scenes, or None.
-        per_decision: (informative,) the rank correlations themselves.
-    """
+    """How well a critic orders candidates whose Monte-Carlo returns an oracle knows; intervals resample scenes."""
 
     decisions: int
-    informative: int
-    spearman: float | None
-    spearman_ci95: Interval | None
-    regret: float | None
-    regret_random: float | None
-    captured: float | None
-    captured_ci95: Interval | None
-    per_decision: np.ndarray
+    informative: int = 0  # decisions whose returns differ; the others say nothing and are left out below
+    spearman: float | None = None  # mean rank correlation
+    spearman_ci95: Interval | None = None
+    regret: float | None = None  # mean of the best return − the return of the critic's choice
+    regret_random: float | None = None  # the same for a choice at random
+    captured: float | None = None  # 1 − regret / regret_random: 1 is the oracle, 0 is chance
+    captured_ci95: Interval | None = None
+    per_decision: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (informative,) rank correlations
 
 
 def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
@@ -94,16 +68,15 @@ def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> 
 
 
 def paired_difference(
-    a: np.ndarray, b: np.ndarray, *, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
+    a: np.ndarray, b: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
 ) -> PairedDifference:
     """Compares two methods over the same scenes and noise samples.
 
     Args:
         a: (S, D) bool, success of method a in scene s with noise sample d; (S,) is taken for one sample.
         b: the same for method b.
-        confidence: of the interval.
-        resamples: bootstrap resamples.
-        seed: of the resampling; the same seed gives the same interval.
+        resamples: of the bootstrap.
+        seed: of the bootstrap; the same seed gives the same interval.
 
     Raises:
         ValueError: if the shapes differ or there is no pair.
@@ -112,9 +85,9 @@ def paired_difference(
     delta = a.astype(np.int64) - b.astype(np.int64)
     per_scene = delta.mean(1)
     if np.ptp(per_scene) == 0:
-        ci = agreement_interval(float(per_scene[0]), len(per_scene), confidence)
+        ci = agreement_interval(float(per_scene[0]), len(per_scene))
     else:
-        ci = ratio_interval(per_scene, np.ones(len(per_scene)), confidence, resamples, seed)
+        ci = ratio_interval(per_scene, np.ones(len(per_scene)), resamples=resamples, seed=seed)
     return PairedDifference(
         difference=float(delta.mean()),
         ci95=ci,
@@ -139,11 +112,7 @@ def scene_sign_flip_exact(a: np.ndarray, b: np.ndarray) -> float:
 
     All 2^S ways of swapping are counted, by convolving the scenes' two outcomes: `scipy.stats.permutation_test`
     enumerates them, which ends at some 20 scenes, and draws at random beyond. With one sample a scene it is
-    `mcnemar_exact`; with several it does not take the samples of a scene for independent.
-
-    Args:
-        a: (S, D) bool, success of method a.
-        b: (S, D) bool, success of method b.
+    `mcnemar_exact`; with several it does not take the samples of a scene for independent. a and b are (S, D) bool.
     """
     a, b = _pairs(a, b)
     per_scene = a.sum(1).astype(np.int64) - b.sum(1).astype(np.int64)
@@ -158,16 +127,11 @@ def scene_sign_flip_exact(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def share_of_headroom(
-    policy: np.ndarray, chosen: np.ndarray, oracle: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
+    policy: np.ndarray, chosen: np.ndarray, oracle: np.ndarray
 ) -> tuple[float | None, Interval | None]:
     """How much of what an oracle gains over the policy another method gains: (chosen − policy) / (oracle − policy).
 
-    Args:
-        policy: (S, D) bool success of the policy.
-        chosen: (S, D) bool success of the method in question, for example best-of-N.
-        oracle: (S, D) bool success of the oracle.
-        resamples: bootstrap resamples.
-        seed: of the resampling.
+    All three are (S, D) bool, success in the same scenes.
 
     Returns:
         The share and its bootstrap interval over scenes. The share is None if the oracle gains nothing; the interval
@@ -178,51 +142,50 @@ def share_of_headroom(
     gain, headroom = chosen.mean(1) - policy.mean(1), oracle.mean(1) - policy.mean(1)
     if headroom.sum() <= 0:
         return None, None
-    return float(gain.sum() / headroom.sum()), ratio_interval(gain, headroom, 0.95, resamples, seed)
+    return float(gain.sum() / headroom.sum()), ratio_interval(gain, headroom)
 
 
 def rank_against_oracle(
-    scores: np.ndarray, truth: np.ndarray, scenes: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
+    scores: np.ndarray, returns: np.ndarray, scenes: np.ndarray, *, resamples: int = RESAMPLES
 ) -> Ranking:
     """Compares a critic's scores of N candidates with what playing each of them really led to.
 
     Args:
         scores: (K, N) critic's score of each candidate at each of K decisions.
-        truth: (K, N) the Monte-Carlo return that the oracle found, more is better.
+        returns: (K, N) the Monte-Carlo return that the oracle found, more is better.
         scenes: (K,) scene of each decision: what the bootstrap resamples.
-        resamples: bootstrap resamples.
-        seed: of the resampling.
+        resamples: of the bootstrap.
 
     Raises:
         ValueError: if the shapes differ or a number is not finite.
     """
-    scores, truth, scenes = np.asarray(scores, np.float64), np.asarray(truth, np.float64), np.asarray(scenes)
-    if scores.ndim != 2 or scores.shape != truth.shape or scenes.shape != scores.shape[:1]:
-        raise ValueError(f"scores {scores.shape}, true values {truth.shape}, scenes {scenes.shape}")
-    if not (np.isfinite(scores).all() and np.isfinite(truth).all()):
-        raise ValueError("scores and true values must be finite")
-    differs = np.ptp(truth, axis=1) > 0 if scores.size else np.zeros(len(scores), bool)
-    decisions, scores, truth, scenes = len(scores), scores[differs], truth[differs], scenes[differs]
-    if not len(scores):
-        return Ranking(decisions, 0, None, None, None, None, None, None, np.zeros(0))
+    scores, returns, scenes = np.asarray(scores, float), np.asarray(returns, float), np.asarray(scenes)
+    if scores.ndim != 2 or scores.shape != returns.shape or scenes.shape != scores.shape[:1]:
+        raise ValueError(f"scores {scores.shape}, returns {returns.shape}, scenes {scenes.shape}")
+    if not (np.isfinite(scores).all() and np.isfinite(returns).all()):
+        raise ValueError("scores and returns must be finite")
+    differs = np.ptp(returns, axis=1) > 0 if scores.size else np.zeros(len(scores), bool)
+    if not differs.any():
+        return Ranking(len(scores))
+    decisions, scores, returns, scenes = len(scores), scores[differs], returns[differs], scenes[differs]
     # A critic that gives all candidates one score knows nothing: correlation 0, and any of them may be its choice.
-    correlation = np.array([spearman(s, t) or 0.0 for s, t in zip(scores, truth, strict=True)])
-    best, chosen = truth.max(1), scores == scores.max(1, keepdims=True)
-    regret = best - (truth * chosen).sum(1) / chosen.sum(1)
-    regret_random = best - truth.mean(1)
-    code = np.unique(scenes, return_inverse=True)[1]
-    count, total, lost, lost_random = (
-        np.bincount(code, weights) for weights in (np.ones(len(code)), correlation, regret, regret_random)
-    )
+    correlation = np.array([spearman(s, r) or 0.0 for s, r in zip(scores, returns, strict=True)])
+    best, chosen = returns.max(1), scores == scores.max(1, keepdims=True)
+    lost, lost_random = best - (returns * chosen).sum(1) / chosen.sum(1), best - returns.mean(1)
+
+    def interval(above: np.ndarray, below: np.ndarray) -> Interval | None:
+        scene = np.unique(scenes, return_inverse=True)[1]
+        return ratio_interval(np.bincount(scene, above), np.bincount(scene, below), resamples=resamples)
+
     return Ranking(
         decisions=decisions,
         informative=len(scores),
         spearman=float(correlation.mean()),
-        spearman_ci95=ratio_interval(total, count, 0.95, resamples, seed),
-        regret=float(regret.mean()),
-        regret_random=float(regret_random.mean()),
-        captured=float(1 - regret.sum() / regret_random.sum()),
-        captured_ci95=ratio_interval(lost_random - lost, lost_random, 0.95, resamples, seed),
+        spearman_ci95=interval(correlation, np.ones(len(scores))),
+        regret=float(lost.mean()),
+        regret_random=float(lost_random.mean()),
+        captured=float(1 - lost.sum() / lost_random.sum()),
+        captured_ci95=interval(lost_random - lost, lost_random),
         per_decision=correlation,
     )
 
@@ -240,14 +203,9 @@ def pearson(x: np.ndarray, y: np.ndarray) -> float | None:
 
 
 def separation(values: np.ndarray, success: np.ndarray) -> float | None:
-    """Chance that a success has a higher value than a failure, ties half (area under the ROC curve).
+    """Chance in [0, 1] that a success has a higher value than a failure, ties half: the area under the ROC curve.
 
-    Args:
-        values: (n,) for example the critic's value at one time step.
-        success: (n,) bool, how the episode ended.
-
-    Returns:
-        A number in [0, 1], 0.5 for no information; None unless both outcomes occur.
+    `values` and `success` are (n,); 0.5 is no information, and without both outcomes there is None.
     """
     values, success = np.asarray(values), np.asarray(success, bool)
     if success.all() or not success.any():
@@ -257,19 +215,16 @@ def separation(values: np.ndarray, success: np.ndarray) -> float | None:
 
 
 def ratio_interval(
-    numerator: np.ndarray, denominator: np.ndarray, confidence: float, resamples: int, seed: int
+    numerator: np.ndarray,
+    denominator: np.ndarray,
+    confidence: float = 0.95,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
 ) -> Interval | None:
     """Percentile bootstrap of Σ numerator / Σ denominator, resampling the S scenes with replacement.
 
-    Args:
-        numerator: (S,) per scene.
-        denominator: (S,) per scene; ones give a mean.
-        confidence: of the interval.
-        resamples: how many.
-        seed: of the resampling.
-
-    Returns:
-        (low, high), or None with fewer than two scenes, or if some resample's denominator is not positive.
+    Both are (S,), per scene; a denominator of ones gives a mean. None with fewer than two scenes, or if some
+    resample's denominator is not positive.
     """
     if len(numerator) < 2:
         return None
@@ -280,7 +235,7 @@ def ratio_interval(
 
     with np.errstate(invalid="ignore"):  # of a resample without headroom, which is refused below
         found = stats.bootstrap(
-            (np.asarray(numerator, np.float64), np.asarray(denominator, np.float64)),
+            (np.asarray(numerator, float), np.asarray(denominator, float)),
             ratio,
             n_resamples=resamples,
             batch=max(1, _BLOCK // len(numerator)),
@@ -294,14 +249,14 @@ def ratio_interval(
     return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def agreement_interval(difference: float, num_scenes: int, confidence: float = 0.95) -> Interval:
-    """Interval where all scenes have one and the same difference.
+def agreement_interval(difference: float, num_scenes: int) -> Interval:
+    """95 % interval where all scenes have one and the same difference.
 
     There a bootstrap interval is a point, and claims certainty, be it of a single scene. The share of scenes that
     behave otherwise, of which none was seen (Clopper and Pearson 1934, no events), is assumed to lie at the far end,
     −1 or 1.
     """
-    share = float(stats.binomtest(0, num_scenes).proportion_ci(confidence, method="exact").high)
+    share = float(stats.binomtest(0, num_scenes).proportion_ci(0.95, method="exact").high)
     return difference - share * (difference + 1), difference + share * (1 - difference)
 
 

@@ -146,7 +146,7 @@ def _possible(returns: np.ndarray, success: np.ndarray) -> np.ndarray:
 def _interval(values: np.ndarray, scene: np.ndarray) -> Interval | None:
     _, code = np.unique(scene, return_inverse=True)
     count, total = np.bincount(code), np.bincount(code, values)
-    return ratio_interval(total, count, 0.95, RESAMPLES, 0) if len(count) > 1 else None
+    return ratio_interval(total, count, resamples=RESAMPLES) if len(count) > 1 else None
 
 
 def _range(interval: list | None) -> str:

@@ -4,7 +4,7 @@ import numpy as np
 
 from deas_vla.errors import UserError
 from deas_vla.report.summary import METHODS, counted
-from deas_vla.rollouts.statistics import RESAMPLES, ratio_interval
+from deas_vla.rollouts.statistics import ratio_interval
 from studies.grid import Grid
 from studies.markdown import gap
 from studies.runs import WITHOUT_NOISE, by_task, gain_over, level_of, method_grids, without_seed
@@ -165,7 +165,7 @@ def _headroom(grids: dict[str, Grid], tasks: list[str]) -> dict:
             policy, chosen, oracle = (np.array(parts[method]) for method in (BASE, CHOSEN, "oracle"))
             gained, possible = chosen - policy, oracle - policy
             share = float(gained.sum() / possible.sum()) if possible.sum() > 0 else None
-            interval = ratio_interval(gained, possible, 0.95, RESAMPLES, 0) if share is not None else None
+            interval = ratio_interval(gained, possible) if share is not None else None
             shares[task] = {"share": share, "ci95": interval and list(interval)}
     known = [entry["share"] for entry in shares.values() if entry["share"] is not None]
     return {"per_task": shares, "mean": float(np.mean(known)) if known else None}
