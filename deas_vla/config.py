@@ -227,9 +227,14 @@ def _registry():
 
 
 def _first_paragraph(box: str) -> str:
-    """tyro's message without its title, its frame, and what follows: one line."""
-    message = re.split(r"[─-]{8,}", box)[1]
-    return " ".join(re.sub("[│╭╮╰╯]", " ", message).split())
+    """tyro's message without its title, its frame (Unicode or ASCII), and what follows a rule: one line."""
+    words: list[str] = []
+    for line in box.splitlines()[1:]:
+        text = line.strip().strip("│|").strip()
+        if re.fullmatch("[─╰╯+-]+", text):
+            break
+        words += text.split()
+    return " ".join(words)
 
 
 def _unknown(token: str, known: dict[str, Any]) -> str:
