@@ -1,7 +1,7 @@
 """Off-screen images of a MuJoCo scene: fast ones for policies, good ones for people.
 
-A fast image shows collision geometry only, without shadows, reflections or multisampling, which is where
-robosuite's default spends its time. Rendering is in software with OSMesa where its library is there, so that the same
+A fast image is drawn without shadows, reflections or multisampling, which is where robosuite's default spends its
+time. Rendering is in software with OSMesa where its library is there, so that the same
 scene gives the same pixels on every machine; ``MUJOCO_GL=egl`` asks for EGL instead.
 """
 
@@ -17,7 +17,6 @@ LIBRARIES = {
     "egl": ("libEGL.so.1", "libEGL.so"),
 }
 INSTALL_COMMAND = "sudo apt-get install -y libosmesa6 libegl1 libgl1-mesa-dri"
-COLLISION_GROUP, VISUAL_GROUP = 0, 1  # robosuite's geom groups
 
 
 def _loads(library: str) -> bool:
@@ -46,25 +45,27 @@ def choose_gl() -> str:
     raise UserError(f"no OpenGL library to render with ({missing} not found): {INSTALL_COMMAND}")
 
 
+def look_back(offset: tuple[float, float, float]) -> np.ndarray:
+    """(3, 3) rotation of an upright camera that looks back from `offset`: its x, y and z in the world as columns."""
+    back = np.array(offset) / np.linalg.norm(offset)
+    right = np.cross((0.0, 0.0, 1.0), back)
+    right /= np.linalg.norm(right)
+    return np.stack([right, np.cross(back, right), back], axis=1)
+
+
 class SceneRenderer:
     """Renders any data of one model (or of a model built in the same way).
 
     Args:
         model: the MuJoCo model.
         height, width: size of the images.
-        full: visual geometry, shadows and smooth edges; otherwise collision geometry, plain.
-        groups: groups of geometry to draw instead.
-        sites: also draw sites of group 0, where a simulator marks its goals with them.
+        groups: groups of geometry to draw.
+        full: shadows and smooth edges.
+        sites: also draw sites of group 0.
     """
 
     def __init__(
-        self,
-        model,
-        height: int,
-        width: int,
-        full: bool = False,
-        groups: tuple[int, ...] = (),
-        sites: bool = False,
+        self, model, height: int, width: int, groups: tuple[int, ...], *, full: bool, sites: bool = False
     ):
         platform = choose_gl()
         self.size = (height, width)
@@ -93,7 +94,7 @@ class SceneRenderer:
         self._scene = mujoco.MjvScene(model, maxgeom=1000)
         self._option = mujoco.MjvOption()
         self._option.geomgroup[:] = 0
-        self._option.geomgroup[list(groups) or (VISUAL_GROUP if full else COLLISION_GROUP)] = 1
+        self._option.geomgroup[list(groups)] = 1
         self._option.sitegroup[:] = 0
         self._option.sitegroup[0] = int(sites)
         for flag in (mujoco.mjtRndFlag.mjRND_SHADOW, mujoco.mjtRndFlag.mjRND_REFLECTION):

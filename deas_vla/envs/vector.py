@@ -21,8 +21,10 @@ import subprocess
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
-from multiprocessing.connection import Connection, wait
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing.connection import Connection
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 
@@ -95,8 +97,12 @@ class EnvWorkers:
             seeds: seed of the expert's imperfections in each episode.
             frame_every: as in `play`.
         """
-        jobs = [("expert", (int(s), int(n), frame_every)) for s, n in zip(scenes, seeds, strict=True)]
-        return self._stream(jobs)
+        return self._stream(
+            [
+                (EXPERT_SLOT, "expert", (int(scene), int(seed), frame_every))
+                for scene, seed in zip(scenes, seeds, strict=True)
+            ]
+        )
 
     def close(self) -> None:
         """Ends the workers; nothing can be called after it."""
@@ -139,36 +145,30 @@ class EnvWorkers:
             raise
         return results
 
-    def _stream(self, jobs: list[tuple[str, tuple]]) -> Iterator:
+    def _stream(self, calls: list[tuple[int, str, tuple]]) -> Iterator:
+        """Runs calls one by one on whichever worker is free; results in the calls' order."""
         if self._local is not None:
-            for method, arguments in jobs:
-                yield self._run([(EXPERT_SLOT, method, arguments)])[0]
+            for call in calls:
+                yield self._run([call])[0]
             return
-        done: dict[int, object] = {}
-        running: dict[_Worker, int] = {}
-        waiting = iter(enumerate(jobs))
-        following = 0
+        free: SimpleQueue[_Worker] = SimpleQueue()
+        for worker in self._workers:
+            free.put(worker)
+
+        def ask(call: tuple[int, str, tuple]):
+            worker = free.get()
+            try:
+                worker.send([call])
+                return worker.receive()[0]
+            finally:
+                free.put(worker)
+
         self._streaming = True
         try:
-            while following < len(jobs):
-                for worker in self._workers:
-                    # Keep a bounded lead, so that a slow consumer does not pile up episodes in memory.
-                    if worker not in running and len(done) < 4 * len(self._workers):
-                        job = next(waiting, None)
-                        if job is not None:
-                            worker.send([(EXPERT_SLOT, *job[1])])
-                            running[worker] = job[0]
-                if following not in done:
-                    ready = wait([worker.connection for worker in running])
-                    for worker in [worker for worker in running if worker.connection in ready]:
-                        done[running.pop(worker)] = worker.receive()[0]
-                while following in done:
-                    yield done.pop(following)
-                    following += 1
+            with ThreadPoolExecutor(len(self._workers)) as pool:
+                yield from pool.map(ask, calls)
         except GeneratorExit:
-            for worker in running:  # the caller has seen enough: fetch what is under way
-                worker.receive()
-            raise
+            raise  # the caller has seen enough; the pool has fetched what was under way
         except BaseException:
             self.close()
             raise

@@ -6,47 +6,26 @@ cube starts within 12 cm of the middle (robosuite: 3), the policy's images show 
 images are drawn only where asked. A success rate here is not one of robosuite's benchmark.
 """
 
-import zlib
-from copy import deepcopy
-from dataclasses import dataclass
-
 import numpy as np
 
-from deas_vla.data.contract import Contract
-from deas_vla.envs.panda_omron import RATE_HZ, columns_of
+from deas_vla.envs.mujoco_env import MujocoEnv
+from deas_vla.envs.panda_omron import ACTION_GROUPS, RATE_HZ, columns_of
 from deas_vla.envs.registry import register_simulator
-from deas_vla.envs.rendering import SceneRenderer
-from deas_vla.envs.robosuite.tasks import RobosuiteSettings, build_simulator, robosuite_contract, task_of
-from deas_vla.envs.stepping import SteppedEnv
+from deas_vla.envs.robosuite.tasks import (
+    COLLISION_GROUP,
+    VISUAL_GROUP,
+    RobosuiteSettings,
+    build_simulator,
+    robosuite_contract,
+    task_of,
+)
 from deas_vla.errors import UserError
 
 ARM_START_SPREAD = 0.02  # radians, robosuite's own
-RENDER_CAMERA = "robot0_agentview_left"
-
-
-@dataclass(frozen=True)
-class RobosuiteState:
-    """Everything that the continuation of an episode depends on; plain numbers, so that any process can restore it.
-
-    Attributes:
-        scene: number of the scene.
-        steps: control steps played.
-        physics: MuJoCo's integration state: positions, velocities, controls, warm start of the solver.
-        fixtures: (bodies, 7) poses of the bodies that the scene moved in the model itself.
-        control: state of the controllers and of the gripper.
-        expert: state of the scripted expert.
-    """
-
-    scene: int
-    steps: int
-    physics: np.ndarray
-    fixtures: np.ndarray
-    control: np.ndarray
-    expert: object
 
 
 @register_simulator("robosuite")
-class RobosuiteEnv(SteppedEnv):
+class RobosuiteEnv(MujocoEnv):
     """One robosuite task; a `ChunkEnv`.
 
     Args:
@@ -58,7 +37,9 @@ class RobosuiteEnv(SteppedEnv):
     """
 
     settings_class = RobosuiteSettings
-    restores_any_scene = True
+    contract_for = staticmethod(robosuite_contract)
+    policy_groups, people_groups = (COLLISION_GROUP,), (VISUAL_GROUP,)
+    people_camera = "robot0_agentview_left"
 
     def __init__(self, settings: RobosuiteSettings, task: str):
         self.settings, self.task = settings, task
@@ -66,63 +47,37 @@ class RobosuiteEnv(SteppedEnv):
         spec = task_of(task)
         self.instruction = spec.instruction
         self.horizon = settings.horizon or spec.horizon
-        self._substeps = (
-            round(1 / RATE_HZ / settings.simulation_timestep) if settings.simulation_timestep > 0 else 0
-        )
-        if self._substeps < 1 or abs(self._substeps * settings.simulation_timestep * RATE_HZ - 1) > 1e-9:
+        timestep = settings.simulation_timestep
+        self._substeps = round(1 / RATE_HZ / timestep) if timestep > 0 else 0
+        if self._substeps < 1 or abs(self._substeps * timestep * RATE_HZ - 1) > 1e-9:
             raise UserError(
-                f"simulation_timestep {settings.simulation_timestep:g} s does not divide a control step of "
-                f"{1 / RATE_HZ:g} s; use 0.002, 0.0025 or 0.005"
+                f"simulation_timestep {timestep:g} s does not divide a control step of {1 / RATE_HZ:g} s; "
+                "use 0.002, 0.0025 or 0.005"
             )
         self._simulator = build_simulator(settings, task)
-
-        import mujoco
 
         from deas_vla.envs.robosuite.control import MobileControl
         from deas_vla.envs.robosuite.experts import make_expert
 
-        self.model, self.data = self._simulator.sim.model._model, self._simulator.sim.data._data
-        self.model.opt.timestep = settings.simulation_timestep
-        self._mujoco = mujoco
-        self._physics_size = mujoco.mj_stateSize(self.model, mujoco.mjtState.mjSTATE_INTEGRATION)
+        self.use(self._simulator.sim.model._model, self._simulator.sim.data._data)
+        self.model.opt.timestep = timestep
         self.control = MobileControl(self.model, self.data)
         self._start = self.data.qpos.copy()
         self._start[self.control.arm_q] = self._simulator.robots[0].init_qpos
         self._start[self.control.base_q[:2]] = spec.base_start
-        self._fixtures = np.flatnonzero((self.model.body_parentid == 0) & (self.model.body_weldid == 0))[1:]
-        self._fixture_start = self._fixture_poses()
         self._retire_unused_objects()
         self.expert = make_expert(self)
-        self._columns = {
-            group: columns_of(self.contract.action, group)
-            for group in ("base_motion", "end_effector_position", "end_effector_rotation")
-        }
-        self._close = columns_of(self.contract.action, "gripper_close")[0]
-        self._mode = columns_of(self.contract.action, "control_mode")[0]
-        self._observer: SceneRenderer | None = None
-        self._renderer: SceneRenderer | None = None
-        self.scene, self.steps = -1, 0
-
-    @classmethod
-    def contract_for(cls, settings: RobosuiteSettings, task: str) -> Contract:
-        """See `Simulator`."""
-        return robosuite_contract(settings, task)
+        self._columns = {group: columns_of(self.contract.action, group) for group in ACTION_GROUPS}
 
     # ---- episodes ------------------------------------------------------------------------------------------
 
-    def reset(self, scene: int) -> dict:
-        """Starts a scene; see `ChunkEnv`. Nothing of what was played before is left."""
-        self.scene, self.steps = int(scene), 0
-        rng = np.random.default_rng([zlib.crc32(self.task.encode()), self.scene])
-        self._mujoco.mj_resetData(self.model, self.data)
+    def begin(self, rng: np.random.Generator) -> None:
+        """See `MujocoEnv`."""
         self.data.qpos[:] = self._start
         self.data.qpos[self.control.arm_q] += ARM_START_SPREAD * rng.standard_normal(7)
-        self._set_fixture_poses(self._fixture_start)
         self._place_objects(rng)
         self._mujoco.mj_step1(self.model, self.data)
         self.control.reset()
-        self.expert.reset()
-        return self.frame()
 
     def expert_command(self, noise: np.random.Generator) -> np.ndarray:
         """(12,) the scripted expert's next command."""
@@ -130,23 +85,18 @@ class RobosuiteEnv(SteppedEnv):
 
     def step(self, command: np.ndarray) -> bool:
         """Plays one (12,) command within the limits; returns whether the task has succeeded."""
-        command = command.astype(np.float64)
-        motion = command[self._columns["base_motion"]]
+        of = {group: command[columns].astype(np.float64) for group, columns in self._columns.items()}
         self.control.set_goal(
-            position=command[self._columns["end_effector_position"]],
-            rotation=command[self._columns["end_effector_rotation"]],
-            torso=motion[3],
-            base=motion[:3],
-            gripper_close=command[self._close] > 0.5,
-            base_mode=command[self._mode] > 0.5,
+            position=of["end_effector_position"],
+            rotation=of["end_effector_rotation"],
+            torso=of["base_motion"][3],
+            base=of["base_motion"][:3],
+            gripper_close=of["gripper_close"][0] > 0.5,
+            base_mode=of["control_mode"][0] > 0.5,
         )
         for _ in range(self._substeps):
             self.control.substep()
         self.steps += 1
-        return self.success()
-
-    def success(self) -> bool:
-        """robosuite's own check, on the state as it is now."""
         return bool(self._simulator._check_success())
 
     # ---- observations --------------------------------------------------------------------------------------
@@ -177,64 +127,16 @@ class RobosuiteEnv(SteppedEnv):
         xyzw = wxyz[[1, 2, 3, 0]]
         return -xyzw if xyzw[positive] < 0 else xyzw
 
-    def images(self) -> dict[str, np.ndarray]:
-        """Camera name to (h, w, 3) uint8: collision geometry, in flat colours."""
-        if self._observer is None:
-            self._observer = SceneRenderer(self.model, self.settings.camera_size, self.settings.camera_size)
-        return {
-            camera.name: self._observer.render(self.model, self.data, camera.name)
-            for camera in self.contract.cameras
-        }
+    # ---- branching and scenes ------------------------------------------------------------------------------
 
-    def render(self, height: int, width: int) -> np.ndarray:
-        """(height, width, 3) uint8, full quality, for people."""
-        if self._renderer is None or self._renderer.size != (height, width):
-            if self._renderer is not None:
-                self._renderer.close()
-            self._renderer = SceneRenderer(self.model, height, width, full=True)
-        return self._renderer.render(self.model, self.data, RENDER_CAMERA)
+    def own(self) -> np.ndarray:
+        """(25,) state of the controllers and of the gripper."""
+        return self.control.save()
 
-    # ---- branching -----------------------------------------------------------------------------------------
-
-    def save(self) -> RobosuiteState:
-        """The complete state; see `ChunkEnv`. It can be restored in any process with the same configuration."""
-        physics = np.empty(self._physics_size)
-        self._mujoco.mj_getState(self.model, self.data, physics, self._mujoco.mjtState.mjSTATE_INTEGRATION)
-        return RobosuiteState(
-            scene=self.scene,
-            steps=self.steps,
-            physics=physics,
-            fixtures=self._fixture_poses(),
-            control=self.control.save(),
-            expert=deepcopy(self.expert.memory),
-        )
-
-    def restore(self, state: RobosuiteState) -> None:
-        """Goes back to a saved state; see `ChunkEnv`."""
-        self.scene, self.steps = state.scene, state.steps
-        self._set_fixture_poses(state.fixtures)
-        self._mujoco.mj_setState(
-            self.model, self.data, state.physics, self._mujoco.mjtState.mjSTATE_INTEGRATION
-        )
+    def resume(self, own: np.ndarray) -> None:
+        """See `MujocoEnv`."""
         self._mujoco.mj_step1(self.model, self.data)
-        self.control.restore(state.control)
-        self.expert.memory = deepcopy(state.expert)
-
-    def close(self) -> None:
-        for renderer in (self._observer, self._renderer):
-            if renderer is not None:
-                renderer.close()
-        self._observer = self._renderer = None
-
-    # ---- scenes --------------------------------------------------------------------------------------------
-
-    def _fixture_poses(self) -> np.ndarray:
-        return np.concatenate(
-            [self.model.body_pos[self._fixtures], self.model.body_quat[self._fixtures]], axis=1
-        )
-
-    def _set_fixture_poses(self, poses: np.ndarray) -> None:
-        self.model.body_pos[self._fixtures], self.model.body_quat[self._fixtures] = poses[:, :3], poses[:, 3:]
+        self.control.restore(own)
 
     def _place_objects(self, rng: np.random.Generator) -> None:
         """Draws the objects' poses with robosuite's samplers: into the joints, or into the model if there are none."""

@@ -12,11 +12,12 @@ import numpy as np
 
 from deas_vla.data.contract import Contract
 from deas_vla.envs.panda_omron import ROBOCASA_CAMERAS, panda_omron_contract
-from deas_vla.envs.rendering import COLLISION_GROUP, choose_gl
+from deas_vla.envs.rendering import choose_gl, look_back
 from deas_vla.envs.settings import EnvSettings
 from deas_vla.errors import UserError, require, unknown
 
 CAMERA_BODY = "mobilebase0_support"
+COLLISION_GROUP, VISUAL_GROUP = 0, 1  # robosuite's groups of geometry
 
 
 @dataclass
@@ -196,17 +197,11 @@ def _aim_cameras(simulator, spec: Task) -> None:
     model, data = simulator.sim.model._model, simulator.sim.data._data
     mount = model.body(CAMERA_BODY).id
     mounted = data.xpos[mount] + (*spec.base_start, 0.0)
+    to_mount = data.xmat[mount].reshape(3, 3).T
     for name, offset in spec.cameras.items():
-        back = np.array(offset) / np.linalg.norm(offset)
-        right = np.cross((0.0, 0.0, 1.0), back)
-        right /= np.linalg.norm(right)
-        turn = np.stack(
-            [right, np.cross(back, right), back], axis=1
-        )  # columns: the camera's x, y and z in the world
-        upright = data.xmat[mount].reshape(3, 3).T
         camera = model.camera(name)
-        camera.pos[:] = upright @ (np.array(spec.look_at) + offset - mounted)
-        mujoco.mju_mat2Quat(camera.quat, np.ascontiguousarray(upright @ turn).ravel())
+        camera.pos[:] = to_mount @ (np.array(spec.look_at) + offset - mounted)
+        mujoco.mju_mat2Quat(camera.quat, np.ascontiguousarray(to_mount @ look_back(offset)).ravel())
 
 
 def _paint(simulator, spec: Task) -> None:

@@ -1,0 +1,139 @@
+"""What simulators on MuJoCo share: scenes by number, images, and states that can be saved and restored."""
+
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from deas_vla.envs.rendering import SceneRenderer
+from deas_vla.envs.settings import EnvSettings
+from deas_vla.envs.stepping import SteppedEnv
+
+# What a scene may move in the model itself.
+POSES = ("body_pos", "body_quat", "site_pos")
+
+
+@dataclass(frozen=True)
+class MujocoState:
+    """Everything that the continuation of an episode depends on; plain numbers, so that any process can restore it.
+
+    Attributes:
+        scene: number of the scene.
+        steps: control steps played.
+        physics: MuJoCo's integration state: positions, velocities, controls, warm start of the solver.
+        poses: of bodies and sites in the model, `POSES`.
+        expert: what the scripted expert remembers.
+        own: what the simulator itself remembers besides.
+    """
+
+    scene: int
+    steps: int
+    physics: np.ndarray
+    poses: tuple[np.ndarray, ...]
+    expert: object
+    own: Any
+
+
+class MujocoEnv(SteppedEnv, ABC):
+    """Base of a `ChunkEnv` on MuJoCo.
+
+    A subclass sets `contract`, `instruction` and `horizon`, calls `use`, and has `begin`, `step`, `state`, `own`,
+    `resume` and an `expert` with `reset` and a `memory`.
+
+    Attributes:
+        policy_groups, people_groups: groups of geometry that the policy's cameras show, and those that people see.
+        sites: whether both show the sites of group 0, where a simulator marks its goals with them.
+        people_camera: the camera that people look through.
+        camera_names: the simulator's names of cameras, where they differ from the contract's.
+        scene: number of the present scene.
+    """
+
+    policy_groups: ClassVar[tuple[int, ...]]
+    people_groups: ClassVar[tuple[int, ...]]
+    sites: ClassVar[bool] = False
+    people_camera: ClassVar[str]
+    camera_names: ClassVar[Mapping[str, str]] = {}
+    restores_any_scene = True
+    settings: EnvSettings
+    expert: Any
+
+    def use(self, model, data) -> None:
+        """Takes the simulator's model, as it is at the beginning of every scene, and its data."""
+        import mujoco
+
+        self._mujoco, self.model, self.data = mujoco, model, data
+        self._integration = mujoco.mjtState.mjSTATE_INTEGRATION
+        self._first_poses = self._poses()
+        self._renderers: dict[bool, SceneRenderer] = {}
+        self.scene, self.steps = -1, 0
+
+    @abstractmethod
+    def begin(self, rng: np.random.Generator) -> None:
+        """Starts the scene that `rng` draws; data and the model's poses are as at first."""
+
+    @abstractmethod
+    def own(self) -> Any:
+        """A copy of what the simulator remembers between steps, besides physics, poses and expert."""
+
+    @abstractmethod
+    def resume(self, own: Any) -> None:
+        """Takes up what `own` gave; physics, poses and expert are back, but nothing is computed from them."""
+
+    def reset(self, scene: int) -> dict:
+        """Starts a scene; see `ChunkEnv`. Nothing of what was played before is left."""
+        self.scene, self.steps = int(scene), 0
+        self._mujoco.mj_resetData(self.model, self.data)
+        self._set_poses(self._first_poses)
+        self.begin(np.random.default_rng([zlib.crc32(self.task.encode()), self.scene]))
+        self.expert.reset()
+        return self.frame()
+
+    def save(self) -> MujocoState:
+        """The complete state; see `ChunkEnv`. It can be restored in any process with the same configuration."""
+        physics = np.empty(self._mujoco.mj_stateSize(self.model, self._integration))
+        self._mujoco.mj_getState(self.model, self.data, physics, self._integration)
+        memory = deepcopy(self.expert.memory)
+        return MujocoState(self.scene, self.steps, physics, self._poses(), memory, self.own())
+
+    def restore(self, state: MujocoState) -> None:
+        """Goes back to a saved state; see `ChunkEnv`."""
+        self.scene, self.steps = state.scene, state.steps
+        self._set_poses(state.poses)
+        self._mujoco.mj_setState(self.model, self.data, state.physics, self._integration)
+        self.expert.memory = deepcopy(state.expert)
+        self.resume(state.own)
+
+    def images(self) -> dict[str, np.ndarray]:
+        """Camera name to (h, w, 3) uint8: the policy's groups of geometry, without shadows."""
+        size = self.settings.camera_size
+        return {camera.name: self._draw(camera.name, size, size, False) for camera in self.contract.cameras}
+
+    def render(self, height: int, width: int) -> np.ndarray:
+        """(height, width, 3) uint8, full quality, for people."""
+        return self._draw(self.people_camera, height, width, True)
+
+    def close(self) -> None:
+        for renderer in self._renderers.values():
+            renderer.close()
+        self._renderers.clear()
+
+    def _draw(self, camera: str, height: int, width: int, full: bool) -> np.ndarray:
+        renderer = self._renderers.get(full)
+        if renderer is None or renderer.size != (height, width):
+            if renderer is not None:
+                renderer.close()
+            groups = self.people_groups if full else self.policy_groups
+            renderer = SceneRenderer(self.model, height, width, groups, full=full, sites=self.sites)
+            self._renderers[full] = renderer
+        return renderer.render(self.model, self.data, self.camera_names.get(camera, camera))
+
+    def _poses(self) -> tuple[np.ndarray, ...]:
+        return tuple(getattr(self.model, name).copy() for name in POSES)
+
+    def _set_poses(self, poses: tuple[np.ndarray, ...]) -> None:
+        for name, pose in zip(POSES, poses, strict=True):
+            getattr(self.model, name)[:] = pose
