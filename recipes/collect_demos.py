@@ -24,7 +24,7 @@ from deas_vla.rollouts.collect import (
     DATASET,
     collect_in_blocks,
     expert_episodes,
-    write_blocks,
+    load_blocks,
     write_collected,
 )
 from deas_vla.rollouts.scenes import scenes_of
@@ -58,35 +58,28 @@ class CollectDemosConfig(SimulatorConfig):
 
 def collect_demos(accelerator: Accelerator, config: CollectDemosConfig) -> None:
     def work(folder: Path) -> None:
-        if (folder / DATASET).exists():
-            pass
-        elif config.demos.dataset:
-            source = Path(config.demos.dataset)
-            episodes, contract, _ = read_dataset(source, image_every=config.demos.frame_every)
+        if not (folder / DATASET).exists():
+            if config.demos.dataset:
+                episodes, contract, _ = read_dataset(
+                    Path(config.demos.dataset), image_every=config.demos.frame_every
+                )
+            else:
+                blocks = []
+                for task in config.tasks:
+                    with config.open_workers(task) as workers:
+                        blocks += collect_in_blocks(
+                            folder,
+                            task,
+                            scenes_of("demonstrations", config.demos.episodes, config.seed),
+                            lambda scenes, finished, workers=workers: expert_episodes(
+                                workers, scenes, config.demos.frame_every, finished
+                            ),
+                        )
+                        contract = workers.contract
+                episodes = load_blocks(blocks)
             write_collected(
                 folder,
                 episodes,
-                contract,
-                keep=lambda episode: episode.terminated,
-                metadata={"settings": outcome_settings(config)},
-                compute_statistics=True,
-            )
-        else:
-            blocks = []
-            for task in config.tasks:
-                with config.open_workers(task) as workers:
-                    blocks += collect_in_blocks(
-                        folder,
-                        task,
-                        scenes_of("demonstrations", config.demos.episodes, config.seed),
-                        lambda scenes, finished, workers=workers: expert_episodes(
-                            workers, scenes, config.demos.frame_every, finished
-                        ),
-                    )
-                    contract = workers.contract
-            write_blocks(
-                folder,
-                blocks,
                 contract,
                 keep=lambda episode: episode.terminated,
                 metadata={"settings": outcome_settings(config)},

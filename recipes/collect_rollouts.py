@@ -19,7 +19,7 @@ from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
-from deas_vla.rollouts.collect import DATASET, collect_in_blocks, write_blocks
+from deas_vla.rollouts.collect import DATASET, collect_in_blocks, load_blocks, write_collected
 from deas_vla.rollouts.play import Job, play_episodes
 from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.loop import make_accelerator
@@ -88,9 +88,9 @@ def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) ->
                     )
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                write_blocks(
+                write_collected(
                     folder,
-                    blocks,
+                    load_blocks(blocks),
                     policy.contract,
                     keep=lambda episode: True,
                     metadata={"settings": outcome_settings(config)},

@@ -31,7 +31,7 @@ from deas_vla.export.verify import SUMS, check_sums
 from deas_vla.files import read_json, sha256_of, write_json
 from deas_vla.improvement.best_of_n import NoiseKey
 from deas_vla.launch import run_recipe
-from deas_vla.rollouts.collect import DATASET, write_blocks
+from deas_vla.rollouts.collect import DATASET, load_blocks, write_collected
 from deas_vla.rollouts.play import Job
 from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.loop import make_accelerator
@@ -129,7 +129,7 @@ def write(folder: Path, contract: Contract, settings: dict) -> None:
         raise UserError("no episode was recorded")
     facts = [read_json(path.with_suffix(".json")) for path in blocks]
     metadata = {"settings": settings, "played": facts}
-    write_blocks(folder, blocks, contract, keep=lambda episode: True, metadata=metadata)
+    write_collected(folder, load_blocks(blocks), contract, keep=lambda episode: True, metadata=metadata)
     successes = sum(fact["outcome"] == "success" for fact in facts)
     limited = sum(fact["limited"] for fact in facts)
     print(f"{len(facts)} episodes, {successes} succeeded; {summary(facts)}; {limited} actions limited")

@@ -3,7 +3,7 @@
 Several processes may collect at once: each takes a block that nobody is at.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import torch
@@ -90,20 +90,9 @@ def expert_episodes(
     return episodes
 
 
-def write_blocks(
-    folder: Path,
-    blocks: list[Path],
-    contract: Contract,
-    *,
-    keep: Callable[[Episode], bool],
-    metadata: dict,
-    compute_statistics: bool = False,
-) -> None:
-    """`write_collected` of the blocks from `collect_in_blocks`."""
-    attempts = [episode for path in blocks for episode in load_block(path)]
-    write_collected(
-        folder, attempts, contract, keep=keep, metadata=metadata, compute_statistics=compute_statistics
-    )
+def load_blocks(paths: Iterable[Path]) -> list[Episode]:
+    """All episodes of the blocks from `collect_in_blocks`, in order."""
+    return [episode for path in paths for episode in load_block(path)]
 
 
 def write_collected(

@@ -1,32 +1,8 @@
 """The one play loop: an observation source, a decider, and what became of it. Simulators, films, branches and robots.
 
 A *source* has slots, each with one running episode: `EnvWorkers` (simulators in processes), `Branches` (one saved
-state, several continuations), `Filmed` (a simulator whose every step is rendered), or one robot:
-
-    class RobotSource:
-        '''One arm in real time: slot 0. It is `Stepped`, so a chunk is played by `play_steps`, one command a tick.'''
-
-        def reset(self, slots, scenes):
-            self.steps, self.over = 0, False
-            self.pace.start()
-            return [self.arm.frame(self.instruction)]
-
-        def play(self, slots, chunks, frame_every=0):
-            queue = iter(chunks[0])
-            # What is recorded is what was sent, after the limits.
-            return [play_steps(self, lambda: self.arm.send(next(queue)), len(chunks[0]), frame_every)]
-
-        def step(self, command):
-            self.pace.wait()  # the source blocks until the tick
-            self.steps, self.verdict = self.steps + 1, self.judge.now()
-            self.over = self.steps == self.limit or self.verdict is not None  # "again" and "quit" abort here
-            return self.verdict == "success"
-
-        def state(self): return self.arm.state()
-
-        def images(self): return self.arm.frame(self.instruction)["images"]
-
-    rollout = play_episodes(RobotSource(...), reranker, [Job(scene)], seed=seed, parallel=1, execute_steps=n)[0]
+state, several continuations), `Filmed` (a simulator whose every step is rendered), or one robot (robots/play.py, whose
+`step` waits for the next tick).
 
 A decider is anything with `choose`: `BestOfN`, the exported `Reranker`, the oracle of `oracle.py`.
 """
@@ -153,7 +129,8 @@ def play_episodes(
             )
             current.add(result)
             if result.done:
-                rollout = Rollout(current.job, current.episode("rollout"), current.decisions)
+                episode = episode_of(current.first, current.parts, current.job.scene, "rollout")
+                rollout = Rollout(current.job, episode, current.decisions)
                 results[current.number] = rollout
                 del playing[slots[row]]
                 if finished is not None:
@@ -169,18 +146,17 @@ class _Playing:
         self.episode_id = episode_ids(Observation.stack([frame]))[0]
         self.parts: list[ChunkResult] = []
         self.decisions: list[Decision] = []
-        self.steps = 0
+
+    @property
+    def steps(self) -> int:
+        return sum(len(part.actions) for part in self.parts)
 
     def key(self, seed: int) -> NoiseKey:
         return NoiseKey(seed, self.episode_id, self.job.sample, len(self.decisions))
 
     def add(self, result: ChunkResult) -> None:
         self.parts.append(result)
-        self.steps += len(result.actions)
         self.frame = result.last_frame(self.first["instruction"])
-
-    def episode(self, source: str) -> Episode:
-        return episode_of(self.first, self.parts, self.job.scene, source)
 
 
 def episode_of(first: dict, parts: list[ChunkResult], scene: int, source: str) -> Episode:
