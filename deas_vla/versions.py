@@ -4,27 +4,15 @@ import importlib.metadata
 import platform
 
 PACKAGES = (
-    "deas_vla",
-    "accelerate",
-    "av",
-    "deepspeed",
-    "draccus",
-    "lerobot",
-    "mujoco",
-    "numpy",
-    "peft",
-    "robocasa",
-    "robosuite",
-    "safetensors",
-    "torch",
-    "transformers",
+    "deas_vla accelerate av deepspeed draccus lerobot mujoco numpy peft robocasa robosuite safetensors torch "
 )
+PACKAGES += "transformers"
 
 
 def collect_versions() -> dict[str, str]:
     """Versions of Python, the platform and the installed packages that matter; absent ones are left out."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
-    for name in PACKAGES:
+    for name in PACKAGES.split():
         try:
             versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:

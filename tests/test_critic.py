@@ -128,10 +128,8 @@ def test_scores_of_candidates_are_those_of_single_chunks(head):
     torch.testing.assert_close(
         critic.score(batch.features, batch.state, chunks), torch.minimum(q_values[0], q_values[1])
     )
-    advantage = critic.advantage(batch.features, batch.state, chunks[:, 2])
-    expected = q_values[:, :, 2].min(0).values - critic.value(batch.features, batch.state)
-    torch.testing.assert_close(advantage, expected, atol=1e-4, rtol=1e-4)
-    assert not advantage.requires_grad
+    value = critic.value(batch.features, batch.state)
+    assert value.shape == (6,) and not value.requires_grad and not q_values.requires_grad
 
 
 def test_rule_06_other_items_of_the_batch_change_no_score():

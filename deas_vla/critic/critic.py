@@ -271,10 +271,6 @@ class DeasCritic(nn.Module):
         """(B, N) scores of the candidates: the smallest of the K `q_values`, whose arguments these are."""
         return losses.score(self.q_values(features, state, chunks))
 
-    def advantage(self, features: Tensor, state: Tensor, chunk: Tensor) -> Tensor:
-        """(B,) how much better a (B, H, A) chunk is than what V expects: score − V(s)."""
-        return self.score(features, state, chunk.unsqueeze(1)).squeeze(1) - self.value(features, state)
-
     # ---- shapes --------------------------------------------------------------------------------------------
 
     def _observation(self, features: Tensor, state: Tensor) -> Tensor:
