@@ -62,7 +62,7 @@ def test_what_came_of_a_frame():
         example_episode(rng, 9, True, frames=[3], source="demonstration"),
     ]
     outcomes = FrameOutcomes.of(episodes, CONTRACT, HORIZON)
-    assert outcomes.success.tolist() == outcomes.future_known.tolist() == [1, 1, 1, 0, 0, 1]
+    assert outcomes.success.tolist() == [1, 1, 1, 0, 0, 1]
     assert outcomes.labelled.tolist() == [1, 1, 0, 1, 0, 0]  # neither ends nor demonstrations
     columns = 3 * (len(CHUNKS_AHEAD) + 1)
     assert outcomes.future.shape == (6, columns)

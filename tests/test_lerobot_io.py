@@ -367,10 +367,6 @@ def test_rule_07_a_foreign_data_set_must_have_the_columns(copy):
     refused(copy, "action: its columns have no names")
 
 
-def test_too_few_episodes(copy):
-    refused(copy, "5 episodes, at least 6 are needed", minimum_episodes=6)
-
-
 def test_cut_off_files(copy):
     file = next((copy / "data").glob("*/*.parquet"))
     content = file.read_bytes()

@@ -23,7 +23,7 @@ from deas_vla.data.observation import episode_ids
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.export.export import Export
 from deas_vla.export.lerobot_plugin.configuration_deas import DeasConfig
-from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy
+from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy, observation_of
 from deas_vla.export.lerobot_plugin.processor_deas import make_deas_pre_post_processors
 from deas_vla.export.reranker import Reranker
 from deas_vla.export.verify import verify
@@ -120,7 +120,8 @@ def test_through_lerobots_own_processors_nothing_changes(policy, exported):
     policy.reset()
     assert same(action, policy.select_action(batch_of(observation)))
     # And the pixels that the policy sees are those that the camera gave.
-    seen = policy._observation(before(batch_of(observation)))
+    image_keys = policy.reranker.manifest["policy"]["image_keys"]
+    seen = observation_of(before(batch_of(observation)), image_keys, policy.reranker.contract)
     assert all(torch.equal(seen.images[name], image) for name, image in observation.images.items())
 
 
@@ -272,7 +273,7 @@ def test_a_mean_is_a_mean_in_lerobot_too(tmp_path):
     [
         (
             lambda b: b.update({"observation.images.left": torch.zeros(1, 3, 480, 480)}),
-            r"observation.images.left is \(3, 480, 480\), the policy was trained on \(3, 16, 16\)",
+            r"images of left are torch.uint8 \(1, 480, 480, 3\), the policy takes torch.uint8 \(1, 16, 16, 3\)",
         ),
         (lambda b: b.pop("observation.images.wrist"), "lacks observation.images.wrist.*it has observation.images.left"),
         (
@@ -412,7 +413,7 @@ def test_a_name_on_the_hub_is_looked_up_there(exported, tmp_path, monkeypatch):
 
 
 def test_a_policy_out_of_nothing_is_refused(exported):
-    with pytest.raises(UserError, match="made by deas-vla export"):
+    with pytest.raises(UserError, match="read from a folder of deas-vla export"):
         DeasPolicy(config_of(exported))
 
 

@@ -150,7 +150,10 @@ def test_an_exported_lerobot_policy_plays_where_its_backbone_never_was(place, ev
 @pytest.mark.parametrize(
     ("flags", "told"),
     [
-        (["--env.size=96"], "observation.images.left is (3, 96, 96), the policy was trained on (3, 16, 16)"),
+        (
+            ["--env.size=96"],
+            "images of left are torch.uint8 (2, 96, 96, 3), the policy takes torch.uint8 (2, 16, 16, 3)",
+        ),
         (["--policy.rate_hz=80"], "rate_hz: 80 against 20"),
     ],
 )

@@ -78,7 +78,7 @@ def test_only_a_last_line_that_was_cut_off_is_left_out_of_the_metrics(tmp_path):
 
 def test_missing_tensorboard_is_reported_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    loop._say_once.cache_clear()
+    loop._print_once.cache_clear()
     for name in ("one", "two"):
         run(tmp_path / name)
     assert capsys.readouterr().out.count("TensorBoard is not installed") == 1

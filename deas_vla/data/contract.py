@@ -218,7 +218,7 @@ class Contract:
         Raises:
             UserError: if a field is missing or unknown, naming the file it came from.
         """
-        with as_user_error(f"{where}: not a valid contract"):
+        with as_user_error(f"{where}: not a valid contract", AttributeError):
             statistics = value["statistics"]
             if statistics is not None:
                 statistics = Statistics(**{key: tuple(numbers) for key, numbers in statistics.items()})

@@ -41,13 +41,12 @@ class FrameTable:
         """
         instructions = sorted({episode.instruction for episode in episodes})
         counts = [len(episode.frame_steps) for episode in episodes]
-        spoken = [instructions.index(episode.instruction) for episode in episodes]
-
+        numbers = [instructions.index(episode.instruction) for episode in episodes]
         return cls(
             state=_joined([episode.states[episode.frame_steps] for episode in episodes]),
             episode=torch.from_numpy(np.repeat(np.arange(len(episodes)), counts)),
             step=_joined([episode.frame_steps for episode in episodes]),
-            instruction=torch.from_numpy(np.repeat(np.array(spoken), counts)),
+            instruction=torch.from_numpy(np.repeat(np.array(numbers), counts)),
             instructions=instructions,
             images={
                 name: _joined([episode.images[name] for episode in episodes]) for name in episodes[0].images
@@ -102,15 +101,10 @@ class FrameTable:
 def _joined(parts: list[np.ndarray]) -> Tensor:
     """The parts as one array: the one that they lie in already, as `read_dataset` leaves them, or a copy."""
     whole, rows = parts[0].base, sum(len(part) for part in parts)
-    if (
-        isinstance(whole, np.ndarray)
-        and whole.flags["C_CONTIGUOUS"]
-        and whole.shape == (rows, *parts[0].shape[1:])
-    ):
-        starts = np.cumsum([0, *(len(part) for part in parts[:-1])])
-        if all(
-            part.base is whole and np.shares_memory(part, whole[start : start + len(part)]) and len(part)
-            for part, start in zip(parts, starts, strict=True)
-        ):
+    shape = (rows, *parts[0].shape[1:])
+    if isinstance(whole, np.ndarray) and whole.flags["C_CONTIGUOUS"] and whole.shape == shape:
+        pieces = np.split(whole, np.cumsum([len(part) for part in parts[:-1]]))
+        pairs = zip(parts, pieces, strict=True)
+        if all(part.base is whole and len(part) and np.shares_memory(part, piece) for part, piece in pairs):
             return torch.from_numpy(whole)
     return torch.from_numpy(np.concatenate(parts))

@@ -8,9 +8,8 @@ import numpy as np
 from deas_vla.errors import UserError
 
 # Rule to the column that it reads.
-SUCCESS_RULES = {
-    "column": "next.success", "done": "next.done", "reward": "next.reward", "always": None, "never": None
-}  # fmt: skip
+SUCCESS_RULES = {"column": "next.success", "done": "next.done", "reward": "next.reward"}
+SUCCESS_RULES |= {"always": None, "never": None}
 REWARD_RULES = {"column": "next.reward", "success": None}
 
 

@@ -26,9 +26,7 @@ class MixtureConfig:
 
     def __post_init__(self):
         if self.weights and len(self.weights) != len(self.folders):
-            raise UserError(
-                f"there are {len(self.folders)} folders and {len(self.weights)} weights; give one to each"
-            )
+            raise UserError(f"{len(self.folders)} folders and {len(self.weights)} weights; give one to each")
         if any(not weight >= 0 for weight in self.weights):
             raise UserError(f"weights are {self.weights}; give each data set one of at least 0")
         if self.image_every < 1:
@@ -47,12 +45,9 @@ def read_mixture(
     They must agree on names, units, limits, cameras and rate. Normalisation statistics may differ: those of one data
     set are not those of all, and who trains on all of them has others.
 
-    Args:
-        config: which ones.
-        expected: what they must agree with, or None: with the first.
-
     Returns:
-        The episodes of each data set, and the contract: `expected`, or the first one's, without statistics.
+        The episodes of each data set, and the contract that they agree with: `expected`, or the first one's, without
+        statistics.
 
     Raises:
         ContractMismatch: with every difference, and which two do not fit.

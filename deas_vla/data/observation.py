@@ -7,6 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deas_vla.data.contract import Contract
+from deas_vla.errors import UserError
+
 
 @dataclass
 class Observation:
@@ -34,6 +37,24 @@ class Observation:
             state=self.state[picked.to(self.state.device)],
             instruction=[self.instruction[i] for i in index],
         )
+
+    def require_fits(self, contract: Contract) -> None:
+        """Refuses other cameras and shapes than the contract's: a policy would resize or crop what it is given.
+
+        Raises:
+            UserError: naming the camera, or the state.
+        """
+        for camera in contract.cameras:
+            if camera.name not in self.images:
+                there = ", ".join(self.images) or "none"
+                raise UserError(f"the observation lacks the camera {camera.name}; it has {there}")
+            image, shape = self.images[camera.name], (len(self), camera.height, camera.width, 3)
+            if image.shape != shape or image.dtype != torch.uint8:
+                found = f"{image.dtype} {tuple(image.shape)}"
+                raise UserError(f"images of {camera.name} are {found}, the policy takes torch.uint8 {shape}")
+        if self.state.shape != (len(self), contract.state_dim):
+            shape = tuple(self.state.shape)
+            raise UserError(f"the state is {shape}, the policy takes {(len(self), contract.state_dim)}")
 
     def to(self, device: torch.device) -> "Observation":
         """The same observations on another device."""
@@ -72,7 +93,7 @@ def episode_ids(observation: Observation) -> list[int]:
     """(B,) hash of each initial observation: the id of the episode that begins with it.
 
     It names the noise of that episode, which is then the same wherever the episode is played: in any batch, in our
-    recipes or by LeRobot's tools, which tell a policy nothing of scenes.
+    recipes or by LeRobot's tools, where a policy knows nothing of scenes.
     """
     names = []
     images = {name: image.cpu().numpy() for name, image in sorted(observation.images.items())}

@@ -44,9 +44,7 @@ class RewardSpec:
         if not self.minimum < self.maximum:
             raise UserError(f"reward minimum {self.minimum} must be below its maximum {self.maximum}")
         if self.kind == "success_minus_one" and (self.minimum, self.maximum) != (-1.0, 0.0):
-            raise UserError(
-                "the reward success_minus_one lies in [-1, 0]: leave minimum and maximum as they are"
-            )
+            raise UserError("the reward success_minus_one lies in [-1, 0]: leave minimum and maximum")
 
     def of(self, episode: Episode) -> np.ndarray:
         """(T,) float32 reward of each step.
@@ -94,7 +92,7 @@ class Chunks:
     Attributes:
         start_frame: (O,) int64 row of the frame table: s_t.
         chunk: (O, H, A) float32 normalised commands that were played. Steps after the episode's end repeat the
-            last action: a policy's candidates are always full, and a tail of zeros would tell the critic that the
+            last action: a policy's candidates are always full, and a tail of zeros would show the critic that the
             episode ends here.
         valid: (O, H) bool, True for the m steps that were played.
         episode: (O,) int64 which episode of the list.

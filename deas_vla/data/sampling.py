@@ -72,13 +72,8 @@ def split_by_episode(episodes: list[Episode], held_out: float, seed: int) -> np.
 
     Frames of one episode are alike: a split by frame would validate on what was trained on.
 
-    Args:
-        episodes: demonstrations and rollouts.
-        held_out: share to hold out, in [0, 1).
-        seed: the same seed chooses the same episodes.
-
     Returns:
-        (E,) bool, True for episodes that are held out.
+        (E,) bool, True for the share of the episodes, in [0, 1), that is held out; equal seeds choose the same.
     """
     if not 0 <= held_out < 1:
         raise UserError(f"the share of held-out episodes is {held_out}; choose one in [0, 1)")

@@ -9,7 +9,7 @@ from deas_vla.export.card import card
 from deas_vla.export.golden import GOLDEN, Golden, Tolerance
 from deas_vla.export.lerobot_files import lerobot_files
 from deas_vla.export.manifest import FORMAT, MANIFEST, sections_of_parts, selection_section
-from deas_vla.export.reranker import CRITIC, POLICY, Reranker, require_fit
+from deas_vla.export.reranker import CRITIC, POLICY, Reranker
 from deas_vla.export.verify import write_sums
 from deas_vla.files import atomic_path, sha256_of, write_json
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
@@ -18,7 +18,7 @@ from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.scorers.scorer import Scorer, load_scorer
 from deas_vla.versions import collect_versions
 
-# Folders are named by their last parts: where somebody keeps a run is nobody else's business.
+# Folders are named by their last parts: where somebody keeps a run is private.
 NAMED_PARTS = 3
 
 
@@ -60,7 +60,7 @@ class Export:
                 f"execute_steps={self.execute_steps} must be 1 to {policy.horizon}, the steps of a chunk"
             )
         require_scored(self.execute_steps, scorer.horizon, self.selection.rule)
-        require_fit(self.observation, policy.contract)
+        self.observation.require_fits(policy.contract)
 
     def write(self, folder: str | Path) -> Reranker:
         """Writes the folder, whole or not at all.

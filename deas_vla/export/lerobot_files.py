@@ -27,13 +27,11 @@ def lerobot_config(manifest: dict) -> dict:
         keys[camera["name"]]: {"type": "VISUAL", "shape": [3, camera["height"], camera["width"]]}
         for camera in contract["cameras"]
     }
+    state = {"observation.state": {"type": "STATE", "shape": [len(contract["state"])]}}
     return {
         "type": "deas",
         "n_obs_steps": 1,
-        "input_features": {
-            **cameras,
-            "observation.state": {"type": "STATE", "shape": [len(contract["state"])]},
-        },
+        "input_features": cameras | state,
         "output_features": {"action": {"type": "ACTION", "shape": [len(contract["action"])]}},
         "chunk_size": manifest["policy"]["horizon"],
         "n_action_steps": selection["execute_steps"],
@@ -87,9 +85,7 @@ def require_fits(config: Any, manifest: dict, dataset_meta: Any = None) -> None:
     if dataset_meta is not None:
         lines += _dataset(dataset_meta, exported, Contract.from_json(manifest["contract"], MANIFEST))
     if lines:
-        raise ContractMismatch(
-            f"what is asked for and the exported policy do not fit together: {'; '.join(lines)}"
-        )
+        raise ContractMismatch(f"what is asked for and the policy do not fit together: {'; '.join(lines)}")
 
 
 def _dataset(meta: Any, exported: dict, contract: Contract) -> list[str]:
@@ -99,9 +95,8 @@ def _dataset(meta: Any, exported: dict, contract: Contract) -> list[str]:
     lines = []
     if meta.fps != contract.rate_hz:
         lines.append(f"rate of the data set: {meta.fps:g} Hz against {contract.rate_hz:g} Hz")
-    lines += _sizes(
-        dataset_to_policy_features(meta.features), exported["input_features"] | exported["output_features"]
-    )
+    wanted = exported["input_features"] | exported["output_features"]
+    lines += _sizes(dataset_to_policy_features(meta.features), wanted)
     for key, columns in (("observation.state", contract.state), ("action", contract.action)):
         names = meta.features.get(key, {}).get("names")
         mine = [column.name for column in columns]

@@ -28,12 +28,7 @@ MEANING = {
 
 
 def sections_of_parts(policy: ChunkPolicy, scorer: Scorer) -> dict:
-    """The sections of a manifest that follow from the parts.
-
-    Args:
-        policy: proposes chunks.
-        scorer: scores them.
-    """
+    """The sections of a manifest that follow from the parts."""
     settings = scorer.description()
     del settings["contract"]  # it is the policy's
     return {
@@ -117,9 +112,8 @@ def differences(manifest: dict, parts: dict) -> list[str]:
                 continue
             name = f"{section}.{key}"
             meaning = f"{MEANING[name]}: " if name in MEANING else ""
-            lines.append(
-                f"{meaning}{name} is {_short(after.get(key))}, {MANIFEST} says {_short(before.get(key))}"
-            )
+            found, said = _short(after.get(key)), _short(before.get(key))
+            lines.append(f"{meaning}{name} is {found}, {MANIFEST} says {said}")
     return lines
 
 

@@ -48,7 +48,7 @@ class Reranker:
         Raises:
             UserError: if a camera is missing or an image or the state has another shape than in the contract.
         """
-        require_fit(observation, self.contract)
+        observation.require_fits(self.contract)
         return self.decider.choose(observation, keys, prefix)
 
     def to(self, device: torch.device | str) -> "Reranker":
@@ -79,22 +79,3 @@ class Reranker:
             raise UserError(f"{folder}: its parts are not those of {MANIFEST}: {'; '.join(lines)}")
         decider = BestOfN(policy, count, selection.rule, scorer, selection)
         return cls(decider, manifest).to(device)
-
-
-def require_fit(observation: Observation, contract: Contract) -> None:
-    """Refuses an observation of other shapes: a policy resizes or crops what it is given without a word."""
-    count = len(observation)
-    for camera in contract.cameras:
-        if camera.name not in observation.images:
-            there = ", ".join(observation.images) or "none"
-            raise UserError(f"the observation lacks the camera {camera.name}; it has {there}")
-        image, shape = observation.images[camera.name], (count, camera.height, camera.width, 3)
-        if image.shape != shape or image.dtype != torch.uint8:
-            raise UserError(
-                f"images of {camera.name} are {image.dtype} {tuple(image.shape)}, "
-                f"the reranker takes torch.uint8 {shape}"
-            )
-    if observation.state.shape != (count, contract.state_dim):
-        raise UserError(
-            f"the state is {tuple(observation.state.shape)}, the reranker takes {(count, contract.state_dim)}"
-        )

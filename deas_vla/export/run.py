@@ -83,25 +83,21 @@ def stored_frames(run: Path, contract: Contract) -> Observation:
     for name in ("demonstrations", "rollouts"):
         root = run / name / DATASET
         if root.is_dir():
-            frames += spread(read_dataset(root, contract)[0], FRAMES_A_SOURCE)
+            frames += some_frames(read_dataset(root, contract)[0], FRAMES_A_SOURCE)
     if not frames:
         raise UserError(f"{run} has no recorded frames (demonstrations/{DATASET}, rollouts/{DATASET})")
     return Observation.stack(frames)
 
 
-def spread(episodes: list[Episode], count: int) -> list[dict]:
+def some_frames(episodes: list[Episode], count: int) -> list[dict]:
     """Frames of different episodes, from different moments of them."""
     frames = []
     for number, index in enumerate(np.linspace(0, len(episodes) - 1, count).round().astype(int)):
         episode = episodes[index]
         row = number * len(episode.frame_steps) // count
-        frames.append(
-            {
-                "images": {name: images[row] for name, images in episode.images.items()},
-                "state": episode.states[episode.frame_steps[row]],
-                "instruction": episode.instruction,
-            }
-        )
+        images = {name: images[row] for name, images in episode.images.items()}
+        state = episode.states[episode.frame_steps[row]]
+        frames.append({"images": images, "state": state, "instruction": episode.instruction})
     return frames
 
 

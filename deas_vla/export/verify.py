@@ -6,7 +6,7 @@ from deas_vla.errors import UserError
 from deas_vla.export.golden import GOLDEN, Golden, Tolerance
 from deas_vla.export.lerobot_files import check_lerobot_files
 from deas_vla.export.manifest import MANIFEST
-from deas_vla.export.reranker import Reranker, require_fit
+from deas_vla.export.reranker import Reranker
 from deas_vla.files import atomic_path, sha256_of
 
 SUMS = "SHA256SUMS"
@@ -39,7 +39,7 @@ def verify(folder: str | Path) -> str:
             f"{folder / GOLDEN} was recorded under another contract "
             f"({golden.contract[:12]} against {contract.fingerprint[:12]}); export the reranker again"
         )
-    require_fit(golden.observation, contract)
+    golden.observation.require_fits(contract)
     replay = Golden.record(reranker.decider, golden.observation, golden.keys)
     tolerance = Tolerance.of(reranker.policy)
     lines = golden.differences(replay, contract, scorer.score_range, tolerance)

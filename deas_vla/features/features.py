@@ -172,10 +172,8 @@ class Features(nn.Module):
     @property
     def dim(self) -> int:
         """F, features of an observation."""
-        encoder = self.image_encoder
-        return (self.config.dim or len(self.mean)) + (
-            len(encoder.cameras) * encoder.dim if encoder is not None else 0
-        )
+        encoder, own = self.image_encoder, self.config.dim or len(self.mean)
+        return own if encoder is None else own + len(encoder.cameras) * encoder.dim
 
     @torch.no_grad()
     def forward(self, context: Context, observation: Observation) -> tuple[Tensor, Tensor]:
@@ -210,9 +208,8 @@ class Features(nn.Module):
     @torch.no_grad()
     def encode_images(self, images: dict[str, Tensor]) -> Tensor:
         """The part of the image encoder: (B, h, w, 3) images of every camera to (B, C·dim), on its device."""
-        return self.image_encoder(
-            [images[camera.name].to(self.mean.device) for camera in self.contract.cameras]
-        )
+        device, cameras = self.mean.device, self.contract.cameras
+        return self.image_encoder([images[camera.name].to(device) for camera in cameras])
 
     def description(self) -> dict:
         """All that `from_description` needs, as JSON can hold it."""

@@ -1,8 +1,8 @@
 """The critic's own image encoder, and what it learns from.
 
 A backbone that was trained to imitate keeps of an image what imitation needs; what it drops, no critic on top of it can
-see. This encoder is small, starts from new weights and is trained on the recorded episodes, before the critic and apart
-from it, to predict whether the episode will end in success, and where the robot is later on in those that do. The
+see. This encoder is small, starts from new weights and is trained on the recorded episodes, before the critic and
+without it, to predict whether the episode will end in success, and where the robot is later on in those that do. The
 second makes it find the object: a successful hand ends where the object was. Neither needs labels.
 """
 
@@ -72,7 +72,7 @@ class ImageEncoder(nn.Module):
                 nn.GELU(),
                 nn.Conv2d(CHANNELS[0], CHANNELS[1], 3, stride=2, padding=1),
                 nn.GELU(),
-                # Flat, not pooled: each position has weights of its own, so positions are told apart.
+                # Flat, not pooled: each position has weights of its own.
                 nn.Flatten(),
                 nn.Linear(CHANNELS[1] * side * side, dim),
             )
@@ -119,14 +119,12 @@ class FrameOutcomes:
         labelled: (F,) 1.0 where predicting that teaches something: before the end of a rollout. Demonstrations are
             chosen for their success.
         future: (F, T) states at the later steps, of standard deviation 1 over successful episodes; constant columns
-            are 0.
-        future_known: (F,) 1.0 where the later states are worth predicting: in successful episodes.
+            are 0. They are predicted in successful episodes only.
     """
 
     success: Tensor
     labelled: Tensor
     future: Tensor
-    future_known: Tensor
 
     @classmethod
     def of(cls, episodes: list[Episode], contract: Contract, horizon: int) -> "FrameOutcomes":
@@ -151,7 +149,7 @@ class FrameOutcomes:
         std = good.std(0, unbiased=False)
         scale = torch.where(std > SMALLEST_STD, 1 / std.clamp_min(SMALLEST_STD), 0.0)
         future = ((states - good.mean(0)) * scale).clamp(-LARGEST, LARGEST)
-        return cls(success.float(), labelled.float(), future, success.float())
+        return cls(success.float(), labelled.float(), future)
 
 
 class ImageEncoderLearning(nn.Module):

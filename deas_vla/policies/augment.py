@@ -26,9 +26,11 @@ def random_shift(
     shift = torch.randint(0, 2 * max_shift + 1, (2, len(images)), generator=generator)[:, share].T.tolist()
     mine = images[share]
     height, width = mine.shape[1:3]
-    reach = torch.arange(-max_shift, max_shift + max(height, width), device=mine.device)
-    framed = mine[:, reach[: height + 2 * max_shift].clamp(0, height - 1)]
-    framed = framed[:, :, reach[: width + 2 * max_shift].clamp(0, width - 1)]
+    rows, columns = (
+        torch.arange(-max_shift, size + max_shift, device=mine.device).clamp(0, size - 1)
+        for size in (height, width)
+    )
+    framed = mine[:, rows][:, :, columns]
     # A window of each framed image: copying rows is several times faster than gathering pixels.
     moved = torch.empty_like(mine)
     for image, target, (down, right) in zip(framed, moved, shift, strict=True):
@@ -43,9 +45,5 @@ def shift_observation(
     share: slice = slice(None),
 ) -> Observation:
     """`random_shift` on every camera of every sample of a share; state and instruction stay."""
-    images = {
-        name: random_shift(image, max_shift, generator, share) for name, image in observation.images.items()
-    }
-    return Observation(
-        images=images, state=observation.state[share], instruction=observation.instruction[share]
-    )
+    shifted = {n: random_shift(image, max_shift, generator, share) for n, image in observation.images.items()}
+    return Observation(shifted, observation.state[share], observation.instruction[share])

@@ -77,16 +77,9 @@ class ChunkPolicy(nn.Module, ABC):
             (B,) losses.
         """
 
-    def forward(
-        self,
-        observation: Observation,
-        chunks: Tensor,
-        noise: Tensor,
-        time: Tensor,
-        valid: Tensor | None = None,
-    ) -> Tensor:
-        """(B,) losses from observations: what a data-parallel wrapper calls."""
-        return self.loss(self.encode(observation), chunks, noise, time, valid)
+    def forward(self, observation: Observation, *arguments: Tensor) -> Tensor:
+        """(B,) losses from observations and the other arguments of `loss`: what a data-parallel wrapper calls."""
+        return self.loss(self.encode(observation), *arguments)
 
     # ---- training and identity -----------------------------------------------------------------------------
 
@@ -102,9 +95,7 @@ class ChunkPolicy(nn.Module, ABC):
     @classmethod
     def create(cls, config: Any, contract: Contract, instructions: list[str]) -> Self:
         """A new policy, to be trained from scratch on data with these instructions; config is of class `Config`."""
-        raise UserError(
-            f"policies of type {cls.type_name} are not trained from scratch here; start from a saved one"
-        )
+        raise UserError(f"a policy of type {cls.type_name} is not trained anew; start from a saved one")
 
     def origin(self) -> dict[str, str | int | None]:
         """What a reader of an export should know of the base model: its name, revision and tuning."""
@@ -145,6 +136,11 @@ class ChunkPolicy(nn.Module, ABC):
         raise UserError(f"{folder}: a policy of type {cls.type_name} cannot be loaded")
 
 
+def learns(*modules: nn.Module) -> bool:
+    """Whether any weight of the modules is trained."""
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
+
+
 def require_noise_scale(policy: ChunkPolicy, scale: float) -> None:
     """Refuses a noise scale that a policy would apply to a part of its noise only.
 
@@ -171,9 +167,7 @@ def candidate_noise(
         scene: number of the initial state.
         sample: which of several episodes in that scene.
         decision: number of the decision inside the episode.
-        n: how many candidates.
-        horizon: H.
-        action_dim: A.
+        n, horizon, action_dim: the shape.
 
     Returns:
         (n, H, A) float32 standard normal.

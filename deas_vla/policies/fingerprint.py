@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
@@ -32,16 +32,19 @@ class Fingerprint:
     def forget(self) -> None:
         self._key = None
 
-    def of(
-        self, tensors: Mapping[str, Tensor], settings: Mapping[str, object], learning: bool = False
-    ) -> str:
-        """The fingerprint of weights and settings (JSON values).
+    def of(self, modules: Sequence[nn.Module], settings: Mapping[str, object], learning: bool = False) -> str:
+        """The fingerprint of the modules' weights and of settings (JSON values).
 
         Args:
-            tensors: read only if one has changed since the last call.
-            settings: what else the encoder's output depends on.
+            modules: the encoder; its weights are read only if one has changed since the last call.
+            settings: what else its output depends on.
             learning: an optimiser may change the weights after this call: nothing is remembered.
         """
+        tensors = {
+            f"{number}.{name}": tensor
+            for number, module in enumerate(modules)
+            for name, tensor in module.state_dict(keep_vars=True).items()
+        }
         described = json.dumps(settings, sort_keys=True)
         key = (described, *((name, t.data_ptr(), _version(t)) for name, t in tensors.items()))
         if key != self._key:

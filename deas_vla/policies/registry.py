@@ -19,10 +19,7 @@ from deas_vla.registry import PLUGINS, Registry
 POLICIES: Registry[type[ChunkPolicy]] = Registry(
     "policy",
     "deas_vla.policies",
-    {
-        "small_vla": "deas_vla.policies.small_vla.modeling",
-        "lerobot": "deas_vla.policies.lerobot.modeling",
-    },
+    {"small_vla": "deas_vla.policies.small_vla.modeling", "lerobot": "deas_vla.policies.lerobot.modeling"},
 )
 
 

@@ -37,12 +37,8 @@ class DeasScorer(Scorer):
         encoder_fingerprint: str,
         aggregation: Aggregation | None = None,
     ):
-        super().__init__(
-            features.contract,
-            critic.config.horizon,
-            encoder_fingerprint,
-            aggregation or self.default_aggregation,
-        )
+        aggregation = aggregation or self.default_aggregation
+        super().__init__(features.contract, critic.config.horizon, encoder_fingerprint, aggregation)
         self.features, self.critic = features, critic
 
     @classmethod

@@ -46,9 +46,8 @@ class EnsembleScorer(Scorer):
 
     def _own(self, encoded: Encoded) -> list[tuple[Scorer, Encoded]]:
         parts = encoded.features.split([member.feature_dim for member in self.members], 1)
-        return [
-            (member, Encoded(part, encoded.state)) for member, part in zip(self.members, parts, strict=True)
-        ]
+        own = (Encoded(part, encoded.state) for part in parts)
+        return list(zip(self.members, own, strict=True))
 
     @property
     def feature_dim(self) -> int:

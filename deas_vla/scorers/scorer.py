@@ -90,7 +90,7 @@ class Scorer(nn.Module, ABC):
 
     @abstractmethod
     def q_values(self, encoded: Encoded, chunks: Tensor) -> Tensor:
-        """(B, N, H, A) normalised chunks to (K, B, N) values; K is 1 for a scorer with one opinion."""
+        """(B, N, H, A) normalised chunks to (K, B, N) values; K may be 1."""
 
     def encode(self, context: Context, observation: Observation) -> Encoded:
         """What is read of B observations, once for all their candidates; here the state alone.
@@ -134,14 +134,14 @@ class Scorer(nn.Module, ABC):
 
     @property
     def score_range(self) -> tuple[float, float]:
-        """Lowest and highest score that is possible: the unit of how far two scores are apart."""
+        """Lowest and highest score that is possible: the unit of differences of scores."""
         return 0.0, 1.0
 
     def bound_to(self, encoder_fingerprint: str) -> Self:
         """The same scorer (it shares the weights) for a policy that makes the same tokens under another fingerprint."""
-        twin = copy.copy(self)
-        twin.encoder_fingerprint = encoder_fingerprint
-        return twin
+        bound = copy.copy(self)
+        bound.encoder_fingerprint = encoder_fingerprint
+        return bound
 
     # ---- files ---------------------------------------------------------------------------------------------
 
@@ -175,9 +175,7 @@ class Scorer(nn.Module, ABC):
         """
         description = self.description()
         if description["type"] is None:
-            raise UserError(
-                f'{type(self).__name__} is not registered: decorate it with @register_scorer("…")'
-            )
+            raise UserError(f"{type(self).__name__} is not registered: decorate it, @register_scorer(NAME)")
         tensors = {name: t.detach().cpu().contiguous() for name, t in self.state_dict().items()}
         header = json.dumps(description | {"fingerprint": _fingerprint(description, tensors)})
         with atomic_path(Path(folder) / WEIGHTS_FILE) as temporary:
@@ -244,9 +242,8 @@ def registered(name: object) -> type[Scorer]:
         UserError: if there is none.
     """
     if name not in SCORERS.names():
-        raise UserError(
-            f"{unknown('scorer', str(name), SCORERS.names())}; {PLUGINS}=FILE.py names where it is"
-        )
+        problem = unknown("scorer", str(name), SCORERS.names())
+        raise UserError(f"{problem}; {PLUGINS}=FILE.py names where it is")
     return SCORERS.get(name)
 
 
@@ -270,6 +267,5 @@ def _require_fit(expected: dict[str, Tensor], found: dict[str, Tensor], path: Pa
         elif not torch.isfinite(found[name]).all():
             problems.append(f"{name} holds NaN or infinite weights")
     if problems:
-        raise UserError(
-            f"{path} does not fit its own description ({'; '.join(sorted(problems)[:3])}): train it again"
-        )
+        listed = "; ".join(sorted(problems)[:3])
+        raise UserError(f"{path} does not fit its own description ({listed}): train it again")

@@ -66,9 +66,7 @@ def train_image_encoder(
     outcomes = FrameOutcomes.of(episodes, contract, horizon)
     rows = torch.where(seen)[0]
     if not outcomes.labelled[rows].any():
-        raise UserError(
-            "the critic's image encoder learns from rollouts, and there are none: set --image_encoder.dim=0"
-        )
+        raise UserError("the image encoder learns from rollouts, there are none: set --image_encoder.dim=0")
     key = {
         "config": to_json(config),
         "training": outcome_settings(training),
@@ -76,22 +74,22 @@ def train_image_encoder(
         "outcomes": _digest(outcomes.success, outcomes.labelled, outcomes.future, seen),
         "seed": seed,
     }
-    place = Path(folder) / f"image-encoder-{fingerprint(key)[:16]}"
+    folder = Path(folder) / f"image-encoder-{fingerprint(key)[:16]}"
     torch.manual_seed(seed)
     encoder = ImageEncoder(len(contract.cameras), config.dim).to(accelerator.device)
-    with lock_for_run(accelerator, place):  # another run may share the folder
-        if not (place / WEIGHTS).is_file():
+    with lock_for_run(accelerator, folder):  # another run may share the folder
+        if not (folder / WEIGHTS).is_file():
             learning = ImageEncoderLearning(encoder, config, frames.state.shape[1], outcomes.future.shape[1])
             batch_at = ImageBatches(accelerator, config, training, outcomes, frames, contract, rows, seed)
             learning.to(accelerator.device)
-            train(accelerator, learning, batch_at, training, place, name="image_encoder", seed=seed)
+            train(accelerator, learning, batch_at, training, folder, name="image_encoder", seed=seed)
             if accelerator.is_main_process:
                 encoder.eval().standardise(_encode(encoder, batch_at.images, rows))
-                with atomic_path(place / WEIGHTS) as temporary:
+                with atomic_path(folder / WEIGHTS) as temporary:
                     save_file({k: v.cpu().contiguous() for k, v in encoder.state_dict().items()}, temporary)
             accelerator.wait_for_everyone()
     # Read back by everyone, so that a first run and a later one go on with the same weights.
-    encoder.load_state_dict(load_file(place / WEIGHTS))
+    encoder.load_state_dict(load_file(folder / WEIGHTS))
     return encoder.eval().requires_grad_(False)
 
 
@@ -123,8 +121,8 @@ class ImageBatches:
         self.size, self.share = training.batch_size, my_share(accelerator, training.batch_size)
         self.device = accelerator.device
         # Means over the frames that count, whatever their number in one batch.
-        self.labelled = outcomes.labelled / outcomes.labelled[rows].mean()
-        self.future_known = outcomes.future_known / outcomes.future_known[rows].mean().clamp_min(1e-6)
+        self.success_weight = outcomes.labelled / outcomes.labelled[rows].mean()
+        self.future_weight = outcomes.success / outcomes.success[rows].mean().clamp_min(1e-6)
 
     def __call__(self, step: int) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor, Tensor]:
         # The whole batch is drawn by every process, which keeps its share: two processes train as one would, but for
@@ -132,7 +130,8 @@ class ImageBatches:
         generator = step_generator(self.seed, step)
         chosen = self.rows[torch.randint(len(self.rows), (self.size,), generator=generator)]
         images = [random_shift(image[chosen], self.max_shift, generator, self.share) for image in self.images]
-        tables = (self.state, self.outcomes.success, self.labelled, self.outcomes.future, self.future_known)
+        success, future = self.outcomes.success, self.outcomes.future
+        tables = (self.state, success, self.success_weight, future, self.future_weight)
         rows = (table[chosen[self.share]].to(self.device) for table in tables)
         return [image.to(self.device) for image in images], *rows
 

@@ -63,9 +63,7 @@ class ImitationBatches:
     ):
         weight = examples.weight
         if not (weight > 0).any():
-            raise UserError(
-                "no chunk has a weight above 0: there is nothing to imitate (did every rollout fail?)"
-            )
+            raise UserError("no chunk has a weight above 0: nothing to imitate (did every rollout fail?)")
         self.frames, self.examples, self.policy = frames, examples, policy
         self.probabilities = (weight / weight.sum()).double().numpy()
         self.size, self.share = config.batch_size, my_share(accelerator, config.batch_size)

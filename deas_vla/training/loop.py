@@ -3,7 +3,7 @@
 Every random choice of step k is drawn from a generator that is seeded with (seed, k), never from a stream: a run
 that was killed and resumed sees the same batches, noise and dropout as one that was not. A step's global batch is
 drawn whole and each process takes its share, so two processes compute what one would; only dropout, where there is any,
-draws the masks of each process apart.
+differs between the processes.
 """
 
 import functools
@@ -78,9 +78,8 @@ def make_accelerator() -> Accelerator:
     """
     on_cpu = not torch.cuda.is_available()
     deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
-    group = InitProcessGroupKwargs(
-        backend="gloo" if on_cpu and deepspeed else None, timeout=timedelta(days=7)
-    )
+    backend = "gloo" if on_cpu and deepspeed else None
+    group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(days=7))
     return Accelerator(cpu=on_cpu and not deepspeed, kwargs_handlers=[group])
 
 
@@ -133,9 +132,8 @@ def train(
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     # Fused: one pass over the weights and their moments, where the default takes a dozen.
-    optimizer = torch.optim.AdamW(
-        parameters, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
+    settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
+    optimizer = torch.optim.AdamW(parameters, **settings)
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # DeepSpeed asks for the micro-batch where it would otherwise read it off a data loader.
         share = config.batch_size // accelerator.num_processes
@@ -149,10 +147,7 @@ def train(
     on_cpu = accelerator.device.type == "cpu"
     seed_dropout = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
     wrapped.train()
-    bar = tqdm(
-        total=config.steps, initial=start, desc=name, unit="step", mininterval=1, dynamic_ncols=True,
-        disable=not accelerator.is_local_main_process,
-    )  # fmt: skip
+    bar = progress_bar(accelerator, config.steps, name, unit="step", initial=start, mininterval=1)
     for step in range(start, config.steps):
         seed_dropout(step_generator(seed, step, 1 + accelerator.process_index).initial_seed())
         for group in optimizer.param_groups:
@@ -183,18 +178,15 @@ def train(
     accelerator.free_memory()
 
 
-def filled(accelerator: Accelerator, cache: FrameCache, name: str) -> Tensor:
-    """The content of a cache; what is missing is computed by all processes.
+def progress_bar(accelerator: Accelerator, total: int, name: str, **settings) -> tqdm:
+    """A bar that one process of each machine shows."""
+    hidden = not accelerator.is_local_main_process
+    return tqdm(total=total, desc=name, dynamic_ncols=True, disable=hidden, **settings)
 
-    Args:
-        accelerator: Accelerate's handle on the processes; all of them call this.
-        cache: what to fill.
-        name: what the progress bar calls it.
-    """
-    with tqdm(
-        total=len(cache.frames), desc=name, unit="frame", dynamic_ncols=True,
-        disable=not accelerator.is_local_main_process,
-    ) as bar:  # fmt: skip
+
+def filled(accelerator: Accelerator, cache: FrameCache, name: str) -> Tensor:
+    """The content of a cache; what is missing is computed by all processes, which all call this."""
+    with progress_bar(accelerator, len(cache.frames), name, unit="frame") as bar:
         cache.fill(
             process=accelerator.process_index,
             processes=accelerator.num_processes,
@@ -273,8 +265,7 @@ class MetricLog:
         keys = sorted(self.sums)
         means = torch.stack([self.sums[key].float() for key in keys]) / self.count
         means = self.accelerator.reduce(means, "mean")
-        line = dict(zip(keys, means.tolist(), strict=True))
-        line |= {"learning_rate": learning_rate}
+        line = dict(zip(keys, means.tolist(), strict=True)) | {"learning_rate": learning_rate}
         rate = self.count / (time.perf_counter() - self.began)
         self.sums, self.count, self.began = {}, 0, time.perf_counter()
         if self.accelerator.is_main_process:
@@ -317,13 +308,13 @@ def _tensorboard(folder: Path, start: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        _say_once(
-            "TensorBoard is not installed: curves are in metrics.jsonl only; EXTRAS=train tools/install.sh"
+        _print_once(
+            "TensorBoard is not installed: curves are in metrics.jsonl; EXTRAS=train tools/install.sh"
         )
         return None
     return SummaryWriter(str(folder), purge_step=start + 1)
 
 
 @functools.cache
-def _say_once(text: str) -> None:
+def _print_once(text: str) -> None:
     tqdm.write(text)

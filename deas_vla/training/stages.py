@@ -110,9 +110,8 @@ def numbered(name: str, folders: list[str]) -> dict[str, str]:
 
 def peak_memory(processes: int) -> int:
     """Bytes at most: the peaks of this process, as many times as there are, and of its largest child, added up."""
-    own, child = (
-        resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    )
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    own, child = (resource.getrusage(kind).ru_maxrss for kind in kinds)
     return 1024 * (own * processes + child)
 
 

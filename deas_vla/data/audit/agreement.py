@@ -46,14 +46,10 @@ def reference_at(folder: Path) -> Reference:
     for position in (folder, folder / "policy", folder / "critic"):
         if (path := position / "contract.json").is_file():
             return Reference(f"policy {folder}", Contract.from_json(read_json(path), path))
-        if (path := position / "manifest.json").is_file():
-            return Reference(
-                f"reranker {folder}", Contract.from_json(read_json(path).get("contract", {}), path)
-            )
-        if (path := position / "scorer.json").is_file():
-            return Reference(
-                f"critic {folder}", Contract.from_json(read_json(path).get("contract", {}), path)
-            )
+        for name, kind in (("manifest.json", "reranker"), ("scorer.json", "critic")):
+            if (path := position / name).is_file():
+                contract = Contract.from_json(read_json(path).get("contract", {}), path)
+                return Reference(f"{kind} {folder}", contract)
         if (path := position / "config.json").is_file() and "input_features" in (config := read_json(path)):
             features = config["input_features"] | config.get("output_features", {})
             sizes = {name: tuple(feature["shape"]) for name, feature in features.items()}

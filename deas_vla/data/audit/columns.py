@@ -70,14 +70,7 @@ class ColumnFacts:
 def against_columns(
     facts: ColumnFacts, columns: tuple[Column, ...], what: str, whose: str
 ) -> Iterator[Finding]:
-    """Numbers that a column's kind and limits do not allow.
-
-    Args:
-        facts: of these columns.
-        columns: as a contract has them.
-        what: ``state`` or ``action``.
-        whose: contract, for the message.
-    """
+    """Numbers that the kinds and limits of a contract's columns (``state`` or ``action``) do not allow."""
     for i, column in enumerate(columns):
         low = -np.inf if column.low is None else column.low
         high = np.inf if column.high is None else column.high

@@ -71,14 +71,7 @@ def video_facts(path: Path, modified_ns: int) -> VideoFacts:
 
 
 def episode_videos(folder: LerobotFolder, layout: Layout, number: int, rows: int) -> Iterator[Finding]:
-    """Faults in the videos of one episode.
-
-    Args:
-        folder: the data set.
-        layout: which cameras count.
-        number: the episode.
-        rows: how many rows, hence frames, it has.
-    """
+    """Faults in the videos of one episode of so many rows, hence frames."""
     if number not in folder.episodes:
         return  # its list of episodes lacks this one: found elsewhere
     for camera, key in layout.cameras.items():
@@ -130,14 +123,7 @@ def unused_cameras(folder: LerobotFolder, layout: Layout) -> Iterator[Finding]:
 def stored_images(
     folder: LerobotFolder, layout: Layout, file: Path, numbers: np.ndarray
 ) -> Iterator[Finding]:
-    """Faults in the images inside one parquet file.
-
-    Args:
-        folder: the data set.
-        layout: which cameras count.
-        file: the file.
-        numbers: (rows,) the episode of each row.
-    """
+    """Faults in the images inside one parquet file; `numbers` is (rows,) the episode of each row."""
     import pyarrow.parquet as pq
 
     for camera, key in layout.cameras.items():

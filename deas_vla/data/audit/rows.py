@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from deas_vla.data.audit.findings import ERROR, Finding, found
+from deas_vla.data.audit.findings import ERROR, WARNING, Finding, found
 from deas_vla.data.labels import LabelRules
 from deas_vla.data.lerobot.folder import Rows
 from deas_vla.data.lerobot.layout import Layout
@@ -90,13 +90,7 @@ def finite(rows: Rows, layout: Layout) -> Iterator[Finding]:
 
 
 def rewards_and_end(rows: Rows, labels: LabelRules, ours: bool) -> Iterator[Finding]:
-    """Success, reward and end that contradict each other.
-
-    Args:
-        rows: of one episode.
-        labels: what counts as success and reward.
-        ours: whether this project wrote the data set, whose episodes end with their success.
-    """
+    """Success, reward and end that contradict each other; `ours` is written by this project and ends with success."""
     steps = steps_of(rows)
     if any(name not in rows.columns for name in labels.columns) or not steps:
         return
@@ -118,9 +112,8 @@ def rewards_and_end(rows: Rows, labels: LabelRules, ours: bool) -> Iterator[Find
     if len(after) and labels.reward == "column":
         # After a success the rows are not used; after an end by other means they are.
         message = f"next.reward is {rewards[after[0]]:g} at row {after[0]}, the episode ended at row {last}"
-        yield fault(
-            rows, "reward-after-end", message, "next.reward", ERROR if ended < steps - 1 else "warning"
-        )
+        severity = ERROR if ended < steps - 1 else WARNING
+        yield fault(rows, "reward-after-end", message, "next.reward", severity)
 
 
 def _success(

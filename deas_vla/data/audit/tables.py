@@ -116,14 +116,7 @@ def _kind(dtype: str) -> str:
 
 
 def counts(folder: LerobotFolder, lengths: dict[int, int], rows: int, findings: Findings) -> None:
-    """What info.json and the list of episodes count, against what is there.
-
-    Args:
-        folder: the data set.
-        lengths: rows of each episode that was found.
-        rows: of all files.
-        findings: gets what differs.
-    """
+    """What info.json and the list of episodes count, against the rows that each episode and all files have."""
     for key, there in (("total_frames", rows), ("total_episodes", len(lengths))):
         if key in folder.info and folder.info[key] != there:
             message = f"info.json says {key} {folder.info[key]}, there are {there}"

@@ -21,13 +21,7 @@ from deas_vla.files import write_json
 def declare_dataset(
     root: Path, contract: Contract, *, source: str = "demonstration", labels: LabelRules = RECORDED
 ) -> None:
-    """Writes ``meta/deas_vla.json`` beside a data set of others.
-
-    Args:
-        root: folder of the data set.
-        contract: what its columns mean.
-        source: ``demonstration`` or ``rollout``.
-        labels: what counts as success and reward.
+    """Writes ``meta/deas_vla.json`` beside a data set of others; its source is ``demonstration`` or ``rollout``.
 
     Raises:
         UserError: if the data set says already.

@@ -23,7 +23,6 @@ def read_dataset(
     source: str = "demonstration",
     labels: LabelRules = RECORDED,
     image_every: int = 1,
-    minimum_episodes: int = 1,
 ) -> tuple[list[Episode], Contract, dict]:
     """Reads and checks a data set: LeRobot v3, or v2.0 and v2.1 as GR00T has them.
 
@@ -40,7 +39,6 @@ def read_dataset(
         labels: what counts as success and reward in it, if the data set does not say.
         image_every: of a data set of others, keep the images of every so many rows (and of the last), since all of
             them seldom fit in memory. Options start and end at kept images: a divisor of the chunk length.
-        minimum_episodes: fewer are refused.
 
     Returns:
         Its episodes, its contract (with statistics if it was written with them) and the metadata it was written
@@ -68,8 +66,8 @@ def read_dataset(
     rows = list(folder.rows([*layout.keys, layout.instruction, *labels.columns], OPTIONAL))
     if len({part.number for part in rows}) < len(rows):
         raise UserError(f"{root}: an episode is in two places; `deas-vla audit {root}` says which")
-    if len(rows) < minimum_episodes:
-        raise UserError(f"{root}: {len(rows)} episodes, at least {minimum_episodes} are needed; collect more")
+    if not rows:
+        raise UserError(f"{root}: there are no episodes in it; collect some")
     source = folder.sidecar.get("source", source)
     episodes = [
         _episode(folder, layout, labels, number, part, source, image_every)

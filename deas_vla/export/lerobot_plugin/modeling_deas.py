@@ -57,9 +57,7 @@ class DeasPolicy(PreTrainedPolicy):
     ) -> None:
         super().__init__(config)
         if reranker is None:
-            raise UserError(
-                "a deas policy is made by deas-vla export and read from its folder: --policy.path=FOLDER"
-            )
+            raise UserError("a deas policy is read from a folder of deas-vla export: --policy.path=FOLDER")
         require_fits(config, reranker.manifest, dataset_meta)
         made, selection = reranker.decider, config.selection
         require_scored(config.n_action_steps, made.scorer.horizon, selection.rule)
@@ -108,7 +106,8 @@ class DeasPolicy(PreTrainedPolicy):
         Returns:
             (B, H, A) commands.
         """
-        observation = self._observation(batch)
+        image_keys = self.reranker.manifest["policy"]["image_keys"]
+        observation = observation_of(batch, image_keys, self.reranker.contract)
         if self._episodes is None:
             self._episodes = episode_ids(observation)
         if len(observation) != len(self._episodes):
@@ -168,9 +167,7 @@ class DeasPolicy(PreTrainedPolicy):
         if state_dict is not None:
             raise UserError("a deas policy is exported from whole weights; shards cannot be saved")
         if any(save_directory.iterdir()):
-            raise UserError(
-                f"{save_directory} holds files already; save into a new folder, or delete it first"
-            )
+            raise UserError(f"{save_directory} holds files already; save into a new folder, or delete it")
         # LeRobot has just made it, empty: an export makes its folder, whole or not at all.
         save_directory.rmdir()
         decider = self.reranker.decider
@@ -185,16 +182,11 @@ class DeasPolicy(PreTrainedPolicy):
 
     # ---- details -------------------------------------------------------------------------------------------
 
-    def _observation(self, batch: dict[str, Tensor]) -> Observation:
-        contract = self.reranker.contract
-        return observation_of(batch, self.reranker.manifest["policy"]["image_keys"], contract)
-
     def _prefix(self, left_over: Tensor | None, committed: int, horizon: int | None) -> Prefix | None:
         """What LeRobot says is left of the last chunk; None if nothing is."""
         if left_over is None:
             return None
-        rest = left_over if left_over.dim() == 3 else left_over[None]
-        rest = rest[:, :horizon]
+        rest = (left_over if left_over.dim() == 3 else left_over[None])[:, :horizon]
         real = commands_in(rest, self._last_chunk)
         return Prefix(rest[:, :real], committed) if real else None
 
@@ -209,8 +201,7 @@ def observation_of(batch: dict, image_keys: dict[str, str], contract: Contract) 
         contract: of the policy.
 
     Raises:
-        UserError: if something is missing, or an image has another size, type or range. LeRobot itself compares
-            names only, and lets any policy crop or resize what it is given.
+        UserError: if something is missing, or an image has another type or range; sizes are compared where it decides.
     """
     images = {}
     for camera in contract.cameras:
@@ -221,18 +212,10 @@ def observation_of(batch: dict, image_keys: dict[str, str], contract: Contract) 
                 f"the observation lacks {key}, the policy's camera {camera.name}; it has {there}: "
                 f'name the right one, --rename_map=\'{{"KEY": "{key}"}}\''
             )
-        size, wanted = tuple(batch[key].shape[1:]), (3, camera.height, camera.width)
-        if size != wanted:
-            raise UserError(
-                f"{key} is {size}, the policy was trained on {wanted}: let the environment or the camera give "
-                "images of that size"
-            )
         images[camera.name] = _pixels(batch[key], key)
     for key in ("observation.state", "task"):
         if key not in batch:
-            raise UserError(
-                f"the observation lacks {key}; the policy reads the robot's state and its instruction"
-            )
+            raise UserError(f"the observation lacks {key}; the policy reads state and instruction")
     return Observation(images, batch["observation.state"].float(), list(batch["task"]))
 
 
@@ -250,7 +233,7 @@ def _pixels(image: Tensor, key: str) -> Tensor:
 
 
 def commands_in(rest: Tensor, last_chunk: Tensor | None) -> int:
-    """How many steps of a left-over are commands: LeRobot fills it up with zeros, and does not say from where on.
+    """How many steps of a left-over are commands: LeRobot fills it up with zeros, and does not mark from where on.
 
     A zero is a command too: a delta-controlled arm that holds still is sent nothing else. So the left-over is looked
     for in the chunk that was given last, whose end it is. Where it is not of that chunk, zeros at its end are filling.

@@ -20,26 +20,16 @@ from deas_vla.export.lerobot_plugin.configuration_deas import DeasConfig
 def make_deas_pre_post_processors(
     config: DeasConfig, dataset_stats: dict[str, dict[str, Any]] | None = None
 ) -> tuple[PolicyProcessorPipeline, PolicyProcessorPipeline]:
-    """The processors of a reranker, as an export holds them too.
-
-    Args:
-        config: of the policy; its device is where observations go.
-        dataset_stats: not read, whatever they are: see above.
-
-    Returns:
-        What goes before the policy, and what goes after it.
-    """
+    """What goes before a reranker and what after it, as an export holds them too; `dataset_stats` are not read."""
     before = [
         RenameObservationsProcessorStep(rename_map={}),
         AddBatchDimensionProcessorStep(),
         DeviceProcessorStep(device=config.device or "cpu"),
     ]
-    return (
-        PolicyProcessorPipeline(steps=before, name="policy_preprocessor"),
-        PolicyProcessorPipeline(
-            steps=[DeviceProcessorStep(device="cpu")],
-            name="policy_postprocessor",
-            to_transition=policy_action_to_transition,
-            to_output=transition_to_policy_action,
-        ),
+    after = PolicyProcessorPipeline(
+        steps=[DeviceProcessorStep(device="cpu")],
+        name="policy_postprocessor",
+        to_transition=policy_action_to_transition,
+        to_output=transition_to_policy_action,
     )
+    return PolicyProcessorPipeline(steps=before, name="policy_preprocessor"), after

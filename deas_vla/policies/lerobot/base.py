@@ -118,10 +118,7 @@ class Adapter(ABC):
     # ---- files ---------------------------------------------------------------------------------------------
 
     def write_parts(self, folder: Path) -> dict[str, object]:
-        """Writes what the policy is built from beside its weights, for a folder that needs no other.
-
-        Args:
-            folder: of the policy; parts go to `standalone.PARTS` in it.
+        """Writes what the policy is built from beside its weights, to `standalone.PARTS` in its folder.
 
         Returns:
             The fields of LeRobot's configuration that name the parts, with their new values.
@@ -130,12 +127,7 @@ class Adapter(ABC):
 
     @staticmethod
     def renaming(policy: nn.Module, names: list[str]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-        """What LeRobot does to weights of older files when it reads them: other names, other shapes, some left out.
-
-        Args:
-            policy: LeRobot's, as it was read.
-            names: of the weights in the file.
-        """
+        """What LeRobot does to weights of older files when it reads them: other names, other shapes, some left out."""
         return lambda weights: weights
 
 

@@ -47,9 +47,7 @@ class Batched(Adapter):
         if kind in FROM_QUEUES:
             known = kind in ADAPTERS.names()
             hint = "name no feature: its kind has an adapter" if known else "it needs an adapter"
-            raise UserError(
-                f"the {kind} policy samples from queues of observations, not from a batch; {hint}"
-            )
+            raise UserError(f"the {kind} policy samples from queues of observations, not a batch; {hint}")
         if not hasattr(self.config, "n_action_steps"):
             raise UserError(
                 f"the {kind} policy has no n_action_steps, so nothing says how long its chunks are; "
@@ -108,9 +106,7 @@ class Batched(Adapter):
         for module, training in modes.items():
             module.training = training
         if not given.draws:
-            raise UserError(
-                f"the {self.config.type} policy draws no noise: all candidates would be one and the same chunk"
-            )
+            raise UserError(f"the {self.config.type} policy draws no noise: all candidates would be the same")
         return chunks[:, : self.horizon, : self.action_dim].float()
 
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:

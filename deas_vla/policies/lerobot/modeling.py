@@ -20,7 +20,7 @@ from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.files import read_json, write_json
-from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.policies.chunk_policy import ChunkPolicy, learns
 from deas_vla.policies.fingerprint import Fingerprint
 from deas_vla.policies.flow import hold_last
 from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, join
@@ -78,18 +78,18 @@ class LeRobotPolicy(ChunkPolicy):
     # ---- the three calls of a policy -----------------------------------------------------------------------
 
     def encode(self, observation: Observation) -> Context:
-        learns = self.training and torch.is_grad_enabled() and _learns(self.adapter.prefix)
-        batches = self._batches(observation, len(observation) if learns else self.adapter.largest_batch)
-        with torch.set_grad_enabled(learns):
+        observation.require_fits(self.contract)
+        trained = self.training and torch.is_grad_enabled() and learns(*self.adapter.prefix)
+        batches = self._batches(observation, len(observation) if trained else self.adapter.largest_batch)
+        with torch.set_grad_enabled(trained):
             parts = join([self._encode(observation[rows]) for rows in batches])
         order = torch.tensor([row for rows in batches for row in rows]).argsort()
         if len(batches) > 1:
             parts = {name: tensor[order.to(tensor.device)] for name, tensor in parts.items()}
         tokens, mask, camera = (parts.pop(name) for name in ("tokens", "mask", "camera"))
         state = observation.state.to(tokens.device)
-        return Context(
-            tokens, mask, camera, self.contract.normalize_state(state), parts | {RAW_STATE: state.float()}
-        )
+        extras = parts | {RAW_STATE: state.float()}
+        return Context(tokens, mask, camera, self.contract.normalize_state(state), extras)
 
     def sample(self, context: Context, noise: Tensor) -> Tensor:
         count, rows = noise.shape[1], noise.flatten(0, 1)
@@ -106,12 +106,8 @@ class LeRobotPolicy(ChunkPolicy):
         chunks, samples = hold_last(chunks, valid), noise.shape[1]
         actions = self.processors.actions(self.contract.to_command(chunks), context.extras[RAW_STATE])
         memory, _ = self._memory(context, samples)
-        error = self.adapter.error(
-            memory,
-            actions.repeat_interleave(samples, 0),
-            self.adapter.widened(noise.flatten(0, 1)),
-            time.flatten(),
-        )
+        actions, noise = actions.repeat_interleave(samples, 0), self.adapter.widened(noise.flatten(0, 1))
+        error = self.adapter.error(memory, actions, noise, time.flatten())
         error = error.mean(-1).unflatten(0, (-1, samples)).mean(1)
         return (error * valid).sum(1) / valid.sum(1).clamp_min(1)
 
@@ -134,11 +130,6 @@ class LeRobotPolicy(ChunkPolicy):
 
     @property
     def encoder_fingerprint(self) -> str:
-        weights = {
-            f"{number}.{name}": tensor
-            for number, module in enumerate(self.adapter.encoder)
-            for name, tensor in module.state_dict(keep_vars=True).items()
-        }
         config = self.adapter.config
         settings = {
             "kind": config.type,
@@ -147,7 +138,7 @@ class LeRobotPolicy(ChunkPolicy):
             "config": {name: getattr(config, name) for name in self.adapter.settings},
             "feature": self.feature,
         }
-        return self._fingerprint.of(weights, settings, self.training and not self._frozen)
+        return self._fingerprint.of(self.adapter.encoder, settings, self.training and not self._frozen)
 
     def origin(self) -> dict[str, str | int | None]:
         return {"kind": self.policy.config.type, "feature": self.feature}
@@ -246,10 +237,6 @@ class LeRobotPolicy(ChunkPolicy):
         return {name.removeprefix(MEMORY): value for name, value in rows.items()}, raw_state
 
 
-def _learns(modules: list[nn.Module]) -> bool:
-    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
-
-
 def _adapter_of(policy: nn.Module, cameras: list[int], feature: str | None) -> Adapter:
     """The adapter of a policy's kind.
 
@@ -278,9 +265,7 @@ def _stored_contract(folder: Path, given: Contract | None) -> Contract:
     path = folder / CONTRACT
     if not path.is_file():
         if given is None:
-            raise UserError(
-                f"{folder} has no {CONTRACT} to say what its columns mean; give a contract for it"
-            )
+            raise UserError(f"{folder} has no {CONTRACT} to say what its columns mean; give a contract")
         return given
     stored = Contract.from_json(read_json(path), path)
     if given is not None:
@@ -306,14 +291,10 @@ def _require_loaded(policy: nn.Module, path: Path) -> None:
             for new, tensor in ({name: stored} if known else renamed({name: stored})).items():
                 mine = state.get(new, state.get(f"model.{new}"))
                 if mine is None:
-                    raise UserError(
-                        f"{path}: {name} is not a weight of this policy; its {CONFIG} is of another one"
-                    )
+                    raise UserError(f"{path}: {name} is not a weight of this policy; is {CONFIG} another's?")
                 if mine.shape != tensor.shape or not torch.equal(mine.cpu(), tensor.to(mine.dtype)):
                     raise UserError(f"{path}: {name} was not loaded; its {CONFIG} is of another policy")
                 missing.discard(mine.data_ptr())
     absent = [name for name, tensor in state.items() if tensor.data_ptr() in missing]
     if absent:
-        raise UserError(
-            f"{path}: {len(absent)} weights of the policy are not in it, the first is {absent[0]}"
-        )
+        raise UserError(f"{path}: {len(absent)} weights of the policy are not in it, {absent[0]}")

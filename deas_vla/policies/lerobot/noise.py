@@ -87,10 +87,9 @@ class GivenNoise(TorchFunctionMode):
     def _answer(self, drawn: Tensor) -> Tensor:
         self.draws += 1
         starts = self.first and self.draws == 1
-        short = starts and (
-            drawn.dim() != 3 or any(a < b for a, b in zip(drawn.shape, self.noise.shape, strict=True))
-        )
-        if len(drawn) != len(self.noise) or short:
+        wanted = self.noise.shape
+        short = drawn.dim() != 3 or any(a < b for a, b in zip(drawn.shape, wanted, strict=True))
+        if len(drawn) != len(self.noise) or (starts and short):
             raise UserError(
                 f"the policy draws noise of shape {tuple(drawn.shape)} while it samples, and is given "
                 f"{tuple(self.noise.shape)}; it needs an adapter of its own"
@@ -101,11 +100,5 @@ class GivenNoise(TorchFunctionMode):
 
 
 NORMAL = {torch.randn, torch.randn_like, torch.normal, Tensor.normal_}
-OTHER_RANDOM = {
-    torch.rand,
-    torch.rand_like,
-    torch.randint,
-    torch.randperm,
-    torch.multinomial,
-    torch.bernoulli,
-}
+OTHER_RANDOM = {torch.rand, torch.rand_like, torch.randint, torch.randperm}
+OTHER_RANDOM |= {torch.multinomial, torch.bernoulli}

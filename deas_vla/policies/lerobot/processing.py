@@ -60,11 +60,8 @@ class Processors:
         ]
         self._padded = replace(preprocessor, steps=steps)
         # What happens to an action on its way into the model, in this order.
-        self._inwards = [
-            step
-            for step in preprocessor.steps
-            if isinstance(step, RelativeActionsProcessorStep | NormalizerProcessorStep) or _packs(step)
-        ]
+        inwards = RelativeActionsProcessorStep | NormalizerProcessorStep
+        self._inwards = [s for s in preprocessor.steps if isinstance(s, inwards) or _packs(s)]
         renames = {}
         for step in preprocessor.steps:
             if isinstance(step, RenameObservationsProcessorStep):
@@ -155,12 +152,11 @@ class Processors:
             stats = getattr(step, "stats", None) or {}
             if all({"mean", "std"} <= stats.get(key, {}).keys() for key in (STATE, ACTION)):
                 floors = {STATE: STATE_STD_FLOOR, ACTION: ACTION_STD_FLOOR}
-                numbers = {
-                    key: {k: torch.as_tensor(v).double() for k, v in stats[key].items()} for key in floors
-                }
-                mean = {key: tuple(numbers[key]["mean"].tolist()) for key in floors}
-                std = {key: tuple(numbers[key]["std"].clamp_min(floors[key]).tolist()) for key in floors}
-                return Statistics(mean[STATE], std[STATE], mean[ACTION], std[ACTION])
+                numbers = []
+                for key, floor in floors.items():
+                    mean, std = (torch.as_tensor(stats[key][k]).double() for k in ("mean", "std"))
+                    numbers += [tuple(mean.tolist()), tuple(std.clamp_min(floor).tolist())]
+                return Statistics(*numbers)
         raise UserError(
             f"the {self.config.type} policy does not hold mean and standard deviation of its data; "
             "give a contract with statistics"
@@ -169,27 +165,10 @@ class Processors:
     # ---- observations --------------------------------------------------------------------------------------
 
     def batch(self, observation: Observation, instructions: bool = False) -> dict[str, Tensor]:
-        """What the policy's model reads, for B observations.
-
-        Args:
-            observation: of all cameras.
-            instructions: whether these are in it too, as ``task``: bytes, see `instructions_of`.
-
-        Raises:
-            UserError: if a camera is missing or its images have another size than the policy was trained on.
-        """
+        """What the policy's model reads, for B observations; `instructions` as ``task``: see `instructions_of`."""
         batch = {self.state_key: observation.state, TASK: list(observation.instruction)}
-        for key, given in self.image_keys.items():
-            name, size = camera_name(given), tuple(self.config.input_features[key].shape[1:])
-            image = observation.images.get(name)
-            if image is None:
-                raise UserError(
-                    f"the observation lacks the camera {name}; it has {', '.join(observation.images) or 'none'}"
-                )
-            if tuple(image.shape[1:]) != (*size, 3):
-                raise UserError(
-                    f"camera {name}: the image is {tuple(image.shape[1:])}, the policy was trained on {(*size, 3)}"
-                )
+        for given in self.image_keys.values():
+            image = observation.images[camera_name(given)]
             batch[given] = image.permute(0, 3, 1, 2).float() / 255
         made = self._padded(batch)
         tensors = {key: value for key, value in made.items() if isinstance(value, Tensor)}
@@ -234,9 +213,8 @@ class Processors:
         digest = hashlib.sha256()
         for step in self._padded.steps:
             settings = {key: value for key, value in step.get_config().items() if key not in PATHS}
-            digest.update(
-                f"{type(step).__name__} {json.dumps(settings, sort_keys=True, default=str)}".encode()
-            )
+            text = json.dumps(settings, sort_keys=True, default=str)
+            digest.update(f"{type(step).__name__} {text}".encode())
             for key, tensor in sorted(step.state_dict().items()):
                 digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
             if isinstance(step, TokenizerProcessorStep):
@@ -244,10 +222,8 @@ class Processors:
             elif hasattr(step, "proc"):  # GR00T's: a whole processor of its own
                 digest.update(_tokenizer_as_text(step.proc.tokenizer).encode())
                 digest.update(step.proc.image_processor.to_json_string().encode())
-        features = {
-            key: [str(feature.type), list(feature.shape)]
-            for key, feature in self.config.input_features.items()
-        }
+        inputs = self.config.input_features
+        features = {key: [str(feature.type), list(feature.shape)] for key, feature in inputs.items()}
         digest.update(json.dumps(features, sort_keys=True).encode())
         return digest.hexdigest()
 
@@ -274,6 +250,5 @@ def _tokenizer_as_text(tokenizer) -> str:
     if not tokenizer.is_fast:
         return json.dumps(tokenizer.get_vocab(), sort_keys=True)
     described = json.loads(tokenizer.backend_tokenizer.to_str())
-    return json.dumps(
-        {k: v for k, v in described.items() if k not in ("padding", "truncation")}, sort_keys=True
-    )
+    described = {k: v for k, v in described.items() if k not in ("padding", "truncation")}
+    return json.dumps(described, sort_keys=True)

@@ -44,7 +44,7 @@ def make_standalone(folder: Path, steps: Sequence, fields: dict[str, object]) ->
     """Turns the folder of a LeRobot policy into one that needs nothing else.
 
     Args:
-        folder: with LeRobot's files and the parts that the policy's adapter wrote; nobody else reads it yet.
+        folder: with LeRobot's files and the parts that the policy's adapter wrote.
         steps: of the policy's preprocessor.
         fields: of the configuration, as `Adapter.write_parts` gives them.
 
@@ -64,14 +64,23 @@ def make_standalone(folder: Path, steps: Sequence, fields: dict[str, object]) ->
             settings["device"] = "cpu"
         if name in STEPS:
             field, part_name = STEPS[name]
-            parts = _tokenizer_and_processors(step)
+            if hasattr(step, "input_tokenizer"):
+                parts = [step.input_tokenizer]
+            else:
+                parts = [step.proc.tokenizer, step.proc.image_processor, step.proc.video_processor]
             for part in parts:
                 part.save_pretrained(folder / part_name)
             settings[field] = part_name
     write_json(folder / PREPROCESSOR, written)
     for path in sorted(folder.rglob("*.json")):
-        write_json(path, _without_notes(json.loads(path.read_text(encoding="utf-8"))))
-        _require_no_other_folder(path)
+        content = _without_notes(json.loads(path.read_text(encoding="utf-8")))
+        write_json(path, content)
+        for key, text in _texts(content):
+            if os.path.isabs(text):
+                raise UserError(
+                    f"{path.name} of the policy names another folder ({key} = {text}), and this version does not know "
+                    "how to do without it; train the policy from a checkpoint of a kind that it knows"
+                )
 
 
 def save_config(model: "PreTrainedModel", folder: Path) -> None:
@@ -80,26 +89,10 @@ def save_config(model: "PreTrainedModel", folder: Path) -> None:
     model.config.save_pretrained(folder)
 
 
-def _tokenizer_and_processors(step) -> list:
-    """The tokenizer of a step, and the image processors where it has some."""
-    if hasattr(step, "input_tokenizer"):
-        return [step.input_tokenizer]
-    return [step.proc.tokenizer, step.proc.image_processor, step.proc.video_processor]
-
-
 def _without_notes(value: object) -> object:
     if isinstance(value, dict):
         return {key: _without_notes(item) for key, item in value.items() if key not in NOTES}
     return [_without_notes(item) for item in value] if isinstance(value, list) else value
-
-
-def _require_no_other_folder(path: Path) -> None:
-    for key, text in _texts(json.loads(path.read_text(encoding="utf-8"))):
-        if os.path.isabs(text):
-            raise UserError(
-                f"{path.name} of the policy names another folder ({key} = {text}), and this version does not know "
-                "how to do without it; train the policy from a checkpoint of a kind that it knows"
-            )
 
 
 def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
@@ -115,11 +108,7 @@ def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def find_parts(config, folder: Path) -> dict[str, dict[str, str]]:
-    """Makes the relative paths in a policy's configuration absolute, wherever its folder is now.
-
-    Args:
-        config: LeRobot's, changed in place.
-        folder: that it was read from.
+    """Makes the relative paths in LeRobot's configuration of a policy absolute, in place.
 
     Returns:
         The same for the steps of the preprocessor: overrides for LeRobot's reader.

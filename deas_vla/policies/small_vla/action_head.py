@@ -152,9 +152,7 @@ class ActionHead(nn.Module):
         nn.init.uniform_(self.action_in.weight, -ACTION_BOUND, ACTION_BOUND)
         self.readout = DirectReadout(cameras, context_width, width)
         self.positions = nn.Parameter(0.02 * torch.randn(config.horizon, width))
-        self.time_mlp = nn.Sequential(
-            nn.Linear(TIME_FEATURES, width), nn.SiLU(), nn.Linear(width, width), nn.SiLU()
-        )
+        self.time_mlp = nn.Sequential(*mlp(TIME_FEATURES, width, width), nn.SiLU())
         self.modulation = nn.Linear(width, (6 * config.layers + 2) * width)
         nn.init.zeros_(self.modulation.weight)
         nn.init.zeros_(self.modulation.bias)
@@ -185,11 +183,7 @@ class ActionHead(nn.Module):
         }
 
     def condition(self, time: Tensor) -> Conditioning:
-        """What depends on the flow time alone.
-
-        Args:
-            time: (B, N) flow times.
-        """
+        """What depends on the (B, N) flow times alone."""
         angle = time[..., None] * self.frequency
         features = torch.cat([angle.sin(), angle.cos()], -1)[:, :, None]
         parts = list(self.modulation(self.time_mlp(features)).split(self.positions.shape[1], -1))

@@ -27,17 +27,15 @@ class Backbone(nn.Module):
         self.model = model
         cut_language_model(model, config.select_layer)
         # Adapters change neither the base weights nor, from here on, this hash.
-        self.base_hash = (
-            hash_tensors(model.state_dict()) if config.backbone and config.tune != "full" else None
-        )
+        base = config.backbone and config.tune != "full"
+        self.base_hash = hash_tensors(model.state_dict()) if base else None
         model.requires_grad_(config.tune == "full")
         if config.tune == "lora":
             add_lora(model, config.lora_rank, config.lora_alpha)
 
     @property
     def width(self) -> int:
-        text = self.model.config.get_text_config()
-        return text.hidden_size
+        return self.model.config.get_text_config().hidden_size
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,9 +107,7 @@ def cut_language_model(model: nn.Module, layers: int) -> None:
         return
     decoder = model.get_decoder()
     if layers > len(decoder.layers):
-        raise UserError(
-            f"select_layer={layers}, but the backbone's language model has {len(decoder.layers)} layers"
-        )
+        raise UserError(f"select_layer={layers}, but the language model has {len(decoder.layers)} layers")
     decoder.layers = decoder.layers[:layers]
     decoder.config.num_hidden_layers = layers
     if getattr(decoder.config, "layer_types", None):
@@ -129,9 +125,7 @@ def add_lora(model: nn.Module, rank: int, alpha: int) -> None:
         if isinstance(layer, nn.Linear)
     ]
     if not targets:
-        raise UserError(
-            f"{type(model).__name__} has no attention layers that LoRA could adapt; use tune=full"
-        )
+        raise UserError(f"{type(model).__name__} has no attention layers for LoRA to adapt; use tune=full")
     peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), model)
 
 
@@ -156,12 +150,8 @@ def new_backbone(config: SmallVLAConfig, cameras: tuple[Camera, ...], instructio
 def saved_backbone(config: SmallVLAConfig, folder: Path):
     """The backbone of a saved policy, with weights still to be filled in if the policy stores them.
 
-    Args:
-        config: of the policy.
-        folder: where the backbone's configuration and processor were saved.
-
     Raises:
-        UserError: if a file is missing or broken.
+        UserError: if a file of its configuration or processor is missing or broken.
     """
     from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -178,9 +168,8 @@ def _load_checkpoint(config: SmallVLAConfig) -> Backbone:
     from transformers import AutoModelForImageTextToText
 
     dtype = getattr(torch, config.backbone_dtype)
-    with as_user_error(
-        f"backbone={config.backbone}: no image-text-to-text checkpoint that transformers reads"
-    ):
+    problem = f"backbone={config.backbone}: no image-text-to-text checkpoint that transformers reads"
+    with as_user_error(problem):
         model = AutoModelForImageTextToText.from_pretrained(config.backbone, dtype=dtype)
     return Backbone(_headless(model), config)
 

@@ -4,13 +4,9 @@ from deas_vla.data.contract import Camera
 from deas_vla.errors import UserError
 from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig
 
-IMAGE_TOKEN, FAKE_TOKEN, GLOBAL_TOKEN, END_TOKEN = (
-    "<image>",
-    "<fake_token_around_image>",
-    "<global-img>",
-    "<end_of_utterance>",
-)
-PAD_TOKEN, BEGIN_TOKEN, STOP_TOKEN = "<pad>", "<s>", "</s>"
+PAD_TOKEN, BEGIN_TOKEN, STOP_TOKEN, IMAGE_TOKEN = "<pad>", "<s>", "</s>", "<image>"
+# What Idefics3's processor writes around images and turns.
+OTHER_TOKENS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
 VOCABULARY_SIZE = 1024
 # Standard deviation of new word embeddings, about that of the image tokens beside them.
 EMBEDDING_STD = 0.2
@@ -30,25 +26,18 @@ WORDS = (
 
 
 def build_tokenizer(instructions: list[str]):
-    """A byte-level tokenizer that knows the words above and those of the given instructions.
-
-    Args:
-        instructions: instructions whose words become one token each.
-    """
+    """A byte-level tokenizer: the words above and those of the given instructions are one token each."""
     from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
 
-    words = sorted(
-        {word for line in (*WORDS, *instructions) for word in line.lower().replace(".", " ").split()}
-    )
+    words = sorted(set(" ".join((*WORDS, *instructions)).lower().replace(".", " ").split()))
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=True)
     tokenizer.decoder = decoders.ByteLevel()
-    special = [PAD_TOKEN, BEGIN_TOKEN, STOP_TOKEN, IMAGE_TOKEN, FAKE_TOKEN, GLOBAL_TOKEN, END_TOKEN]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
-        special_tokens=special,
+        special_tokens=[PAD_TOKEN, BEGIN_TOKEN, STOP_TOKEN, IMAGE_TOKEN, *OTHER_TOKENS],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )

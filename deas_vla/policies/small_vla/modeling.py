@@ -23,7 +23,7 @@ from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError, as_user_error
 from deas_vla.files import read_json, write_json
-from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.policies.chunk_policy import ChunkPolicy, learns
 from deas_vla.policies.fingerprint import Fingerprint
 from deas_vla.policies.flow import flow_loss, hold_last, integrate, interpolate
 from deas_vla.policies.lora import Merged, merge_adapters
@@ -89,7 +89,8 @@ class SmallVLAPolicy(ChunkPolicy):
     # ---- the three calls of a policy -----------------------------------------------------------------------
 
     def encode(self, observation: Observation) -> Context:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.training and self._encoder_learns()):
+        observation.require_fits(self.contract)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.training and learns(*self._encoder)):
             if torch.is_grad_enabled():
                 tokens, mask = self._tokens(observation)
             else:
@@ -136,27 +137,20 @@ class SmallVLAPolicy(ChunkPolicy):
         """What does not learn stays in evaluation mode: with its dropout it would give other features."""
         super().train(mode)
         for part in self._encoder:
-            part.train(mode and _learns(part))
-        if mode and self._encoder_learns():
+            part.train(mode and learns(part))
+        if mode and learns(*self._encoder):
             self._fingerprint.forget()
         return self
 
     @property
     def encoder_fingerprint(self) -> str:
-        weights = {
-            f"{number}.{name}": tensor
-            for number, part in enumerate(self._encoder)
-            for name, tensor in part.state_dict(keep_vars=True).items()
-        }
+        names = ("select_layer", "backbone_dtype", "context_layers", "head_width")
         settings = {
             "processing": self.prompts.fingerprint,
             "contract": self.contract.fingerprint,
-            "config": {
-                name: getattr(self.config, name)
-                for name in ("select_layer", "backbone_dtype", "context_layers", "head_width")
-            },
+            "config": {name: getattr(self.config, name) for name in names},
         }
-        return self._fingerprint.of(weights, settings, self.training and self._encoder_learns())
+        return self._fingerprint.of(self._encoder, settings, self.training and learns(*self._encoder))
 
     def origin(self) -> dict[str, str | int | None]:
         return {
@@ -182,9 +176,8 @@ class SmallVLAPolicy(ChunkPolicy):
 
     def write(self, folder: Path) -> None:
         weights = self.state_dict()
-        save_file(
-            {name: weights[name].detach().cpu().contiguous() for name in self._stored()}, folder / WEIGHTS
-        )
+        stored = {name: weights[name].detach().cpu().contiguous() for name in self._stored()}
+        save_file(stored, folder / WEIGHTS)
         self.backbone.model.config.save_pretrained(folder / BACKBONE)
         self.processor.save_pretrained(folder / BACKBONE)
         settings = {
@@ -198,8 +191,6 @@ class SmallVLAPolicy(ChunkPolicy):
     @classmethod
     def load(cls, folder: str | Path, contract: Contract | None = None) -> Self:
         folder = Path(folder)
-        if not folder.is_dir():
-            raise UserError(f"{folder}: no saved policy there")
         settings = read_json(folder / CONFIG)
         if settings.get("format") != FORMAT or not {"backbone_hash", "policy"} <= settings.keys():
             raise UserError(f"{folder / CONFIG}: format {settings.get('format')!r} is not {FORMAT!r}")
@@ -242,9 +233,6 @@ class SmallVLAPolicy(ChunkPolicy):
         """The modules that the critic's tokens depend on."""
         return self.backbone, self.context_encoder
 
-    def _encoder_learns(self) -> bool:
-        return any(map(_learns, self._encoder))
-
     def _tokens(self, observation: Observation) -> tuple[Tensor, Tensor]:
         """(B, L, C) context tokens and their (B, L) mask."""
         inputs = {name: value.to(self.times.device) for name, value in self.prompts(observation).items()}
@@ -254,7 +242,3 @@ class SmallVLAPolicy(ChunkPolicy):
     def _memory(self, context: Context) -> dict[str, Tensor]:
         """What the head reads of a context; computed here for one that was made elsewhere and carries none."""
         return context.extras or self.head.read_context(context.tokens, context.mask, self.token_camera)
-
-
-def _learns(module: nn.Module) -> bool:
-    return any(parameter.requires_grad for parameter in module.parameters())

@@ -59,11 +59,6 @@ class PromptProcessor:
 
     def __call__(self, observation: Observation) -> dict[str, Tensor]:
         """Model inputs for B observations; every tensor's first dimension is a multiple of B."""
-        missing = [camera.name for camera in self.cameras if camera.name not in observation.images]
-        if missing:
-            raise UserError(
-                f"the observation lacks the camera {missing[0]}; it has {', '.join(observation.images)}"
-            )
         images = torch.stack([observation.images[camera.name] for camera in self.cameras], 1)
         return {**self._texts(tuple(observation.instruction)), IMAGES: self._pixels(images)}
 
@@ -76,9 +71,8 @@ class PromptProcessor:
     def fingerprint(self) -> str:
         """SHA-256 of everything that decides how text and pixels become inputs."""
         tokenizer = self.processor.tokenizer
-        text = (
-            tokenizer.backend_tokenizer.to_str() if tokenizer.is_fast else json.dumps(tokenizer.get_vocab())
-        )
+        fast = tokenizer.is_fast
+        text = tokenizer.backend_tokenizer.to_str() if fast else json.dumps(tokenizer.get_vocab())
         pixels = self.processor.image_processor.to_json_string()
         settings = [text, pixels, str(self._length), self._render(""), str([str(c) for c in self.cameras])]
         return hashlib.sha256("\0".join(settings).encode()).hexdigest()

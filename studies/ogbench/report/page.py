@@ -1,9 +1,9 @@
 """The OGBench results as a Markdown page: tables and figures of the numbers in the JSON file, and nothing else."""
 
+from deas_vla.config import flat
 from deas_vla.report.summary import counted
 from studies.markdown import DASH, number, rate, table
 from studies.ogbench.report.paper import DIFFERENCES, MAIN_TABLE
-from studies.ogbench.report.runs import flat
 from studies.ogbench.report.summary import MAIN
 from studies.ogbench.report.tables import (
     ablations_table,

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 
+from deas_vla.config import flat
 from deas_vla.errors import UserError
 from studies.grid import Cell, Grid
 
@@ -148,14 +149,6 @@ def read_object(path: Path, *, optional: bool = False) -> dict:
             f"{path} cannot be read as JSON ({error}); delete it and run its recipe again"
         ) from error
     return value
-
-
-def flat(value: dict, prefix: str = "") -> dict:
-    """Nested settings with dotted names."""
-    entries = {}
-    for key, item in value.items():
-        entries |= flat(item, f"{prefix}{key}.") if isinstance(item, dict) else {f"{prefix}{key}": item}
-    return entries
 
 
 def _read_task(data_set: DataSetRuns, folder: Path, key: tuple[int, int]) -> None:

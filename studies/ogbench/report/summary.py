@@ -4,9 +4,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from deas_vla.config import flat
 from studies.grid import Cell, Grid, grid_mean
 from studies.ogbench.report.parts import calibration, difference, level, loss_curves, success_curve
-from studies.ogbench.report.runs import EXECUTE, DataSetRuns, flat
+from studies.ogbench.report.runs import EXECUTE, DataSetRuns
 
 TITLES = {
     "deas": "DEAS",

@@ -7,6 +7,7 @@ refused. DDIM needs a tenth of the steps.
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -32,14 +33,9 @@ def uniform_of(time: Tensor) -> Tensor:
 
 
 def diffusion_steps(time: Tensor, count: int) -> Tensor:
-    """Flow times to the numbers of diffusion steps, so that each step is equally likely, as LeRobot trains.
+    """(...) flow times, 1 is clean, to (...) int64 numbers of diffusion steps, of which 0 is nearly clean.
 
-    Args:
-        time: (...) flow times from `deas_vla.policies.flow.sample_time`: 1 is clean.
-        count: number of steps; step 0 is nearly clean.
-
-    Returns:
-        (...) int64 in 0 .. count - 1.
+    Each of the `count` steps is equally likely, as LeRobot trains.
     """
     return (uniform_of(time) * count).long().clamp(0, count - 1)
 
@@ -108,11 +104,9 @@ class Diffusion(Adapter):
         )
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
-        condition = memory["condition"]
-        if self.config.noise_scheduler_type == "DDIM":
-            return self.model.conditional_sample(len(noise), global_cond=condition, noise=noise)
-        with GivenNoise(noise, first=False):
-            return self.model.conditional_sample(len(noise), global_cond=condition, noise=noise)
+        # DDIM draws none.
+        with nullcontext() if self.any_noise_scale else GivenNoise(noise, first=False):
+            return self.model.conditional_sample(len(noise), global_cond=memory["condition"], noise=noise)
 
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         def predict(x: Tensor, steps: Tensor) -> Tensor:

@@ -67,13 +67,8 @@ class Groot(Adapter):
     @torch.no_grad()
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
         with self._autocast(), GivenNoise(noise, first=True):
-            made = self.head.get_action_with_features(
-                memory["features"],
-                memory["state"],
-                memory["embodiment"],
-                self._masks(memory),
-                BatchFeature({}),
-            )
+            features = (memory[name] for name in ("features", "state", "embodiment"))
+            made = self.head.get_action_with_features(*features, self._masks(memory), BatchFeature({}))
         return made.action_pred[:, : self.horizon, : self.action_dim].float()
 
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:

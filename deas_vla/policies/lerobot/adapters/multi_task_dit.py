@@ -76,9 +76,8 @@ class MultiTaskDiT(Adapter):
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
         with GivenNoise(noise, first=True):
-            return self.policy.objective.conditional_sample(
-                self.policy.noise_predictor, len(noise), memory["condition"]
-            )
+            model, condition = self.policy.noise_predictor, memory["condition"]
+            return self.policy.objective.conditional_sample(model, len(noise), condition)
 
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         def predict(x: Tensor, moment: Tensor) -> Tensor:

@@ -12,14 +12,7 @@ from lerobot.policies.common.vla_utils import make_att_2d_masks, pad_vector, pre
 from torch import Tensor, nn
 
 from deas_vla.data.observation import TEXT
-from deas_vla.policies.lerobot.base import (
-    Adapter,
-    Encoded,
-    camera_layout,
-    pack,
-    register_adapter,
-    unpack,
-)
+from deas_vla.policies.lerobot.base import Adapter, Encoded, camera_layout, pack, register_adapter, unpack
 
 TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
 

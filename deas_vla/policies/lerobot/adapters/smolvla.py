@@ -13,14 +13,7 @@ from torch import Tensor, nn
 
 from deas_vla.data.observation import OTHER, TEXT
 from deas_vla.errors import UserError
-from deas_vla.policies.lerobot.base import (
-    Adapter,
-    Encoded,
-    outputs_of,
-    pack,
-    register_adapter,
-    unpack,
-)
+from deas_vla.policies.lerobot.base import Adapter, Encoded, outputs_of, pack, register_adapter, unpack
 from deas_vla.policies.lerobot.standalone import PARTS
 
 TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
@@ -56,9 +49,7 @@ class SmolVLA(Adapter):
         images, present = self.policy.prepare_images(batch)
         state = self.policy.prepare_state(batch)
         with outputs_of(self.encoder[0].connector) as image_outputs:
-            embedded, pad, kind = self.model.embed_prefix(
-                images, present, batch[TOKENS], batch[MASK], state=state
-            )
+            embedded, pad, kind = self.model.embed_prefix(images, present, batch[TOKENS], batch[MASK], state)
         (hidden, _), cache = self.model.vlm_with_expert.forward(
             attention_mask=make_att_2d_masks(pad, kind),
             position_ids=torch.cumsum(pad, dim=1) - 1,
