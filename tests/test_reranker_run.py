@@ -14,7 +14,7 @@ from deas_vla import cli
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.export.golden import Golden
 from deas_vla.export.reranker import Reranker
-from deas_vla.export.run import spread
+from deas_vla.export.run import some_frames
 from deas_vla.files import write_json
 from deas_vla.scorers.scorer import load_scorer
 
@@ -191,6 +191,6 @@ def test_help_explains_every_setting(capsys):
 
 
 def test_frames_are_of_different_episodes_and_moments():
-    frames = spread(episodes("rollout"), 4)
+    frames = some_frames(episodes("rollout"), 4)
     assert len({frame["state"].tobytes() for frame in frames}) == 4
-    assert len(spread(episodes("rollout")[:1], 4)) == 4
+    assert len(some_frames(episodes("rollout")[:1], 4)) == 4

@@ -6,7 +6,7 @@ from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig
 
 PAD_TOKEN, BEGIN_TOKEN, STOP_TOKEN, IMAGE_TOKEN = "<pad>", "<s>", "</s>", "<image>"
 # What Idefics3's processor writes around images and turns.
-OTHER_TOKENS = ("<fake_token_around_image>", "<global-img>", "<end_of_utterance>")
+FAKE_TOKEN, GLOBAL_TOKEN, END_TOKEN = "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
 VOCABULARY_SIZE = 1024
 # Standard deviation of new word embeddings, about that of the image tokens beside them.
 EMBEDDING_STD = 0.2
@@ -37,7 +37,7 @@ def build_tokenizer(instructions: list[str]):
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
         vocab_size=VOCABULARY_SIZE,
-        special_tokens=[PAD_TOKEN, BEGIN_TOKEN, STOP_TOKEN, IMAGE_TOKEN, *OTHER_TOKENS],
+        special_tokens=[PAD_TOKEN, BEGIN_TOKEN, STOP_TOKEN, IMAGE_TOKEN, FAKE_TOKEN, GLOBAL_TOKEN, END_TOKEN],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
