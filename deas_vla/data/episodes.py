@@ -66,12 +66,8 @@ class Episode:
     def validate(self, contract: Contract, where: str) -> None:
         """Refuses an episode that training would choke on, or silently learn nonsense from.
 
-        Args:
-            contract: what the columns and cameras must be.
-            where: what to call this episode in a message, for example ``outputs/demos, episode 7``.
-
         Raises:
-            UserError: naming the episode, the field and what is wrong with it.
+            UserError: naming the episode (`where`: ``outputs/demos, episode 7``), the field and what is wrong with it.
         """
         for problem in self._problems(contract):
             raise UserError(f"{where}: {problem}; record it again or leave it out")

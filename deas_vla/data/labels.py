@@ -35,15 +35,7 @@ class LabelRules:
         return tuple(dict.fromkeys(name for name in read if name is not None))
 
     def of(self, columns: Mapping[str, np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
-        """Success and reward of each row of one episode.
-
-        Args:
-            columns: at least those in `columns`, (rows,) each.
-            rows: how many rows the episode has, at least 1.
-
-        Returns:
-            (rows,) bool and (rows,) float32.
-        """
+        """(rows,) bool success and (rows,) float32 reward of one episode, from its (rows,) columns."""
         if (name := SUCCESS_RULES[self.success]) is not None:
             success = columns[name].reshape(rows) > 0
         else:

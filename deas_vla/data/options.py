@@ -149,12 +149,7 @@ class Options(Chunks):
 
 
 def build_chunks(episodes: list[Episode], contract: Contract, *, horizon: int) -> Chunks:
-    """One chunk from each stored frame of each episode that is followed by an action.
-
-    Args:
-        episodes: in the order of the frame table.
-        contract: with statistics: chunks are stored normalised.
-        horizon: H.
+    """One chunk of H = horizon actions from each stored frame of each episode that is followed by an action.
 
     Raises:
         UserError: if no frame is followed by an action.

@@ -101,13 +101,7 @@ def _hash(text: str) -> str:
 
 
 class FeatureCache(FrameCache):
-    """(F, P) float32 pooled backbone tokens.
-
-    Args:
-        folder, frames, block: see `FrameCache`.
-        policy: gives ``encode``, ``encoder_fingerprint`` and ``contract``.
-        config: how to pool.
-    """
+    """(F, P) float32 pooled backbone tokens; the policy gives ``encode``, ``encoder_fingerprint`` and ``contract``."""
 
     def __init__(self, folder: Path, policy, frames: FrameTable, config: FeatureConfig, block: int = BLOCK):
         depends = f"{policy.encoder_fingerprint} {config.grid} {config.text_weight}"
@@ -120,12 +114,7 @@ class FeatureCache(FrameCache):
 
 
 class ImageCache(FrameCache):
-    """(F, C·dim) float32 what the critic's own image encoder makes of the frames.
-
-    Args:
-        folder, frames, block: see `FrameCache`.
-        features: with the encoder.
-    """
+    """(F, C·dim) float32 what the critic's own image encoder, which is in the features, makes of the frames."""
 
     def __init__(self, folder: Path, features: Features, frames: FrameTable, block: int = BLOCK):
         digest = hashlib.sha256()

@@ -177,14 +177,9 @@ class Features(nn.Module):
 
     @torch.no_grad()
     def forward(self, context: Context, observation: Observation) -> tuple[Tensor, Tensor]:
-        """Features and state of B observations.
+        """(B, F) features and (B, S) normalised states of B observations and the policy's encoding of them.
 
-        Args:
-            context: the policy's encoding of them.
-            observation: the same observations, in raw units.
-
-        Returns:
-            (B, F) features and (B, S) normalised states, on the context's device, which must be the module's.
+        All are on the context's device, which must be the module's.
         """
         pooled = pool_tokens(context, self.config, len(self.contract.cameras))
         state = self.contract.normalize_state(observation.state.to(pooled.device))

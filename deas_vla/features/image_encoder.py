@@ -55,12 +55,7 @@ class ImageEncoderConfig:
 
 
 class ImageEncoder(nn.Module):
-    """A convolutional encoder for each camera.
-
-    Args:
-        num_cameras: C.
-        dim: features for each camera.
-    """
+    """A convolutional encoder for each of C cameras, with `dim` features each."""
 
     def __init__(self, num_cameras: int, dim: int):
         super().__init__()
@@ -128,13 +123,7 @@ class FrameOutcomes:
 
     @classmethod
     def of(cls, episodes: list[Episode], contract: Contract, horizon: int) -> "FrameOutcomes":
-        """Of the frames of these episodes, in the order of their `FrameTable`.
-
-        Args:
-            episodes: as the frames were made from.
-            contract: normalises states.
-            horizon: H, control steps of a chunk.
-        """
+        """Of the frames of these episodes, in the order of their `FrameTable`; the horizon is H, steps of a chunk."""
         success, labelled, later = [], [], []
         for episode in episodes:
             steps = episode.frame_steps
@@ -153,14 +142,7 @@ class FrameOutcomes:
 
 
 class ImageEncoderLearning(nn.Module):
-    """The encoder and the two heads it learns with; the heads are left behind.
-
-    Args:
-        encoder: what is trained.
-        config: the weight of the second loss.
-        state_dim: S.
-        future_dim: T.
-    """
+    """The encoder and the two heads it learns with, of S states and T later ones; the heads are left behind."""
 
     def __init__(self, encoder: ImageEncoder, config: ImageEncoderConfig, state_dim: int, future_dim: int):
         super().__init__()

@@ -23,10 +23,7 @@ class Merged:
 
 
 def merge_adapters(module: nn.Module) -> Merged:
-    """Folds every adapter inside a module into the layer it adapts, in place.
-
-    Args:
-        module: with adapters of `peft` in any of its layers, or with none.
+    """Folds every adapter of `peft` inside a module, if there are any, into the layer it adapts, in place.
 
     Raises:
         UserError: if there are adapters and not one of them changes a weight: they were never trained, or their

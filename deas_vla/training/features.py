@@ -27,14 +27,9 @@ def cached_features(
 def stored_features(
     accelerator: Accelerator, features: Features, pooled: Tensor, frames: FrameTable, folder: Path
 ) -> Tensor:
-    """(F, …) the critic's features of all frames; the image encoder's part is cached.
+    """(F, …) the critic's features of all frames, from their (F, P) pooled tokens; the image encoder's part is cached.
 
-    Args:
-        accelerator: Accelerate's handle on the processes; all of them call this.
-        features: of the critic.
-        pooled: (F, P) pooled tokens of the frames.
-        frames: the stored observations.
-        folder: where the encoded images are kept.
+    All processes call this.
     """
     projected = features.project(pooled)
     if features.image_encoder is None:
@@ -51,15 +46,9 @@ def encode_frames(
     folder: Path,
     rows: Tensor | None = None,
 ) -> Encoded:
-    """What a scorer reads of stored frames, on the CPU.
+    """What a scorer, on the policy's device, reads of stored frames, on the CPU; all processes call this.
 
-    Args:
-        accelerator: Accelerate's handle on the processes; all of them call this.
-        scorer: of the policy's tokens, on the policy's device.
-        policy: encodes what is not in the cache.
-        frames: the stored observations.
-        folder: of the cache.
-        rows: (M,) int64 the frames that are asked for; None: all.
+    The policy encodes what is not in the cache in this folder; `rows` are (M,) int64 the frames, None: all.
     """
     state = policy.contract.normalize_state(frames.state if rows is None else frames.state[rows])
     features = getattr(scorer, "features", None)

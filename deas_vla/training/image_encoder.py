@@ -44,15 +44,11 @@ def train_image_encoder(
     horizon: int,
     seed: int,
 ) -> ImageEncoder | None:
-    """The encoder for these episodes: from the cache, or trained now; a killed training goes on.
+    """The encoder for these episodes: from the cache, or trained now by all processes; a killed training goes on.
 
     Args:
-        accelerator: Accelerate's handle on the processes; all of them call this.
-        config: size, losses, augmentation; with dim 0 there is no encoder.
-        training: optimisation.
-        episodes: what is learned from.
-        frames: their stored observations.
-        contract: cameras and normalisation.
+        config: with dim 0 there is no encoder.
+        episodes: what is learned from; `frames` are their stored observations.
         seen: (F,) bool, frames of training episodes; the others are held out.
         folder: where such encoders are kept; this one gets a subfolder named after its fingerprint.
         horizon: H, control steps of a chunk.

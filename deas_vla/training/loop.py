@@ -119,10 +119,8 @@ def train(
     """Trains a module in place.
 
     Args:
-        accelerator: Accelerate's handle on devices and processes.
         module: its forward takes what `batch_at` returns and gives (scalar loss, dict of 0-d tensors).
         batch_at: step number to the arguments of this process's share of the batch, already on the device.
-        config: steps, batch size, learning rate.
         folder: where ``checkpoint.safetensors`` and ``metrics.jsonl`` are kept while training runs.
         name: what the progress bar and TensorBoard call it.
         seed: seeds dropout, anew at every step and on every process.

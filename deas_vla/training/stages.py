@@ -37,7 +37,6 @@ def run_stage(
     changed. An interrupted stage left ``settings.json``; `work` finds its own blocks and checkpoints in the folder.
 
     Args:
-        accelerator: Accelerate's handle on the processes.
         folder: where the stage keeps everything.
         config: a dataclass, of which `incidental` fields do not count, and a field that is newer than the folder
             counts as its default there; or a dict of JSON values.

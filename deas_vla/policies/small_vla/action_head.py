@@ -92,11 +92,6 @@ class DirectReadout(nn.Module):
 
     Attention learns where to look only after it has seen many images; a linear map of a fixed grid of tokens knows
     where they are from the first step. It is what lets a small policy learn to find an object in minutes.
-
-    Args:
-        cameras: number of cameras.
-        context_width: width of a context token.
-        width: width of the vector.
     """
 
     def __init__(self, cameras: int, context_width: int, width: int) -> None:
@@ -108,16 +103,7 @@ class DirectReadout(nn.Module):
         nn.init.zeros_(self.text.weight)
 
     def forward(self, tokens: Tensor, mask: Tensor, camera: Tensor) -> Tensor:
-        """Reads a context.
-
-        Args:
-            tokens: (B, L, C) context tokens; those of a camera in row-major order of a square grid.
-            mask: (B, L) True for real tokens.
-            camera: (L,) which camera a token comes from, -1 for text.
-
-        Returns:
-            (B, D).
-        """
+        """A context, as in `ActionHead.read_context`, to (B, D)."""
         images = tokens[:, camera >= 0]
         batch, side = len(tokens), math.isqrt(images.shape[1] // self.cameras)
         grids = self.narrow(images).view(batch * self.cameras, side, side, -1)
@@ -169,7 +155,7 @@ class ActionHead(nn.Module):
         """What all candidates and all flow steps share, computed once a context.
 
         Args:
-            tokens: (B, L, C) context tokens.
+            tokens: (B, L, C) context tokens; those of a camera in row-major order of a square grid.
             mask: (B, L) True for real tokens.
             camera: (L,) which camera a token comes from, -1 for text.
 

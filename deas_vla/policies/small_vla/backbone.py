@@ -15,12 +15,7 @@ from deas_vla.policies.small_vla.embedded import EMBEDDING_STD, build_embedded
 
 
 class Backbone(nn.Module):
-    """A vision-language model without its language-modelling head.
-
-    Args:
-        model: the `transformers` model that returns hidden states.
-        config: select_layer, tune (frozen, lora or full) and the adapters' size.
-    """
+    """A `transformers` model that returns hidden states, without its language-modelling head, cut and tuned."""
 
     def __init__(self, model: nn.Module, config: SmallVLAConfig) -> None:
         super().__init__()

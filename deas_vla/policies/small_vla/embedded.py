@@ -48,18 +48,10 @@ def build_tokenizer(instructions: list[str]):
 
 
 def build_embedded(config: EmbeddedBackboneConfig, cameras: tuple[Camera, ...], instructions: list[str]):
-    """Model configuration and processor of the embedded backbone.
-
-    Args:
-        config: sizes.
-        cameras: must be square, of one size, a multiple of a token's side.
-        instructions: instructions whose words the tokenizer should know.
-
-    Returns:
-        A `transformers` model configuration and a processor.
+    """A `transformers` model configuration and a processor, whose tokenizer knows the words of the instructions.
 
     Raises:
-        UserError: if the cameras do not fit.
+        UserError: if the cameras are not square, of one size, a multiple of a token's side.
     """
     from transformers import Idefics3Config, Idefics3ImageProcessor, Idefics3Processor
     from transformers.image_utils import PILImageResampling
