@@ -4,6 +4,7 @@ SHELL := /bin/bash
 
 INSTALLED := .venv/.installed
 DEMO_ARGS ?=
+TIER ?= not manual
 TEST_ARGS ?=
 
 # One thread a process: two collapse as soon as another process takes a core.
@@ -33,8 +34,10 @@ demo: $(INSTALLED) ## the whole job on an embedded robosuite task; DEMO_ARGS="--
 	.venv/bin/accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune_robocasa.py $(DEMO_ARGS)
 
 .PHONY: test
-test: $(INSTALLED) ## all tests; TEST_ARGS="-m unit" for the fast tier
-	.venv/bin/python -m pytest -m "not manual" -n 2 --dist loadfile $(TEST_ARGS)
+test: $(INSTALLED) ## all tests; TIER=unit for the fast tier
+	.venv/bin/python -m pytest -m "($(TIER)) and not realtime" -n 2 --dist loadfile $(TEST_ARGS)
+	# What waits for answers on a wire has the machine to itself; pytest ends with 5 where a tier has none of it.
+	.venv/bin/python -m pytest -m "($(TIER)) and realtime" $(TEST_ARGS) || [ $$? = 5 ]
 
 .PHONY: lint
 lint: $(INSTALLED) ## check style and format

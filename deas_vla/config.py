@@ -232,7 +232,9 @@ def _first_paragraph(box: str) -> str:
     for line in box.splitlines()[1:]:
         text = line.strip().strip("│|").strip()
         if re.fullmatch("[─╰╯+-]+", text):
-            break
+            if words:
+                break
+            continue  # without a frame, a rule also stands under the title
         words += text.split()
     return " ".join(words)
 

@@ -87,7 +87,7 @@ def test_make_lists_its_targets_and_demo_launches_the_recipe():
         "accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune_robocasa.py --seed=7"
         in demo
     )
-    assert "pytest" in make("--dry-run", "test", "TEST_ARGS=-m unit")
+    assert "pytest" in make("--dry-run", "test", "TIER=unit")
 
 
 @pytest.mark.unit

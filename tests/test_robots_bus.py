@@ -37,6 +37,9 @@ from robots.watchdog import Watchdog
 ROOT = Path(__file__).parent.parent
 HOMING, MIN, MAX = "Homing_Offset", "Min_Position_Limit", "Max_Position_Limit"
 
+# Servos answer within milliseconds; a machine that is busy with other tests does not wait for them.
+pytestmark = pytest.mark.realtime
+
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:

@@ -28,6 +28,9 @@ from robots.watchdog import Watchdog
 
 ROOT = Path(__file__).parent.parent
 
+# Servos answer within milliseconds; a machine that is busy with other tests does not wait for them.
+pytestmark = pytest.mark.realtime
+
 
 @pytest.fixture
 def bus():
