@@ -69,7 +69,7 @@ class EvaluateConfig(SimulatorConfig):
     output: str = incidental("outputs/lift/evaluation")
     # Stage folder of the policy.
     policy: str = incidental("outputs/lift/policy")
-    # Stage folder of the critic.
+    # Stage folder of the critic, which chooses in best of N and in its controls.
     critic: str = incidental("outputs/lift/critic")
     # More policies, separated by commas: NAME:FOLDER plays alone, NAME:FOLDER:CRITIC also as best of N by that critic.
     policies: list[str] = incidental([])
@@ -214,6 +214,10 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
 
 
 def main(config: EvaluateConfig) -> None:
+    if not config.critic:
+        raise UserError(
+            "an evaluation needs --critic=FOLDER, what recipes/train_critic.py made: best of N is one of its methods"
+        )
     evaluate(make_accelerator(), config)
 
 

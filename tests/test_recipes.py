@@ -79,6 +79,7 @@ CONFIGS = {
         (policy_ablation, ["--num_candidates=1"], "2 candidates"),
         (second_iteration_ablation, ["--runs="], "needs a run and a scene"),
         (second_iteration_ablation, ["--runs={folder}/none"], "rollouts_2 is not a finished stage"),
+        (evaluate, ["--critic="], "an evaluation needs --critic=FOLDER"),
         (evaluate, ["--scorers=mine"], "'mine' is not NAME:FOLDER with a name of its own"),
         (evaluate, ["--policies=a:b,a:c"], "'a:c' is not NAME:FOLDER or NAME:FOLDER:CRITIC"),
         (collect_demos, ["--demos.dataset={folder}/none"], "{folder}/none"),

@@ -225,6 +225,7 @@ def test_more_candidates_that_hurt_are_reported():
         ({1: 40, 8: 60, 32: 30}, "More candidates hurt: N = 32 is −30.0 points against N = 8"),
         ({1: 40, 8: 60, 32: 59}, "the fall may be chance"),
         ({1: 40, 8: 50, 32: 60}, "highest at the largest N"),
+        ({1: 40, 8: 30, 32: 40}, "No larger N does better than N = 1: success at N = 32 is the same."),
     ):
         data.success_by_n = {n: outcomes(k) for n, k in rates.items()}
         assert words in summarize(data)["more_candidates"]["text"]

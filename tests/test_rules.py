@@ -47,6 +47,10 @@ def test_rule_13_published_is_the_papers_setting_and_a_result_names_its_preset()
     assert _preset(recorded) == "default (scalar head)"
     recorded["training"]["steps"] += 1
     assert _preset(recorded) == "default (scalar head; training.steps was changed)"
+    # Another scorer is not passed off as DEAS, nor one without training as trained by the preset.
+    recorded["scorer"] = "mine.py:short_chunks"
+    assert "scorer short_chunks" in _preset(recorded)
+    assert _preset(recorded, trained=False) == "none (the scorer short_chunks, which is not trained)"
 
 
 # Run here and in a process with other kernels and another number of threads.

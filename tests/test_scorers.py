@@ -121,8 +121,10 @@ def test_a_member_named_in_a_file_imports_nothing(policy, tmp_path):
     rewrite(
         tmp_path, description=lambda d: d["members"][0].update(type=f"{tmp_path / 'evil_member.py'}:evil")
     )
-    with pytest.raises(UserError, match=r"header that does not fit.*unknown scorer"):
+    with pytest.raises(UserError, match=r"header that does not fit.*unknown scorer") as caught:
         load_scorer(tmp_path)
+    # Its file is missing, and no training brings that back.
+    assert "DEAS_VLA_PLUGINS=FILE.py" in str(caught.value) and "train" not in str(caught.value)
 
 
 def test_what_does_not_belong_together_is_no_ensemble(policy, scorer):

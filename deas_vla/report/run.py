@@ -49,7 +49,8 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
     if plan["noise_scale"] == 1:  # one candidate with the policy's own noise is the policy
         by_count[1] = "policy"
     # Not by the names of folders, which are the user's.
-    critic = stage_report(Path(stages[evaluation.name]["sources"]["critic"]))["settings"]
+    critic_stage = Path(stages[evaluation.name]["sources"]["critic"])
+    critic = stage_report(critic_stage)["settings"]
     seen, unrecorded = seen_scenes([evaluation])
     # Nothing is called unseen where a stage did not record what it was trained on.
     trained_on = None
@@ -75,7 +76,7 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
         seconds={name: stage["seconds"] for name, stage in stages.items()},
         peak_memory_bytes=max(stage["peak_memory_bytes"] for stage in stages.values()),
         collection_scenes=trained_on,
-        preset=_preset(critic),
+        preset=_preset(critic, trained=(critic_stage / "validation.json").is_file()),
         seeds={"run": seed},
         hashes=_hashes(stages),
         versions=collect_versions(),
@@ -86,8 +87,11 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
     return write_report(evaluation.parent, data)
 
 
-def _preset(settings: dict) -> str:
+def _preset(settings: dict, trained: bool = True) -> str:
     """The critic's preset in words, its head, and what was set otherwise: the name DEAS alone does not say them."""
+    scorer = settings.get("scorer", "deas").rpartition(":")[2]
+    if not trained and scorer != "deas":
+        return f"none (the scorer {scorer}, which is not trained)"
     name = settings.get("preset") or "not named in its settings"
     named = to_json(preset(name)) if name in PRESETS else {}
     changed = [
@@ -97,7 +101,8 @@ def _preset(settings: dict) -> str:
         if settings.get(part, {}).get(key, value) != value
     ]
     head = settings["critic"].get("head", "unknown").replace("_", "-")
-    return f"{name} ({head} head{''.join(f'; {key} was changed' for key in changed)})"
+    other = "" if scorer == "deas" else f"scorer {scorer}; "
+    return f"{name} ({other}{head} head{''.join(f'; {key} was changed' for key in changed)})"
 
 
 def _stages(evaluation: Path) -> dict[str, dict]:

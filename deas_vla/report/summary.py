@@ -234,6 +234,8 @@ def _more_candidates(data: ReportData) -> dict | None:
     )
     hurts = result.verdict == "worse"
     text = f"More candidates hurt: {fall}." if hurts else f"{text}; {fall}: the fall may be chance."
+    if data.success_by_n[last].success.mean() == data.success_by_n[peak].success.mean():
+        text = f"No larger N does better than N = {peak}: success at N = {last} is the same."
     return {"peak": peak, "last_minus_peak": _paired_json(result), "text": text}
 
 

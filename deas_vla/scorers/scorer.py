@@ -8,7 +8,8 @@ To add one, subclass `Scorer` (or `DeasScorer`, to train another critic on the s
             return -chunks.diff(dim=2).norm(dim=-1).sum(-1)[None]
 
 Training, evaluation, export, server and robots then take it by its name. Where the file is outside the package, name
-it as ``--scorer=FILE.py:NAME`` or by an entry point of the group ``deas_vla.scorers``.
+it as ``--scorer=FILE.py:NAME`` where it is trained and set ``DEAS_VLA_PLUGINS=FILE.py`` afterwards, or give it an entry
+point of the group ``deas_vla.scorers``.
 
 Shapes: B observations, N candidate chunks, H steps, A action columns, F features, S state columns, K networks.
 """
@@ -220,10 +221,14 @@ def load_scorer(folder: str | Path, contract: Contract | None = None) -> Scorer:
         raise UserError(f"{path} is not a scorer of this project: its header does not describe one")
     broken = f"{path} has a header that does not fit; train the critic again"
     # Built without memory or random numbers: loading does not change what is sampled afterwards.
-    with as_user_error(broken, AttributeError, UserError), torch.device("meta"):
+    with as_user_error(broken, AttributeError), torch.device("meta"):
         description = json.loads(header["scorer"])
         expected = description.pop("fingerprint")
-        scorer = registered(description["type"]).from_description(description)
+        try:
+            scorer = registered(description["type"]).from_description(description)
+        except UserError as error:
+            # Its class is not known here, or takes other settings: training again would not help.
+            raise UserError(f"{path} has a header that does not fit: {error}") from error
     _require_fit(scorer.state_dict(), tensors, path)
     if _fingerprint(description, tensors) != expected:
         raise UserError(f"{path}: its content does not match its fingerprint; train the critic again")
@@ -243,7 +248,7 @@ def registered(name: object) -> type[Scorer]:
     """
     if name not in SCORERS.names():
         problem = unknown("scorer", str(name), SCORERS.names())
-        raise UserError(f"{problem}; {PLUGINS}=FILE.py names where it is")
+        raise UserError(f"{problem}; if it is your own, name its file: {PLUGINS}=FILE.py")
     return SCORERS.get(name)
 
 
