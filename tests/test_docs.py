@@ -44,7 +44,7 @@ TINY = {
     "--evaluation.candidate_counts=1,2 --evaluation.oracle_scenes=1",
 }
 # Programs of others, and what takes minutes or a robot even at a tiny size: the flags are checked, it is not run.
-FOREIGN = {"lerobot-eval", "lerobot-train", "tensorboard", "pip", "git", "cd", "source"}
+FOREIGN = {"lerobot-eval", "lerobot-train", "tensorboard", "pip", "git", "cd", "source", "export"}
 ONLY_PARSED = {
     "recipes/finetune_robocasa.py",
     "recipes/finetune_metaworld.py",
