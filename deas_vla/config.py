@@ -9,6 +9,7 @@ Added here: lists separated by commas, ``true`` and ``false``, a file of setting
 
 import contextlib
 import dataclasses
+import datetime
 import difflib
 import hashlib
 import io
@@ -171,9 +172,15 @@ def _as_flags(values: dict, known: dict[str, Any], prefix: str = "") -> list[str
         if isinstance(value, dict) and name not in known:
             flags += _as_flags(value, known, name + ".")
         elif isinstance(value, list):
-            flags.append(f"--{name}={','.join(map(str, value))}")
+            flags.append(f"--{name}={json.dumps(value, default=str)}")
+        elif known.get(name) is str and isinstance(value, bool | None):
+            raise UserError(
+                f"--{name} is text; put {key}'s value in quotes: it was read as {json.dumps(value)}"
+            )
         else:
-            flags.append(f"--{name}={value if isinstance(value, str) else json.dumps(value)}")
+            # YAML reads 2024-01-01 as a date.
+            as_text = isinstance(value, str | datetime.date)
+            flags.append(f"--{name}={value if as_text else json.dumps(value)}")
     return flags
 
 
@@ -209,11 +216,7 @@ def _registry():
             )
             return one_word(
                 f"{item.metavar},…",
-                lambda text: info.type_origin(
-                    item.instance_from_str([part.strip()])
-                    for part in text.strip("[]").split(",")
-                    if part.strip()
-                ),
+                lambda text: info.type_origin(item.instance_from_str([part]) for part in _parts(text)),
                 lambda values: ",".join(item.str_from_instance(value)[0] for value in values),
             )
         if dict in map(get_origin, (info.type, *get_args(info.type))):
@@ -224,6 +227,15 @@ def _registry():
         return None
 
     return registry
+
+
+def _parts(text: str) -> list[str]:
+    """The items of ``a,b``, of ``[a, b]``, or of a JSON list, whose texts may hold commas."""
+    if text.startswith("[") and text.endswith("]"):
+        with contextlib.suppress(ValueError):
+            return [part if isinstance(part, str) else json.dumps(part) for part in json.loads(text)]
+        text = text[1:-1]
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _first_paragraph(box: str) -> str:

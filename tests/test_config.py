@@ -70,6 +70,8 @@ class Recipe:
     fast: bool = False
     # Time limit, or none.
     limit: float | None = None
+    # A remark.
+    label: str = ""
     # The critic.
     critic: Critic = field(default_factory=Critic)
 
@@ -90,6 +92,8 @@ def test_no_arguments_give_the_defaults():
         (["--critic.widths=[64, 32]"], "critic.widths", (64, 32)),
         (["--tasks=Lift,Stack"], "tasks", ["Lift", "Stack"]),
         (["--tasks=007,on"], "tasks", ["007", "on"]),
+        (["--tasks=[old]/x,y"], "tasks", ["[old]/x", "y"]),
+        (['--tasks=["a, b", "c"]'], "tasks", ["a, b", "c"]),
         (["--name=1e3"], "name", "1e3"),
         (["--name=a=b"], "name", "a=b"),
         (["--name=null"], "name", None),
@@ -167,6 +171,7 @@ def test_a_mistake_is_one_line_that_names_the_flag(argv, parts):
         ("[1]", "must hold names and values"),
         ('{"limit": ', "is not valid JSON or YAML"),
         ('{"limit": "soon"}', "--limit"),
+        ('{"label": false}', "--label is text; put label's value in quotes"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
@@ -176,6 +181,15 @@ def test_a_mistake_in_a_file_is_one_line(tmp_path, text, part, suffix):
     with pytest.raises(UserError) as raised:
         parse(Recipe, [f"--config={file}"])
     assert part in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.unit
+def test_a_date_and_a_list_in_a_file_are_text_as_it_stands_there(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("label: 2024-01-01\ntasks: ['runs, old', 2024-01-02, on the left]\n")
+    config = parse(Recipe, [f"--config={file}"])
+    assert config.label == "2024-01-01"
+    assert config.tasks == ["runs, old", "2024-01-02", "on the left"]
 
 
 @pytest.mark.unit
@@ -190,7 +204,7 @@ recipes = st.builds(
     Recipe,
     output=st.text("abc/_", min_size=1).map(Path),
     name=st.none() | st.text("abn0.1 =", min_size=1).filter(str.strip),
-    tasks=st.lists(st.text("abc01", min_size=1), min_size=1),
+    tasks=st.lists(st.text('abc01,[] "', min_size=1)),
     fast=st.booleans(),
     limit=st.none() | st.floats(allow_nan=False, allow_infinity=False),
     critic=st.builds(
@@ -208,7 +222,7 @@ def as_flags(value: dict, prefix: str = "") -> list[str]:
         if isinstance(item, dict):
             flags += as_flags(item, f"{prefix}{key}.")
         elif isinstance(item, list):
-            flags.append(f"--{prefix}{key}={','.join(map(str, item))}")
+            flags.append(f"--{prefix}{key}={json.dumps(item)}")
         else:
             flags.append(f"--{prefix}{key}={item if isinstance(item, str) else json.dumps(item)}")
     return flags
