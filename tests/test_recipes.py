@@ -54,6 +54,7 @@ CONFIGS = {
         (collect_demos, ["--demos.epsiodes=3"], "did you mean --demos.episodes?"),
         (collect_rollouts, ["--policy={folder}/none"], "none is not a finished stage"),
         (finetune_policy, ["--demonstrations={folder}/none"], "none is not a finished stage"),
+        (evaluate, ["--policy="], "name of a stage's folder is empty"),
         (finetune_policy, ["--method=filtered_bc"], "--method=filtered_bc needs --rollouts=FOLDER"),
         (finetune_policy, ["--method=awr"], "('bc', 'filtered_bc', 'advantage_weighted')"),
         (finetune_policy, ["--training.steps=0"], "must be at least 1"),

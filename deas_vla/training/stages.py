@@ -90,6 +90,8 @@ def stage_report(folder: Path) -> dict:
         ``settings``, ``inputs`` (their marks), ``sources`` (their folders), ``seconds``, ``cpu_seconds`` of the main
         process, ``peak_memory_bytes``, ``processes``: of the last of the ``attempts``; ``made``, unique to the stage.
     """
+    if folder == Path():
+        raise UserError("the name of a stage's folder is empty; give the folder of a finished stage")
     if not (folder / DONE).is_file():
         raise UserError(f"{folder} is not a finished stage (no {DONE}); run the recipe that makes it first")
     return json.loads((folder / DONE).read_text())
