@@ -6,6 +6,7 @@ Needs the extra `sim`; half a minute. Both play the same random commands in Lift
 2 ms, without images; ours also at 5 ms, as recipes play.
 """
 
+import argparse
 import time
 
 import numpy as np
@@ -38,6 +39,10 @@ def ours(timestep: float, commands: np.ndarray) -> float:
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.parse_args()
     commands = np.random.default_rng(0).uniform(-1, 1, (STEPS, 12)).astype(np.float32)
     stock = build_simulator(RobosuiteSettings(), "lift")
     stock.reset()
