@@ -32,9 +32,7 @@ def demo_contract() -> Contract:
     """The demo's: RoboCasa's 16 state and 12 action columns, two cameras of 64 pixels."""
     contract = contract_of(env_config("robosuite", "lift"))
     state, action = contract.state_dim, contract.action_dim
-    return contract.with_statistics(
-        Statistics((0.0,) * state, (1.0,) * state, (0.0,) * action, (1.0,) * action)
-    )
+    return contract.with_statistics(Statistics((0.0,) * state, (1.0,) * state, (0.0,) * action, (1.0,) * action))
 
 
 CONTRACT = demo_contract()
@@ -45,8 +43,7 @@ CANDIDATES = (1, 2, 4, 8, 10, 16, 32)
 
 def random_observation(generator: torch.Generator) -> Observation:
     images = {
-        name: torch.randint(0, 256, (1, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator)
-        for name in CAMERAS
+        name: torch.randint(0, 256, (1, SIZE, SIZE, 3), dtype=torch.uint8, generator=generator) for name in CAMERAS
     }
     return Observation(images, torch.randn(1, STATE, generator=generator), ["lift the red cube"])
 
@@ -84,16 +81,10 @@ def measure(makers: dict[str, BestOfN], repeats: int, seed: int) -> dict[str, fl
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "--repeats", type=int, default=60, help="timed decisions of each (default: %(default)s)"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=60, help="timed decisions of each (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of weights, images and noise (default: %(default)s)"
-    )
+    parser.add_argument("--seed", type=int, default=0, help="of weights, images and noise (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -37,9 +37,7 @@ def demo_contract() -> Contract:
     """The demo's: RoboCasa's 16 state and 12 action columns, two cameras of 64 pixels."""
     contract = contract_of(env_config("robosuite", "lift"))
     state, action = contract.state_dim, contract.action_dim
-    return contract.with_statistics(
-        Statistics((0.0,) * state, (1.0,) * state, (0.0,) * action, (1.0,) * action)
-    )
+    return contract.with_statistics(Statistics((0.0,) * state, (1.0,) * state, (0.0,) * action, (1.0,) * action))
 
 
 CONTRACT = demo_contract()
@@ -164,9 +162,7 @@ def measure(backbone: str, batch_size: int, repeats: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=64, help="options a step (default: %(default)s)")
     parser.add_argument("--repeats", type=int, default=3, help="timed rounds (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
@@ -175,9 +171,7 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
 
     results = {name: measure(name, arguments.batch_size, arguments.repeats) for name in BACKBONES}
-    print(
-        f"critic training, batch {arguments.batch_size}, {arguments.threads} CPU thread(s), median of the steps"
-    )
+    print(f"critic training, batch {arguments.batch_size}, {arguments.threads} CPU thread(s), median of the steps")
     print("backbone  parameters   in the loop     from the cache   speed-up   making the cache, once")
     for name, row in results.items():
         print(
@@ -187,11 +181,7 @@ def main() -> None:
         )
     if arguments.json:
         headline = {"speedup": results["small"]["speedup"], "speedup_demo": results["demo"]["speedup"]}
-        settings = {
-            "batch_size": arguments.batch_size,
-            "threads": arguments.threads,
-            "torch": torch.__version__,
-        }
+        settings = {"batch_size": arguments.batch_size, "threads": arguments.threads, "torch": torch.__version__}
         print(json.dumps(headline | settings | {"backbones": results}))
 
 

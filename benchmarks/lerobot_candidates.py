@@ -88,13 +88,9 @@ def measure(policy: LeRobotPolicy, repeats: int, seed: int) -> dict[str, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="*", type=Path, help="of saved policies")
-    parser.add_argument(
-        "--repeats", type=int, default=20, help="timed decisions of each (default: %(default)s)"
-    )
+    parser.add_argument("--repeats", type=int, default=20, help="timed decisions of each (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of images and noise (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print one JSON object as the last line")

@@ -64,9 +64,7 @@ def measure(folder: Path, repeats: int, threads: int) -> list[tuple[float, float
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reranker", help="folder of a reranker; without it one of the demo's sizes is made")
     parser.add_argument("--repeats", type=int, default=5, help="fresh processes (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads (default: %(default)s)")

@@ -39,9 +39,7 @@ def ours(timestep: float, commands: np.ndarray) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.parse_args()
     commands = np.random.default_rng(0).uniform(-1, 1, (STEPS, 12)).astype(np.float32)
     stock = build_simulator(RobosuiteSettings(), "lift")

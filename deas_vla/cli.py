@@ -9,19 +9,15 @@ from deas_vla.errors import UserError
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one subcommand; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="deas-vla", description="Tools of deas_vla; the main jobs are recipes/."
-    )
+    parser = argparse.ArgumentParser(prog="deas-vla", description="Tools of deas_vla; the main jobs are recipes/.")
     commands = parser.add_subparsers(dest="command", required=True)
     doctor = commands.add_parser(
-        "doctor",
-        help="what is installed, what is missing, and how to get it; fails if the demo cannot run",
+        "doctor", help="what is installed, what is missing, and how to get it; fails if the demo cannot run"
     )
     doctor.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     doctor.set_defaults(run=_doctor)
     audit = commands.add_parser(
-        "audit",
-        help="whether LeRobot data sets (v2.0, v2.1, v3) are fit for training and fit together; fails if not",
+        "audit", help="whether LeRobot data sets (v2.0, v2.1, v3) are fit for training and fit together; fails if not"
     )
     audit.add_argument("datasets", nargs="+", metavar="DATASET", help="folder of a data set")
     audit.add_argument("--against", metavar="FOLDER", help="policy, critic or reranker that they must fit to")
@@ -36,10 +32,7 @@ def main(argv: list[str] | None = None) -> int:
     declare.add_argument("--limits", default="", metavar="COLUMN=LOW:HIGH,…", help="of actions")
     declare.add_argument("--binary", default="", metavar="COLUMN,…", help="actions with two values only")
     declare.add_argument(
-        "--source",
-        default="demonstration",
-        choices=("demonstration", "rollout"),
-        help="what the episodes are",
+        "--source", default="demonstration", choices=("demonstration", "rollout"), help="what the episodes are"
     )
     declare.set_defaults(run=_declare)
     for command in (audit, declare):
@@ -60,9 +53,7 @@ def main(argv: list[str] | None = None) -> int:
     commands.add_parser(
         "export", add_help=False, help="a run's policy and critic as one folder: deas-vla export --help"
     ).set_defaults(run=_export)
-    verify = commands.add_parser(
-        "verify", help="whether an exported reranker is unchanged and decides as it did"
-    )
+    verify = commands.add_parser("verify", help="whether an exported reranker is unchanged and decides as it did")
     verify.add_argument("folder")
     verify.set_defaults(run=_verify)
     inspect = commands.add_parser("inspect", help="what an exported reranker is made of")
@@ -106,9 +97,7 @@ def _declare(arguments: argparse.Namespace) -> int:
     labels = LabelRules(arguments.success, arguments.reward)
     contract = declared_contract(arguments.dataset, arguments.units, arguments.limits, arguments.binary)
     declare_dataset(arguments.dataset, contract, source=arguments.source, labels=labels)
-    print(
-        f"{arguments.dataset}/{SIDECAR} is written; check the data with: deas-vla audit {arguments.dataset}"
-    )
+    print(f"{arguments.dataset}/{SIDECAR} is written; check the data with: deas-vla audit {arguments.dataset}")
     return 0
 
 

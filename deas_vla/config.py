@@ -131,9 +131,7 @@ def read_file(path: Path) -> dict:
     except OSError as error:
         raise UserError(f"--config: cannot read {path}: {error.strerror}") from error
     except (ValueError, yaml.YAMLError) as error:
-        raise UserError(
-            f"--config: {path} is not valid JSON or YAML: {' '.join(str(error).split())}"
-        ) from error
+        raise UserError(f"--config: {path} is not valid JSON or YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
         raise UserError(f"--config: {path} must hold names and values")
     return values
@@ -174,9 +172,7 @@ def _as_flags(values: dict, known: dict[str, Any], prefix: str = "") -> list[str
         elif isinstance(value, list):
             flags.append(f"--{name}={json.dumps(value, default=str)}")
         elif known.get(name) is str and isinstance(value, bool | None):
-            raise UserError(
-                f"--{name} is text; put {key}'s value in quotes: it was read as {json.dumps(value)}"
-            )
+            raise UserError(f"--{name} is text; put {key}'s value in quotes: it was read as {json.dumps(value)}")
         else:
             # YAML reads 2024-01-01 as a date.
             as_text = isinstance(value, str | datetime.date)
@@ -191,9 +187,7 @@ def _registry():
     registry = ConstructorRegistry()
 
     def one_word(metavar: str, read, show=str) -> PrimitiveConstructorSpec:
-        return PrimitiveConstructorSpec(
-            1, metavar, lambda words: read(words[0]), lambda _: True, lambda v: [show(v)]
-        )
+        return PrimitiveConstructorSpec(1, metavar, lambda words: read(words[0]), lambda _: True, lambda v: [show(v)])
 
     def word_in(words: dict[str, Any]):
         def read(text: str) -> Any:
@@ -211,9 +205,7 @@ def _registry():
             spec = one_word("null", word_in({"null": None, "none": None}), lambda v: "null")
             return dataclasses.replace(spec, is_instance=lambda value: value is None)
         if info.type_origin in (list, tuple):
-            item = ConstructorRegistry.get_primitive_spec(
-                PrimitiveTypeInfo.make(get_args(info.type)[0], info.markers)
-            )
+            item = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(get_args(info.type)[0], info.markers))
             return one_word(
                 f"{item.metavar},…",
                 lambda text: info.type_origin(item.instance_from_str([part]) for part in _parts(text)),

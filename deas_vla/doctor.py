@@ -66,9 +66,7 @@ def draws_with(gl: str) -> bool:
     """Whether MuJoCo can draw with an OpenGL platform; tried in a process of its own."""
     environment = os.environ | {"MUJOCO_GL": gl, "PYOPENGL_PLATFORM": gl}
     command = [sys.executable, "-c", GL_PROBE]
-    return not subprocess.run(
-        command, env=environment, capture_output=True, timeout=120, check=False
-    ).returncode
+    return not subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False).returncode
 
 
 def machine() -> dict:

@@ -23,9 +23,7 @@ OTHER_RANKS_WAIT_S = 5.0
 PR_SET_PDEATHSIG = 1
 
 
-def run_recipe[T](
-    main: Callable[[T], object], config_class: type[T], argv: list[str] | None = None
-) -> NoReturn:
+def run_recipe[T](main: Callable[[T], object], config_class: type[T], argv: list[str] | None = None) -> NoReturn:
     """Parses the command line, runs a recipe and ends the process.
 
     Exit status: 0 when `main` returns; 2 for a `UserError` and for a full disk, reported in one line and without a
@@ -78,11 +76,7 @@ def disk_full(error: BaseException) -> str | None:
     while cause is not None:
         number = cause.errno if isinstance(cause, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(cause):
-            notes = [
-                note.removeprefix(WRITING)
-                for note in getattr(error, "__notes__", [])
-                if note.startswith(WRITING)
-            ]
+            notes = [note.removeprefix(WRITING) for note in getattr(error, "__notes__", []) if note.startswith(WRITING)]
             where = getattr(cause, "filename", None) or (notes[0] if notes else Path.cwd())
             return f"disk full at {where}; free space and run the same command again: nothing is lost"
         cause = cause.__cause__ or cause.__context__

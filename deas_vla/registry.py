@@ -111,6 +111,4 @@ def import_plugin(module: str) -> None:
         sys.path.append(str(path.parent))
     found = importlib.import_module(path.stem)
     if Path(getattr(found, "__file__", None) or "").resolve() != path:
-        raise UserError(
-            f"{module}: there is a module {path.stem} elsewhere already; give the file another name"
-        )
+        raise UserError(f"{module}: there is a module {path.stem} elsewhere already; give the file another name")

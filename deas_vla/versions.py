@@ -3,9 +3,7 @@
 import importlib.metadata
 import platform
 
-PACKAGES = (
-    "deas_vla accelerate av deepspeed draccus lerobot mujoco numpy peft robocasa robosuite safetensors torch "
-)
+PACKAGES = "deas_vla accelerate av deepspeed draccus lerobot mujoco numpy peft robocasa robosuite safetensors torch "
 PACKAGES += "transformers"
 
 

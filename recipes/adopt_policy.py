@@ -56,11 +56,7 @@ def adopt_policy(accelerator: Accelerator, config: AdoptPolicyConfig) -> None:
         require_same_names(policy, dataset)
         policy.save(folder / "policy")
 
-    settings = {
-        "checkpoint": sha256_of(checkpoint),
-        "contract": contract.fingerprint,
-        "feature": config.feature,
-    }
+    settings = {"checkpoint": sha256_of(checkpoint), "contract": contract.fingerprint, "feature": config.feature}
     run_stage(accelerator, Path(config.output), settings, {}, work)
 
 
@@ -95,9 +91,7 @@ def require_same_names(policy: LeRobotPolicy, dataset: LerobotFolder) -> None:
 
 def main(config: AdoptPolicyConfig) -> None:
     if not Path(config.checkpoint, "config.json").is_file() or not config.checkpoint:
-        raise UserError(
-            f"--checkpoint={config.checkpoint} is not a folder that LeRobot wrote (no config.json in it)"
-        )
+        raise UserError(f"--checkpoint={config.checkpoint} is not a folder that LeRobot wrote (no config.json in it)")
     adopt_policy(make_accelerator(), config)
 
 

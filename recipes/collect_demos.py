@@ -20,13 +20,7 @@ from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
 from deas_vla.launch import run_recipe
-from deas_vla.rollouts.collect import (
-    DATASET,
-    collect_in_blocks,
-    expert_episodes,
-    load_blocks,
-    write_collected,
-)
+from deas_vla.rollouts.collect import DATASET, collect_in_blocks, expert_episodes, load_blocks, write_collected
 from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage
@@ -60,9 +54,7 @@ def collect_demos(accelerator: Accelerator, config: CollectDemosConfig) -> None:
     def work(folder: Path) -> None:
         if not (folder / DATASET).exists():
             if config.demos.dataset:
-                episodes, contract, _ = read_dataset(
-                    Path(config.demos.dataset), image_every=config.demos.frame_every
-                )
+                episodes, contract, _ = read_dataset(Path(config.demos.dataset), image_every=config.demos.frame_every)
             else:
                 blocks = []
                 for task in config.tasks:

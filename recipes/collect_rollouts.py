@@ -68,9 +68,7 @@ def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) ->
                     blocks += collect_in_blocks(
                         folder,
                         task,
-                        scenes_of("rollouts", config.skip + config.rollouts.episodes, config.seed)[
-                            config.skip :
-                        ],
+                        scenes_of("rollouts", config.skip + config.rollouts.episodes, config.seed)[config.skip :],
                         lambda scenes, finished, workers=workers: [
                             rollout.episode
                             for rollout in play_episodes(

@@ -56,9 +56,7 @@ class EvaluationConfig:
 
     def __post_init__(self):
         if self.scenes < 1 or self.samples < 1 or self.num_candidates < 2 or min(self.candidate_counts) < 1:
-            raise UserError(
-                "scenes, samples and candidate_counts must be at least 1 and num_candidates at least 2"
-            )
+            raise UserError("scenes, samples and candidate_counts must be at least 1 and num_candidates at least 2")
 
 
 @dataclass
@@ -94,11 +92,7 @@ def named(texts: list[str], *, critic: bool) -> dict[str, list[Path]]:
 
 
 def methods_of(
-    plan: EvaluationConfig,
-    policy: ChunkPolicy,
-    scorer: Scorer,
-    policies: dict[str, tuple],
-    scorers: dict[str, Scorer],
+    plan: EvaluationConfig, policy: ChunkPolicy, scorer: Scorer, policies: dict[str, tuple], scorers: dict[str, Scorer]
 ) -> dict[str, BestOfN]:
     """What is played, by name: the controls, best of N, and what is given besides.
 
@@ -125,9 +119,7 @@ def methods_of(
         methods[f"best_of_{count}"] = BestOfN(policy, count, "best", scorer, noise)
     taken = sorted((methods.keys() | policies.keys()) & scorers.keys() | methods.keys() & policies.keys())
     if taken or "oracle" in policies | scorers:
-        raise UserError(
-            f"--policies and --scorers: {', '.join(taken) or 'oracle'} is the name of another method"
-        )
+        raise UserError(f"--policies and --scorers: {', '.join(taken) or 'oracle'} is the name of another method")
     for name, (other, *its_scorer) in policies.items():
         methods[name] = BestOfN(other)
         if its_scorer:
@@ -162,11 +154,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
             {name: scorer_in(stage) for name, (stage,) in scorers.items()},
         )
 
-        playing = {
-            "seed": config.seed,
-            "execute_steps": plan.execute_steps,
-            "line": accelerator.local_process_index,
-        }
+        playing = {"seed": config.seed, "execute_steps": plan.execute_steps, "line": accelerator.local_process_index}
         for task in config.tasks:
             results = folder / "methods" / task
             with config.open_workers(task, accelerator.num_processes) as workers:
@@ -175,31 +163,20 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
                 if plan.oracle_scenes:
                     with try_lock(results / "oracle.json") as mine:
                         if mine:
-                            play_oracle(
-                                workers,
-                                methods["best_of_n"],
-                                scenes[: plan.oracle_scenes],
-                                results,
-                                **playing,
-                            )
+                            play_oracle(workers, methods["best_of_n"], scenes[: plan.oracle_scenes], results, **playing)
                 for name, decider in sorted(methods.items(), key=lambda method: -method[1].num_candidates):
                     # Without noise every sample is the same episode.
                     jobs = paired_jobs(scenes, plan.samples if decider.selection.noise_scale else 1)
                     with try_lock(results / f"{name}.json") as mine:
                         if mine:
                             parallel = config.parallel_episodes
-                            evaluate_method(
-                                name, workers, decider, jobs, results, parallel=parallel, **playing
-                            )
+                            evaluate_method(name, workers, decider, jobs, results, parallel=parallel, **playing)
         accelerator.wait_for_everyone()
         if plan.video and accelerator.is_main_process:
             film_methods(
                 make_env(config.env_config(config.tasks[0])),
                 {"policy": methods["policy"], f"best of {plan.num_candidates}": methods["best_of_n"]},
-                [
-                    folder / "methods" / config.tasks[0] / f"{method}.json"
-                    for method in ("policy", "best_of_n")
-                ],
+                [folder / "methods" / config.tasks[0] / f"{method}.json" for method in ("policy", "best_of_n")],
                 folder / "rollout.mp4",
                 seed=config.seed,
                 execute_steps=plan.execute_steps,

@@ -46,9 +46,7 @@ class FinetuneMetaworldConfig(FinetuneRobocasaConfig):
     # The model.
     policy: SmallVLAConfig = field(default_factory=wider_policy)
     # Behaviour cloning of the demonstrations.
-    bc: ImitationConfig = field(
-        default_factory=lambda: ImitationConfig(steps=3500, batch_size=64, learning_rate=1e-3)
-    )
+    bc: ImitationConfig = field(default_factory=lambda: ImitationConfig(steps=3500, batch_size=64, learning_rate=1e-3))
     # Rollouts of the cloned policy: all tasks share one critic, but few chunks of one teach it about another.
     rollouts: RolloutsConfig = field(default_factory=lambda: RolloutsConfig(episodes=200))
     # From backbone tokens to the critic's features.

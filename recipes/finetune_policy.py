@@ -44,13 +44,7 @@ from deas_vla.rollouts.scenes import record_scenes
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.features import encode_frames
 from deas_vla.training.imitation import FlowImitation, ImitationBatches
-from deas_vla.training.loop import (
-    TrainingConfig,
-    filled,
-    make_accelerator,
-    step_generator,
-    train,
-)
+from deas_vla.training.loop import TrainingConfig, filled, make_accelerator, step_generator, train
 from deas_vla.training.stages import numbered, run_stage
 
 # Named, because the help of the command line is read from the source and sees no quotes in an annotation.
@@ -196,11 +190,7 @@ def what_to_imitate(
 
 
 def main(config: FinetunePolicyConfig) -> None:
-    needs = {
-        "bc": (),
-        "filtered_bc": ("rollouts",),
-        "advantage_weighted": ("rollouts", "critic", "start_from"),
-    }
+    needs = {"bc": (), "filtered_bc": ("rollouts",), "advantage_weighted": ("rollouts", "critic", "start_from")}
     for name in needs[config.method]:
         if not getattr(config, name):
             raise UserError(f"--method={config.method} needs --{name}=FOLDER")

@@ -31,11 +31,7 @@ from recipes.collect_demos import CollectDemosConfig, DemosConfig, collect_demos
 from recipes.collect_rollouts import CollectRolloutsConfig, RolloutsConfig, collect_rollouts
 from recipes.evaluate import EvaluateConfig, EvaluationConfig, evaluate
 from recipes.finetune_policy import FinetunePolicyConfig, ImitationConfig, finetune_policy
-from recipes.train_critic import (
-    MixConfig,
-    TrainCriticConfig,
-    train_critic,
-)
+from recipes.train_critic import MixConfig, TrainCriticConfig, train_critic
 
 # Folder of a run in which all its critics keep what was computed of frames.
 FEATURES = "features"
@@ -78,9 +74,7 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     # The critic's own image encoder.
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     # Its optimisation, before the critic's.
-    image_encoder_training: TrainingConfig = field(
-        default_factory=lambda: preset("default").image_encoder_training
-    )
+    image_encoder_training: TrainingConfig = field(default_factory=lambda: preset("default").image_encoder_training)
     # The critic and its losses.
     critic: CriticConfig = field(default_factory=CriticConfig)
     # What a batch of the critic is made of.
@@ -127,9 +121,7 @@ def improve(accelerator: Accelerator, config: FinetuneRobocasaConfig) -> Evaluat
     demonstrations, policy = str(run / "demonstrations"), str(run / "policy")
     read = CollectedReader()
 
-    collect_demos(
-        accelerator, CollectDemosConfig(**simulator, output=demonstrations, seed=seed, demos=config.demos)
-    )
+    collect_demos(accelerator, CollectDemosConfig(**simulator, output=demonstrations, seed=seed, demos=config.demos))
     finetune_policy(
         accelerator,
         FinetunePolicyConfig(

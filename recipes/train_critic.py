@@ -84,9 +84,7 @@ class TrainCriticConfig:
     # The critic's own image encoder.
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     # Its optimisation, before the critic's.
-    image_encoder_training: TrainingConfig = field(
-        default_factory=lambda: preset("default").image_encoder_training
-    )
+    image_encoder_training: TrainingConfig = field(default_factory=lambda: preset("default").image_encoder_training)
     # What is trained: deas, q_chunking, iql, or your own, FILE.py:NAME; one that needs no training is stored as it is.
     scorer: str = "deas"
     # The critic and its losses.
@@ -168,12 +166,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
         candidates = None
         if scorer_class.asks_policy:
             chunks = CandidateCache(
-                folder / "candidates",
-                policy,
-                frames,
-                config.policy_chunks,
-                config.seed,
-                config.policy_noise_scale,
+                folder / "candidates", policy, frames, config.policy_chunks, config.seed, config.policy_noise_scale
             )
             # A critic of shorter chunks scores how they begin.
             candidates = filled(accelerator, chunks, "candidates")[:, :, : critic_config.horizon]
@@ -215,9 +208,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
 
 def main(config: TrainCriticConfig) -> None:
     if not config.rollouts and not config.demonstrations and not config.more.folders:
-        raise UserError(
-            "the critic needs --demonstrations=FOLDER, --rollouts=FOLDER or --more.folders=FOLDER,…"
-        )
+        raise UserError("the critic needs --demonstrations=FOLDER, --rollouts=FOLDER or --more.folders=FOLDER,…")
     train_critic(make_accelerator(), config)
 
 

@@ -97,9 +97,7 @@ class LeRobotArm(Robot):
         reason = error.__cause__ if isinstance(error.__cause__, OSError) else error
         bus, text = self.bus, " ".join(str(reason).split())
         if not bus.is_connected:
-            return (
-                f"{bus.port} does not open ({text}); is the arm plugged in? lerobot-find-port finds its port"
-            )
+            return f"{bus.port} does not open ({text}); is the arm plugged in? lerobot-find-port finds its port"
         silent = Servos.on(bus).silent()
         if len(silent) == len(bus.motors):
             return f"no servo on {bus.port} answers: is the arm's power on?"
@@ -217,9 +215,7 @@ def holding_first(bus: Any, enable: Callable) -> Callable:
     def still(*arguments, **named):
         silent = Servos.on(bus).hold()
         if silent:
-            raise ConnectionError(
-                f"{', '.join(silent)} did not answer; the torque stays off, for the arm might jump"
-            )
+            raise ConnectionError(f"{', '.join(silent)} did not answer; the torque stays off, for the arm might jump")
         return enable(*arguments, **named)
 
     return still

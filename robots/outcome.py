@@ -27,9 +27,7 @@ class Keys(AbstractContextManager):
     def __init__(self, stream: TextIO | None = None):
         self.stream = stream or sys.stdin
         if not self.stream.isatty():
-            raise UserError(
-                "outcomes by key need a terminal; give --outcome=sim, success or failure without one"
-            )
+            raise UserError("outcomes by key need a terminal; give --outcome=sim, success or failure without one")
 
     def __enter__(self) -> "Keys":
         self.before = termios.tcgetattr(self.stream)

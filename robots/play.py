@@ -62,9 +62,7 @@ class RobotSource:
         self.timing.start()
         return [frame]
 
-    def play(
-        self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0
-    ) -> list[ChunkResult]:
+    def play(self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0) -> list[ChunkResult]:
         commands = iter(chunks[0])
         # What is recorded is what was sent, after the limits.
         return [play_steps(self, lambda: self.arm.send(next(commands)), len(chunks[0]), frame_every)]
@@ -101,15 +99,7 @@ class TimedDecider:
 
 
 def play(
-    arm: Arm,
-    reranker: Reranker,
-    judge: Judge,
-    job: Job,
-    *,
-    instruction: str,
-    limit: int,
-    seed: int,
-    frame_every: int,
+    arm: Arm, reranker: Reranker, judge: Judge, job: Job, *, instruction: str, limit: int, seed: int, frame_every: int
 ) -> EpisodeResult:
     """Plays an episode from where the arm is, until it can be said how it went or its time is over.
 

@@ -62,9 +62,7 @@ class Sim(Robot):
         self._env, self._seen_until = None, 0.0
         self._period = 1 / self.contract.rate_hz
         # What holding repeats: zero is no motion in all other columns, but lets go of what Meta-World's gripper holds.
-        self._kept = np.array(
-            [c.kind == "binary" or c.name.startswith("gripper") for c in self.contract.action]
-        )
+        self._kept = np.array([c.kind == "binary" or c.name.startswith("gripper") for c in self.contract.action])
         self._hold = np.zeros(self.contract.action_dim, np.float32)
 
     @property

@@ -67,9 +67,7 @@ class Watchdog:
             self.process.kill()
             self.process.wait()
             self.lock.close()
-            raise UserError(
-                "the watchdog of the arm does not start (its message is above); nothing has moved"
-            )
+            raise UserError("the watchdog of the arm does not start (its message is above); nothing has moved")
 
     def require_alive(self) -> None:
         """Raises UserError if the watchdog is gone: without it nothing may move."""

@@ -21,9 +21,7 @@ COLORS = plots.COLORS | {
 C = {name: light for name, (light, _) in COLORS.items()}
 
 
-def new_panels(
-    titles: list[str], *, x: str = "", y: str = "", columns: int = 3, width: float = 9.6, height=2.7
-):
+def new_panels(titles: list[str], *, x: str = "", y: str = "", columns: int = 3, width: float = 9.6, height=2.7):
     """A figure with one plot for each title.
 
     Returns:

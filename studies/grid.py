@@ -116,8 +116,7 @@ def grid_difference(a: Grid, b: Grid, **options) -> GridDifference | None:
         if a[key].scenes != b[key].scenes:
             raise ValueError(f"seed {key[0]}, task {key[1]}: the two methods were played in different scenes")
     grid = {
-        key: Cell(a[key].scenes, a[key].values.astype(np.float64) - b[key].values.astype(np.float64))
-        for key in common
+        key: Cell(a[key].scenes, a[key].values.astype(np.float64) - b[key].values.astype(np.float64)) for key in common
     }
     delta = np.concatenate([cell.values for cell in grid.values()])
     if np.ptp(delta) == 0:

@@ -92,16 +92,12 @@ def gain_over(grid: Grid, base: Grid, shared: bool = False) -> dict:
     """The difference in the scenes that both played: an oracle plays fewer."""
     both = {key: _common(grid[key], base[key]) for key in grid}
     difference = grid_difference(
-        {key: pair[0] for key, pair in both.items()},
-        {key: pair[1] for key, pair in both.items()},
-        shared=shared,
+        {key: pair[0] for key, pair in both.items()}, {key: pair[1] for key, pair in both.items()}, shared=shared
     )
     return asdict(difference) | {"ci95": list(difference.ci95)}
 
 
-def write_page(
-    output: Path, name: str, results: dict, page: str, figures: dict[str, str] | None = None
-) -> None:
+def write_page(output: Path, name: str, results: dict, page: str, figures: dict[str, str] | None = None) -> None:
     """Writes ``name.json``, ``name.md`` and each figure as ``name-FIGURE.svg`` to a folder, whole or not at all."""
     files = {f"{name}-{figure}.svg": svg for figure, svg in (figures or {}).items()}
     files[f"{name}.json"] = json.dumps(results, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
@@ -138,8 +134,7 @@ def _methods_of(stage: Path, tasks: list[str]) -> dict[str, dict[str, list[dict]
 def _common(one: Cell, other: Cell) -> tuple[Cell, Cell]:
     scenes = tuple(sorted(set(one.scenes) & set(other.scenes)))
     return tuple(
-        Cell(scenes, np.array([cell.values[cell.scenes.index(scene)] for scene in scenes]))
-        for cell in (one, other)
+        Cell(scenes, np.array([cell.values[cell.scenes.index(scene)] for scene in scenes])) for cell in (one, other)
     )
 
 
@@ -154,9 +149,7 @@ def read_records(folder: Path) -> dict[str, dict]:
     return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
 
 
-def new_records(
-    folder: Path, kept: dict[str, dict], made: dict[str, dict], runs: dict[str, Path]
-) -> list[str]:
+def new_records(folder: Path, kept: dict[str, dict], made: dict[str, dict], runs: dict[str, Path]) -> list[str]:
     """Names of those made that are not kept yet.
 
     Args:
@@ -218,19 +211,14 @@ def run_of(record: dict) -> dict:
 
 def _of_each(change: Callable, methods: dict[str, dict]) -> dict[str, dict]:
     """Method to task to what was changed."""
-    return {
-        method: {task: change(played) for task, played in by_task.items()}
-        for method, by_task in methods.items()
-    }
+    return {method: {task: change(played) for task, played in by_task.items()} for method, by_task in methods.items()}
 
 
 def _brief(value):
     """Without the lists that are longer than an interval."""
     if not isinstance(value, dict):
         return value
-    return {
-        key: _brief(entry) for key, entry in value.items() if not (isinstance(entry, list) and len(entry) > 2)
-    }
+    return {key: _brief(entry) for key, entry in value.items() if not (isinstance(entry, list) and len(entry) > 2)}
 
 
 def _packed(records: list[dict]) -> dict:

@@ -66,9 +66,7 @@ def assert_same_episode(a: Episode, b: Episode, images: bool = True) -> None:
     """Bit for bit, types included."""
     for name in ("instruction", "source", "scene", "truncated"):
         assert getattr(a, name) == getattr(b, name), name
-    arrays = {
-        name: (getattr(a, name), getattr(b, name)) for name in ("states", "actions", "rewards", "success")
-    }
+    arrays = {name: (getattr(a, name), getattr(b, name)) for name in ("states", "actions", "rewards", "success")}
     arrays["frame_steps"] = (a.frame_steps, b.frame_steps)
     assert a.images.keys() == b.images.keys()
     if images:
@@ -92,10 +90,7 @@ class ExampleEncoder(torch.nn.Module):
 
     def encode(self, observation: Observation) -> Context:
         self.calls += len(observation)
-        return Context(
-            state=self.contract.normalize_state(observation.state),
-            **self._tokens(observation),
-        )
+        return Context(state=self.contract.normalize_state(observation.state), **self._tokens(observation))
 
     def _tokens(self, observation: Observation) -> dict[str, Tensor]:
         batch, side = len(observation), SIZE // 4

@@ -15,14 +15,7 @@ from lerobot.policies.pi_gemma import PaliGemmaForConditionalGenerationWithPiGem
 from lerobot.processor import TokenizerProcessorStep
 from tiny_checkpoints import TEMPLATE, write_checkpoint
 from torch import Tensor
-from transformers import (
-    AutoTokenizer,
-    CLIPConfig,
-    CLIPModel,
-    GemmaConfig,
-    GemmaTokenizer,
-    PaliGemmaConfig,
-)
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel, GemmaConfig, GemmaTokenizer, PaliGemmaConfig
 
 from deas_vla.data.contract import Camera, Contract
 from deas_vla.data.observation import Observation
@@ -32,9 +25,7 @@ from studies.metaworld.small_smolvlm import write_small_smolvlm
 
 SIZE, H, A = 64, 16, 2
 SENTENCES = ["lift the red cube", "open the left drawer of the cabinet and put the red cube into it"]
-CONTRACT = example_contract(
-    cameras=(Camera("left", SIZE, SIZE), Camera("wrist", SIZE, SIZE)), statistics=None
-)
+CONTRACT = example_contract(cameras=(Camera("left", SIZE, SIZE), Camera("wrist", SIZE, SIZE)), statistics=None)
 
 
 def features(contract: Contract) -> dict[str, dict[str, PolicyFeature]]:
@@ -104,9 +95,7 @@ def smolvla(folder: Path, contract: Contract = CONTRACT, seed: int = 0, **change
     return make("smolvla", contract, seed, **(settings | changes))
 
 
-def observations(
-    count: int, contract: Contract = CONTRACT, seed: int = 0, sentences=SENTENCES
-) -> Observation:
+def observations(count: int, contract: Contract = CONTRACT, seed: int = 0, sentences=SENTENCES) -> Observation:
     """Random images and states; the sentences take turns."""
     generator = torch.Generator().manual_seed(seed)
     images = {
@@ -219,12 +208,7 @@ def groot(folder: Path, contract: Contract = CONTRACT, seed: int = 0, **changes)
         words = AutoTokenizer.from_pretrained(backbone)
         words.chat_template = TEMPLATE
         words.save_pretrained(backbone)
-        attention = {
-            "num_attention_heads": 2,
-            "attention_head_dim": 16,
-            "dropout": 0.0,
-            "positional_embeddings": None,
-        }
+        attention = {"num_attention_heads": 2, "attention_head_dim": 16, "dropout": 0.0, "positional_embeddings": None}
         base = GR00TN17Config(
             model_name=str(backbone),
             backbone_embedding_dim=32,
@@ -256,9 +240,7 @@ def groot(folder: Path, contract: Contract = CONTRACT, seed: int = 0, **changes)
         "use_bf16": False,
     }
     torch.manual_seed(seed)
-    config = make_policy_config(
-        "groot", device="cpu", push_to_hub=False, **features(contract), **(settings | changes)
-    )
+    config = make_policy_config("groot", device="cpu", push_to_hub=False, **features(contract), **(settings | changes))
     policy = get_policy_class("groot")(config)
     before, after = make_pre_post_processors(config, dataset_stats=statistics(contract))
     encode = before.steps[3]
@@ -362,17 +344,7 @@ def maker(folder: Path):
     return lambda kind, **changes: makers[kind](**changes)
 
 
-KINDS = (
-    "diffusion",
-    "diffusion_ddpm",
-    "dit_flow",
-    "dit_diffusion",
-    "smolvla",
-    "pi0",
-    "pi05",
-    "groot",
-    "xvla",
-)
+KINDS = ("diffusion", "diffusion_ddpm", "dit_flow", "dit_diffusion", "smolvla", "pi0", "pi05", "groot", "xvla")
 
 
 def made_once(make):

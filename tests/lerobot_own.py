@@ -64,9 +64,7 @@ def own_loss(policy: LeRobotPolicy, observation, commands: torch.Tensor) -> tupl
         images, present = inner._preprocess_images(batch)
         words = [batch[f"observation.language.{name}"] for name in ("tokens", "attention_mask")]
         state = [inner.prepare_state(batch)] if kind == "pi0" else []
-        losses = inner.model.forward(
-            images, present, *words, *state, inner.prepare_action(batch), wide, 1 - time
-        )
+        losses = inner.model.forward(images, present, *words, *state, inner.prepare_action(batch), wide, 1 - time)
         return losses[..., :A].mean(), noise[:, None], time[:, None]
     if kind == "xvla":  # it draws levels of noise that are spread over the batch, then noise
         torch.manual_seed(5)

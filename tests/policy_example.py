@@ -50,8 +50,7 @@ def observations(count: int, seed: int = 0, sentences: list[str] | None = None) 
     shape = (count, SIZE, SIZE, 3)
     return Observation(
         images={
-            name: torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-            for name in ("left", "wrist")
+            name: torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator) for name in ("left", "wrist")
         },
         state=torch.randn(count, 3, generator=generator),
         instruction=[sentences[i % len(sentences)] for i in range(count)],

@@ -23,9 +23,7 @@ from deas_vla.report import (
 from deas_vla.versions import collect_versions
 
 
-def outcomes(
-    rng: np.random.Generator, ease: np.ndarray, shift: float, samples: int, first: int = 1000
-) -> Outcomes:
+def outcomes(rng: np.random.Generator, ease: np.ndarray, shift: float, samples: int, first: int = 1000) -> Outcomes:
     """Success in scenes of different ease; a larger shift succeeds more often."""
     success = ease[:, None] + shift + 0.5 * rng.standard_normal((len(ease), samples)) > 0
     return Outcomes(np.arange(first, first + len(ease)), success)
@@ -58,9 +56,7 @@ def example(scenes: int = 100, samples: int = 3, gain: float = 0.35, seed: int =
         success = bool(rng.random() < 0.45)
         steps = np.arange(0, (rng.integers(50, 100) if success else 113), 4)
         end = -4 if success else -51
-        values = (
-            -40 + (end + 40) * (steps / steps[-1]) ** 1.5 + 3 * rng.standard_normal(len(steps)) + 4 * success
-        )
+        values = -40 + (end + 40) * (steps / steps[-1]) ** 1.5 + 3 * rng.standard_normal(len(steps)) + 4 * success
         traces.append(ValueTrace(steps, values, success))
     group = rng.choice(["demonstration", "success", "failure"], 800, p=[0.3, 0.3, 0.4])
     returns = np.where(group == "failure", -54.8, -45 * rng.random(800))

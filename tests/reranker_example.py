@@ -38,13 +38,7 @@ def small_scorer(
         pooled = pool_tokens(policy.encode(frames), FEATURES, len(contract.cameras))
     features = Features(contract, FEATURES, fit_projection(pooled, FEATURES.dim))
     torch.manual_seed(seed)
-    small = {
-        "horizon": policy.horizon,
-        "hidden_dim": 16,
-        "num_layers": 2,
-        "head": "hl_gauss",
-        "future_weight": 0.0,
-    }
+    small = {"horizon": policy.horizon, "hidden_dim": 16, "num_layers": 2, "head": "hl_gauss", "future_weight": 0.0}
     config = CriticConfig(**(small | changes))
     return kind.untrained(features, config, policy.encoder_fingerprint).eval()
 

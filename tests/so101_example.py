@@ -112,9 +112,7 @@ def export_reranker(folder: Path, contract: Contract) -> Path:
     features = Features(contract, FEATURES, projection)
     config = CriticConfig(horizon=policy.horizon, hidden_dim=16, num_layers=2)
     scorer = DeasScorer.untrained(features, config, policy.encoder_fingerprint).eval()
-    Export(
-        policy=policy, scorer=scorer, observation=observation[:2], num_candidates=3, execute_steps=3
-    ).write(folder)
+    Export(policy=policy, scorer=scorer, observation=observation[:2], num_candidates=3, execute_steps=3).write(folder)
     return folder
 
 

@@ -305,9 +305,7 @@ HARMLESS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    ("name", "kind", "plant", "code", "names"), FAULTS, ids=[fault[0] for fault in FAULTS]
-)
+@pytest.mark.parametrize(("name", "kind", "plant", "code", "names"), FAULTS, ids=[fault[0] for fault in FAULTS])
 def test_a_planted_fault_is_found(originals, tmp_path, name, kind, plant, code, names):
     root = shutil.copytree(originals[kind], tmp_path / "dataset")
     plant(root)
@@ -359,16 +357,8 @@ def test_rule_07_a_policy_of_the_same_contract_fits(v3, tmp_path):
         ({"embodiment": "panda"}, "other-embodiment", "toy against panda"),
         ({"rate_hz": 10.0}, "other-rate", "20 Hz against 10 Hz"),
         ({"state": example_contract().state[::-1]}, "other-state", "'position.x' against 'position.z'"),
-        (
-            {"cameras": (Camera("left", 96, 96), Camera("wrist", 96, 96))},
-            "other-camera",
-            "height 16 against 96",
-        ),
-        (
-            {"statistics": Statistics((9.0,) * 3, (1.0,) * 3, (0.0,) * 2, (1.0,) * 2)},
-            "other-statistic",
-            "state_mean",
-        ),
+        ({"cameras": (Camera("left", 96, 96), Camera("wrist", 96, 96))}, "other-camera", "height 16 against 96"),
+        ({"statistics": Statistics((9.0,) * 3, (1.0,) * 3, (0.0,) * 2, (1.0,) * 2)}, "other-statistic", "state_mean"),
     ],
 )
 def test_rule_07_another_policy_does_not_fit(v3, tmp_path, changes, code, names):
@@ -383,19 +373,13 @@ def test_rule_07_v2_against_a_policy(v2, tmp_path):
     other = v2_contract(cameras=(Camera("top", 32, 32),), action=v2_contract().action[:3], embodiment="panda")
     report = audit([v2], policy_folder(tmp_path / "other", other))
     text = "\n".join(errors(report))
-    for part in (
-        "group arm has 3 columns against 2",
-        "camera top is missing",
-        "embodiment: arm against panda",
-    ):
+    for part in ("group arm has 3 columns against 2", "camera top is missing", "embodiment: arm against panda"):
         assert part in text
 
 
 def test_swapped_columns_are_seen_by_their_numbers(v2, tmp_path):
     """The names fit, the numbers do not: the gripper's flag lies where the policy has an angle."""
-    statistics = Statistics(
-        (0.0,) * 5, (0.6,) * 5, action_mean=(0.5, 5.0, 0.0, 0.0), action_std=(0.5, 0.6, 0.6, 0.6)
-    )
+    statistics = Statistics((0.0,) * 5, (0.6,) * 5, action_mean=(0.5, 5.0, 0.0, 0.0), action_std=(0.5, 0.6, 0.6, 0.6))
     root = shutil.copytree(v2, tmp_path / "dataset")
 
     def swap(columns):  # in the files: arm.0, arm.1, arm.2, gripper_close
@@ -429,9 +413,7 @@ def test_against_a_policy_of_lerobot(v2, tmp_path):
     def write(side):
         features = {FRONT: {"type": "VISUAL", "shape": [3, side, side]}}
         output = {"action": {"type": "ACTION", "shape": [4]}}
-        (folder / "config.json").write_text(
-            json.dumps({"input_features": features, "output_features": output})
-        )
+        (folder / "config.json").write_text(json.dumps({"input_features": features, "output_features": output}))
 
     write(32)
     assert audit([v2], folder).fit

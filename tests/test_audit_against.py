@@ -31,9 +31,7 @@ def trained(tmp_path):
     scorer = small_scorer(policy)
     policy.save(tmp_path / "policy" / "policy")
     scorer.save(tmp_path / "critic" / "critic")
-    Export(policy=policy, scorer=scorer, observation=observations(2), num_candidates=2).write(
-        tmp_path / "reranker"
-    )
+    Export(policy=policy, scorer=scorer, observation=observations(2), num_candidates=2).write(tmp_path / "reranker")
     return tmp_path
 
 
@@ -66,9 +64,7 @@ def test_rule_07_another_critic_does_not_fit(place, trained):
     folder = trained / "critic"
     rewrite_scorer(folder, lambda inputs: setattr(inputs, "contract", other_statistics(inputs.contract)))
     report = audit([place / "dataset"], folder)
-    assert not report.fit and any(
-        "against critic" in line and "state_mean" in line for line in errors(report)
-    )
+    assert not report.fit and any("against critic" in line and "state_mean" in line for line in errors(report))
 
 
 def test_rule_07_another_reranker_does_not_fit(place, trained, capsys):

@@ -27,9 +27,7 @@ def checkpoints(tmp_path_factory):
 
 def policy_of(folder, tune: str, **changes) -> SmallVLAPolicy:
     torch.manual_seed(0)
-    return SmallVLAPolicy(
-        small_config(backbone=str(folder), tune=tune, lora_rank=2, **changes), example_contract()
-    )
+    return SmallVLAPolicy(small_config(backbone=str(folder), tune=tune, lora_rank=2, **changes), example_contract())
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -70,9 +68,7 @@ def test_fast_pixels_of_the_embedded_backbone():
 def test_images_of_another_size_go_through_the_real_processor(checkpoints):
     contract = example_contract(cameras=tuple(type(c)(c.name, 24, 24) for c in example_contract().cameras))
     with pytest.warns(UserWarning, match=r"left 24x24, wrist 24x24.*which is slow") as told:
-        policy = SmallVLAPolicy(
-            small_config(backbone=str(checkpoints["paligemma"]), tune="frozen"), contract
-        ).eval()
+        policy = SmallVLAPolicy(small_config(backbone=str(checkpoints["paligemma"]), tune="frozen"), contract).eval()
     assert not policy.prompts.fast and len([each for each in told if "slow" in str(each.message)]) == 1
     observation = observations(3)
     observation.images = {

@@ -58,12 +58,7 @@ def test_best_and_worst_are_the_extremes_of_the_score():
 
 
 def test_a_random_candidate_is_uniform_and_repeatable():
-    keys = [
-        NoiseKey(0, scene, sample, decision)
-        for scene in range(20)
-        for sample in range(3)
-        for decision in range(5)
-    ]
+    keys = [NoiseKey(0, scene, sample, decision) for scene in range(20) for sample in range(3) for decision in range(5)]
     repeated = Observation.stack(LineWorkers().reset(range(300), [0] * 300))
     picks = decider("random", 4, critic=False).choose(repeated, keys).index
     assert torch.equal(picks, decider("random", 4, critic=False).choose(repeated, keys).index)

@@ -244,10 +244,7 @@ def test_fingerprints_differ_exactly_when_configurations_do(one, other):
 @pytest.mark.unit
 def test_fingerprint_sees_every_part_and_no_order_of_names():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
-    assert (
-        len({fingerprint(1, 2), fingerprint(2, 1), fingerprint([1, 2]), fingerprint(1), fingerprint(Head())})
-        == 5
-    )
+    assert len({fingerprint(1, 2), fingerprint(2, 1), fingerprint([1, 2]), fingerprint(1), fingerprint(Head())}) == 5
     assert fingerprint(Head()) == fingerprint({"kind": "categorical", "bins": 101, "low": -1.0, "high": 0.0})
 
 

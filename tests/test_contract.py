@@ -21,9 +21,7 @@ ACTION = (
 
 def contract(**changes) -> Contract:
     statistics = Statistics((0.5, 0.0), (2.0, 1.0), (0.25, 0.7), (0.5, 0.4))
-    return replace(
-        Contract("panda_omron", 20.0, STATE, ACTION, (Camera("left", 64, 64),), statistics), **changes
-    )
+    return replace(Contract("panda_omron", 20.0, STATE, ACTION, (Camera("left", 64, 64),), statistics), **changes)
 
 
 @pytest.mark.parametrize(
@@ -60,9 +58,7 @@ def test_a_contract_without_statistics_fits_one_with():
     contract().require_same(contract(statistics=None), "a", "b")
 
 
-@pytest.mark.parametrize(
-    "broken", [{}, {"embodiment": "x"}, {**contract().to_json(), "state": [{"nome": "x"}]}]
-)
+@pytest.mark.parametrize("broken", [{}, {"embodiment": "x"}, {**contract().to_json(), "state": [{"nome": "x"}]}])
 def test_a_broken_contract_file_is_named(broken):
     with pytest.raises(UserError, match=r"policy/contract\.json: not a valid contract"):
         Contract.from_json(broken, "policy/contract.json")
@@ -88,9 +84,7 @@ def test_statistics_clamp_the_spread_of_columns_that_hardly_move():
     states = torch.tensor([[1.0, 5.0], [3.0, 5.0]])
     stats = Statistics.of(states, torch.zeros(2, 2))
     assert stats.state_mean == (2.0, 5.0)
-    assert stats.state_std == pytest.approx((2**0.5, 0.01)) and stats.action_std == pytest.approx(
-        (0.05, 0.05)
-    )
+    assert stats.state_std == pytest.approx((2**0.5, 0.01)) and stats.action_std == pytest.approx((0.05, 0.05))
 
 
 @pytest.mark.parametrize("states", [torch.zeros(1, 2), torch.tensor([[0.0, float("nan")], [0.0, 0.0]])])

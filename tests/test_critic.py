@@ -164,9 +164,7 @@ def test_loss_is_the_equations_on_target_and_online_networks(head):
     next_observation = torch.cat([batch.next_features, batch.next_state], -1)
     chunk = batch.chunk.flatten(1).unsqueeze(1)
     y = td_target(batch.returns, batch.bootstrap, critic.head.mean(critic.v(next_observation)[0]))
-    v_losses = value_loss(
-        critic.head, critic.v(observation)[0], critic.target_q(observation, chunk).squeeze(2), 0.7
-    )
+    v_losses = value_loss(critic.head, critic.v(observation)[0], critic.target_q(observation, chunk).squeeze(2), 0.7)
     q_losses = q_loss(critic.head, critic.q(observation, chunk).squeeze(2), y)
     torch.testing.assert_close(loss, (v_losses + q_losses).mean())
     torch.testing.assert_close(metrics["q_loss"], q_losses.mean())
@@ -269,12 +267,7 @@ def test_dropout_acts_only_on_what_is_trained():
 
         network.hidden_units = record
     critic(batch)
-    assert sorted(calls) == [
-        ("q", True, True),
-        ("target_q", False, False),
-        ("v", False, False),
-        ("v", True, True),
-    ]
+    assert sorted(calls) == [("q", True, True), ("target_q", False, False), ("v", False, False), ("v", True, True)]
     critic.eval()
     assert critic(batch)[0] == critic(batch)[0]
 

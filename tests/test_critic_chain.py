@@ -53,9 +53,7 @@ def test_networks_learn_the_chain(head):
     learnt_q = critic.score(batch.features, batch.state, batch.chunk.unsqueeze(1)).squeeze(1)
     torch.testing.assert_close(learnt_q, q, atol=0.4, rtol=0)
     advantage = learnt_q - critic.value(batch.features, batch.state)
-    assert (
-        advantage[:states:2] > advantage[states:-1]
-    ).all()  # right against wrong, where both were recorded
+    assert (advantage[:states:2] > advantage[states:-1]).all()  # right against wrong, where both were recorded
 
 
 # ---- files -----------------------------------------------------------------------------------------------

@@ -15,9 +15,7 @@ def tell(config):
     policy = small_policy()
     first = observations(64, seed=3, sentences=SENTENCES[:1])
     second = observations(64, seed=3, sentences=SENTENCES[1:])
-    pooled = [
-        pool_tokens(policy.encode(seen), config, len(policy.contract.cameras)) for seen in (first, second)
-    ]
+    pooled = [pool_tokens(policy.encode(seen), config, len(policy.contract.cameras)) for seen in (first, second)]
     projection = fit_projection(torch.cat(pooled), config.dim)
     features = Features(policy.contract, config, projection)
     return policy, [features(policy.encode(seen), seen) for seen in (first, second)]

@@ -30,11 +30,7 @@ def contract_at(root):
 
 def test_units_and_limits_are_given_once(root, capsys):
     assert contract_at(root)[0].action[0].unit == "unknown"
-    given = [
-        "--units=gripper*=flag,*=deg",
-        "--limits=gripper_close.0=0:1,arm.*=-90:90",
-        "--binary=gripper_close.*",
-    ]
+    given = ["--units=gripper*=flag,*=deg", "--limits=gripper_close.0=0:1,arm.*=-90:90", "--binary=gripper_close.*"]
     assert main(["declare", str(root), *given, "--source=rollout", "--success=reward"]) == 0
     assert "deas-vla audit" in capsys.readouterr().out
     contract, declared = contract_at(root)
@@ -64,10 +60,7 @@ def test_a_data_set_without_modality_is_read_once_declared(root):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (
-            ["--units=arm.*=deg"],
-            "the unit of gripper.0, gripper.1, gripper_close.0 is not given; add --units=",
-        ),
+        (["--units=arm.*=deg"], "the unit of gripper.0, gripper.1, gripper_close.0 is not given; add --units="),
         (["--units=unknown"], "the unit of arm.0"),
         (["--units=wrist=deg,*=m"], "--units: no column is called wrist; they are arm.0"),
         (["--units=m", "--limits=arm.0=1"], "--limits: arm.0=1 is not LOW:HIGH, for example arm.0=-1:1"),

@@ -14,9 +14,7 @@ SCRIPT = ROOT / "tests" / "train_small.py"
 
 def weights(folder: Path, launcher: list[str]) -> tuple[int, dict]:
     folder.mkdir()
-    subprocess.run(
-        [sys.executable, *launcher, str(SCRIPT), str(folder)], check=True, env=os.environ, timeout=280
-    )
+    subprocess.run([sys.executable, *launcher, str(SCRIPT), str(folder)], check=True, env=os.environ, timeout=280)
     with safe_open(folder / "weights.safetensors", "pt") as file:
         return int(file.metadata()["processes"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 

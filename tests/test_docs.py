@@ -83,17 +83,13 @@ def parsed(what: str, arguments: list[str]) -> list[object]:
     """The configuration that a recipe makes of its arguments, without running it; empty if it is refused."""
     found, run_recipe = [], launch.run_recipe
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            launch, "run_recipe", lambda main, config, argv=None: run_recipe(found.append, config, arguments)
-        )
+        patch.setattr(launch, "run_recipe", lambda main, config, argv=None: run_recipe(found.append, config, arguments))
         start(what, arguments, patch)
     return found
 
 
 def recipes() -> list[str]:
-    return [
-        f"recipes/{path.name}" for path in sorted((ROOT / "recipes").glob("*.py")) if path.stem != "__init__"
-    ]
+    return [f"recipes/{path.name}" for path in sorted((ROOT / "recipes").glob("*.py")) if path.stem != "__init__"]
 
 
 @pytest.mark.unit
@@ -152,9 +148,7 @@ def test_every_command_is_understood(name, folder, monkeypatch):
     for words in commands(of_file(ROOT / name)):
         what, arguments = split_command(words)
         if what == "make":
-            done = subprocess.run(
-                ["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False
-            )
+            done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
         elif what == "deas-vla":
             assert arguments[0] in {"doctor", "audit", "declare", "export", "verify", "inspect"}
@@ -169,9 +163,7 @@ def test_every_command_is_understood(name, folder, monkeypatch):
 
 def is_run(what: str, arguments: list[str]) -> bool:
     """Whether a command of the guides is run, and not only understood: see FOREIGN and ONLY_PARSED."""
-    users_own = any(
-        argument.partition("=")[2].startswith("/") for argument in arguments
-    )  # --dataset=/data/mine
+    users_own = any(argument.partition("=")[2].startswith("/") for argument in arguments)  # --dataset=/data/mine
     return what not in FOREIGN | ONLY_PARSED | {"make"} and not what.startswith("studies") and not users_own
 
 
@@ -195,15 +187,7 @@ def workshop(folder) -> Path:
 @pytest.mark.timeout(900)
 def test_the_commands_of_the_guides_run(workshop):
     made = {path.name for path in (workshop / "outputs" / "lift").iterdir()}
-    assert {
-        "demonstrations",
-        "policy",
-        "rollouts",
-        "critic",
-        "evaluation",
-        "report.html",
-        "report.json",
-    } <= made
+    assert {"demonstrations", "policy", "rollouts", "critic", "evaluation", "report.html", "report.json"} <= made
 
 
 @pytest.mark.slow

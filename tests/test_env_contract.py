@@ -107,7 +107,5 @@ def test_rendering_uses_what_is_installed_or_says_what_to_install(monkeypatch, w
     if chosen is not None:
         assert rendering.choose_gl() == chosen
     else:
-        with pytest.raises(
-            UserError, match="unset it" if wanted == "glfw" else "apt-get install -y libosmesa6"
-        ):
+        with pytest.raises(UserError, match="unset it" if wanted == "glfw" else "apt-get install -y libosmesa6"):
             rendering.choose_gl()

@@ -241,9 +241,7 @@ def test_rule_07_a_scorer_of_another_robot_is_refused(encoder, frames, tmp_path)
     scorer_of(trained(encoder, frames, tmp_path / "cache")[0], encoder).save(tmp_path)
     renamed = dataclasses.replace(CONTRACT.state[1], name="position.w")
     other = example_contract(state=(CONTRACT.state[0], renamed, CONTRACT.state[2]), rate_hz=10.0)
-    with pytest.raises(
-        ContractMismatch, match=r"rate: 20 Hz against 10 Hz; state\[1\]: name 'position.y' against"
-    ):
+    with pytest.raises(ContractMismatch, match=r"rate: 20 Hz against 10 Hz; state\[1\]: name 'position.y' against"):
         load_scorer(tmp_path, other)
     statistics = Statistics((0.5, 0.0, -0.5), (2.0, 1.0, 0.7), (0.1, 0.5), (0.4, 0.5))
     with pytest.raises(ContractMismatch, match=r"state_std differs in columns \[2\]"):
@@ -355,9 +353,7 @@ def test_frames_leave_their_episodes_as_they_are():
         assert np.shares_memory(images.numpy(), episodes[1].images[name])
         assert np.array_equal(turned.images[name][:3].numpy(), episodes[2].images[name][:3])
         assert not np.shares_memory(turned.images[name].numpy(), episodes[2].images[name])
-        assert not np.shares_memory(
-            FrameTable.of(episodes[:2]).images[name].numpy(), episodes[0].images[name]
-        )
+        assert not np.shares_memory(FrameTable.of(episodes[:2]).images[name].numpy(), episodes[0].images[name])
 
 
 def test_a_subset_is_what_its_rows_show():
@@ -381,7 +377,4 @@ def test_images_are_hashed_once_for_all_caches(encoder, frames, tmp_path, monkey
     first = FeatureCache(tmp_path, encoder, frames, CONFIG, block=16)
     monkeypatch.setattr(FrameTable, "subset", lambda *_: pytest.fail("hashed again"))
     assert FeatureCache(tmp_path, encoder, frames, CONFIG, block=16).fingerprint == first.fingerprint
-    assert (
-        FeatureCache(tmp_path, encoder, frames, FeatureConfig(grid=1), block=16).fingerprint
-        != first.fingerprint
-    )
+    assert FeatureCache(tmp_path, encoder, frames, FeatureConfig(grid=1), block=16).fingerprint != first.fingerprint

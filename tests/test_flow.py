@@ -9,15 +9,7 @@ from policy_example import normal, observations
 
 from deas_vla.policies.augment import random_shift, shift_observation
 from deas_vla.policies.chunk_policy import candidate_noise
-from deas_vla.policies.flow import (
-    TIME_BETA,
-    TIME_CUTOFF,
-    flow_loss,
-    hold_last,
-    integrate,
-    interpolate,
-    sample_time,
-)
+from deas_vla.policies.flow import TIME_BETA, TIME_CUTOFF, flow_loss, hold_last, integrate, interpolate, sample_time
 
 pytestmark = pytest.mark.unit
 
@@ -67,11 +59,7 @@ def test_integration_is_eulers():
 def test_loss_of_a_sample_is_its_own_mean_over_played_steps():
     predicted, chunks = normal(3, 2, 4, 5), normal(3, 4, 5, seed=2)
     valid = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 0], [0, 0, 0, 0]]).bool()
-    expected = [
-        (predicted[0] - chunks[0]).square().mean(),
-        (predicted[1, :, :2] - chunks[1, :2]).square().mean(),
-        0.0,
-    ]
+    expected = [(predicted[0] - chunks[0]).square().mean(), (predicted[1, :, :2] - chunks[1, :2]).square().mean(), 0.0]
     assert torch.allclose(flow_loss(predicted, chunks, valid), torch.tensor(expected))
     assert torch.allclose(flow_loss(predicted, chunks, None)[0], expected[0])
 
@@ -105,9 +93,7 @@ def test_shift_moves_pixels_and_repeats_the_border():
     padded = padded[0].permute(1, 2, 0).to(torch.uint8)
     found = set()
     for one in moved:
-        places = [
-            (i, j) for i in range(5) for j in range(5) if torch.equal(one, padded[i : i + 5, j : j + 5])
-        ]
+        places = [(i, j) for i in range(5) for j in range(5) if torch.equal(one, padded[i : i + 5, j : j + 5])]
         assert len(places) == 1
         found.update(places)
     assert len(found) > 20
@@ -117,9 +103,7 @@ def test_shift_moves_pixels_and_repeats_the_border():
 def test_a_share_is_moved_as_in_the_whole_batch():
     images = torch.randint(0, 256, (7, 6, 9, 3), dtype=torch.uint8)
     whole = random_shift(images, 3, torch.Generator().manual_seed(1))
-    parts = [
-        random_shift(images, 3, torch.Generator().manual_seed(1), part) for part in (slice(0, 3), slice(3, 7))
-    ]
+    parts = [random_shift(images, 3, torch.Generator().manual_seed(1), part) for part in (slice(0, 3), slice(3, 7))]
     assert torch.equal(torch.cat(parts), whole)
     assert torch.equal(random_shift(images, 0, share=slice(2, 5)), images[2:5])
 

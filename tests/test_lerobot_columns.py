@@ -21,9 +21,7 @@ def v2(tmp_path_factory):
 def with_arm(*names: str):
     """The example's contract with other names for the arm's action columns, in this order."""
     whole = v2_contract()
-    return dataclasses.replace(
-        whole, action=(whole.action[0], *(Column(f"arm.{name}", "rad") for name in names))
-    )
+    return dataclasses.replace(whole, action=(whole.action[0], *(Column(f"arm.{name}", "rad") for name in names)))
 
 
 def test_rule_07_the_data_sets_own_names_are_picked_by_name(v2):
@@ -36,9 +34,7 @@ def test_rule_07_the_data_sets_own_names_are_picked_by_name(v2):
 
 
 def test_rule_07_a_mixture_of_names_is_refused(v2, tmp_path):
-    with pytest.raises(
-        ContractMismatch, match=r"action: group arm mixes names of the data set \(arm\.0, arm\.1"
-    ):
+    with pytest.raises(ContractMismatch, match=r"action: group arm mixes names of the data set \(arm\.0, arm\.1"):
         read_dataset(v2, with_arm("0", "elbow", "2"))
     root = write_v2(tmp_path / "dataset")
     declare_dataset(root, with_arm("0", "elbow", "2"))

@@ -37,17 +37,13 @@ def place(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("defects")
     policy = small_policy()
     Export(
-        policy=policy,
-        scorer=small_scorer(policy),
-        observation=observations(2),
-        num_candidates=8,
-        selection=BEST,
+        policy=policy, scorer=small_scorer(policy), observation=observations(2), num_candidates=8, selection=BEST
     ).write(place / "own")
     policy = smolvla(place / "smolvlm")
     scorer = small_scorer(policy, frames=lerobot_observations(12, seed=5))
-    Export(
-        policy=policy, scorer=scorer, observation=lerobot_observations(2), num_candidates=3, selection=BEST
-    ).write(place / "lerobot")
+    Export(policy=policy, scorer=scorer, observation=lerobot_observations(2), num_candidates=3, selection=BEST).write(
+        place / "lerobot"
+    )
     return place
 
 
@@ -102,8 +98,7 @@ def test_defect_3_no_other_statistics_and_no_lost_overrides(policy, place):
     batch = batch_of(seen_by(policy, 1))
     expected = policy.select_action(batch)
     other = {
-        key: {"mean": torch.full((3,), 9.0), "std": torch.full((3,), 9.0)}
-        for key in ("observation.state", "action")
+        key: {"mean": torch.full((3,), 9.0), "std": torch.full((3,), 9.0)} for key in ("observation.state", "action")
     }
     renamed = {"observation.images.top": "observation.images.left"}
     before, after = make_pre_post_processors(
@@ -194,10 +189,7 @@ def test_defect_5_losses_come_one_a_sample_and_can_be_weighted(policy):
 
     def losses(actions):
         generator = torch.Generator().manual_seed(4)
-        noise, time = (
-            torch.randn(3, 1, horizon, 2, generator=generator),
-            torch.rand(3, 1, generator=generator),
-        )
+        noise, time = (torch.randn(3, 1, horizon, 2, generator=generator), torch.rand(3, 1, generator=generator))
         chunks = wrapped.contract.normalize_action(actions)
         return wrapped.loss(wrapped.encode(observation), chunks, noise, time, ~padded)
 
@@ -215,10 +207,7 @@ def test_defect_5_losses_come_one_a_sample_and_can_be_weighted(policy):
     gradients = [parameter.grad for parameter in learned if parameter.grad is not None]
     assert gradients and any(gradient.abs().sum() > 0 for gradient in gradients)
     assert all(
-        p.grad is None
-        for module in policy.modules()
-        if isinstance(module, DeasCritic)
-        for p in module.parameters()
+        p.grad is None for module in policy.modules() if isinstance(module, DeasCritic) for p in module.parameters()
     )
     before = wrapped.encoder_fingerprint
     torch.optim.SGD(learned, lr=0.1).step()

@@ -29,9 +29,7 @@ def example_episodes():
     rng = np.random.default_rng(0)
     words = ("lift the cube", "open the door")
     # A row of random images is near 2 kB; long enough for held images, short options and several batches.
-    return [
-        example_episode(rng, 6 + 3 * i, i % 2 == 0, instruction=words[i % 2], scene=100 + i) for i in range(5)
-    ]
+    return [example_episode(rng, 6 + 3 * i, i % 2 == 0, instruction=words[i % 2], scene=100 + i) for i in range(5)]
 
 
 @pytest.fixture(scope="module")
@@ -60,9 +58,7 @@ def edit_table(root, change):
 def set_column(root, name, values):
     def change(table):
         place = table.column_names.index(name)
-        return table.set_column(
-            place, table.schema.field(name), pa.array(values, table.schema.field(name).type)
-        )
+        return table.set_column(place, table.schema.field(name), pa.array(values, table.schema.field(name).type))
 
     edit_table(root, change)
 
@@ -156,12 +152,7 @@ def test_equal_to_the_stock_recorder(written, tmp_path):
     from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
     recorder = LeRobotDataset.create(
-        "local/toy",
-        20,
-        features(CONTRACT, "image"),
-        root=tmp_path / "stock",
-        robot_type="toy",
-        use_videos=False,
+        "local/toy", 20, features(CONTRACT, "image"), root=tmp_path / "stock", robot_type="toy", use_videos=False
     )
     for episode in example_episodes():
         held = shown_frame(episode)
@@ -234,9 +225,7 @@ def test_a_vector_of_one_column_comes_back(tmp_path, storage):
     )
     episode = example_episode(np.random.default_rng(0), 8, True)
     episode.states, episode.actions = episode.states[:, :1].copy(), episode.actions[:, :1].copy()
-    episode.images = {
-        name: np.zeros((len(episode.frame_steps), size, size, 3), np.uint8) for name in episode.images
-    }
+    episode.images = {name: np.zeros((len(episode.frame_steps), size, size, 3), np.uint8) for name in episode.images}
     write_dataset(tmp_path / "dataset", [episode], contract, "local/toy", storage=storage)
     (back,), _, _ = read_dataset(tmp_path / "dataset", contract)
     assert_same_episode(episode, back, images=storage == "image")
@@ -312,18 +301,14 @@ def test_missing_column(copy, column):
 
 
 def test_nan_is_found(copy, written):
-    rewards = pq.read_table(next((written / "data").glob("*/*.parquet")), partitioning=None)[
-        "next.reward"
-    ].to_pylist()
+    rewards = pq.read_table(next((written / "data").glob("*/*.parquet")), partitioning=None)["next.reward"].to_pylist()
     rewards[9] = float("nan")  # the second episode starts at row 7
     set_column(copy, "next.reward", rewards)
     refused(copy, "episode 1: rewards is NaN or infinite at step 2")
 
 
 def test_nan_in_a_state_names_the_column(copy, written):
-    states = pq.read_table(next((written / "data").glob("*/*.parquet")), partitioning=None)[
-        "observation.state"
-    ]
+    states = pq.read_table(next((written / "data").glob("*/*.parquet")), partitioning=None)["observation.state"]
     states = states.to_pylist()
     states[3][2] = float("nan")
     set_column(copy, "observation.state", states)
@@ -333,9 +318,7 @@ def test_nan_in_a_state_names_the_column(copy, written):
 def test_rule_07_columns_have_names(copy):
     renamed = dataclasses.replace(CONTRACT.action[0], name="move.y")
     refused(
-        copy,
-        r"action\[0\]: name 'move\.y' against 'move\.x'",
-        example_contract(action=(renamed, CONTRACT.action[1])),
+        copy, r"action\[0\]: name 'move\.y' against 'move\.x'", example_contract(action=(renamed, CONTRACT.action[1]))
     )
     refused(copy, "rate: 10 Hz against 20 Hz", example_contract(rate_hz=10.0))
     refused(
@@ -359,9 +342,7 @@ def test_rule_07_a_foreign_data_set_must_have_the_columns(copy):
     refused(copy, "rate: 20 Hz against 30 Hz", example_contract(rate_hz=30.0))
     refused(copy, "camera front is missing", example_contract(cameras=(Camera("front", SIZE, SIZE),)))
     refused(
-        copy,
-        r"camera left: \(16, 16, 3\) against \(32, 32, 3\)",
-        example_contract(cameras=(Camera("left", 32, 32),)),
+        copy, r"camera left: \(16, 16, 3\) against \(32, 32, 3\)", example_contract(cameras=(Camera("left", 32, 32),))
     )
     edit_info(copy, lambda info: info["features"]["action"].update(names=None))
     refused(copy, "action: its columns have no names")

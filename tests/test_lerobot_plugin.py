@@ -82,12 +82,7 @@ def test_lerobot_finds_it(exported):
     assert lerobot_policy_deas.DeasConfig is DeasConfig
     config = PreTrainedConfig.from_pretrained(exported)
     assert isinstance(config, DeasConfig) and get_policy_class(config.type) is DeasPolicy
-    assert (
-        config.selection.rule,
-        config.selection.as_best_of,
-        config.num_candidates,
-        config.n_action_steps,
-    ) == (
+    assert (config.selection.rule, config.selection.as_best_of, config.num_candidates, config.n_action_steps) == (
         "consensus",
         3,
         5,
@@ -128,9 +123,7 @@ def test_through_lerobots_own_processors_nothing_changes(policy, exported):
 def test_what_an_export_holds_is_what_the_factory_makes(policy, exported, tmp_path):
     for pipeline in make_deas_pre_post_processors(policy.config):
         pipeline.save_pretrained(tmp_path, config_filename=f"{pipeline.name}.json")
-        written, held = (
-            json.loads((where / f"{pipeline.name}.json").read_text()) for where in (tmp_path, exported)
-        )
+        written, held = (json.loads((where / f"{pipeline.name}.json").read_text()) for where in (tmp_path, exported))
         assert written == held
 
 
@@ -167,9 +160,7 @@ def test_rule_06_a_batch_of_two_is_two_batches_of_one(policy):
 
 def test_rule_08_one_candidate_is_the_policy(exported):
     policy = DeasPolicy.from_pretrained(exported, config=config_of(exported, num_candidates=1))
-    plain = DeasPolicy.from_pretrained(
-        exported, config=config_of(exported, selection=SelectionConfig(rule="first"))
-    )
+    plain = DeasPolicy.from_pretrained(exported, config=config_of(exported, selection=SelectionConfig(rule="first")))
     batch = batch_of(observations(2))
     assert same(policy.predict_action_chunk(batch), plain.predict_action_chunk(batch))
 
@@ -194,9 +185,7 @@ def test_a_prefix_is_kept_and_the_rest_goes_on_from_it(policy, held):
     policy._decisions = 1
     free = policy.predict_action_chunk(batch_of(observation))
     policy._decisions = 1
-    chunk = policy.predict_action_chunk(
-        batch_of(observation), inference_delay=held, prev_chunk_left_over=last
-    )
+    chunk = policy.predict_action_chunk(batch_of(observation), inference_delay=held, prev_chunk_left_over=last)
     real = min(held, len(last))
     assert torch.equal(chunk[0, :real], last[:real])
     # It is what the reranker chooses among the candidates that go on from it.
@@ -211,19 +200,14 @@ def test_what_lerobot_fills_a_prefix_up_with_is_no_command(policy):
 
     def chunk(left_over):
         policy.reset()
-        return policy.predict_action_chunk(
-            batch_of(observation), inference_delay=1, prev_chunk_left_over=left_over
-        )
+        return policy.predict_action_chunk(batch_of(observation), inference_delay=1, prev_chunk_left_over=left_over)
 
     padded = torch.cat([last, torch.zeros(2, 2)])
     assert same(chunk(padded), chunk(last))
     assert same(chunk(torch.zeros(4, 2)), chunk(None))
     policy.reset()
     cut = policy.predict_action_chunk(
-        batch_of(observation),
-        inference_delay=1,
-        prev_chunk_left_over=torch.cat([last, last]),
-        execution_horizon=2,
+        batch_of(observation), inference_delay=1, prev_chunk_left_over=torch.cat([last, last]), execution_horizon=2
     )
     assert same(cut, chunk(last))
 
@@ -312,10 +296,7 @@ def test_other_episodes_need_a_reset(policy):
     [
         ({"rate_hz": 80.0}, "rate_hz: 80 against 20"),
         ({"chunk_size": 16}, "chunk_size: 16 against 4"),
-        (
-            {"output_features": {"action": PolicyFeature(FeatureType.ACTION, (7,))}},
-            r"action: \(7,\) against \(2,\)",
-        ),
+        ({"output_features": {"action": PolicyFeature(FeatureType.ACTION, (7,))}}, r"action: \(7,\) against \(2,\)"),
         (
             {"input_features": {"observation.state": PolicyFeature(FeatureType.STATE, (3,))}},
             "observation.images.left is missing",
@@ -329,10 +310,7 @@ def test_rule_07_settings_that_are_not_the_policys_are_refused(exported, changes
 
 @pytest.mark.parametrize(
     ("changes", "told"),
-    [
-        ({"n_action_steps": 5}, "n_action_steps=5 must be 1 to 4"),
-        ({"num_candidates": 0}, "num_candidates=0"),
-    ],
+    [({"n_action_steps": 5}, "n_action_steps=5 must be 1 to 4"), ({"num_candidates": 0}, "num_candidates=0")],
 )
 def test_settings_that_make_no_sense_are_refused(exported, changes, told):
     with pytest.raises(UserError, match=told):
@@ -352,13 +330,9 @@ def test_rule_07_a_data_set_of_another_robot_is_refused(policy, exported):
     with pytest.raises(ContractMismatch, match="rate of the data set: 30 Hz against 20 Hz"):
         DeasPolicy.from_pretrained(exported, dataset_meta=meta)
     meta = dataset_meta(replace(contract, action=contract.action[::-1]))
-    with pytest.raises(
-        ContractMismatch, match=r"action: gripper_close, move.x against move.x, gripper_close"
-    ):
+    with pytest.raises(ContractMismatch, match=r"action: gripper_close, move.x against move.x, gripper_close"):
         DeasPolicy.from_pretrained(exported, dataset_meta=meta)
-    meta = dataset_meta(
-        replace(contract, cameras=(replace(contract.cameras[0], height=96), contract.cameras[1]))
-    )
+    meta = dataset_meta(replace(contract, cameras=(replace(contract.cameras[0], height=96), contract.cameras[1])))
     with pytest.raises(ContractMismatch, match=r"left: \(3, 96, 16\) against \(3, 16, 16\)"):
         DeasPolicy.from_pretrained(exported, dataset_meta=meta)
 
@@ -373,12 +347,7 @@ def test_a_moved_folder_still_loads(policy, folder):
 
 
 def test_rule_11_one_flipped_byte_is_refused_by_name(folder):
-    for name in (
-        "config.json",
-        "policy_preprocessor.json",
-        "policy/model.safetensors",
-        "critic/scorer.safetensors",
-    ):
+    for name in ("config.json", "policy_preprocessor.json", "policy/model.safetensors", "critic/scorer.safetensors"):
         path = folder / name
         good = path.read_bytes()
         bad = bytearray(good)

@@ -6,19 +6,7 @@ import re
 import pytest
 import torch
 from lerobot.policies.factory import get_policy_class, make_policy_config
-from lerobot_example import (
-    CONTRACT,
-    KINDS,
-    SENTENCES,
-    SIZE,
-    A,
-    H,
-    features,
-    made_once,
-    maker,
-    normal,
-    observations,
-)
+from lerobot_example import CONTRACT, KINDS, SENTENCES, SIZE, A, H, features, made_once, maker, normal, observations
 from lerobot_own import alike, commands_for, noise_for, own_batch, own_chunks
 from policy_example import close
 
@@ -106,9 +94,7 @@ def test_rule_06_padded_tokens_change_nothing(policies, make, kind):
     wild = copy.deepcopy(context)
     pad = ~wild.extras["memory.pad"]
     assert pad.any()
-    wild.extras["memory.cache"] = wild.extras["memory.cache"].masked_fill(
-        pad[:, None, None, None, :, None], 50.0
-    )
+    wild.extras["memory.cache"] = wild.extras["memory.cache"].masked_fill(pad[:, None, None, None, :, None], 50.0)
     assert torch.allclose(policy.sample(wild, noise), chunks, atol=2e-5)
     # More room for the sentence: the same features and chunks from a longer prompt.
     roomy = make(kind, tokenizer_max_length=policy.policy.config.tokenizer_max_length + 9)
@@ -207,9 +193,7 @@ def test_ddpm_without_noise_is_deterministic_and_other_scales_are_refused(polici
     assert close(none[:, 0], none[:, 1])
     actions = policy.adapter.model.conditional_sample  # LeRobot's own, with no noise at all
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(
-            "diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda shape, **_: torch.zeros(shape)
-        )
+        patched.setattr("diffusers.schedulers.scheduling_ddpm.randn_tensor", lambda shape, **_: torch.zeros(shape))
         condition = context.extras["memory.condition"]
         quiet = actions(1, global_cond=condition, noise=torch.zeros(1, H, A))
     expected = policy.contract.normalize_action(policy.processors.postprocessor(quiet))
@@ -281,9 +265,7 @@ def test_smolvla_features_stay_valid_while_its_expert_learns(make):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "changes", [{"add_image_special_tokens": True}, {"prefix_length": 64}, {"empty_cameras": 1}]
-)
+@pytest.mark.parametrize("changes", [{"add_image_special_tokens": True}, {"prefix_length": 64}, {"empty_cameras": 1}])
 def test_smolvla_variants(make, changes):
     policy = make("smolvla", **changes)
     observation, noise = observations(2), normal(2, H, A)
@@ -350,9 +332,7 @@ def test_any_other_policy_runs_as_a_batch(policies, kind, feature):
     assert weighted.shape == (3,) and weighted.std() > 0
     assert plain.policy.training and not plain.adapter.module.training
     weighted.mean().backward()
-    assert any(
-        parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in plain.parameters()
-    )
+    assert any(parameter.grad is not None and parameter.grad.abs().max() > 0 for parameter in plain.parameters())
 
 
 def test_any_other_policy_is_told_its_sentences(policies, monkeypatch):
@@ -373,9 +353,7 @@ def test_any_other_policy_is_told_its_sentences(policies, monkeypatch):
     context = plain.encode(observation)
     plain.sample(context, normal(2, 3, 8, A))
     plain.loss(context, torch.zeros(2, 8, A), normal(2, 2, 8, A), torch.rand(2, 2))
-    first, second = (
-        f"{sentence}\n" for sentence in observation.instruction
-    )  # as its preprocessor leaves them
+    first, second = (f"{sentence}\n" for sentence in observation.instruction)  # as its preprocessor leaves them
     assert told[:2] == [[first], [second]]
     assert told[2] == [first] * 3 + [second] * 3
     spoken = [sentence for each in told[3:] for sentence in each]
@@ -421,9 +399,7 @@ def test_xvla_pads_its_actions(make):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize(
-    "changes", [{"use_separate_rgb_encoder_per_camera": False}, {"crop_shape": (48, 48)}]
-)
+@pytest.mark.parametrize("changes", [{"use_separate_rgb_encoder_per_camera": False}, {"crop_shape": (48, 48)}])
 def test_diffusion_variants(make, changes):
     policy = make("diffusion", **changes)
     observation, noise = observations(2), normal(2, H, A)

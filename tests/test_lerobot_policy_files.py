@@ -8,19 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
-from lerobot_example import (
-    CONTRACT,
-    SIZE,
-    A,
-    H,
-    features,
-    made_once,
-    maker,
-    normal,
-    observations,
-    small_pi,
-    statistics,
-)
+from lerobot_example import CONTRACT, SIZE, A, H, features, made_once, maker, normal, observations, small_pi, statistics
 from policy_example import close
 from safetensors.torch import load_file, save_file
 
@@ -212,10 +200,7 @@ def test_rule_11_a_damaged_folder_is_refused(policies, tmp_path, damage):
     ("changes", "message"),
     [
         ({"cameras": (Camera("left", SIZE, SIZE), Camera("top", SIZE, SIZE))}, "camera top.*camera wrist"),
-        (
-            {"cameras": (Camera("left", 480, 480), Camera("wrist", SIZE, SIZE))},
-            r"left: \(64, 64\) pixels against",
-        ),
+        ({"cameras": (Camera("left", 480, 480), Camera("wrist", SIZE, SIZE))}, r"left: \(64, 64\) pixels against"),
         ({"cameras": (Camera("left", SIZE, SIZE),)}, "camera wrist"),
         ({"state": CONTRACT.state[:2]}, "state: 3 columns against 2"),
         ({"action": CONTRACT.action[:1]}, "action: 2 columns against 1"),
@@ -225,9 +210,7 @@ def test_rule_07_a_policy_for_another_robot_is_refused(policies, changes, messag
     policy = policies("diffusion")
     contract = replace(CONTRACT, **changes)
     with pytest.raises(ContractMismatch, match=message):
-        LeRobotPolicy(
-            policy.policy, policy.processors.preprocessor, policy.processors.postprocessor, contract
-        )
+        LeRobotPolicy(policy.policy, policy.processors.preprocessor, policy.processors.postprocessor, contract)
 
 
 def test_rule_07_images_of_another_size_are_refused(policies):
@@ -244,9 +227,7 @@ def test_rule_07_images_of_another_size_are_refused(policies):
 def test_the_order_of_cameras_is_the_contracts(make):
     swapped = replace(CONTRACT, cameras=CONTRACT.cameras[::-1])
     policy = make("diffusion")
-    other = LeRobotPolicy(
-        policy.policy, policy.processors.preprocessor, policy.processors.postprocessor, swapped
-    )
+    other = LeRobotPolicy(policy.policy, policy.processors.preprocessor, policy.processors.postprocessor, swapped)
     one, two = policy.encode(observations(1)), other.eval().encode(observations(1))
     assert close(one.tokens, two.tokens)
     assert torch.equal(one.camera, 1 - two.camera)
@@ -255,10 +236,7 @@ def test_the_order_of_cameras_is_the_contracts(make):
 def test_renamed_cameras_are_found(make, policies):
     """A policy that was pretrained with other names of cameras gets them from LeRobot's renaming step."""
     policy = policies("diffusion")
-    names = {
-        f"observation.images.{new}": f"observation.images.{old}"
-        for new, old in [("a", "left"), ("b", "wrist")]
-    }
+    names = {f"observation.images.{new}": f"observation.images.{old}" for new, old in [("a", "left"), ("b", "wrist")]}
     processors = make_pre_post_processors(policy.policy.config, dataset_stats=statistics(CONTRACT))
     processors[0].steps[0].rename_map = names
     cameras = (Camera("a", SIZE, SIZE), Camera("b", SIZE, SIZE))
@@ -287,9 +265,7 @@ def test_relative_actions_are_relative_to_the_observed_state(make):
 def test_a_policy_with_one_chunk_only_is_refused():
     """ACT's latent is zero at inference: N candidates would be N times the same."""
     settings = {"chunk_size": H, "n_action_steps": 8, "dim_model": 32, "n_heads": 2, "dim_feedforward": 32}
-    config = make_policy_config(
-        "act", device="cpu", pretrained_backbone_weights=None, **features(CONTRACT), **settings
-    )
+    config = make_policy_config("act", device="cpu", pretrained_backbone_weights=None, **features(CONTRACT), **settings)
     policy = get_policy_class("act")(config)
     with pytest.raises(UserError, match=r"act.*latent"):
         LeRobotPolicy(policy, *make_pre_post_processors(config, dataset_stats=statistics(CONTRACT)), CONTRACT)

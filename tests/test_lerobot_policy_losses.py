@@ -35,9 +35,7 @@ def test_losses_of_samples_average_to_the_policys_loss(policies, kind):
     for row in range(4):
         alone = policy.loss(policy.encode(observation[[row]]), chunks[[row]], noise[[row]], time[[row]])
         assert torch.allclose(alone[0], losses[row], rtol=1e-4)
-    twice = policy.loss(
-        context, chunks, torch.cat([noise, noise.flip(0)], 1), torch.cat([time, time.flip(0)], 1)
-    )
+    twice = policy.loss(context, chunks, torch.cat([noise, noise.flip(0)], 1), torch.cat([time, time.flip(0)], 1))
     other = policy.loss(context, chunks, noise.flip(0), time.flip(0))
     assert torch.allclose(twice, (losses + other) / 2, rtol=1e-4)
 

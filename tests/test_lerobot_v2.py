@@ -58,11 +58,7 @@ def test_columns_have_the_names_of_their_groups(written):
     assert [column.name for column in contract.state] == ["arm.0", "arm.1", "arm.2", "gripper.0", "gripper.1"]
     assert [column.name for column in contract.action] == ["arm.0", "arm.1", "arm.2", "gripper_close.0"]
     assert {column.unit for column in (*contract.state, *contract.action)} == {"unknown"}
-    assert (contract.embodiment, contract.rate_hz, contract.cameras) == (
-        "arm",
-        10.0,
-        (Camera("front", 32, 32),),
-    )
+    assert (contract.embodiment, contract.rate_hz, contract.cameras) == ("arm", 10.0, (Camera("front", 32, 32),))
     for number, episode in enumerate(episodes):
         states, actions = numbers(number)
         assert np.array_equal(episode.actions, actions[: episode.length].astype(np.float32))
@@ -121,9 +117,7 @@ def test_frames_belong_to_their_rows(written):
 
 
 def test_options_are_made_of_it(written):
-    contract = v2_contract(
-        statistics=Statistics((0.0,) * 5, (1.0,) * 5, (0.0,) * 4, (1.0,) * 4),
-    )
+    contract = v2_contract(statistics=Statistics((0.0,) * 5, (1.0,) * 5, (0.0,) * 4, (1.0,) * 4))
     episodes, _, _ = read_dataset(written, contract, image_every=4)
     options = build_options(
         episodes, contract, horizon=4, reward_discount=0.9, bootstrap_discount=0.9, reward=RewardSpec()

@@ -259,9 +259,7 @@ def seen(picture, channel):
     """How many pixels are clearly of one colour."""
     rest = [c for c in range(3) if c != channel]
     picture = picture.astype(int)
-    return int(
-        ((picture[..., channel] > 60) & (picture[..., channel] > 1.8 * picture[..., rest].max(-1))).sum()
-    )
+    return int(((picture[..., channel] > 60) & (picture[..., channel] > 1.8 * picture[..., rest].max(-1))).sum())
 
 
 @needs_metaworld

@@ -77,10 +77,7 @@ def test_a_weight_of_zero_leaves_a_data_set_out():
 
 def test_data_sets_of_one_contract_are_read_together(tmp_path):
     """Statistics of each are its own; those of the policy are what counts."""
-    folders = [
-        write(tmp_path / "a", example_contract(), 0),
-        write(tmp_path / "b", example_contract(), 1, episodes=2),
-    ]
+    folders = [write(tmp_path / "a", example_contract(), 0), write(tmp_path / "b", example_contract(), 1, episodes=2)]
     other = example_contract(statistics=Statistics((0.0,) * 3, (1.0,) * 3, (0.0,) * 2, (1.0,) * 2))
     folders.append(write(tmp_path / "c", other, 2, source="demonstration"))
     parts, contract = read_mixture(MixtureConfig(folders))
@@ -95,10 +92,7 @@ def test_rule_07_other_contracts_are_refused_with_both_names(tmp_path):
     changes = [
         ({"rate_hz": 10.0}, "rate: 20 Hz against 10 Hz"),
         ({"state": (turned, *example_contract().state[1:])}, "unit 'm' against 'cm'"),
-        (
-            {"action": (Column("move.y", "command"), example_contract().action[1])},
-            r"name 'move\.x' against 'move\.y'",
-        ),
+        ({"action": (Column("move.y", "command"), example_contract().action[1])}, r"name 'move\.x' against 'move\.y'"),
     ]
     for number, (change, message) in enumerate(changes):
         other = write(tmp_path / f"{number}", example_contract(**change), 1)

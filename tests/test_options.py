@@ -8,14 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deas_vla.data.frames import FrameTable
-from deas_vla.data.options import (
-    Options,
-    RewardSpec,
-    build_chunks,
-    build_options,
-    chunk_return,
-    returns_to_go,
-)
+from deas_vla.data.options import Options, RewardSpec, build_chunks, build_options, chunk_return, returns_to_go
 from deas_vla.data.sampling import group_probabilities, sample_indices, split_by_episode
 from deas_vla.errors import UserError
 
@@ -135,10 +128,7 @@ def test_options_that_do_not_join_are_told_from_those_that_do():
 
 def test_imitation_needs_neither_rewards_nor_an_image_at_the_end_of_a_chunk():
     rng = np.random.default_rng(0)
-    episodes = [
-        example_episode(rng, 30, False, frames=[0, 8, 16]),
-        example_episode(rng, 5, True, frames=[3, 5]),
-    ]
+    episodes = [example_episode(rng, 30, False, frames=[0, 8, 16]), example_episode(rng, 5, True, frames=[3, 5])]
     episodes[0].rewards[:] = np.nan
     with pytest.raises(UserError, match="3 dropped"):
         build(episodes[:1], 12)
@@ -229,9 +219,7 @@ def test_steps_after_the_end_repeat_the_last_action():
 
 @settings(deadline=None, max_examples=100)
 @given(
-    rewards=st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=20),
-    discount=st.floats(0.1, 1.0),
-    data=st.data(),
+    rewards=st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=20), discount=st.floats(0.1, 1.0), data=st.data()
 )
 def test_chunk_return_is_the_discounted_sum(rewards, discount, data):
     m = data.draw(st.integers(0, len(rewards)))
@@ -239,9 +227,7 @@ def test_chunk_return_is_the_discounted_sum(rewards, discount, data):
     expected = sum(discount**k * r for k, r in enumerate(rewards[:m]))
     # What stands in the padding does not count, not even NaN.
     padded = torch.where(valid, torch.tensor(rewards), torch.nan)
-    assert chunk_return(padded[None], valid[None], discount).item() == pytest.approx(
-        expected, rel=1e-5, abs=1e-5
-    )
+    assert chunk_return(padded[None], valid[None], discount).item() == pytest.approx(expected, rel=1e-5, abs=1e-5)
 
 
 @pytest.mark.parametrize("discount", [0.0, -0.5, 1.5])
@@ -287,9 +273,7 @@ def test_returns_to_go_have_the_closed_form():
     # A failure that goes on for ever is worth the same from everywhere.
     assert lost == pytest.approx(np.full(9, -chunk / (1 - 0.99**4)))
     # What is recorded after the task was done does not count.
-    longer = returns_to_go(
-        np.append(done - 1.0, [-1.0] * 3), np.append(done, [False] * 3), horizon=4, **DISCOUNTS
-    )
+    longer = returns_to_go(np.append(done - 1.0, [-1.0] * 3), np.append(done, [False] * 3), horizon=4, **DISCOUNTS)
     assert longer[:8] == pytest.approx(succeeded[:8])
     with pytest.raises(ValueError, match="bootstrap_discount"):
         returns_to_go(np.zeros(3), np.zeros(3, bool), horizon=4, **(DISCOUNTS | {"bootstrap_discount": 1.0}))
@@ -300,8 +284,7 @@ def test_returns_to_go_have_the_closed_form():
 def test_returns_to_go_satisfy_the_options_own_recursion(episodes, horizon):
     """G_t = R_t + bootstrap · G_{t+m} for every option: what V must agree with if it is exact."""
     returns = [
-        returns_to_go(RewardSpec().of(episode), episode.success, horizon=horizon, **DISCOUNTS)
-        for episode in episodes
+        returns_to_go(RewardSpec().of(episode), episode.success, horizon=horizon, **DISCOUNTS) for episode in episodes
     ]
     try:
         options = build(episodes, horizon)

@@ -27,10 +27,7 @@ def setup_cfg() -> dict[str, list[Requirement]]:
     parser = configparser.ConfigParser()
     parser.read(ROOT / "setup.cfg", encoding="utf-8")
     groups = {"": parser["options"]["install_requires"], **parser["options.extras_require"]}
-    return {
-        extra: [Requirement(line) for line in text.split("\n") if line.strip()]
-        for extra, text in groups.items()
-    }
+    return {extra: [Requirement(line) for line in text.split("\n") if line.strip()] for extra, text in groups.items()}
 
 
 @pytest.mark.unit
@@ -83,10 +80,7 @@ def test_make_lists_its_targets_and_demo_launches_the_recipe():
     for target in ("demo", "test", "lint", "clean"):
         assert f"make {target} " in told
     demo = make("--dry-run", "demo", "DEMO_ARGS=--seed=7")
-    assert (
-        "accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune_robocasa.py --seed=7"
-        in demo
-    )
+    assert "accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune_robocasa.py --seed=7" in demo
     assert "pytest" in make("--dry-run", "test", "TIER=unit")
 
 
@@ -114,12 +108,7 @@ def test_all_four_launch_configurations_are_valid_for_accelerate():
     from accelerate.commands.config.config_args import load_config_from_file
 
     kinds = {path.stem: load_config_from_file(str(path)).distributed_type.value for path in CONFIGS}
-    assert kinds == {
-        "cpu": "MULTI_GPU",
-        "single_gpu": "NO",
-        "multi_gpu": "MULTI_GPU",
-        "deepspeed_zero2": "DEEPSPEED",
-    }
+    assert kinds == {"cpu": "MULTI_GPU", "single_gpu": "NO", "multi_gpu": "MULTI_GPU", "deepspeed_zero2": "DEEPSPEED"}
 
 
 LAUNCHED = """
@@ -170,13 +159,9 @@ def test_cpu_configuration_starts_two_processes_that_add_up(tmp_path):
 def test_an_error_of_all_processes_is_told_once_and_repeated_by_the_launcher(tmp_path):
     done = launched(tmp_path, "cpu.yaml", "--fail")
     assert done.returncode != 0
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == [
-        "error: no such task 'Lfit'"
-    ]
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == ["error: no such task 'Lfit'"]
     assert "error: no such task 'Lfit'" in done.stderr.rpartition("Root Cause")[2]
-    assert "recipe.py" not in "".join(
-        line for line in done.stderr.splitlines() if line.lstrip().startswith("File ")
-    )
+    assert "recipe.py" not in "".join(line for line in done.stderr.splitlines() if line.lstrip().startswith("File "))
 
 
 ORPHANED = """

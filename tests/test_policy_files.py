@@ -57,9 +57,7 @@ def test_rule_12_a_save_that_fails_leaves_the_old_policy(policy, folder, monkeyp
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
-@pytest.mark.parametrize(
-    "name", ["model.safetensors", "config.json", "contract.json", "backbone/config.json"]
-)
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json", "contract.json", "backbone/config.json"])
 @pytest.mark.parametrize("fault", ["missing", "cut off"])
 def test_missing_and_cut_off_files_are_named(folder, name, fault):
     path = folder / name

@@ -28,8 +28,7 @@ def test_what_is_played_meanwhile_is_kept_and_the_rest_is_a_candidates(count, le
     assert torch.equal(kept[:, :, :real], last[:, None, :real].expand(-1, kept.shape[1], -1, -1))
     for row in range(2):
         places = [
-            [torch.equal(mine[real:], theirs[real:]) for theirs in candidates[row]].index(True)
-            for mine in kept[row]
+            [torch.equal(mine[real:], theirs[real:]) for theirs in candidates[row]].index(True) for mine in kept[row]
         ]
         assert places == sorted(set(places)) or real == H
         # Another decision in the batch changes nothing.

@@ -63,11 +63,7 @@ def test_there_is_one_default_for_one_thing():
     assert found.critic == CriticConfig() and found.features == FeatureConfig()
     assert (found.critic.head, found.critic.hidden_dim, found.critic.num_layers) == ("scalar", 256, 3)
     assert found.critic.future_weight == 1.0 and found.image_encoder.dim == 64
-    assert (found.training.steps, found.training.batch_size, found.training.learning_rate) == (
-        2500,
-        256,
-        1e-3,
-    )
+    assert (found.training.steps, found.training.batch_size, found.training.learning_rate) == (2500, 256, 1e-3)
 
 
 def test_a_preset_is_a_new_copy():
@@ -127,9 +123,4 @@ def test_the_published_networks_have_the_published_layers():
     # [f(64); state(64); chunk(16·32 = 512)] = 640 → 4 x 512 → 101, of two networks and their target copies.
     inputs = critic.q.observation.weight.shape[1] + critic.q.chunk.weight.shape[1]
     assert (inputs, len(critic.q.norms), critic.q.output.weight.shape) == (640, 4, (2, 512, 101))
-    assert {name.partition(".")[0] for name, _ in critic.named_parameters()} == {
-        "encoder",
-        "v",
-        "q",
-        "target_q",
-    }
+    assert {name.partition(".")[0] for name, _ in critic.named_parameters()} == {"encoder", "v", "q", "target_q"}

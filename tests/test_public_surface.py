@@ -30,9 +30,7 @@ def unexplained(name: str, thing: object) -> list[str]:
         tensors = any(map(takes_tensors, hints.values()))
         return [f"{name} states no shape"] if tensors and not SHAPE.search(thing.__doc__) else []
     wrong = []
-    if dataclasses.is_dataclass(thing) and any(
-        takes_tensors(field.type) for field in dataclasses.fields(thing)
-    ):
+    if dataclasses.is_dataclass(thing) and any(takes_tensors(field.type) for field in dataclasses.fields(thing)):
         wrong += [] if SHAPE.search(thing.__doc__) else [f"{name} states no shape of its fields"]
     for key, member in vars(thing).items():
         function = getattr(member, "__func__", member)
@@ -98,10 +96,7 @@ def identifiers(source: str) -> set[str]:
     found = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            found |= {
-                node.name,
-                *(a.arg for a in [*node.args.args, *node.args.kwonlyargs, *node.args.posonlyargs]),
-            }
+            found |= {node.name, *(a.arg for a in [*node.args.args, *node.args.kwonlyargs, *node.args.posonlyargs])}
         elif isinstance(node, ast.ClassDef):
             found.add(node.name)
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):

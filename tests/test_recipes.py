@@ -59,17 +59,9 @@ CONFIGS = {
         (finetune_policy, ["--method=awr"], "('bc', 'filtered_bc', 'advantage_weighted')"),
         (finetune_policy, ["--training.steps=0"], "must be at least 1"),
         (train_critic, ["--critic.expectile=1.5"], "critic.expectile=1.5 must be"),
-        (
-            train_critic,
-            ["--critic.backup_horizon=32"],
-            "critic.backup_horizon=32: options of recorded episodes",
-        ),
+        (train_critic, ["--critic.backup_horizon=32"], "critic.backup_horizon=32: options of recorded episodes"),
         (train_critic, ["--rollouts=", "--demonstrations="], "the critic needs"),
-        (
-            train_critic,
-            ["--reward.kind=column", "--reward.minimum=0", "--reward.maximum=1"],
-            "set --critic.reward_min",
-        ),
+        (train_critic, ["--reward.kind=column", "--reward.minimum=0", "--reward.maximum=1"], "set --critic.reward_min"),
         (evaluate, ["--evaluation.num_candidates=1"], "num_candidates at least 2"),
         (finetune_robocasa, ["--critic.backup_horizon=32"], "options of recorded episodes"),
         (finetune_robocasa, ["--policy.tune=half"], "choose one of frozen, lora, full"),
@@ -150,9 +142,7 @@ def test_a_scorer_of_ones_own_and_more_policies_are_methods_by_their_names():
     policy, other = small_policy(), small_policy(seed=1)
     made, mine = (Smooth(policy.contract, policy.horizon) for _ in range(2))
     plan = evaluate.EvaluationConfig(num_candidates=4, candidate_counts=[1, 4])
-    methods = evaluate.methods_of(
-        plan, policy, made, {"tuned": (other, made), "plain": (other,)}, {"mine": mine}
-    )
+    methods = evaluate.methods_of(plan, policy, made, {"tuned": (other, made), "plain": (other,)}, {"mine": mine})
     assert set(methods) == {
         "policy", "random_candidate", "zero_noise", "worst_of_n", "best_of_n", "best_of_1",
         "tuned", "tuned + best_of_n", "plain", "mine",

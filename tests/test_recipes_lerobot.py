@@ -37,9 +37,7 @@ def run(tmp_path_factory) -> Path:
     run = tmp_path_factory.mktemp("run")
     rng = np.random.default_rng(0)
     for name, source in (("demonstrations", "demonstration"), ("rollouts", "rollout")):
-        episodes = [
-            example_episode(rng, 18 + i, source == "demonstration" or i > 1, source=source) for i in range(4)
-        ]
+        episodes = [example_episode(rng, 18 + i, source == "demonstration" or i > 1, source=source) for i in range(4)]
         write_dataset(run / name / "dataset", episodes, CONTRACT, f"local/{name}")
         write_json(run / name / "stage.json", {"fingerprint": name, "settings": {}})
     diffusion(CONTRACT, resize_shape=(SIZE, SIZE)).save(run / "checkpoint", standalone=False)
@@ -73,11 +71,7 @@ def test_from_lerobots_checkpoint_to_a_verified_reranker(run):
     assert changed and not any(".rgb_encoder.backbone." in name for name in changed)
 
     critic = ("--policy={run}/policy", "--output={run}/critic", "--critic.horizon=16", "--features.dim=4")
-    encoder = (
-        "--image_encoder.dim=4",
-        "--image_encoder_training.steps=2",
-        "--image_encoder_training.batch_size=4",
-    )
+    encoder = ("--image_encoder.dim=4", "--image_encoder_training.steps=2", "--image_encoder_training.batch_size=4")
     called(train_critic, train_critic.TrainCriticConfig, run, *stages, *small, *critic, *encoder)
     export_run(ExportConfig(run=str(run), output=str(run / "reranker"), candidates=3, policy="filtered_bc"))
     assert "decided as before" in verify(run / "reranker")
@@ -95,9 +89,7 @@ def test_from_lerobots_checkpoint_to_a_verified_reranker(run):
 def test_a_lerobot_data_set_takes_the_place_of_demonstrations(run, tmp_path):
     """The README's command for RoboCasa, which has no expert, had no way to give any (defect)."""
     source, stage = run / "demonstrations" / "dataset", tmp_path / "demonstrations"
-    called(
-        collect_demos, collect_demos.CollectDemosConfig, run, f"--demos.dataset={source}", f"--output={stage}"
-    )
+    called(collect_demos, collect_demos.CollectDemosConfig, run, f"--demos.dataset={source}", f"--output={stage}")
     episodes, contract, _ = collected(stage)
     expected = [episode for episode in read_dataset(source)[0] if episode.terminated]
     assert len(episodes) == len(expected) > 0 and all(e.source == "demonstration" for e in episodes)
@@ -127,19 +119,13 @@ def test_rule_07_a_contract_in_another_order_than_the_files_is_refused(run, tmp_
     root = write_v2(tmp_path / "dataset")
     declare_dataset(root, v2_contract(statistics=None))
     elsewhere = (f"--dataset={root}", f"--output={tmp_path / 'policy'}")
-    with pytest.raises(
-        ContractMismatch, match=r"columns of the state in another order .*arm\.0, .*gripper\.1"
-    ):
+    with pytest.raises(ContractMismatch, match=r"columns of the state in another order .*arm\.0, .*gripper\.1"):
         called(adopt_policy, adopt_policy.AdoptPolicyConfig, run, *ADOPT, *elsewhere)
     whole = v2_contract(statistics=None)
-    ordered = v2_contract(
-        state=(*whole.state[2:], *whole.state[:2]), action=(*whole.action[1:], whole.action[0])
-    )
+    ordered = v2_contract(state=(*whole.state[2:], *whole.state[:2]), action=(*whole.action[1:], whole.action[0]))
     (root / "meta" / "deas_vla.json").unlink()
     declare_dataset(root, ordered)
-    with pytest.raises(
-        ContractMismatch, match="the diffusion policy and the contract"
-    ):  # it is of another robot
+    with pytest.raises(ContractMismatch, match="the diffusion policy and the contract"):  # it is of another robot
         called(adopt_policy, adopt_policy.AdoptPolicyConfig, run, *ADOPT, *elsewhere)
 
 
@@ -149,15 +135,11 @@ def test_rule_07_the_names_that_a_policy_was_trained_on_are_compared(run, tmp_pa
 
     def check(trained) -> None:
         config = SimpleNamespace(action_feature_names=trained)
-        adopt_policy.require_same_names(
-            SimpleNamespace(policy=SimpleNamespace(config=config)), LerobotFolder(root)
-        )
+        adopt_policy.require_same_names(SimpleNamespace(policy=SimpleNamespace(config=config)), LerobotFolder(root))
 
     check(names)
     check(None)
     with pytest.raises(ContractMismatch, match=f"the policy was trained on {names[1]}, {names[0]}"):
         check(names[::-1])
-    edit_json(
-        root / "meta" / "info.json", lambda info: info["features"]["action"].update(names={"motors": names})
-    )
+    edit_json(root / "meta" / "info.json", lambda info: info["features"]["action"].update(names={"motors": names}))
     check(["motors"])

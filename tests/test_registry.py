@@ -13,15 +13,10 @@ pytestmark = pytest.mark.unit
 def registry(tmp_path, monkeypatch):
     """A registry in a package of its own, with one builtin entry."""
     (tmp_path / "toy_package.py").write_text(
-        "from deas_vla.registry import Registry\n"
-        "TOYS = Registry('toy', 'toy_package.toys', {'ball': 'toy_ball'})\n"
+        "from deas_vla.registry import Registry\nTOYS = Registry('toy', 'toy_package.toys', {'ball': 'toy_ball'})\n"
     )
-    (tmp_path / "toy_ball.py").write_text(
-        "from toy_package import TOYS\n@TOYS.register('ball')\nclass Ball: pass\n"
-    )
-    (tmp_path / "toy_outside.py").write_text(
-        "from toy_package import TOYS\n@TOYS.register('kite')\nclass Kite: pass\n"
-    )
+    (tmp_path / "toy_ball.py").write_text("from toy_package import TOYS\n@TOYS.register('ball')\nclass Ball: pass\n")
+    (tmp_path / "toy_outside.py").write_text("from toy_package import TOYS\n@TOYS.register('kite')\nclass Kite: pass\n")
     monkeypatch.syspath_prepend(tmp_path)
     import toy_package
 

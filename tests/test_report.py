@@ -43,9 +43,7 @@ class Page(HTMLParser):
     def handle_starttag(self, tag, attrs):
         if tag not in VOID:
             self.open.append(tag)
-        self.references += [
-            value for name, value in attrs if name in ("src", "href", "srcset", "poster", "data")
-        ]
+        self.references += [value for name, value in attrs if name in ("src", "href", "srcset", "poster", "data")]
         assert tag not in ("script", "link", "iframe", "object", "embed")
 
     def handle_endtag(self, tag):
@@ -106,9 +104,7 @@ def test_page_is_whole_and_refers_to_nothing_outside(tmp_path):
     write_report(tmp_path, data)
     summary, page, text = read(tmp_path)
     assert page.references and all(reference.startswith("data:") for reference in page.references)
-    assert (
-        "url(" not in text and "@import" not in text and "http" not in re.sub(r'src="data:[^"]*"', "", text)
-    )
+    assert "url(" not in text and "@import" not in text and "http" not in re.sub(r'src="data:[^"]*"', "", text)
     assert {"h1", "img", "video", "table"} <= set(re.findall(r"<(\w+)", text))
     shown = " ".join(page.text)
     for name in ("Best of 8", "Worst of 8", "Oracle of 8", "Filtered BC", "3f1c3f1c", data.command):
@@ -162,17 +158,12 @@ def test_rule_10_evaluation_scenes_must_not_be_training_scenes():
         summarize(methods(won, won, collection_scenes=np.array([3, 77])))
     assert "unseen" in summarize(methods(won, won, collection_scenes=np.array([77])))["headline"]["detail"]
     unknown = summarize(methods(won, won))
-    assert "unseen" not in unknown["headline"]["detail"] and any(
-        "not checked" in c for c in unknown["caveats"]
-    )
+    assert "unseen" not in unknown["headline"]["detail"] and any("not checked" in c for c in unknown["caveats"])
 
 
 def test_rule_10_methods_on_fewer_scenes_are_compared_on_those_they_share():
     rng = np.random.default_rng(0)
-    policy, oracle = (
-        Outcomes(np.arange(50), rng.random((50, 3)) < 0.4),
-        Outcomes([7, 3, 99], np.ones((3, 1), bool)),
-    )
+    policy, oracle = (Outcomes(np.arange(50), rng.random((50, 3)) < 0.4), Outcomes([7, 3, 99], np.ones((3, 1), bool)))
     data = ReportData("t", "t", "c", {"policy": policy, "oracle": oracle}, primary=("oracle", "policy"))
     got = summarize(data)["paired"]["oracle - policy"]
     assert (got["scenes"], got["pairs"]) == (2, 2)
@@ -237,18 +228,12 @@ DEGENERATE = {
     "all succeed": lambda: methods(np.ones((5, 2), bool), np.ones((5, 2), bool)),
     "none succeeds": lambda: methods(np.zeros((5, 2), bool), np.zeros((5, 2), bool)),
     "one N": lambda: methods(ONE, ONE, success_by_n={1: Outcomes([0], ~ONE)}),
-    "one point traces": lambda: methods(
-        ONE, ONE, value_traces=[ValueTrace(np.array([0]), np.array([-3.0]), True)]
-    ),
-    "failures only": lambda: methods(
-        ONE, ONE, value_traces=[ValueTrace(np.arange(3), np.ones(3), False)] * 4
-    ),
+    "one point traces": lambda: methods(ONE, ONE, value_traces=[ValueTrace(np.array([0]), np.array([-3.0]), True)]),
+    "failures only": lambda: methods(ONE, ONE, value_traces=[ValueTrace(np.arange(3), np.ones(3), False)] * 4),
     "one calibration point": lambda: methods(
         ONE, ONE, calibration=Calibration(np.array([-3.0]), np.array([-2.0]), np.array(["success"]))
     ),
-    "no calibration point": lambda: methods(
-        ONE, ONE, calibration=Calibration(np.zeros(0), np.zeros(0), np.zeros(0))
-    ),
+    "no calibration point": lambda: methods(ONE, ONE, calibration=Calibration(np.zeros(0), np.zeros(0), np.zeros(0))),
     "constant Q": lambda: methods(
         ONE, ONE, calibration=Calibration(np.full(5, -3.0), np.full(5, -3.0), np.full(5, "<b>&odd"))
     ),
@@ -259,9 +244,7 @@ DEGENERATE = {
         ONE, ONE, oracle_decisions=OracleDecisions(np.zeros((0, 4)), np.zeros((0, 4)), np.zeros(0), "x")
     ),
     "diverged curve": lambda: methods(
-        ONE,
-        ONE,
-        curves={"critic/loss": Curve(np.arange(3), np.array([1.0, np.inf, np.nan])), "x": Curve([], [])},
+        ONE, ONE, curves={"critic/loss": Curve(np.arange(3), np.array([1.0, np.inf, np.nan])), "x": Curve([], [])}
     ),
     "single update": lambda: methods(ONE, ONE, curves={"policy/loss": Curve(np.array([0]), np.array([2.0]))}),
     "instant stage": lambda: methods(ONE, ONE, seconds={"report": 0.0}),
@@ -310,20 +293,12 @@ def test_video_shows_value_and_success_only_once_they_are_there():
     frames = [np.full((64, 97, 3), 128, np.uint8)] * 12
     said = [Decision(step, 0, value) for step, value in ((0, -50.0), (4, -10.0), (8, 0.0))]
     said[1].scores = [-9.0, -20.0]
-    with_value, without, scale = (
-        Panel("a", frames, said, 8),
-        Panel("a", frames, said[:1]),
-        Panel("s", frames, said),
-    )
+    with_value, without, scale = (Panel("a", frames, said, 8), Panel("a", frames, said[:1]), Panel("s", frames, said))
     shown = [picture[:, :97] for picture in compose([with_value, scale], 20)]
     plain = [picture[:, :97] for picture in compose([without, scale], 20)]
-    assert all(
-        picture.shape[1] % 2 == 0 and picture.shape[0] % 2 == 0 for picture in compose([with_value], 20)
-    )
+    assert all(picture.shape[1] % 2 == 0 and picture.shape[0] % 2 == 0 for picture in compose([with_value], 20))
     strip, picture = slice(60, 162), slice(162, None)
-    assert np.array_equal(shown[3][strip], plain[3][strip]) and not np.array_equal(
-        shown[4][strip], plain[4][strip]
-    )
+    assert np.array_equal(shown[3][strip], plain[3][strip]) and not np.array_equal(shown[4][strip], plain[4][strip])
     assert np.array_equal(shown[7][picture], plain[7][picture]) and not np.array_equal(
         shown[8][picture], plain[8][picture]
     )

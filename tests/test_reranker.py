@@ -54,12 +54,7 @@ def parts():
 def exported(parts, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "reranker"
     Export(
-        policy=parts[0],
-        scorer=parts[1],
-        observation=observations(4),
-        num_candidates=5,
-        selection=RULE,
-        execute_steps=3,
+        policy=parts[0], scorer=parts[1], observation=observations(4), num_candidates=5, selection=RULE, execute_steps=3
     ).write(folder)
     return folder
 
@@ -96,12 +91,7 @@ def test_a_fresh_export_is_verified_and_may_move(folder):
 def test_two_exports_of_the_same_parts_are_equal(parts, exported, tmp_path):
     again = tmp_path / "again"
     Export(
-        policy=parts[0],
-        scorer=parts[1],
-        observation=observations(4),
-        num_candidates=5,
-        selection=RULE,
-        execute_steps=3,
+        policy=parts[0], scorer=parts[1], observation=observations(4), num_candidates=5, selection=RULE, execute_steps=3
     ).write(again)
     for path in ("policy", "critic", "config.json", "policy_preprocessor.json", "policy_postprocessor.json"):
         assert sha256_of(again / path) == sha256_of(exported / path), path
@@ -150,11 +140,7 @@ def test_the_manifest_says_what_it_is_made_of(parts, exported):
     }
     assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
     config = json.loads((exported / "config.json").read_text())
-    assert config["type"] == "deas" and config["input_features"]["observation.images.left"]["shape"] == [
-        3,
-        16,
-        16,
-    ]
+    assert config["type"] == "deas" and config["input_features"]["observation.images.left"]["shape"] == [3, 16, 16]
     card = (exported / "README.md").read_text()
     assert all(column.name in card for column in (*policy.contract.state, *policy.contract.action))
 
@@ -164,20 +150,13 @@ def test_rule_08_no_action_is_played_that_was_never_scored(parts, tmp_path):
     policy, scorer = parts[0], small_scorer(parts[0], horizon=3)
     given = {"policy": policy, "scorer": scorer, "observation": observations(2)}
     assert Export(**given).write(tmp_path / "reranker").execute_steps == 3
-    with pytest.raises(
-        UserError, match=r"4 actions .* the critic scores the first 3: play 3 \(--execute_steps=3"
-    ):
+    with pytest.raises(UserError, match=r"4 actions .* the critic scores the first 3: play 3 \(--execute_steps=3"):
         Export(**given, execute_steps=4)
     Export(**given, execute_steps=4, selection=SelectionConfig(rule="first"))  # no score is looked at
 
 
 def test_rule_11_no_pickle(exported):
-    assert {path.suffix for path in exported.rglob("*") if path.is_file()} == {
-        ".json",
-        ".safetensors",
-        ".md",
-        "",
-    }
+    assert {path.suffix for path in exported.rglob("*") if path.is_file()} == {".json", ".safetensors", ".md", ""}
 
 
 # ---- changed files ---------------------------------------------------------------------------------------------
@@ -221,17 +200,13 @@ def test_every_byte_of_the_sums_counts(tmp_path):
 
 @pytest.mark.skipif(shutil.which("sha256sum") is None, reason="coreutils are not here")
 def test_the_sums_are_those_of_sha256sum(exported):
-    subprocess.run(
-        ["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=exported, check=True, capture_output=True
-    )
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=exported, check=True, capture_output=True)
 
 
 def test_missing_and_extra_files_are_named(folder):
     (folder / "policy" / "model.safetensors").unlink()
     (folder / "critic" / "notes.txt").write_text("a")
-    with pytest.raises(
-        UserError, match=r"critic/notes.txt is not listed; policy/model.safetensors is missing"
-    ):
+    with pytest.raises(UserError, match=r"critic/notes.txt is not listed; policy/model.safetensors is missing"):
         verify(folder)
     shutil.rmtree(folder)
     with pytest.raises(UserError, match="SHA256SUMS"):
@@ -428,10 +403,7 @@ def test_code_that_scores_otherwise_is_found(folder, monkeypatch):
     ("change", "told"),
     [
         (lambda o: o.images.pop("wrist"), "lacks the camera wrist; it has left"),
-        (
-            lambda o: o.images.update(left=o.images["left"].repeat_interleave(3, 1)),
-            rf"\(2, {3 * SIZE}, {SIZE}, 3\)",
-        ),
+        (lambda o: o.images.update(left=o.images["left"].repeat_interleave(3, 1)), rf"\(2, {3 * SIZE}, {SIZE}, 3\)"),
         (lambda o: o.images.update(left=o.images["left"].float()), "torch.float32"),
         (lambda o: setattr(o, "state", o.state[:, :2]), r"the state is \(2, 2\)"),
     ],

@@ -132,9 +132,7 @@ def test_what_lerobots_own_command_trains_is_exported(kind, tmp_path):
     torch.set_float32_matmul_precision(precise)
     scorer = small_scorer(policy, frames=observations(12, seed=5))
     exported = tmp_path / "reranker"
-    Export(policy=policy, scorer=scorer, observation=observations(3), num_candidates=4, selection=RULE).write(
-        exported
-    )
+    Export(policy=policy, scorer=scorer, observation=observations(3), num_candidates=4, selection=RULE).write(exported)
     shutil.rmtree(tmp_path / "sources")
     verify(exported)
     its = Reranker.load(exported)
@@ -195,9 +193,7 @@ def other_tokenizer(folder):
 
 
 def other_resizing(folder):
-    rewrite_json(
-        folder / "policy" / "config.json", lambda config: config.update(resize_imgs_with_padding=[32, 32])
-    )
+    rewrite_json(folder / "policy" / "config.json", lambda config: config.update(resize_imgs_with_padding=[32, 32]))
 
 
 def other_architecture(folder):
@@ -216,8 +212,7 @@ def renaming(folder):
 
 def other_key(folder):
     rewrite_json(
-        folder / "manifest.json",
-        lambda manifest: manifest["policy"]["image_keys"].update(left="observation.image"),
+        folder / "manifest.json", lambda manifest: manifest["policy"]["image_keys"].update(left="observation.image")
     )
 
 
@@ -298,9 +293,7 @@ def test_a_policy_that_computes_in_bfloat16_is_replayed_as_one(tmp_path):
         selection=RULE,
         execute_steps=8,
     ).write(tmp_path / "reranker")
-    rewrite_tensors(
-        tmp_path / "reranker" / "golden.safetensors", lambda tensors: tensors["features"].add_(0.01)
-    )
+    rewrite_tensors(tmp_path / "reranker" / "golden.safetensors", lambda tensors: tensors["features"].add_(0.01))
     reseal(tmp_path / "reranker")
     assert "3 golden inputs decided as before" in verify(tmp_path / "reranker")
 

@@ -27,9 +27,7 @@ def checkpoint(tmp_path):
 
 def policy_of(folder, tune: str = "lora") -> SmallVLAPolicy:
     torch.manual_seed(0)
-    return SmallVLAPolicy(
-        small_config(backbone=str(folder), tune=tune, lora_rank=2), example_contract()
-    ).eval()
+    return SmallVLAPolicy(small_config(backbone=str(folder), tune=tune, lora_rank=2), example_contract()).eval()
 
 
 def sampled(policy: SmallVLAPolicy) -> torch.Tensor:
@@ -74,9 +72,7 @@ def test_a_frozen_backbone_is_exported_with_the_policy(checkpoint, tmp_path):
     home = checkpoint("llava")
     policy = shake(policy_of(home, "frozen"))
     expected = sampled(policy)
-    Export(policy=policy, scorer=small_scorer(policy), observation=observations(2)).write(
-        tmp_path / "reranker"
-    )
+    Export(policy=policy, scorer=small_scorer(policy), observation=observations(2)).write(tmp_path / "reranker")
     shutil.rmtree(home)
     verify(tmp_path / "reranker")
     loaded = Reranker.load(tmp_path / "reranker")
@@ -107,9 +103,7 @@ def test_adapters_of_the_action_head_are_merged_too(tmp_path):
 def test_adapters_that_were_never_trained_are_refused(checkpoint, tmp_path):
     policy = policy_of(checkpoint("llava"))
     with pytest.raises(UserError, match=r"LoRA adapters of \d+ layers change nothing"):
-        Export(policy=policy, scorer=small_scorer(policy), observation=observations(2)).write(
-            tmp_path / "reranker"
-        )
+        Export(policy=policy, scorer=small_scorer(policy), observation=observations(2)).write(tmp_path / "reranker")
     assert not (tmp_path / "reranker").exists()
 
 
@@ -124,12 +118,8 @@ def test_a_merge_that_is_lost_on_the_way_is_found(checkpoint, tmp_path, monkeypa
         return merged
 
     monkeypatch.setattr("deas_vla.policies.small_vla.modeling.merge_adapters", drop)
-    with pytest.raises(
-        UserError, match=r"the written policy does not decide as the given one does.*features"
-    ):
-        Export(policy=policy, scorer=small_scorer(policy), observation=observations(2)).write(
-            tmp_path / "reranker"
-        )
+    with pytest.raises(UserError, match=r"the written policy does not decide as the given one does.*features"):
+        Export(policy=policy, scorer=small_scorer(policy), observation=observations(2)).write(tmp_path / "reranker")
     assert not (tmp_path / "reranker").exists()
 
 

@@ -29,9 +29,7 @@ def finished(stage: Path, settings: dict | None = None) -> Path:
 
 def episodes(source: str) -> list:
     rng = np.random.default_rng(len(source))
-    return [
-        example_episode(rng, 10 + i, i % 2 == 0 or source == "demonstration", source=source) for i in range(6)
-    ]
+    return [example_episode(rng, 10 + i, i % 2 == 0 or source == "demonstration", source=source) for i in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -59,10 +57,7 @@ def run(tmp_path_factory) -> Path:
 
 def test_export_verify_inspect(run, tmp_path, capsys):
     output = tmp_path / "reranker"
-    assert (
-        cli.main(["export", f"--run={run}", f"--output={output}", "--candidates=6", "--selection.rule=best"])
-        == 0
-    )
+    assert cli.main(["export", f"--run={run}", f"--output={output}", "--candidates=6", "--selection.rule=best"]) == 0
     assert f"deas-vla verify {output}" in capsys.readouterr().out
     assert cli.main(["verify", str(output)]) == 0
     assert "8 golden inputs decided as before" in capsys.readouterr().out
@@ -79,13 +74,7 @@ def test_export_verify_inspect(run, tmp_path, capsys):
     assert str(run) not in json.dumps(manifest)
     assert cli.main(["inspect", str(output)]) == 0
     told = capsys.readouterr().out
-    for words in (
-        "best of 6, noise_scale 0.5; 3 actions",
-        "toy, 20 Hz",
-        "position.x [m]",
-        "γ₁ = 0.9",
-        "left 16x16",
-    ):
+    for words in ("best of 6, noise_scale 0.5; 3 actions", "toy, 20 Hz", "position.x [m]", "γ₁ = 0.9", "left 16x16"):
         assert words in told, words
     assert "| policy | 40 % [36, 46] | 400 |" in (output / "README.md").read_text()
 
@@ -93,10 +82,7 @@ def test_export_verify_inspect(run, tmp_path, capsys):
     stored = [e for source in ("demonstration", "rollout") for e in episodes(source)]
     for image, state in zip(golden.observation.images["left"], golden.observation.state, strict=True):
         places = [
-            (e, row)
-            for e in stored
-            for row, frame in enumerate(e.images["left"])
-            if (frame == image.numpy()).all()
+            (e, row) for e in stored for row, frame in enumerate(e.images["left"]) if (frame == image.numpy()).all()
         ]
         ((episode, row),) = places
         assert np.array_equal(episode.states[episode.frame_steps[row]], state.numpy())
@@ -178,15 +164,7 @@ def test_help_explains_every_setting(capsys):
         cli.main(["export", "--help"])
     assert ended.value.code == 0
     told = capsys.readouterr().out
-    for name in (
-        "run",
-        "output",
-        "policy",
-        "candidates",
-        "selection.rule",
-        "selection.bandwidth",
-        "execute_steps",
-    ):
+    for name in ("run", "output", "policy", "candidates", "selection.rule", "selection.bandwidth", "execute_steps"):
         assert f"--{name} " in told
 
 

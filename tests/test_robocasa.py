@@ -28,9 +28,7 @@ class Kitchen:
 
     def __init__(self, size):
         self.size, self.drawn, self.drawing = size, 0, dict.fromkeys(ROBOCASA_CAMERAS, True)
-        self.sim = SimpleNamespace(
-            render=lambda height, width, camera_name: np.zeros((height, width, 3), np.uint8)
-        )
+        self.sim = SimpleNamespace(render=lambda height, width, camera_name: np.zeros((height, width, 3), np.uint8))
         self.seed, self.moved, self.time = 0, np.zeros(3), 0
 
     def modify_observable(self, observable_name, attribute, modifier):
@@ -58,9 +56,7 @@ class Kitchen:
 class RoboCasaGymEnv:
     """Same constructor, dictionaries, shapes and types as RoboCasa's."""
 
-    def __init__(
-        self, env_name=None, camera_widths=None, camera_heights=None, enable_render=True, split="test"
-    ):
+    def __init__(self, env_name=None, camera_widths=None, camera_heights=None, enable_render=True, split="test"):
         assert split in ("pretrain", "target", "all")
         assert camera_widths == camera_heights
         self.env, self.enable_render, self.actions = Kitchen(camera_widths), enable_render, []
@@ -129,9 +125,7 @@ def test_a_chunk_reaches_the_wrapper_by_name_and_success_ends_it(robocasa):
     assert first["instruction"] == "close the drawer"
     assert first["state"].dtype == np.float32
     assert np.allclose(first["state"][:3], [7.0, 7.1, 7.2])
-    played = env.play(
-        commands(16, end_effector_position=[0.2, 0, 0], gripper_close=0.7, base_motion=[1, 2, 3, 4])
-    )
+    played = env.play(commands(16, end_effector_position=[0.2, 0, 0], gripper_close=0.7, base_motion=[1, 2, 3, 4]))
     action = env._gym.actions[0]
     assert action["action.end_effector_position"].tolist() == pytest.approx([0.2, 0, 0])
     assert action["action.gripper_close"].tolist() == [1.0]

@@ -128,9 +128,7 @@ def test_an_arm_goes_back_to_its_start_slowly_and_says_so(monkeypatch, capsys):
 
 def test_late_ticks_are_counted_and_never_made_up_for(monkeypatch):
     now = [100.0]
-    clock = SimpleNamespace(
-        perf_counter=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds)
-    )
+    clock = SimpleNamespace(perf_counter=lambda: now[0], sleep=lambda seconds: now.__setitem__(0, now[0] + seconds))
     monkeypatch.setattr("robots.timing.time", clock)
     timing = Timing(10.0)
     timing.start()
@@ -169,9 +167,7 @@ def test_keys_come_one_by_one_and_the_terminal_is_left_as_it_was(terminal):
     assert keys.pressed(0.05) is None, "without Enter a terminal gives nothing again"
 
 
-@pytest.mark.parametrize(
-    ("key", "verdict"), [("s", "success"), ("f", "failure"), ("r", "again"), ("q", "quit")]
-)
+@pytest.mark.parametrize(("key", "verdict"), [("s", "success"), ("f", "failure"), ("r", "again"), ("q", "quit")])
 def test_a_key_ends_an_episode_or_answers_after_it(terminal, key, verdict):
     with Judge("auto", SimpleNamespace(name="arm", succeeded=None)) as judge:
         assert judge.now() is None
@@ -229,9 +225,7 @@ class Scripted:
         return np.full(3, len(self.sent), np.float32)
 
     def images(self):
-        return {
-            c.name: np.full((c.height, c.width, 3), len(self.sent), np.uint8) for c in self.contract.cameras
-        }
+        return {c.name: np.full((c.height, c.width, 3), len(self.sent), np.uint8) for c in self.contract.cameras}
 
     def frame(self, instruction):
         return {"images": self.images(), "state": self.state(), "instruction": instruction}
@@ -270,13 +264,7 @@ def test_what_is_played_is_a_valid_episode(monkeypatch, verdicts, at_the_end, ve
     success = verdict == "success"
     assert result.verdict == verdict == result.facts["outcome"]
     assert (episode.group, episode.scene, episode.instruction) == (verdict, 7, "lift")
-    assert episode.frame_steps.tolist() == [
-        0,
-        2,
-        3,
-        4,
-        5,
-    ]  # where it is decided, every third step, and the end
+    assert episode.frame_steps.tolist() == [0, 2, 3, 4, 5]  # where it is decided, every third step, and the end
     assert episode.images["left"][:, 0, 0, 0].tolist() == [0, 2, 3, 4, 5]
     assert episode.actions[:, 0].tolist() == [1, 2, 3, 4, 5]
     assert episode.states[:, 0].tolist() == [0, 1, 2, 3, 4, 5]
@@ -310,25 +298,16 @@ def test_rule_07_order_is_the_policys_and_limits_are_the_narrower():
         ({"rate_hz": 30.0}, "rate: 20 Hz against 30 Hz"),
         ({"state": ARM.state[:2]}, "state position.z: the robot has none"),
         ({"state": (*ARM.state, Column("force", "N"))}, "state force: the policy knows none"),
-        (
-            {"state": (*ARM.state[:2], replace(ARM.state[2], unit="mm"))},
-            "state position.z: m against mm",
-        ),
+        ({"state": (*ARM.state[:2], replace(ARM.state[2], unit="mm"))}, "state position.z: m against mm"),
         ({"action": PLACES[1:]}, "action shoulder.pos: the robot has none"),
-        (
-            {"action": (replace(PLACES[0], unit="rad"), *PLACES[1:])},
-            "action shoulder.pos: deg against rad",
-        ),
+        ({"action": (replace(PLACES[0], unit="rad"), *PLACES[1:])}, "action shoulder.pos: deg against rad"),
         ({"action": (*PLACES, Column("wrist.pos", "deg"))}, "action wrist.pos: the policy knows none"),
         (
             {"action": (replace(PLACES[0], low=100.0, high=120.0), *PLACES[1:])},
             "action shoulder.pos: no position is within the limits of both",
         ),
         ({"cameras": ARM.cameras[:1]}, "cameras wrist: the robot has none"),
-        (
-            {"cameras": (ARM.cameras[0], Camera("wrist", 480, 640))},
-            "cameras wrist: 16 × 16 against 480 × 640",
-        ),
+        ({"cameras": (ARM.cameras[0], Camera("wrist", 480, 640))}, "cameras wrist: 16 × 16 against 480 × 640"),
     ],
 )
 def test_rule_07_every_difference_is_shown(change, words):
@@ -339,17 +318,13 @@ def test_rule_07_every_difference_is_shown(change, words):
 
 def test_units_that_nobody_stated_come_with_the_command_that_states_them():
     policy = replace(ARM, action=(replace(PLACES[0], unit="unknown"), *PLACES[1:]))
-    with pytest.raises(
-        ContractMismatch, match=r"unknown against deg; units: deas-vla declare DATASET --units="
-    ):
+    with pytest.raises(ContractMismatch, match=r"unknown against deg; units: deas-vla declare DATASET --units="):
         agreed(policy, ARM)
 
 
 def test_a_camera_that_is_slower_than_the_robot_is_named():
     cameras = {"front": SimpleNamespace(fps=15), "wrist": SimpleNamespace(fps=30)}
-    assert slow_cameras(SimpleNamespace(cameras=cameras), 30.0) == [
-        "camera front: 15 frames a second against 30 Hz"
-    ]
+    assert slow_cameras(SimpleNamespace(cameras=cameras), 30.0) == ["camera front: 15 frames a second against 30 Hz"]
 
 
 def test_a_robot_that_does_not_tell_its_units_is_refused():

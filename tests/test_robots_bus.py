@@ -124,9 +124,7 @@ def test_it_is_calibrated_from_its_file_moves_within_limits_and_ends_without_tor
     for episode in (one, two):
         assert episode.instruction == SENTENCES[0] and episode.group == "failure"
         assert episode.length == round(0.6 * RATE_HZ)
-        assert set(range(0, episode.length, 3)) <= set(
-            episode.frame_steps.tolist()
-        )  # 3 of each chunk are played
+        assert set(range(0, episode.length, 3)) <= set(episode.frame_steps.tolist())  # 3 of each chunk are played
         assert np.abs(np.diff(episode.actions, axis=0)).max() <= 15 + 1e-4
         # The arm goes where it is sent, as fast as it can.
         assert np.abs(episode.states[-1] - episode.actions[-1]).max() < 25
@@ -173,10 +171,7 @@ def test_a_servo_that_stops_answering_gives_one_line_and_the_others_stop(arm, bu
     with pytest.raises(UserError) as caught:
         main(settings(arm, bus.port))
     thread.join()
-    assert (
-        str(caught.value)
-        == f"servo 3 (elbow_flex) on {bus.port} does not answer: see to its cable and its power"
-    )
+    assert str(caught.value) == f"servo 3 (elbow_flex) on {bus.port} does not answer: see to its cable and its power"
     assert bus.torque() == [0, 0, 1, 0, 0, 0]
     told = capfd.readouterr().err
     assert "elbow_flex did not answer: cut the arm's power before you touch it" in told

@@ -74,9 +74,7 @@ def test_an_arm_that_is_moved_while_the_cameras_open_stays_where_it_was_put(robo
         time.sleep(0.02)
     assert bus.torque() == [1] * 6
     assert np.abs(bus.servos["place"] - put).max() <= 1
-    assert [bus.read(id_, "Goal_Position") for id_ in IDS] == [
-        bus.read(id_, "Present_Position") for id_ in IDS
-    ]
+    assert [bus.read(id_, "Goal_Position") for id_ in IDS] == [bus.read(id_, "Present_Position") for id_ in IDS]
     robot.bus.disconnect()
 
 

@@ -249,9 +249,7 @@ def test_a_file_cannot_name_the_robot(tmp_path):
     file.write_text("robot: {type: so101_follower, port: /dev/arm}")
     with pytest.raises(UserError) as caught:
         settings_of([f"--config={file}"])
-    assert str(file) in str(caught.value) and "give --robot.type=so101_follower on the command" in str(
-        caught.value
-    )
+    assert str(file) in str(caught.value) and "give --robot.type=so101_follower on the command" in str(caught.value)
     flags = [f"--config={file}", "--robot.type=so101_follower"]
     assert parse(settings_of(flags), flags).robot.port == "/dev/arm"
     file.write_text("robot: {type: sim}")
@@ -265,9 +263,7 @@ def test_what_dynamixels_servos_need_is_named(monkeypatch):
     monkeypatch.setattr("robots.lerobot_arm.make_robot_from_config", make)
     with pytest.raises(UserError) as caught:
         make_robot(SimpleNamespace(type="koch_follower"))
-    assert str(caught.value).endswith("pip install 'lerobot[dynamixel]'") and "Feetech" not in str(
-        caught.value
-    )
+    assert str(caught.value).endswith("pip install 'lerobot[dynamixel]'") and "Feetech" not in str(caught.value)
 
 
 def test_a_changed_reranker_is_not_played(reranker, tmp_path):

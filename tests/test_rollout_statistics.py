@@ -49,9 +49,7 @@ def test_rule_10_wilson_interval(counts, confidence):
     z = stats.norm.ppf(0.5 + confidence / 2)
     for end in (low, high):
         if 0 < end < 1:
-            assert abs(successes / episodes - end) == pytest.approx(
-                z * math.sqrt(end * (1 - end) / episodes), rel=1e-6
-            )
+            assert abs(successes / episodes - end) == pytest.approx(z * math.sqrt(end * (1 - end) / episodes), rel=1e-6)
 
 
 def test_wilson_refuses_impossible_counts():
@@ -167,10 +165,7 @@ def test_rule_10_no_verdict_without_evidence():
 
 
 def test_rule_10_unpaired_methods_are_refused():
-    for a, b in (
-        (np.ones((3, 2), bool), np.ones((3, 1), bool)),
-        (np.ones((0, 1), bool), np.ones((0, 1), bool)),
-    ):
+    for a, b in ((np.ones((3, 2), bool), np.ones((3, 1), bool)), (np.ones((0, 1), bool), np.ones((0, 1), bool))):
         with pytest.raises(ValueError, match="same scenes and samples"):
             paired_difference(a, b)
 
@@ -209,9 +204,7 @@ def test_ranking_of_a_perfect_an_inverted_and_an_indifferent_critic():
     assert inverted.regret == pytest.approx(np.ptp(returns, axis=1).mean()) and inverted.captured < 0
     # One score for all: its "choice" must not depend on the order of the candidates.
     flat = rank_against_oracle(np.zeros_like(returns), returns, scenes)
-    assert (flat.spearman, flat.captured) == pytest.approx((0, 0)) and flat.regret == pytest.approx(
-        flat.regret_random
-    )
+    assert (flat.spearman, flat.captured) == pytest.approx((0, 0)) and flat.regret == pytest.approx(flat.regret_random)
 
 
 def test_ranking_leaves_out_decisions_that_say_nothing():

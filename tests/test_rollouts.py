@@ -78,9 +78,7 @@ def test_draws_of_one_scene_differ():
 
 def test_rule_12_a_killed_evaluation_goes_on_where_it_was(tmp_path):
     jobs = paired_jobs(list(range(6)), samples=2)
-    whole = evaluate_method(
-        "best", LineWorkers(), decider("best", 3), jobs, tmp_path / "whole", **SETTINGS, block=4
-    )
+    whole = evaluate_method("best", LineWorkers(), decider("best", 3), jobs, tmp_path / "whole", **SETTINGS, block=4)
 
     class Killed(LineWorkers):
         def play(self, slots, chunks, frame_every=0):
@@ -93,9 +91,7 @@ def test_rule_12_a_killed_evaluation_goes_on_where_it_was(tmp_path):
     kept = json.loads((tmp_path / "killed" / "best.json").read_text())
     assert 0 < len(kept) < len(jobs)
     workers = LineWorkers()
-    resumed = evaluate_method(
-        "best", workers, decider("best", 3), jobs, tmp_path / "killed", **SETTINGS, block=4
-    )
+    resumed = evaluate_method("best", workers, decider("best", 3), jobs, tmp_path / "killed", **SETTINGS, block=4)
     assert resumed.episodes == whole.episodes and np.array_equal(resumed.success, whole.success)
     assert whole.success.shape == (6, 2)
     assert [(e["scene"], e["sample"]) for e in whole.episodes] == [(job.scene, job.sample) for job in jobs]
@@ -125,9 +121,7 @@ def test_processes_share_a_collection_and_collect_the_same(tmp_path):
 
     def collect(scenes, finished):
         collected.append(scenes)
-        rollouts = play_episodes(
-            LineWorkers(), decider("first"), [Job(scene) for scene in scenes], **SETTINGS
-        )
+        rollouts = play_episodes(LineWorkers(), decider("first"), [Job(scene) for scene in scenes], **SETTINGS)
         return [rollout.episode for rollout in rollouts]
 
     collected = []
@@ -144,9 +138,7 @@ def test_processes_share_a_collection_and_collect_the_same(tmp_path):
 
 
 def test_the_oracle_chooses_the_candidate_that_ends_best(tmp_path):
-    result = play_oracle(
-        LineWorkers(), decider("best", 6), [0, 1, 2], tmp_path, seed=0, execute_steps=HORIZON
-    )
+    result = play_oracle(LineWorkers(), decider("best", 6), [0, 1, 2], tmp_path, seed=0, execute_steps=HORIZON)
     for record in result.episodes:
         for decision in record["decisions"]:
             assert len(decision["returns"]) == len(decision["scores"]) == 6

@@ -79,11 +79,7 @@ def test_rule_14_loss_gradient_and_scores_are_the_same_on_other_kernels_and_thre
     exec(LEARN, here)
     code = LEARN + "torch.set_num_threads(2)\nprint(json.dumps(numbers()))"
     environment = os.environ | {"ATEN_CPU_CAPABILITY": "default", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
-    )
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     elsewhere = json.loads(done.stdout)
     for name, value in here["numbers"]().items():
-        torch.testing.assert_close(
-            torch.tensor(elsewhere[name]), torch.tensor(value), rtol=1e-4, atol=1e-5, msg=name
-        )
+        torch.testing.assert_close(torch.tensor(elsewhere[name]), torch.tensor(value), rtol=1e-4, atol=1e-5, msg=name)

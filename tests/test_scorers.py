@@ -118,9 +118,7 @@ def test_a_member_named_in_a_file_imports_nothing(policy, tmp_path):
     """Rule 11: what is registered may be named, a module may not."""
     (tmp_path / "evil_member.py").write_text("raise SystemExit('it ran')")
     EnsembleScorer([small_scorer(policy)]).save(tmp_path)
-    rewrite(
-        tmp_path, description=lambda d: d["members"][0].update(type=f"{tmp_path / 'evil_member.py'}:evil")
-    )
+    rewrite(tmp_path, description=lambda d: d["members"][0].update(type=f"{tmp_path / 'evil_member.py'}:evil"))
     with pytest.raises(UserError, match=r"header that does not fit.*unknown scorer") as caught:
         load_scorer(tmp_path)
     # Its file is missing, and no training brings that back.
@@ -169,9 +167,7 @@ def test_save_and_load(policy, tmp_path, head, num_q):
 
 def batch_for(scorer) -> CriticBatch:
     batch, width = make_batch(), FEATURES.dim
-    return dataclasses.replace(
-        batch, features=batch.features[:, :width], next_features=batch.next_features[:, :width]
-    )
+    return dataclasses.replace(batch, features=batch.features[:, :width], next_features=batch.next_features[:, :width])
 
 
 def rewrite(folder, tensors=None, description=None):

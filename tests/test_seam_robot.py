@@ -126,9 +126,7 @@ def test_a_robot_from_outside_is_played_recorded_and_left_safe(folder):
     assert calls.count("send") >= 16
     episodes, recorded, metadata = read_dataset(folder / "recorded" / "dataset", contract)
     assert [episode.length for episode in episodes] == [8, 8]
-    assert recorded.action == contract.action and metadata["settings"]["robot"]["type"].endswith(
-        "toy_lift.py:lift"
-    )
+    assert recorded.action == contract.action and metadata["settings"]["robot"]["type"].endswith("toy_lift.py:lift")
     assert all(abs(episode.actions[:, 0]).max() <= 50 for episode in episodes)
 
     with pytest.raises(ContractMismatch, match="rate: 25 Hz against 50 Hz"):

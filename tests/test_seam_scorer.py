@@ -104,9 +104,7 @@ def test_it_is_a_stage_and_evaluated_by_its_name(shortest, tmp_path, monkeypatch
 
 def test_another_program_finds_it_where_the_environment_says_so(shortest, tmp_path):
     policy, folder = small_policy(), tmp_path / "reranker"
-    Export(
-        policy=policy, scorer=shortest(policy.contract, policy.horizon), observation=observations(2)
-    ).write(folder)
+    Export(policy=policy, scorer=shortest(policy.contract, policy.horizon), observation=observations(2)).write(folder)
     verify = [sys.executable, "-m", "deas_vla.cli", "verify", str(folder)]
     found = {"DEAS_VLA_PLUGINS": str(tmp_path / "toy_scorer.py")}
     done = subprocess.run(verify, env=os.environ | found, cwd=ROOT, capture_output=True, text=True)
@@ -118,9 +116,7 @@ def test_another_program_finds_it_where_the_environment_says_so(shortest, tmp_pa
 def test_a_name_in_a_file_imports_nothing(shortest, tmp_path):
     """Rule 11: what is registered may be named, a module may not."""
     policy, folder = small_policy(), tmp_path / "reranker"
-    Export(
-        policy=policy, scorer=shortest(policy.contract, policy.horizon), observation=observations(2)
-    ).write(folder)
+    Export(policy=policy, scorer=shortest(policy.contract, policy.horizon), observation=observations(2)).write(folder)
     (tmp_path / "evil_of_a_test.py").write_text("raise SystemExit('it ran')")
     path = folder / "critic" / "scorer.safetensors"
     data = path.read_bytes()

@@ -32,9 +32,7 @@ seeds = st.integers(0, 10_000)
 few = settings(max_examples=15)
 
 
-def decision(
-    seed: int, count: int, batch: int = 3, networks: int = 3
-) -> tuple[Tensor, Tensor, list[NoiseKey]]:
+def decision(seed: int, count: int, batch: int = 3, networks: int = 3) -> tuple[Tensor, Tensor, list[NoiseKey]]:
     """Opinions, chunks and keys; the columns of the chunks have units of very different size."""
     generator = torch.Generator().manual_seed(seed)
     q_values = torch.randn(networks, batch, count, generator=generator)
@@ -153,9 +151,7 @@ def test_votes_are_the_odds_of_being_the_best_of_m(count, m):
 def test_a_chunk_that_only_one_noise_makes_is_suspicious():
     """Twenty chunks around 0 with scores around 1, and one far away that the critic likes a little better."""
     generator = torch.Generator().manual_seed(0)
-    chunks = torch.cat(
-        [0.1 * torch.randn(1, 20, 4, 3, generator=generator), torch.full((1, 1, 4, 3), 2.0)], 1
-    )
+    chunks = torch.cat([0.1 * torch.randn(1, 20, 4, 3, generator=generator), torch.full((1, 1, 4, 3), 2.0)], 1)
     scores = torch.cat([1 + 0.1 * torch.randn(1, 20, generator=generator), torch.full((1, 1), 1.5)], 1)
     assert scores.argmax(1).item() == 20
     assert consensus(scores, chunks, 0.3, 8).item() != 20
@@ -169,9 +165,7 @@ def test_a_random_choice_can_be_made_in_a_branch():
     assert torch.equal(index, select(CONFIG, "random", None, chunks, keys)) and len(index.unique()) > 4
     other = [replace(key, sample=-2) for key in keys]
     assert not torch.equal(index, select(CONFIG, "random", None, chunks, other))
-    assert NoiseKey(3, 5, 1, 2).generator(1).integers(1000) == np.random.default_rng(
-        (3, 5, 1, 2, 1)
-    ).integers(1000)
+    assert NoiseKey(3, 5, 1, 2).generator(1).integers(1000) == np.random.default_rng((3, 5, 1, 2, 1)).integers(1000)
 
 
 def test_scores_of_the_scorer_count_where_they_are_not_the_minimum():
@@ -239,13 +233,7 @@ def test_a_perfect_critic_makes_every_rule_gain(rule):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [
-        ("rule", "bset"),
-        ("pessimism", -1.0),
-        ("as_best_of", 0),
-        ("bandwidth", 0.0),
-        ("noise_scale", -0.1),
-    ],
+    [("rule", "bset"), ("pessimism", -1.0), ("as_best_of", 0), ("bandwidth", 0.0), ("noise_scale", -0.1)],
 )
 def test_numbers_out_of_range_are_refused(field, value):
     with pytest.raises(UserError, match=rf"selection\.{field}="):

@@ -105,12 +105,8 @@ def test_loss_is_the_error_of_the_predicted_chunk(policy):
     for row in range(3):
         errors = []
         for sample in range(2):
-            one = Context(
-                context.tokens[[row]], context.mask[[row]], context.camera[[row]], context.state[[row]]
-            )
-            x = interpolate(
-                chunks[row][None, None], noise[row, sample][None, None], time[row, sample].view(1, 1)
-            )
+            one = Context(context.tokens[[row]], context.mask[[row]], context.camera[[row]], context.state[[row]])
+            x = interpolate(chunks[row][None, None], noise[row, sample][None, None], time[row, sample].view(1, 1))
             head = policy.head
             memory = head.read_context(one.tokens, one.mask, policy.token_camera)
             conditioning = head.condition(time[row, sample].view(1, 1))
@@ -152,12 +148,7 @@ def test_camera_tokens_are_where_the_contract_says(policy, camera):
     index = ["left", "wrist"].index(camera)
     base = observations(1)
     for corner, (rows, columns) in enumerate(
-        [
-            (slice(8), slice(8)),
-            (slice(8), slice(8, 16)),
-            (slice(8, 16), slice(8)),
-            (slice(8, 16), slice(8, 16)),
-        ]
+        [(slice(8), slice(8)), (slice(8), slice(8, 16)), (slice(8, 16), slice(8)), (slice(8, 16), slice(8, 16))]
     ):
         changed = observations(1)
         changed.images[camera][:, rows, columns] = 255 - changed.images[camera][:, rows, columns]
@@ -317,10 +308,7 @@ def test_impossible_settings_are_refused(changes, message):
 
 @pytest.mark.parametrize(
     ("changes", "message"),
-    [
-        ({"select_layer": 3}, "select_layer=3"),
-        ({"backbone": "no/such/folder"}, "no/such/folder"),
-    ],
+    [({"select_layer": 3}, "select_layer=3"), ({"backbone": "no/such/folder"}, "no/such/folder")],
 )
 def test_what_does_not_fit_is_refused(changes, message):
     with pytest.raises(UserError, match=message):

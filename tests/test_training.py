@@ -190,9 +190,7 @@ def test_a_step_clips_the_gradient_and_is_one_of_adamw(tmp_path):
     module = nn.Linear(3, 2).requires_grad_()
     weights = [p.detach().double().clone().requires_grad_() for p in module.parameters()]
     inputs = [10 * torch.randn(4, 3, generator=step_generator(1, step)) for step in range(6)]
-    config = TrainingConfig(
-        steps=6, batch_size=4, learning_rate=0.1, weight_decay=0.5, cosine=False, gradient_clip=1.0
-    )
+    config = TrainingConfig(steps=6, batch_size=4, learning_rate=0.1, weight_decay=0.5, cosine=False, gradient_clip=1.0)
 
     class Loss(nn.Module):
         def __init__(self):

@@ -10,9 +10,7 @@ from deas_vla.critic.heads import HLGauss, Scalar, return_bounds
 pytestmark = pytest.mark.unit
 
 
-def head_of(
-    horizon=16, reward_discount=0.9, bootstrap_discount=0.99, low=-1.0, high=0.0, bins=101, sigma=0.75
-):
+def head_of(horizon=16, reward_discount=0.9, bootstrap_discount=0.99, low=-1.0, high=0.0, bins=101, sigma=0.75):
     bounds = return_bounds(horizon, reward_discount, bootstrap_discount, low, high)
     return HLGauss(*bounds, bins, sigma)
 

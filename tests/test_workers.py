@@ -147,10 +147,7 @@ def test_a_script_needs_no_main_guard_and_its_end_is_theirs(tmp_path):
     )
     root = str(Path(__file__).parent.parent)
     parent = subprocess.Popen(
-        [sys.executable, str(script)],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"PYTHONPATH": root},
+        [sys.executable, str(script)], stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": root}
     )
     try:
         workers = [int(pid) for pid in parent.stdout.readline().split()]

@@ -115,9 +115,7 @@ def qwen3_vl():
         "deepstack_visual_indexes": [0],
     }
     rope = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10_000.0}
-    config = Qwen3VLConfig(
-        vision_config=vision, text_config=text("qwen3_vl_text", rope_parameters=rope), **ids
-    )
+    config = Qwen3VLConfig(vision_config=vision, text_config=text("qwen3_vl_text", rope_parameters=rope), **ids)
     return config, processor
 
 

@@ -85,9 +85,7 @@ def main(folder: Path) -> None:
         tensors |= {f"critic.{k}": v for k, v in critic.state_dict().items()}
         tensors |= {f"encoder.{k}": v for k, v in encoder.state_dict().items()}
         tensors = {k: v.clone().contiguous() for k, v in tensors.items()}
-        save_file(
-            tensors, folder / "weights.safetensors", metadata={"processes": str(accelerator.num_processes)}
-        )
+        save_file(tensors, folder / "weights.safetensors", metadata={"processes": str(accelerator.num_processes)})
 
 
 if __name__ == "__main__":

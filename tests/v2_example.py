@@ -40,10 +40,7 @@ def v2_contract(**changes) -> Contract:
         ),
         "action": (
             Column("gripper_close.close", "flag", "binary", 0.0, 1.0),
-            *(
-                Column(f"arm.{joint}", "rad", "continuous", -1.0, 1.0)
-                for joint in ("shoulder", "elbow", "wrist")
-            ),
+            *(Column(f"arm.{joint}", "rad", "continuous", -1.0, 1.0) for joint in ("shoulder", "elbow", "wrist")),
         ),
         "cameras": (Camera("front", SIZE, SIZE),),
     }
@@ -127,10 +124,7 @@ def write_v2(root: Path, *, version: str = "v2.1") -> Path:
             "observation.state": feature("float64", 5, [f"motor_{i}" for i in range(5)]),
             "action": feature("float64", 4, [f"motor_{i}" for i in range(4)]),
             "timestamp": feature("float64"),
-            **{
-                name: feature("int64")
-                for name in (INSTRUCTION, "task_index", "frame_index", "episode_index", "index")
-            },
+            **{name: feature("int64") for name in (INSTRUCTION, "task_index", "frame_index", "episode_index", "index")},
             "next.reward": feature("float64"),
             "next.done": feature("bool"),
             "next.success": feature("bool"),

@@ -286,8 +286,7 @@ class DeasCritic(nn.Module):
         """(B, N, H, A) to (B, N, H·A)."""
         if chunks.ndim != 4 or chunks.shape[2:] != (self.config.horizon, self.action_dim):
             raise ValueError(
-                f"chunks {tuple(chunks.shape)}: this critic takes "
-                f"(B, N, {self.config.horizon}, {self.action_dim})"
+                f"chunks {tuple(chunks.shape)}: this critic takes (B, N, {self.config.horizon}, {self.action_dim})"
             )
         return chunks.flatten(2)
 

@@ -82,9 +82,7 @@ class EnsembleMLP(nn.Module):
         self.chunk = None
         if chunk_dim:
             self.chunk = EnsembleLinear(heads, chunk_dim, hidden_dim, bias=False, fan_in=fan_in)
-        self.hidden = nn.ModuleList(
-            EnsembleLinear(heads, hidden_dim, hidden_dim) for _ in range(num_layers - 1)
-        )
+        self.hidden = nn.ModuleList(EnsembleLinear(heads, hidden_dim, hidden_dim) for _ in range(num_layers - 1))
         self.norms = nn.ModuleList(EnsembleLayerNorm(heads, hidden_dim) for _ in range(num_layers))
         self.output = EnsembleLinear(heads, hidden_dim, num_logits)
 

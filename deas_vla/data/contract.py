@@ -72,9 +72,7 @@ class Statistics:
         if len(states) < 2 or len(actions) < 2:
             raise UserError("normalisation statistics need at least two frames; collect more demonstrations")
         if not (torch.isfinite(states).all() and torch.isfinite(actions).all()):
-            raise UserError(
-                "the demonstrations hold NaN or infinite states or actions; remove those episodes"
-            )
+            raise UserError("the demonstrations hold NaN or infinite states or actions; remove those episodes")
         states, actions = states.double(), actions.double()
         return cls(
             state_mean=tuple(states.mean(0).tolist()),
@@ -148,9 +146,7 @@ class Contract:
 
     def _statistics(self) -> Statistics:
         if self.statistics is None:
-            raise UserError(
-                "this contract has no normalisation statistics; compute them from demonstrations first"
-            )
+            raise UserError("this contract has no normalisation statistics; compute them from demonstrations first")
         return self.statistics
 
     def _action_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:

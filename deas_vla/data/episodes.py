@@ -118,9 +118,7 @@ def save_block(path: Path, episodes: list[Episode]) -> None:
     tensors, facts = {}, []
     for i, episode in enumerate(episodes):
         tensors |= {f"{i}.{name}": np.ascontiguousarray(getattr(episode, name)) for name in _ARRAYS}
-        tensors |= {
-            f"{i}.images.{name}": np.ascontiguousarray(images) for name, images in episode.images.items()
-        }
+        tensors |= {f"{i}.images.{name}": np.ascontiguousarray(images) for name, images in episode.images.items()}
         facts.append({name: kind(getattr(episode, name)) for name, kind in _FACTS.items()})
         facts[-1]["cameras"] = list(episode.images)
     with atomic_path(path) as temporary:

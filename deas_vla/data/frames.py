@@ -48,9 +48,7 @@ class FrameTable:
             step=_joined([episode.frame_steps for episode in episodes]),
             instruction=torch.from_numpy(np.repeat(np.array(numbers), counts)),
             instructions=instructions,
-            images={
-                name: _joined([episode.images[name] for episode in episodes]) for name in episodes[0].images
-            },
+            images={name: _joined([episode.images[name] for episode in episodes]) for name in episodes[0].images},
         )
 
     def __len__(self) -> int:

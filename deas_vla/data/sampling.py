@@ -8,10 +8,7 @@ from deas_vla.errors import UserError
 
 
 def group_probabilities(
-    group: Tensor,
-    weights: dict[str, float],
-    dataset: Tensor | None = None,
-    dataset_weights: list[float] | None = None,
+    group: Tensor, weights: dict[str, float], dataset: Tensor | None = None, dataset_weights: list[float] | None = None
 ) -> np.ndarray:
     """Probabilities that balance demonstrations, successes and failures, and data sets, whatever their number.
 

@@ -46,9 +46,7 @@ def panda_omron_contract(cameras: tuple[str, ...], camera_size: int) -> Contract
     return Contract(
         embodiment="panda_omron",
         rate_hz=RATE_HZ,
-        state=tuple(
-            Column(f"{group}.{axis}", unit) for group, (axes, unit) in STATE_GROUPS.items() for axis in axes
-        ),
+        state=tuple(Column(f"{group}.{axis}", unit) for group, (axes, unit) in STATE_GROUPS.items() for axis in axes),
         action=tuple(action),
         cameras=tuple(Camera(name, camera_size, camera_size) for name in cameras),
     )

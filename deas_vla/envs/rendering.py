@@ -12,10 +12,7 @@ import numpy as np
 
 from deas_vla.errors import UserError
 
-LIBRARIES = {
-    "osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"),
-    "egl": ("libEGL.so.1", "libEGL.so"),
-}
+LIBRARIES = {"osmesa": ("libOSMesa.so.8", "libOSMesa.so.6", "libOSMesa.so"), "egl": ("libEGL.so.1", "libEGL.so")}
 INSTALL_COMMAND = "sudo apt-get install -y libosmesa6 libegl1 libgl1-mesa-dri"
 
 
@@ -64,9 +61,7 @@ class SceneRenderer:
         sites: also draw sites of group 0.
     """
 
-    def __init__(
-        self, model, height: int, width: int, groups: tuple[int, ...], *, full: bool, sites: bool = False
-    ):
+    def __init__(self, model, height: int, width: int, groups: tuple[int, ...], *, full: bool, sites: bool = False):
         platform = choose_gl()
         self.size = (height, width)
         import mujoco
@@ -110,9 +105,7 @@ class SceneRenderer:
 
         self._gl.make_current()
         self._camera.fixedcamid = model.camera(camera).id
-        mujoco.mjv_updateScene(
-            model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene
-        )
+        mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
         return self._pixels[::-1].copy()

@@ -37,9 +37,7 @@ class Stepped(Protocol):
         ...
 
 
-def play_steps(
-    env: Stepped, next_command: Callable[[], np.ndarray], count: int, frame_every: int = 0
-) -> ChunkResult:
+def play_steps(env: Stepped, next_command: Callable[[], np.ndarray], count: int, frame_every: int = 0) -> ChunkResult:
     """Plays up to `count` commands, stopping at success and where the episode is over.
 
     Args:
@@ -105,9 +103,7 @@ class SteppedEnv:
 
     def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> ChunkResult:
         """Plays up to `steps` commands of the scripted expert; see `ChunkEnv.play_expert`."""
-        return play_steps(
-            self, lambda: as_commands(self.expert_command(noise), self.contract)[0], steps, frame_every
-        )
+        return play_steps(self, lambda: as_commands(self.expert_command(noise), self.contract)[0], steps, frame_every)
 
     def expert_command(self, noise: np.random.Generator) -> np.ndarray:
         """(A,) the scripted expert's next command, from the true state.
@@ -129,9 +125,7 @@ def as_commands(actions: np.ndarray, contract: Contract) -> np.ndarray:
     """
     actions = np.atleast_2d(np.asarray(actions, dtype=np.float32))
     if actions.ndim != 2 or actions.shape[1] != contract.action_dim:
-        raise UserError(
-            f"{contract.embodiment} takes (steps, {contract.action_dim}) actions, got {actions.shape}"
-        )
+        raise UserError(f"{contract.embodiment} takes (steps, {contract.action_dim}) actions, got {actions.shape}")
     if not np.isfinite(actions).all():
         raise UserError(f"an action for {contract.embodiment} holds NaN or infinite values")
     low = np.array([column.low for column in contract.action], dtype=np.float32)

@@ -68,9 +68,7 @@ class EnvWorkers:
         """Starts a scene in each slot; returns the first frames (``images``, ``state``, ``instruction``)."""
         return self._run([(slot, "reset", (int(scene),)) for slot, scene in zip(slots, scenes, strict=True)])
 
-    def play(
-        self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0
-    ) -> list[ChunkResult]:
+    def play(self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0) -> list[ChunkResult]:
         """Plays one chunk of (n, A) commands in each slot; see `ChunkEnv.play`."""
         return self._run(
             [

@@ -56,9 +56,7 @@ class Export:
         if self.execute_steps is None:
             self.execute_steps = scorer.horizon if RULES[self.selection.rule].needs_scorer else policy.horizon
         if not 1 <= self.execute_steps <= policy.horizon:
-            raise UserError(
-                f"execute_steps={self.execute_steps} must be 1 to {policy.horizon}, the steps of a chunk"
-            )
+            raise UserError(f"execute_steps={self.execute_steps} must be 1 to {policy.horizon}, the steps of a chunk")
         require_scored(self.execute_steps, scorer.horizon, self.selection.rule)
         self.observation.require_fits(policy.contract)
 
@@ -153,6 +151,4 @@ def _require_same_decisions(given: BestOfN, written: BestOfN, observation: Obser
             "the written policy does not decide as the given one does, so its adapters are not all merged or its "
             f"files not all read: {'; '.join(lines)}"
         )
-    return {
-        name: float(tensor.amax()) for name, tensor in before.distances(after, contract, score_range).items()
-    }
+    return {name: float(tensor.amax()) for name, tensor in before.distances(after, contract, score_range).items()}

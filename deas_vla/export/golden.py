@@ -99,9 +99,7 @@ class Golden:
         encoded = Encoded(self.features, scorer.contract.normalize_state(self.observation.state))
         return scorer.score(encoded, scorer.chunks(self.candidates))
 
-    def distances(
-        self, other: "Golden", contract: Contract, support: tuple[float, float]
-    ) -> dict[str, Tensor]:
+    def distances(self, other: "Golden", contract: Contract, support: tuple[float, float]) -> dict[str, Tensor]:
         """How far another recording of the same observations is from this one.
 
         Args:
@@ -119,9 +117,7 @@ class Golden:
                 a, b = contract.normalize_action(a), contract.normalize_action(b)
             # The column of zeros is for a scorer without features.
             distance = torch.cat([(b - a).abs()[:, None].flatten(1), torch.zeros(len(a), 1)], 1).amax(1)
-            found[name] = (distance / width if name in ("scores", "value") else distance).nan_to_num(
-                torch.inf
-            )
+            found[name] = (distance / width if name in ("scores", "value") else distance).nan_to_num(torch.inf)
         return found
 
     def differences(

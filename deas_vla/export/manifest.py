@@ -39,11 +39,7 @@ def sections_of_parts(policy: ChunkPolicy, scorer: Scorer) -> dict:
             "feature_source": policy.feature_source,
             "image_keys": policy.image_keys(),
         },
-        "scorer": {
-            **flat(settings),
-            "score_range": list(scorer.score_range),
-            "fingerprint": scorer.fingerprint(),
-        },
+        "scorer": {**flat(settings), "score_range": list(scorer.score_range), "fingerprint": scorer.fingerprint()},
         "contract": policy.contract.to_json() | {"statistics_sha256": statistics_sha256(policy.contract)},
     }
 

@@ -43,9 +43,7 @@ class FrameCache:
         """What is kept of the frames at these rows, (B,) int64, first dimension B."""
         raise NotImplementedError
 
-    def fill(
-        self, *, process: int = 0, processes: int = 1, progress: Callable[[int], object] | None = None
-    ) -> None:
+    def fill(self, *, process: int = 0, processes: int = 1, progress: Callable[[int], object] | None = None) -> None:
         """Computes the blocks that are missing.
 
         Args:

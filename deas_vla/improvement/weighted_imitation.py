@@ -97,9 +97,7 @@ class AdvantageWeighting:
 
     def __post_init__(self):
         if self.temperature <= 0 or self.maximum < 1:
-            raise UserError(
-                f"temperature ({self.temperature}) must be above 0 and maximum ({self.maximum}) at least 1"
-            )
+            raise UserError(f"temperature ({self.temperature}) must be above 0 and maximum ({self.maximum}) at least 1")
         if self.proposals < 0 or self.proposals == 1 or self.frames < 1 or self.noise_scale <= 0:
             raise UserError(
                 f"proposals ({self.proposals}) must be 0 or at least 2, frames ({self.frames}) at least 1 and "

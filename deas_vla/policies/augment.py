@@ -27,8 +27,7 @@ def random_shift(
     mine = images[share]
     height, width = mine.shape[1:3]
     rows, columns = (
-        torch.arange(-max_shift, size + max_shift, device=mine.device).clamp(0, size - 1)
-        for size in (height, width)
+        torch.arange(-max_shift, size + max_shift, device=mine.device).clamp(0, size - 1) for size in (height, width)
     )
     framed = mine[:, rows][:, :, columns]
     # A window of each framed image: copying rows is several times faster than gathering pixels.
@@ -39,10 +38,7 @@ def random_shift(
 
 
 def shift_observation(
-    observation: Observation,
-    max_shift: int,
-    generator: torch.Generator | None = None,
-    share: slice = slice(None),
+    observation: Observation, max_shift: int, generator: torch.Generator | None = None, share: slice = slice(None)
 ) -> Observation:
     """`random_shift` on every camera of every sample of a share; state and instruction stay."""
     shifted = {n: random_shift(image, max_shift, generator, share) for n, image in observation.images.items()}

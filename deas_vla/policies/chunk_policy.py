@@ -154,9 +154,7 @@ def require_noise_scale(policy: ChunkPolicy, scale: float) -> None:
         )
 
 
-def candidate_noise(
-    seed: int, scene: int, sample: int, decision: int, n: int, horizon: int, action_dim: int
-) -> Tensor:
+def candidate_noise(seed: int, scene: int, sample: int, decision: int, n: int, horizon: int, action_dim: int) -> Tensor:
     """The noise of one decision's candidates, a pure function of its arguments.
 
     The first n of N candidates are the same for every N, so that best-of-1 is the plain policy and a larger N only

@@ -126,9 +126,7 @@ class ReportData:
     preset: str = ""  # name of the critic's configuration, and its head
     seeds: dict[str, int] = field(default_factory=dict)
     hashes: dict[str, str] = field(default_factory=dict)  # of data, contract, checkpoints, configuration
-    versions: dict[str, str] = field(
-        default_factory=dict
-    )  # as `deas_vla.versions.collect_versions` gives them
+    versions: dict[str, str] = field(default_factory=dict)  # as `deas_vla.versions.collect_versions` gives them
     config: dict = field(default_factory=dict)  # of the run, JSON-like
     caveats: list[str] = field(default_factory=list)  # that a reader must know besides the general ones
     video: Path | None = None  # an mp4 file to embed

@@ -71,9 +71,7 @@ def themed_svg(figure, colors: dict[str, tuple[str, str]] = COLORS) -> str:
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
     svg = buffer.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(
-        r"font: ([\d. a-z]*)px [^;\"]*", r"font: \1px system-ui, 'Segoe UI', Roboto, sans-serif", svg
-    )
+    svg = re.sub(r"font: ([\d. a-z]*)px [^;\"]*", r"font: \1px system-ui, 'Segoe UI', Roboto, sans-serif", svg)
     for name, (light, _) in colors.items():
         svg = svg.replace(light, f"var(--{name})")
     light, dark = ("".join(f"--{name}:{pair[i]};" for name, pair in colors.items()) for i in (0, 1))
@@ -86,9 +84,7 @@ def success_by_n_plot(data: ReportData) -> str:
     figure, axes = new_figure()
     axis, numbers = axes[0, 0], sorted(data.success_by_n)
     rates = np.array([data.success_by_n[n].success.mean() for n in numbers])
-    bounds = np.array(
-        [wilson_interval(o.successes, o.episodes) for n in numbers for o in [data.success_by_n[n]]]
-    )
+    bounds = np.array([wilson_interval(o.successes, o.episodes) for n in numbers for o in [data.success_by_n[n]]])
     for name, color in (("policy", "base"), ("random_candidate", "control")):
         if name in data.methods:
             title = lowered(method_title(name, data.candidates))
@@ -117,9 +113,7 @@ def value_plot(traces: list[ValueTrace]) -> str:
         steps = [step for step in sorted(by_step) if len(by_step[step]) >= min(MIN_TRACES, len(mine))]
         middle = np.array([np.quantile(by_step[step], [0.25, 0.5, 0.75]) for step in steps]).reshape(-1, 3)
         axes[0, 0].fill_between(steps, middle[:, 0], middle[:, 2], color=C[color], alpha=0.15, lw=0)
-        axes[0, 0].plot(
-            steps, middle[:, 1], color=C[color], lw=2, label="successes" if success else "failures"
-        )
+        axes[0, 0].plot(steps, middle[:, 1], color=C[color], lw=2, label="successes" if success else "failures")
     _label(axes[0, 0], "control steps since the start", "value V")
     return themed_svg(figure)
 
@@ -134,9 +128,7 @@ def calibration_plot(calibration: Calibration) -> str:
     for name in dict.fromkeys(map(str, calibration.group)):
         here = shown[np.asarray(calibration.group)[shown].astype(str) == name]
         color = C[GROUP_COLORS.get(name, "main")]
-        axis.scatter(
-            q[here], returns[here], s=6, color=color, alpha=0.45, lw=0, label=name.replace("$", r"\$")
-        )
+        axis.scatter(q[here], returns[here], s=6, color=color, alpha=0.45, lw=0, label=name.replace("$", r"\$"))
     bins = [b for b in np.array_split(np.argsort(q, kind="stable"), 10) if len(b)]
     means = np.array([(q[b].mean(), returns[b].mean()) for b in bins])
     axis.plot(*means.T, color=C["ink"], marker="o", ms=4, lw=2, label="mean of a tenth")
@@ -168,9 +160,7 @@ def curve_plots(curves: dict[str, Curve]) -> list[tuple[str, str]]:
 
 def _curves(members: dict[str, Curve]) -> str:
     figure, axes = new_figure()
-    for (name, curve), color in zip(
-        members.items(), ("main", "oracle", "good", "demo", "bad") * 9, strict=False
-    ):
+    for (name, curve), color in zip(members.items(), ("main", "oracle", "good", "demo", "bad") * 9, strict=False):
         values = np.asarray(curve.values, np.float64)
         marker = "o" if np.isfinite(values).sum() == 1 else None
         label = f"{name.replace('_', ' ')}, {values[-1]:.3g} at the end"
@@ -183,10 +173,5 @@ def _label(axis, x: str, y: str) -> None:
     axis.set_xlabel(x)
     axis.set_ylabel(y)
     axis.legend(
-        loc="upper center",
-        bbox_to_anchor=(0.5, -0.17),
-        ncols=4,
-        frameon=False,
-        fontsize=9,
-        labelcolor=C["soft"],
+        loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=4, frameon=False, fontsize=9, labelcolor=C["soft"]
     )

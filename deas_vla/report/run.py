@@ -137,10 +137,7 @@ def _outcomes(episodes: list[dict]) -> Outcomes:
 
 
 def _value_traces(episodes: list[dict]) -> list[ValueTrace]:
-    return [
-        ValueTrace(*np.array([(d["step"], d["value"]) for d in e["decisions"]]).T, e["success"])
-        for e in episodes
-    ]
+    return [ValueTrace(*np.array([(d["step"], d["value"]) for d in e["decisions"]]).T, e["success"]) for e in episodes]
 
 
 def _calibration(episodes: list[dict], critic: dict) -> Calibration:

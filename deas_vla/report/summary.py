@@ -30,10 +30,7 @@ METHODS = {
     "filtered_bc": ("Filtered BC", "policy fine-tuned on successful rollouts: no critic"),
     "best_of_1": ("Policy with less noise", "one of the candidates: what they gain before any choice"),
     "random_candidate": ("Random of {n}", "control: a candidate drawn at random; should equal one candidate"),
-    "zero_noise": (
-        "Policy without noise",
-        "control: what it makes of zero noise; knows nothing of the critic",
-    ),
+    "zero_noise": ("Policy without noise", "control: what it makes of zero noise; knows nothing of the critic"),
     "worst_of_n": ("Worst of {n}", "control: the candidate that the critic scores lowest; should do harm"),
     "oracle": ("Oracle of {n}", "every candidate is tried out in the simulator first: the headroom"),
 }
@@ -97,9 +94,7 @@ def summarize(data: ReportData) -> dict:
 
 def method_title(name: str, candidates: int | None) -> str:
     """Name of a method for people."""
-    return METHODS.get(name, (name.replace("_", " "), ""))[0].format(
-        n="N" if candidates is None else candidates
-    )
+    return METHODS.get(name, (name.replace("_", " "), ""))[0].format(n="N" if candidates is None else candidates)
 
 
 def method_meaning(name: str) -> str:
@@ -229,9 +224,7 @@ def _more_candidates(data: ReportData) -> dict | None:
     result = None if peak == last else _compare(data.success_by_n[last], data.success_by_n[peak])
     if result is None:
         return {"peak": peak, "last_minus_peak": None, "text": f"{text}."}
-    fall = (
-        f"N = {last} is {points(result.difference, 1)} points against N = {peak} ({point_range(result.ci95)})"
-    )
+    fall = f"N = {last} is {points(result.difference, 1)} points against N = {peak} ({point_range(result.ci95)})"
     hurts = result.verdict == "worse"
     text = f"More candidates hurt: {fall}." if hurts else f"{text}; {fall}: the fall may be chance."
     if data.success_by_n[last].success.mean() == data.success_by_n[peak].success.mean():

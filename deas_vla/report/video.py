@@ -38,13 +38,7 @@ class Panel:
 
 
 def film_methods(
-    env: ChunkEnv,
-    deciders: dict[str, Decider],
-    methods: list[Path],
-    path: Path,
-    *,
-    seed: int,
-    execute_steps: int,
+    env: ChunkEnv, deciders: dict[str, Decider], methods: list[Path], path: Path, *, seed: int, execute_steps: int
 ) -> None:
     """Plays the same scene once with each decider and writes a video of them side by side.
 
@@ -169,9 +163,7 @@ def _strip(decisions: list[Decision], width: int, last: int, limits: tuple[float
     if values:
         axis.plot(*zip(*values, strict=True), color=C["main"], lw=1.5)
         axis.plot(*values[-1], "o", color=C["main"], ms=4.5, clip_on=False)
-        figure.text(
-            10 / width, 0.87, f"value {values[-1][1]:.1f}", color=C["main"], fontsize=9.5, va="center"
-        )
+        figure.text(10 / width, 0.87, f"value {values[-1][1]:.1f}", color=C["main"], fontsize=9.5, va="center")
     scored = [d for d in decisions if len(d.scores)]
     if scored:
         dots = {"ls": "", "marker": "o", "clip_on": False}

@@ -31,13 +31,7 @@ class Branches:
     """
 
     def __init__(
-        self,
-        workers: EnvWorkers,
-        policy: BestOfN,
-        state: object,
-        frame: dict,
-        candidates: np.ndarray,
-        episode_id: int,
+        self, workers: EnvWorkers, policy: BestOfN, state: object, frame: dict, candidates: np.ndarray, episode_id: int
     ):
         self.workers, self.policy, self.state, self.frame = workers, policy, state, frame
         self.candidates, self.episode_id = candidates, episode_id
@@ -47,17 +41,13 @@ class Branches:
         self.workers.restore(slots, [self.state] * len(slots))
         return [self.frame] * len(slots)
 
-    def play(
-        self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0
-    ) -> list[ChunkResult]:
+    def play(self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0) -> list[ChunkResult]:
         return self.workers.play(slots, chunks, frame_every)
 
     def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice:
         """The candidates first, all at once; then the policy, whose decisions are counted from there."""
         if keys[0].decision == 0:
-            return Choice(
-                torch.from_numpy(self.candidates)[:, None], torch.zeros(len(keys), dtype=int), None, None
-            )
+            return Choice(torch.from_numpy(self.candidates)[:, None], torch.zeros(len(keys), dtype=int), None, None)
         keys = [NoiseKey(key.seed, self.episode_id, key.sample, key.decision - 1) for key in keys]
         return self.policy.choose(observation, keys)
 

@@ -82,9 +82,7 @@ def expert_episodes(
         finished: called with each episode as it ends.
     """
     episodes = []
-    for scene, (first, played) in zip(
-        scenes, workers.expert_episodes(scenes, scenes, frame_every), strict=True
-    ):
+    for scene, (first, played) in zip(scenes, workers.expert_episodes(scenes, scenes, frame_every), strict=True):
         episodes.append(episode_of(first, [played], scene, "demonstration"))
         finished(episodes[-1])
     return episodes
@@ -119,9 +117,7 @@ def write_collected(
     """
     episodes = [episode for episode in attempts if keep(episode)]
     if not episodes:
-        raise UserError(
-            f"{folder}: none of {len(attempts)} episodes succeeded; nothing could be learnt from them"
-        )
+        raise UserError(f"{folder}: none of {len(attempts)} episodes succeeded; nothing could be learnt from them")
     if compute_statistics:
         contract = contract.with_statistics(
             Statistics.of(

@@ -63,13 +63,7 @@ def evaluate_method(
     path = folder / f"{name}.json"
     done: list[dict] = json.loads(path.read_text()) if path.is_file() else []
     bar = tqdm(
-        total=len(jobs),
-        initial=len(done),
-        desc=name,
-        unit="episode",
-        dynamic_ncols=True,
-        position=line,
-        leave=False,
+        total=len(jobs), initial=len(done), desc=name, unit="episode", dynamic_ncols=True, position=line, leave=False
     )
     with bar:
         successes = sum(episode["success"] for episode in done)

@@ -31,9 +31,7 @@ class Filmed:
         self.frames = [self.env.render(self.side, self.side)]
         return [first]
 
-    def play(
-        self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0
-    ) -> list[ChunkResult]:
+    def play(self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0) -> list[ChunkResult]:
         steps = []
         for command in chunks[0]:
             steps.append(self.env.play(command[None]))

@@ -19,8 +19,7 @@ from deas_vla.rollouts.evaluate import MethodResult, evaluate_method
 from deas_vla.rollouts.play import Job
 
 RETURNS = (
-    "return of playing the candidate and then one of the candidates at each decision, once, "
-    "with the same noise for all"
+    "return of playing the candidate and then one of the candidates at each decision, once, with the same noise for all"
 )
 
 

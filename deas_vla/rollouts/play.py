@@ -26,9 +26,7 @@ class Source(Protocol):
         """Starts a scene in each slot; returns the first frames: ``images``, ``state``, ``instruction``."""
         ...
 
-    def play(
-        self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0
-    ) -> list[ChunkResult]:
+    def play(self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0) -> list[ChunkResult]:
         """Plays (n, A) commands in each slot, stopping at success and where an episode is over; see `ChunkEnv.play`."""
         ...
 

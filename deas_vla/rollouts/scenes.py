@@ -33,9 +33,7 @@ def scenes_of(use: str, count: int, seed: int) -> list[int]:
         UserError: if count or seed is out of range: scenes of two uses must never meet.
     """
     if not 0 <= seed < 100 or not 0 <= count <= 10_000:
-        raise UserError(
-            f"seed must be 0 to 99 (got {seed}) and a use have at most 10000 scenes (got {count})"
-        )
+        raise UserError(f"seed must be 0 to 99 (got {seed}) and a use have at most 10000 scenes (got {count})")
     first = FIRST_SCENE[use] + seed * 10_000
     return list(range(first, first + count))
 

@@ -67,9 +67,7 @@ def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> 
     return min(float(found.low), rate), max(float(found.high), rate)  # at 0 and 1 they are off by a rounding
 
 
-def paired_difference(
-    a: np.ndarray, b: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0
-) -> PairedDifference:
+def paired_difference(a: np.ndarray, b: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> PairedDifference:
     """Compares two methods over the same scenes and noise samples.
 
     Args:
@@ -215,11 +213,7 @@ def separation(values: np.ndarray, success: np.ndarray) -> float | None:
 
 
 def ratio_interval(
-    numerator: np.ndarray,
-    denominator: np.ndarray,
-    confidence: float = 0.95,
-    resamples: int = RESAMPLES,
-    seed: int = 0,
+    numerator: np.ndarray, denominator: np.ndarray, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
     """Percentile bootstrap of Σ numerator / Σ denominator, resampling the S scenes with replacement.
 

@@ -31,11 +31,7 @@ class DeasScorer(Scorer):
     asks_policy: bool = False
 
     def __init__(
-        self,
-        features: Features,
-        critic: DeasCritic,
-        encoder_fingerprint: str,
-        aggregation: Aggregation | None = None,
+        self, features: Features, critic: DeasCritic, encoder_fingerprint: str, aggregation: Aggregation | None = None
     ):
         aggregation = aggregation or self.default_aggregation
         super().__init__(features.contract, critic.config.horizon, encoder_fingerprint, aggregation)
@@ -48,11 +44,7 @@ class DeasScorer(Scorer):
 
     @classmethod
     def untrained(
-        cls,
-        features: Features,
-        config: CriticConfig,
-        encoder_fingerprint: str,
-        aggregation: Aggregation | None = None,
+        cls, features: Features, config: CriticConfig, encoder_fingerprint: str, aggregation: Aggregation | None = None
     ) -> Self:
         """With a critic of new weights, drawn from PyTorch's default generator."""
         contract = features.contract

@@ -39,8 +39,7 @@ WEIGHTS_FILE, DESCRIPTION_FILE = "scorer.safetensors", "scorer.json"
 SCORERS: Registry[type["Scorer"]] = Registry(
     "scorer",
     "deas_vla.scorers",
-    dict.fromkeys(("deas", "q_chunking", "iql"), "deas_vla.scorers.deas")
-    | {"ensemble": "deas_vla.scorers.ensemble"},
+    dict.fromkeys(("deas", "q_chunking", "iql"), "deas_vla.scorers.deas") | {"ensemble": "deas_vla.scorers.ensemble"},
 )
 register_scorer = SCORERS.register
 
@@ -73,11 +72,7 @@ class Scorer(nn.Module, ABC):
     """
 
     def __init__(
-        self,
-        contract: Contract,
-        horizon: int,
-        encoder_fingerprint: str = "",
-        aggregation: Aggregation = "min",
+        self, contract: Contract, horizon: int, encoder_fingerprint: str = "", aggregation: Aggregation = "min"
     ):
         super().__init__()
         if aggregation not in ("min", "mean"):

@@ -15,12 +15,7 @@ from deas_vla.data.episodes import Episode
 from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
 from deas_vla.features.cache import BLOCK
-from deas_vla.features.image_encoder import (
-    FrameOutcomes,
-    ImageEncoder,
-    ImageEncoderConfig,
-    ImageEncoderLearning,
-)
+from deas_vla.features.image_encoder import FrameOutcomes, ImageEncoder, ImageEncoderConfig, ImageEncoderLearning
 from deas_vla.files import atomic_path
 from deas_vla.policies.augment import random_shift
 from deas_vla.training.loop import TrainingConfig, my_share, step_generator, train

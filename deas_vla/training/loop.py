@@ -306,9 +306,7 @@ def _tensorboard(folder: Path, start: int):
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        _print_once(
-            "TensorBoard is not installed: curves are in metrics.jsonl; EXTRAS=train tools/install.sh"
-        )
+        _print_once("TensorBoard is not installed: curves are in metrics.jsonl; EXTRAS=train tools/install.sh")
         return None
     return SummaryWriter(str(folder), purge_step=start + 1)
 

@@ -46,12 +46,8 @@ def default() -> Preset:
         critic=CriticConfig(),
         features=FeatureConfig(),
         image_encoder=ImageEncoderConfig(),
-        training=TrainingConfig(
-            steps=2500, batch_size=256, learning_rate=1e-3, weight_decay=1e-4, log_every=100
-        ),
-        image_encoder_training=TrainingConfig(
-            steps=600, batch_size=96, learning_rate=1.5e-3, weight_decay=1e-2
-        ),
+        training=TrainingConfig(steps=2500, batch_size=256, learning_rate=1e-3, weight_decay=1e-4, log_every=100),
+        image_encoder_training=TrainingConfig(steps=600, batch_size=96, learning_rate=1.5e-3, weight_decay=1e-2),
     )
 
 

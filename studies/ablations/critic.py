@@ -100,9 +100,7 @@ class MonteCarloConfig:
 
     def __post_init__(self):
         if min(self.scenes, self.num_candidates - 1, self.continuations - 1) < 1 or not 0 < self.share <= 1:
-            raise UserError(
-                "the Monte-Carlo returns need a scene, 2 candidates, 2 continuations and a share in (0, 1]"
-            )
+            raise UserError("the Monte-Carlo returns need a scene, 2 candidates, 2 continuations and a share in (0, 1]")
 
 
 @dataclass
@@ -164,9 +162,7 @@ def _about(results: dict, plan: MonteCarloConfig) -> str:
     )
 
 
-def choose_variants(
-    known: dict[str, list[str]], names: list[str], name: str, flags: str
-) -> dict[str, list[str]]:
+def choose_variants(known: dict[str, list[str]], names: list[str], name: str, flags: str) -> dict[str, list[str]]:
     """Name to flags: those of an ablation that are asked for, all if none is, and one of the user's own.
 
     Args:
@@ -191,9 +187,7 @@ def choose_variants(
     return {each: known[each] for each in names or known}
 
 
-def _monte_carlo(
-    accelerator: Accelerator, config: CriticAblationConfig, policy: ChunkPolicy
-) -> MonteCarloReturns:
+def _monte_carlo(accelerator: Accelerator, config: CriticAblationConfig, policy: ChunkPolicy) -> MonteCarloReturns:
     plan, folder, tasks = config.monte_carlo, Path(config.output) / "monte_carlo", config.tasks
     noise = SelectionConfig(noise_scale=plan.noise_scale)
 
@@ -217,20 +211,14 @@ def _monte_carlo(
         MonteCarloReturns.concatenate(parts).save(folder / "monte_carlo.safetensors")
 
     settings = to_json(config)
-    settings = {
-        key: settings[key]
-        for key in ("env", "tasks", "simulator", "parallel_episodes", "seed", "monte_carlo")
-    }
+    settings = {key: settings[key] for key in ("env", "tasks", "simulator", "parallel_episodes", "seed", "monte_carlo")}
     run_stage(accelerator, folder, settings, {"policy": Path(config.run) / "policy"}, work)
     return MonteCarloReturns.load(folder / "monte_carlo.safetensors")
 
 
 @torch.inference_mode()
 def _judge(
-    policy: ChunkPolicy,
-    monte_carlo: MonteCarloReturns,
-    folders: dict[str, list[Path]],
-    variants: dict[str, list[str]],
+    policy: ChunkPolicy, monte_carlo: MonteCarloReturns, folders: dict[str, list[Path]], variants: dict[str, list[str]]
 ) -> dict:
     returns = monte_carlo.returns(CriticConfig(horizon=policy.horizon))
     seen = monte_carlo.observation(slice(None))

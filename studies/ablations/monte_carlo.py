@@ -93,9 +93,7 @@ class MonteCarloReturns:
                     **{name: file.get_tensor(name) for name in _ARRAYS},
                 )
         except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
-            raise UserError(
-                f"{path}: not the Monte-Carlo returns of candidates ({error}); collect it again"
-            ) from error
+            raise UserError(f"{path}: not the Monte-Carlo returns of candidates ({error}); collect it again") from error
 
     @classmethod
     def concatenate(cls, parts: list["MonteCarloReturns"]) -> "MonteCarloReturns":
@@ -149,9 +147,7 @@ def collect_monte_carlo(
                 probes = []
                 for scene in part:
                     prober = _Prober(workers, proposer, continuations, share, execute_steps)
-                    play_episodes(
-                        workers, prober, [Job(scene)], seed=seed, parallel=1, execute_steps=execute_steps
-                    )
+                    play_episodes(workers, prober, [Job(scene)], seed=seed, parallel=1, execute_steps=execute_steps)
                     probes += [replace(probe, scene=np.array([scene])) for probe in prober.probes]
                     bar.update()
                 if not probes:
@@ -169,9 +165,7 @@ class _Prober:
     Args: as of `collect_monte_carlo`.
     """
 
-    def __init__(
-        self, workers: EnvWorkers, proposer: BestOfN, continuations: int, share: float, execute_steps: int
-    ):
+    def __init__(self, workers: EnvWorkers, proposer: BestOfN, continuations: int, share: float, execute_steps: int):
         self.workers, self.proposer, self.policy = workers, proposer, BestOfN(proposer.policy)
         self.continuations, self.share, self.execute_steps = continuations, share, execute_steps
         self.probes: list[MonteCarloReturns] = []
@@ -184,9 +178,7 @@ class _Prober:
             self.workers.restore([0], [state])
         return replace(choice, index=torch.zeros_like(choice.index))
 
-    def _probe(
-        self, state: object, observation: Observation, choice: Choice, key: NoiseKey
-    ) -> MonteCarloReturns:
+    def _probe(self, state: object, observation: Observation, choice: Choice, key: NoiseKey) -> MonteCarloReturns:
         frame, candidates = observation.frame(0), choice.candidates[0].cpu().numpy()
         played = candidates[:, : self.execute_steps]
         branches = play_branches(

@@ -141,9 +141,7 @@ def main(config: PolicyAblationConfig) -> None:
         print(f"\n{run}\n\n{policy_ablation_table(results)}\n\nIn {path}.")
 
 
-def settings_of(
-    config: PolicyAblationConfig, flags: list[str], folder: Path, seed: int
-) -> FinetunePolicyConfig:
+def settings_of(config: PolicyAblationConfig, flags: list[str], folder: Path, seed: int) -> FinetunePolicyConfig:
     run = Path(config.run)
     inputs = [f"--{part}={run / part}" for part in ("demonstrations", "rollouts", "critic")]
     places = [f"--start_from={run / 'policy'}", f"--cache={run / FEATURES}", f"--output={folder}"]
@@ -151,9 +149,7 @@ def settings_of(
     return settings if settings.method == "advantage_weighted" else replace(settings, critic="")
 
 
-def play(
-    accelerator: Accelerator, config: PolicyAblationConfig, workers: EnvWorkers, task: str, source: Path
-) -> None:
+def play(accelerator: Accelerator, config: PolicyAblationConfig, workers: EnvWorkers, task: str, source: Path) -> None:
     """Plays one policy in all scenes: alone, without noise and, where the critic knows its features, best of N."""
     inputs = {"policy": source, "critic": Path(config.run) / "critic"}
     scenes = scenes_of("ablation", config.scenes, config.seed)
@@ -162,10 +158,7 @@ def play(
         policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)
         workers.contract.require_same(policy.contract, f"task {task}", f"policy {source}")
         scorer = load_scorer(inputs["critic"] / "critic", policy.contract).to(accelerator.device)
-        methods = {
-            ALONE: BestOfN(policy),
-            ZERO_NOISE: BestOfN(policy, selection=SelectionConfig(noise_scale=0.0)),
-        }
+        methods = {ALONE: BestOfN(policy), ZERO_NOISE: BestOfN(policy, selection=SelectionConfig(noise_scale=0.0))}
         if scorer.encoder_fingerprint == policy.encoder_fingerprint:
             noise = SelectionConfig(noise_scale=config.noise_scale)
             methods[CHOSEN] = BestOfN(policy, config.num_candidates, "best", scorer, noise)

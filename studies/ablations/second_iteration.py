@@ -91,9 +91,7 @@ def main(config: SecondIterationAblationConfig) -> None:
         play_run(accelerator, config, run)
     if accelerator.is_main_process:
         results = {"scenes": config.scenes, "runs": [Path(run).name for run in config.runs]}
-        results |= judge(
-            [Path(config.output) / Path(run).name for run in config.runs], against_of(list(PAIRINGS))
-        )
+        results |= judge([Path(config.output) / Path(run).name for run in config.runs], against_of(list(PAIRINGS)))
         path = Path(config.output) / "ablation.json"
         write_json(path, results)
         print(f"\n{second_iteration_tables(results)}\n\nIn {path}.")
@@ -151,9 +149,7 @@ def play_run(accelerator: Accelerator, config: SecondIterationAblationConfig, ru
 def decider(policy: ChunkPolicy, pairing: Pairing, folders: list[Path]) -> BestOfN:
     """Best of N by the smallest value of a critic's networks; of several critics, by the mean of these."""
     device = next(policy.parameters()).device
-    scorer = EnsembleScorer([load_scorer(folder / "critic", policy.contract) for folder in folders]).to(
-        device
-    )
+    scorer = EnsembleScorer([load_scorer(folder / "critic", policy.contract) for folder in folders]).to(device)
     selection = SelectionConfig(noise_scale=pairing.noise_scale)
     return BestOfN(policy, pairing.num_candidates, "best", scorer, selection)
 

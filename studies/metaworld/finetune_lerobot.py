@@ -42,19 +42,8 @@ from recipes.adopt_policy import AdoptPolicyConfig, adopt_policy
 from recipes.collect_demos import CollectDemosConfig, DemosConfig, collect_demos
 from recipes.collect_rollouts import CollectRolloutsConfig, RolloutsConfig, collect_rollouts
 from recipes.evaluate import EvaluateConfig, EvaluationConfig, evaluate
-from recipes.train_critic import (
-    TrainCriticConfig,
-    train_critic,
-)
-from studies.metaworld.lerobot_section import (
-    OURS,
-    RESULTS,
-    STAGE,
-    STOCK,
-    lerobot_table,
-    read_lerobot_run,
-    with_summary,
-)
+from recipes.train_critic import TrainCriticConfig, train_critic
+from studies.metaworld.lerobot_section import OURS, RESULTS, STAGE, STOCK, lerobot_table, read_lerobot_run, with_summary
 from studies.metaworld.small_smolvlm import write_small_smolvlm
 
 CHUNK = 16
@@ -105,9 +94,7 @@ class FinetuneLerobotConfig(SimulatorConfig):
     # The critic's own image encoder.
     image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
     # Its optimisation, before the critic's.
-    image_encoder_training: TrainingConfig = field(
-        default_factory=lambda: preset("default").image_encoder_training
-    )
+    image_encoder_training: TrainingConfig = field(default_factory=lambda: preset("default").image_encoder_training)
     # The critic and its losses.
     critic: CriticConfig = field(default_factory=CriticConfig)
     # The critic's optimisation.
@@ -184,9 +171,7 @@ def train_policy(accelerator: Accelerator, config: FinetuneLerobotConfig, folder
     def work(folder: Path) -> None:
         trained = folder.resolve() / "train"
         if (trained / LAST).is_dir():
-            run_lerobot(
-                "lerobot-train", [f"--config_path={trained / LAST}/train_config.json", "--resume=true"]
-            )
+            run_lerobot("lerobot-train", [f"--config_path={trained / LAST}/train_config.json", "--resume=true"])
             return
         shutil.rmtree(trained, ignore_errors=True)
         flags = [
@@ -233,11 +218,7 @@ def play_in_lerobot(accelerator: Accelerator, config: FinetuneLerobotConfig, run
 
     def work(folder: Path) -> None:
         exported = folder.resolve() / RERANKER
-        reranker = [
-            f"--policy.path={exported}",
-            f"--policy.seed={config.seed}",
-            f"--policy.rate_hz={RATE_HZ:g}",
-        ]
+        reranker = [f"--policy.path={exported}", f"--policy.seed={config.seed}", f"--policy.rate_hz={RATE_HZ:g}"]
         if not exported.exists():
             # The rule of the evaluation's method best_of_n.
             export_run(
@@ -278,9 +259,7 @@ def play_in_lerobot(accelerator: Accelerator, config: FinetuneLerobotConfig, run
                 "best_of_n": {
                     task: [
                         record["success"]
-                        for record in json.loads(
-                            (run / "evaluation/methods" / task / "best_of_n.json").read_text()
-                        )
+                        for record in json.loads((run / "evaluation/methods" / task / "best_of_n.json").read_text())
                     ]
                     for task in config.tasks
                 }
@@ -313,17 +292,7 @@ def run_lerobot(tool: str, flags: list[str]) -> None:
 
 def environment_alone() -> dict[str, str]:
     """The environment without what a launcher tells its processes: a child would wait for the others of the group."""
-    told = (
-        "ACCELERATE_",
-        "TORCHELASTIC_",
-        "TORCH_NCCL_",
-        "MASTER_",
-        "LOCAL_",
-        "GROUP_",
-        "ROLE_",
-        "RANK",
-        "WORLD_SIZE",
-    )
+    told = ("ACCELERATE_", "TORCHELASTIC_", "TORCH_NCCL_", "MASTER_", "LOCAL_", "GROUP_", "ROLE_", "RANK", "WORLD_SIZE")
     return {name: value for name, value in os.environ.items() if not name.startswith(told)}
 
 
@@ -338,23 +307,17 @@ def main(config: FinetuneLerobotConfig) -> None:
         str(run / name) for name in ("demonstrations", "policy", "rollouts", "critic")
     )
 
-    collect_demos(
-        accelerator, CollectDemosConfig(**simulator, output=demonstrations, seed=seed, demos=config.demos)
-    )
+    collect_demos(accelerator, CollectDemosConfig(**simulator, output=demonstrations, seed=seed, demos=config.demos))
     train_policy(accelerator, config, run / "training", Path(demonstrations))
     adopt_policy(
         accelerator,
         AdoptPolicyConfig(
-            checkpoint=str(run / "training" / "train" / LAST),
-            dataset=str(Path(demonstrations, DATASET)),
-            output=policy,
+            checkpoint=str(run / "training" / "train" / LAST), dataset=str(Path(demonstrations, DATASET)), output=policy
         ),
     )
     collect_rollouts(
         accelerator,
-        CollectRolloutsConfig(
-            **simulator, output=rollouts, policy=policy, seed=seed, rollouts=config.rollouts
-        ),
+        CollectRolloutsConfig(**simulator, output=rollouts, policy=policy, seed=seed, rollouts=config.rollouts),
     )
     train_critic(
         accelerator,

@@ -91,9 +91,7 @@ def summarize(runs: list[dict]) -> dict:
     tasks = plain[0]["evaluation"]["tasks"]
     grids = method_grids(runs, tasks)
     known = [method for method in METHODS if method in grids] + sorted(set(grids) - set(METHODS))
-    levels = {
-        method: by_task(grids[method], tasks, lambda grid: level_of(grid, shared=True)) for method in known
-    }
+    levels = {method: by_task(grids[method], tasks, lambda grid: level_of(grid, shared=True)) for method in known}
     gains = {
         method: by_task(grids[method], tasks, lambda grid: gain_over(grid, grids[BASE], shared=True))
         for method in known
@@ -111,18 +109,12 @@ def summarize(runs: list[dict]) -> dict:
         "success": levels,
         "gain_over_policy": gains,
         "gain_over_control": {
-            method: by_task(
-                grids[CHOSEN], tasks, lambda grid, base=grids[method]: gain_over(grid, base, shared=True)
-            )
+            method: by_task(grids[CHOSEN], tasks, lambda grid, base=grids[method]: gain_over(grid, base, shared=True))
             for method in CONTROLS
             if method in grids
         },
         "worse_tasks": worse,
-        "shown": {
-            "episodes": fewest >= EPISODES,
-            "average_gain": mean["ci95"][0] > 0,
-            "no_task_worse": not worse,
-        },
+        "shown": {"episodes": fewest >= EPISODES, "average_gain": mean["ci95"][0] > 0, "no_task_worse": not worse},
         "commits": list(dict.fromkeys(run["commit"] for run in runs)),
         "processes": [run["processes"] for run in runs],
         "peak_memory_bytes": max(run["peak_memory_bytes"] for run in runs),
@@ -143,26 +135,17 @@ def page(results: dict) -> str:
             f"{results['episodes_per_task']} a seed",
             verdict[shown["episodes"]],
         ],
-        [
-            f"best of {n} gains over the policy, on average",
-            gap(mean),
-            verdict[shown["average_gain"]],
-        ],
+        [f"best of {n} gains over the policy, on average", gap(mean), verdict[shown["average_gain"]]],
         ["no task worse beyond its interval", ", ".join(worse) or "none is", verdict[shown["no_task_worse"]]],
     ]
     methods = [method for method in results["success"] if method != "oracle"]
     rows = [
-        [name, *(rate_in(results["success"][method], name) for method in methods)]
-        for name in [*tasks, "**average**"]
+        [name, *(rate_in(results["success"][method], name) for method in methods)] for name in [*tasks, "**average**"]
     ]
     others = [method for method in methods if method != BASE]
-    gain_rows = [
-        [name, *(gap_in(gains[method], name) for method in others)] for name in [*tasks, "**average**"]
-    ]
+    gain_rows = [[name, *(gap_in(gains[method], name) for method in others)] for name in [*tasks, "**average**"]]
     controls = results["gain_over_control"]
-    control_rows = [
-        [name, *(gap_in(gain, name) for gain in controls.values())] for name in [*tasks, "**average**"]
-    ]
+    control_rows = [[name, *(gap_in(gain, name) for gain in controls.values())] for name in [*tasks, "**average**"]]
     seconds = [sum(stages.values()) / 60 for stages in results["seconds"]]
     parts = [
         f"# One policy and one critic for {counted(len(tasks), 'task')} of Meta-World",
@@ -243,10 +226,7 @@ def _made(results: dict, minutes: list[float]) -> str:
     plan, views = evaluation["evaluation"], evaluation["simulator"]
     rows = [
         ["images", f"{', '.join(views['cameras'])}; {views['camera_size']} pixels"],
-        [
-            "experts",
-            f"noise {views['expert_noise']:g}, misjudgement {1000 * views['expert_grasp_bias']:g} mm",
-        ],
+        ["experts", f"noise {views['expert_noise']:g}, misjudgement {1000 * views['expert_grasp_bias']:g} mm"],
         ["demonstrations", f"{demos['episodes']} attempts a task"],
         ["rollouts", f"{rollouts['episodes']} a task"],
         ["policy", f"{settings['policy']['training']['steps']} updates"],

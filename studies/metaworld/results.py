@@ -32,10 +32,7 @@ class MetaworldResultsConfig:
 
 def main(config: MetaworldResultsConfig) -> None:
     results = write_metaworld_results(
-        [Path(run) for run in config.runs],
-        Path(config.output),
-        [Path(run) for run in config.lerobot],
-        config.commit,
+        [Path(run) for run in config.runs], Path(config.output), [Path(run) for run in config.lerobot], config.commit
     )
     for target, shown in results["shown"].items():
         print(f"{target.replace('_', ' ')}: {'shown' if shown else 'not shown'}")

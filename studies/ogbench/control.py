@@ -24,12 +24,7 @@ def turn_about_z(angle: float) -> Quaternion:
     squared = angle * angle
     if squared < SMALL:
         fourth = squared * squared
-        return (
-            1.0 - squared / 8.0 + fourth / 384.0,
-            0.0,
-            0.0,
-            (0.5 - squared / 48.0 + fourth / 3840.0) * angle,
-        )
+        return (1.0 - squared / 8.0 + fourth / 384.0, 0.0, 0.0, (0.5 - squared / 48.0 + fourth / 3840.0) * angle)
     size = math.sqrt(squared)
     return float(np.cos(0.5 * size)), 0.0, 0.0, float(np.sin(0.5 * size)) / size * angle
 
@@ -111,9 +106,7 @@ class ArmControl:
         _, *offset = product(product(goal, (0.0, *self._offset)), inverse(goal))
         where = np.array([o + w for o, w in zip(offset, where, strict=True)])
 
-        ctrl[self._arm_actuators] = self._joints(
-            where, product(goal, self._offset_rotation), qpos[self._arm_joints]
-        )
+        ctrl[self._arm_actuators] = self._joints(where, product(goal, self._offset_rotation), qpos[self._arm_joints])
         opening = min(max(float(qpos[self._gripper_joint]) / 0.8, 0.0), 1.0) + action[4]
         ctrl[self._gripper_actuator] = 255.0 * min(max(opening, 0.0), 1.0)
 

@@ -88,9 +88,7 @@ def read_npz(path: Path) -> OGBenchData:
         ) from error
     missing = [name for name in COLUMNS if name not in columns and name != OPTIONAL]
     if missing:
-        raise UserError(
-            f"{path}: no '{missing[0]}' in it; OGBench's manipulation data sets have {', '.join(COLUMNS)}"
-        )
+        raise UserError(f"{path}: no '{missing[0]}' in it; OGBench's manipulation data sets have {', '.join(COLUMNS)}")
     return _checked(columns, path)
 
 
@@ -118,18 +116,14 @@ def _checked(columns: dict[str, np.ndarray], path: Path) -> OGBenchData:
     if terminals.dtype != np.bool_:
         # Some tools store it as numbers.
         if terminals.dtype.kind not in "iuf" or not np.isin(terminals, (0, 1)).all():
-            raise UserError(
-                f"{path}: 'terminals' must be true or false, not {terminals.dtype} of other values"
-            )
+            raise UserError(f"{path}: 'terminals' must be true or false, not {terminals.dtype} of other values")
         columns["terminals"] = terminals.astype(np.bool_)
     rows = len(columns["terminals"]) if columns["terminals"].ndim else 0
     for name in sorted(columns, key=lambda name: name != "terminals"):
         column, (dtype, dimensions) = columns[name], COLUMNS[name]
         if column.ndim != dimensions or len(column) != rows or 0 in column.shape:
             shape = ", ".join(["T", name[0].upper()][:dimensions])
-            raise UserError(
-                f"{path}: '{name}' has shape {column.shape}; ({shape}) with T = {rows} rows is needed"
-            )
+            raise UserError(f"{path}: '{name}' has shape {column.shape}; ({shape}) with T = {rows} rows is needed")
         codes = {"b": "b", "i": "iu", "f": "f"}[np.dtype(dtype).kind]
         if column.dtype.kind not in codes:
             raise UserError(f"{path}: '{name}' has type {column.dtype}; {np.dtype(dtype)} is needed")

@@ -169,10 +169,7 @@ class OGBenchEnvs:
 
         self.task, self._env = task, _official(task)
         self._control = ArmControl(self._env)
-        self.observation_dim, self.action_dim = (
-            self._env.observation_space.shape[0],
-            self._env.action_space.shape[0],
-        )
+        self.observation_dim, self.action_dim = (self._env.observation_space.shape[0], self._env.action_space.shape[0])
         self.max_steps = int(require("gymnasium", "ogbench").spec(task.env_name).max_episode_steps)
         self.num_subgoals = task.num_subgoals
         self._slots: list = []
@@ -189,9 +186,7 @@ class OGBenchEnvs:
         while len(self._slots) < len(seeds):
             self._slots.append(Episode(self._env, self._control, self.max_steps))
         self._count = len(seeds)
-        self._observations = np.stack(
-            [slot.reset(seed) for slot, seed in zip(self._slots, seeds, strict=False)]
-        )
+        self._observations = np.stack([slot.reset(seed) for slot, seed in zip(self._slots, seeds, strict=False)])
         return self._observations.copy()
 
     def play(self, chunks: np.ndarray) -> Outcome:

@@ -86,9 +86,7 @@ class Episode:
         self._button_v = np.array([joint.dofadr[0] for joint in buttons], np.int64)
         self._is_scene = hasattr(env, "_drawer_site_id")
         sliders = SLIDERS if self._is_scene else {}
-        self._sliders = [
-            (data.joint(name).qpos, data.joint(name).qvel, scale) for name, scale in sliders.values()
-        ]
+        self._sliders = [(data.joint(name).qpos, data.joint(name).qvel, scale) for name, scale in sliders.values()]
         self._slider_v = np.array([env.model.joint(name).dofadr[0] for name, _ in sliders.values()], np.int64)
         self._damping = env.model.dof_damping
         self._toggles = toggles(env)
@@ -104,9 +102,7 @@ class Episode:
         if len(self._button_q):
             self._buttons = env._cur_button_states.copy()
             self._button_goals = env._target_button_states.copy()
-        self._slider_goals = (
-            [getattr(env, f"_target_{name}_pos") for name in SLIDERS] if self._is_scene else []
-        )
+        self._slider_goals = [getattr(env, f"_target_{name}_pos") for name in SLIDERS] if self._is_scene else []
         self.steps, self.success = 0, False
         self.reward = float(sum(reached := self._reached()) - len(reached))
         return observation

@@ -79,11 +79,7 @@ def play_episodes(
 
 
 def _play_block(
-    envs: OGBenchEnvs,
-    decide: Decide,
-    scenes: list[int],
-    seed: int,
-    finished: Callable[[dict], None] | None,
+    envs: OGBenchEnvs, decide: Decide, scenes: list[int], seed: int, finished: Callable[[dict], None] | None
 ) -> list[dict]:
     observations = envs.reset(scenes)
     rewards: list[list[float]] = [[] for _ in scenes]
@@ -118,9 +114,7 @@ def _play_block(
     return records
 
 
-def monte_carlo(
-    record: dict, *, backup: int, reward_discount: float, bootstrap_discount: float
-) -> list[float]:
+def monte_carlo(record: dict, *, backup: int, reward_discount: float, bootstrap_discount: float) -> list[float]:
     """What followed each decision of an episode: the return that its Q estimates, in options of `backup` steps.
 
     G_t = Σ_{k<n} γ₁ᵏ r_{t+k} + γ₂ⁿ G_{t+n}, and 0 from the success on. An episode cut off by the time limit is taken
@@ -132,9 +126,7 @@ def monte_carlo(
         reward_discount: γ₁.
         bootstrap_discount: γ₂, per step, below 1.
     """
-    rewards = np.repeat(
-        [reward for reward, _ in record["rewards"]], [steps for _, steps in record["rewards"]]
-    )
+    rewards = np.repeat([reward for reward, _ in record["rewards"]], [steps for _, steps in record["rewards"]])
     done = np.zeros(len(rewards), bool)
     done[-1] = record["success"]
     after = returns_to_go(
@@ -184,9 +176,7 @@ def evaluate_method(
             content = json.loads(file.read_text())
             played = [episode["scene"] for episode in content["episodes"]]
             if content["method"] != description or played != scenes[: None if file == path else len(played)]:
-                raise UserError(
-                    f"{file} was played with other settings or in other scenes; delete it to play anew"
-                )
+                raise UserError(f"{file} was played with other settings or in other scenes; delete it to play anew")
             break
     else:
         content = {"method": description, "episodes": [], "cpu_seconds": 0.0}
@@ -209,10 +199,7 @@ def evaluate_method(
             part = play_episodes(envs, decide, scenes[len(done) :][:BLOCK], seed, finished=finished)
             for record in part:
                 returns = monte_carlo(
-                    record,
-                    backup=backup,
-                    reward_discount=reward_discount,
-                    bootstrap_discount=bootstrap_discount,
+                    record, backup=backup, reward_discount=reward_discount, bootstrap_discount=bootstrap_discount
                 )
                 for decision, mc in zip(record["decisions"], returns, strict=True):
                     decision["mc"] = round(mc, 4)

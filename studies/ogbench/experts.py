@@ -122,9 +122,7 @@ class Oracle:
         inner = self.env.unwrapped
         # What episodes change and a reset does not restore. In the environment: targets of tasks that are not the
         # current one (the noisy experts see one stale reading after each change of task) ...
-        self._targets = {
-            key: copy.deepcopy(value) for key, value in vars(inner).items() if key.startswith("_target_")
-        }
+        self._targets = {key: copy.deepcopy(value) for key, value in vars(inner).items() if key.startswith("_target_")}
         self.env.reset(seed=0)
         # ... and in the model: which drawer is locked, where targets are marked.
         self._model_arrays = [(a, a.copy()) for a in (inner.model.dof_damping, inner.model.site_pos)]

@@ -49,18 +49,10 @@ class Player:
     """
 
     def __init__(
-        self,
-        agent: Agent,
-        method: Method,
-        selection: SelectionConfig,
-        mean: Tensor,
-        scale: Tensor,
-        action_dim: int,
+        self, agent: Agent, method: Method, selection: SelectionConfig, mean: Tensor, scale: Tensor, action_dim: int
     ):
         if not 0 <= method.execute <= agent.horizon:
-            raise UserError(
-                f"execute {method.execute} is more than the agent's chunk of {agent.horizon} actions"
-            )
+            raise UserError(f"execute {method.execute} is more than the agent's chunk of {agent.horizon} actions")
         self.agent, self.method, self.selection, self.mean, self.scale = agent, method, selection, mean, scale
         self.action_dim, self.execute = action_dim, method.execute or agent.horizon
 
@@ -69,11 +61,7 @@ class Player:
         """The method as JSON values, with the numbers that its rule heeds."""
         heeded = ("noise_scale", *RULES[self.method.rule].hyper_parameters)
         numbers = {name: getattr(self.selection, name) for name in heeded}
-        method = {
-            "rule": self.method.rule,
-            "num_candidates": self.method.num_candidates,
-            "execute": self.execute,
-        }
+        method = {"rule": self.method.rule, "num_candidates": self.method.num_candidates, "execute": self.execute}
         return method | numbers
 
     @torch.inference_mode()

@@ -32,9 +32,7 @@ TRAIN_PER_VALIDATION = 10
 PACKAGES = ("ogbench", "mujoco", "dm-control", "gymnasium", "numpy")
 
 
-def make_dataset(
-    name: str, transitions: int, seed: int, folder: Path, workers: int, rows: int = ROWS
-) -> Path:
+def make_dataset(name: str, transitions: int, seed: int, folder: Path, workers: int, rows: int = ROWS) -> Path:
     """Makes NAME.npz and NAME-val.npz (a tenth as much again), or finds them made before.
 
     NAME.json beside them says how they were made. What an interrupted call finished lies in ``NAME.parts`` and is
@@ -62,9 +60,7 @@ def make_dataset(
     if workers < 1:
         raise UserError(f"--workers={workers} must be at least 1")
     if rows < 2 or transitions < 1 or transitions % (rows - 1):
-        raise UserError(
-            f"--transitions={transitions} must be a multiple of {max(rows, 2) - 1}: one trajectory"
-        )
+        raise UserError(f"--transitions={transitions} must be a multiple of {max(rows, 2) - 1}: one trajectory")
     # It brings accelerate and torch, which take longer to import than a wrong setting to be told.
     from deas_vla.training.stages import lock
 
@@ -89,9 +85,7 @@ def _made_before(train: Path, settings: dict) -> bool:
     for file, facts_of_file in there["files"].items():
         path = train.with_name(file)
         if not path.is_file() or sha256_of(path) != facts_of_file["sha256"]:
-            raise UserError(
-                f"{path} is missing or has changed since it was made; delete {about} to make it anew"
-            )
+            raise UserError(f"{path} is missing or has changed since it was made; delete {about} to make it anew")
     return True
 
 
@@ -106,9 +100,7 @@ def _make(train: Path, settings: dict, workers: int) -> None:
 
     trajectories = settings["transitions"] // (settings["rows"] - 1)
     numbers = {"train": trajectories, "val": max(1, trajectories // TRAIN_PER_VALIDATION)}
-    files = {
-        split: [parts / f"{split}-{i:05d}.safetensors" for i in range(n)] for split, n in numbers.items()
-    }
+    files = {split: [parts / f"{split}-{i:05d}.safetensors" for i in range(n)] for split, n in numbers.items()}
     _play([file for split in files.values() for file in split], settings, workers)
 
     written = {}
@@ -124,9 +116,7 @@ def _play(files: list[Path], settings: dict, workers: int) -> None:
     """Makes the trajectories' files that are not there yet."""
     wanted = [file for file in files if not file.is_file()]
     name, seed, rows = settings["dataset"], settings["seed"], settings["rows"]
-    bar = tqdm(
-        total=len(files), initial=len(files) - len(wanted), desc=name, unit="trajectory", dynamic_ncols=True
-    )
+    bar = tqdm(total=len(files), initial=len(files) - len(wanted), desc=name, unit="trajectory", dynamic_ncols=True)
     with bar, _Workers([name, str(seed), str(rows)], min(workers, len(wanted))) as pool:
         for _ in pool.answers(wanted):
             bar.update()
@@ -160,9 +150,7 @@ class _Workers:
         command = [sys.executable, "-W", "ignore", "-m", "studies.ogbench.experts", *arguments]
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
         pipe = subprocess.PIPE
-        self._processes = [
-            subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment) for _ in range(number)
-        ]
+        self._processes = [subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment) for _ in range(number)]
         self._idle: queue.SimpleQueue[subprocess.Popen] = queue.SimpleQueue()
         for process in self._processes:
             self._idle.put(process)

@@ -100,7 +100,5 @@ RULES |= {
         lambda config, seen: dense(seen.scores, seen.chunks, config.bandwidth, config.density_weight),
         ("bandwidth", "density_weight"),
     ),
-    "smoothed": Rule(
-        lambda config, seen: smoothed(seen.scores, seen.chunks, config.bandwidth), ("bandwidth",)
-    ),
+    "smoothed": Rule(lambda config, seen: smoothed(seen.scores, seen.chunks, config.bandwidth), ("bandwidth",)),
 }

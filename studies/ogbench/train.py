@@ -129,18 +129,14 @@ class OGBenchConfig:
     def __post_init__(self):
         for name in self.play.methods if self.agent in NO_CRITIC else []:
             if RULES[Method.parse(name).rule].needs_scorer:
-                raise UserError(
-                    f"--play.methods={name}: {self.agent} has no critic to choose by; leave it at first-1"
-                )
+                raise UserError(f"--play.methods={name}: {self.agent} has no critic to choose by; leave it at first-1")
 
 
 def ogbench(accelerator: Accelerator, config: OGBenchConfig) -> Path:
     """Data, behaviour policy, agent, evaluation; returns the folder of the agent's run."""
     task = OGBenchTask.parse(config.task)
     if config.agent not in (*AGENTS, "bc", "filtered_bc"):
-        raise UserError(
-            f"agent {config.agent!r} is unknown; choose {', '.join([*AGENTS, 'filtered_bc', 'bc'])}"
-        )
+        raise UserError(f"agent {config.agent!r} is unknown; choose {', '.join([*AGENTS, 'filtered_bc', 'bc'])}")
     file = data_file(accelerator, config, task)
     transitions = load(task, file)
     mean, scale = transitions.statistics()
@@ -167,9 +163,7 @@ def ogbench(accelerator: Accelerator, config: OGBenchConfig) -> Path:
             table = option_table(agent, transitions, mean, scale)
             options = None
             if config.agent == "filtered_bc":
-                returns = transitions.returns_to_go(
-                    horizon=1, reward_discount=1.0, bootstrap_discount=own.discount
-                )
+                returns = transitions.returns_to_go(horizon=1, reward_discount=1.0, bootstrap_discount=own.discount)
                 options = best_options(returns[table.start], own.share)
             fit(accelerator, agent, table, options, config.training, path, config)
 
@@ -200,9 +194,7 @@ def task_facts(task: OGBenchTask, transitions: Transitions, critic: CriticConfig
     lowest = 0.0
     if critic is not None:
         returns = transitions.returns_to_go(
-            horizon=critic.backup,
-            reward_discount=critic.reward_discount,
-            bootstrap_discount=critic.bootstrap_discount,
+            horizon=critic.backup, reward_discount=critic.reward_discount, bootstrap_discount=critic.bootstrap_discount
         )
         lowest = float(returns.min())
     return TaskFacts(
@@ -267,9 +259,7 @@ def fit(
     count = len(table) if options is None else len(options)
 
     def batch_at(step: int) -> tuple:
-        drawn = torch.randint(
-            count, (training.batch_size,), generator=step_generator(config.seed, step, BATCH_STREAM)
-        )
+        drawn = torch.randint(count, (training.batch_size,), generator=step_generator(config.seed, step, BATCH_STREAM))
         rows = drawn[share] if options is None else options[drawn[share]]
         draws = Draws(config.seed, step, training.batch_size, share)
         return table.batch(rows).to(accelerator.device), draws
@@ -290,13 +280,7 @@ def fit(
 
 
 def evaluate(
-    config: OGBenchConfig,
-    task: OGBenchTask,
-    agent: Agent,
-    folder: Path,
-    mean: Tensor,
-    scale: Tensor,
-    facts: TaskFacts,
+    config: OGBenchConfig, task: OGBenchTask, agent: Agent, folder: Path, mean: Tensor, scale: Tensor, facts: TaskFacts
 ) -> None:
     """Plays every method, and the points of the learning curve; what was played before is kept."""
     default = "first-1" if config.agent in (*NO_CRITIC, *PLAY_ALONE) else f"{config.play.selection.rule}-8"

@@ -64,9 +64,7 @@ class CriticAndPolicy(nn.Module):
         self.critic = DeasCritic(config, 0, STATE, ACTION)
         self.policy = FlowPolicy(STATE, HORIZON, ACTION, hidden_dim, num_layers, flow_steps=10)
 
-    def forward(
-        self, batch: CriticBatch, noise: Tensor, flow_time: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
+    def forward(self, batch: CriticBatch, noise: Tensor, flow_time: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         loss, metrics = self.critic.loss(batch)
         flow_loss = self.policy.loss(batch.state, batch.chunk, noise, flow_time).mean()
         return loss + flow_loss, metrics | {"flow_loss": flow_loss.detach()}
@@ -144,9 +142,7 @@ class Meter:
 
 def run_training(module: CriticAndPolicy, batch_at: Callable[[int], tuple], updates: int, seed: int) -> None:
     """The training loop of the recipes."""
-    training = TrainingConfig(
-        steps=updates, batch_size=BATCH, learning_rate=3e-4, checkpoint_every=updates + 1
-    )
+    training = TrainingConfig(steps=updates, batch_size=BATCH, learning_rate=3e-4, checkpoint_every=updates + 1)
     with tempfile.TemporaryDirectory() as folder:
         train(
             Accelerator(cpu=True), module, batch_at, training, Path(folder),
@@ -171,9 +167,7 @@ def breakdown(module: CriticAndPolicy, batch_at: Callable[[int], tuple], updates
     return "\n".join(lines)
 
 
-def gpu_rates(
-    hidden_dim: int, num_layers: int, batch_at: Callable[[int], tuple], updates: int
-) -> dict[str, float]:
+def gpu_rates(hidden_dim: int, num_layers: int, batch_at: Callable[[int], tuple], updates: int) -> dict[str, float]:
     """Updates per second on a GPU, on one batch again and again: the sampler has its own line."""
     batch, noise, flow_time = batch_at(0)
     arguments = (batch.to("cuda"), noise.cuda(), flow_time.cuda())
@@ -222,9 +216,7 @@ def gpu_rates(
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default, text in (
         ("--updates", 100, "updates to run"),
         ("--threads", 1, "CPU threads"),

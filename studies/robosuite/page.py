@@ -37,9 +37,7 @@ def page(results: dict) -> str:
     words = {True: "shown", False: "**not shown**", None: "not measured"}
     counts = by_count(results)
     methods = [
-        method
-        for method in results["success"]
-        if method not in counts.values() or method in (counts.get(1), CHOSEN)
+        method for method in results["success"] if method not in counts.values() or method in (counts.get(1), CHOSEN)
     ]
     success, gains = results["success"], results["gain_over_policy"]
     parts = [
@@ -58,11 +56,7 @@ def page(results: dict) -> str:
         table(
             ["method", *tasks, "what it is"],
             [
-                [
-                    method_title(method, n),
-                    *(rate_in(success[method], task) for task in tasks),
-                    method_meaning(method),
-                ]
+                [method_title(method, n), *(rate_in(success[method], task) for task in tasks), method_meaning(method)]
                 for method in methods
             ],
             "l" + "r" * len(tasks) + "l",
@@ -82,10 +76,7 @@ def page(results: dict) -> str:
         "![Success against the number of candidates, task by task](robosuite-success-by-n.svg)",
         table(
             ["candidates", *tasks],
-            [
-                [count, *(rate_in(success[method], task) for task in tasks)]
-                for count, method in counts.items()
-            ],
+            [[count, *(rate_in(success[method], task) for task in tasks)] for count, method in counts.items()],
         ),
         "In per cent and percentage points; in brackets 95 % intervals: a t interval over trainings; of one training "
         "a bootstrap over scenes. Every method plays the same scenes with the same noise; the oracle plays "
@@ -153,9 +144,7 @@ def page(results: dict) -> str:
 
 def _in_words(results: dict) -> str:
     n, success = results["candidates"], results["success"]
-    methods = [
-        method for method in (BASE, CHOSEN, CLONED, WEIGHTED, BOTH, SECOND, SECOND_BOTH) if method in success
-    ]
+    methods = [method for method in (BASE, CHOSEN, CLONED, WEIGHTED, BOTH, SECOND, SECOND_BOTH) if method in success]
     told = [f"{method_title(method, n)} {rate(success[method]['mean']['success'])}" for method in methods]
     return f"Success in per cent, mean over tasks and seeds: {', '.join(told)}."
 
@@ -171,10 +160,7 @@ def _missing(results: dict) -> list[str]:
 
 def _differences(compared: dict, pairs: dict[str, tuple[str, str]], n: int, tasks: list[str]) -> str:
     rows = [
-        [
-            f"{method_title(one, n)} − {method_title(other, n)}",
-            *(gap_in(compared[name], task) for task in tasks),
-        ]
+        [f"{method_title(one, n)} − {method_title(other, n)}", *(gap_in(compared[name], task) for task in tasks)]
         for name, (one, other) in pairs.items()
         if name in compared
     ]

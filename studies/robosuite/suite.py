@@ -120,10 +120,7 @@ def play_run(accelerator: Accelerator, config: RobosuiteSuiteConfig, task: str, 
     ]
     loop = parse(FinetuneRobocasaConfig, flags, prog="finetune_robocasa")
     plan = improve(accelerator, loop)
-    scorers = [
-        f"{name.removesuffix('_critic')}:{train_baseline(accelerator, loop, plan, name)}"
-        for name in BASELINES
-    ]
+    scorers = [f"{name.removesuffix('_critic')}:{train_baseline(accelerator, loop, plan, name)}" for name in BASELINES]
     play_without_noise(accelerator, plan, run / WITHOUT_NOISE)
     evaluate(accelerator, replace(plan, scorers=scorers))
 
@@ -168,9 +165,7 @@ def play_without_noise(accelerator: Accelerator, plan: EvaluateConfig, output: P
     run_stage(accelerator, output, settings, inputs, work, everyone=True)
 
 
-def train_baseline(
-    accelerator: Accelerator, loop: FinetuneRobocasaConfig, plan: EvaluateConfig, name: str
-) -> str:
+def train_baseline(accelerator: Accelerator, loop: FinetuneRobocasaConfig, plan: EvaluateConfig, name: str) -> str:
     """A critic of another kind from the data of the first iteration and its own; returns its folder."""
     run, baseline = Path(loop.output), BASELINES[name]
     rollouts = [run / "rollouts"]

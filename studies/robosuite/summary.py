@@ -77,9 +77,7 @@ def summarize(runs: dict[str, dict], seeds: list[int]) -> dict:
         "scenes": min(len(cell.scenes) for cell in grids[BASE].values()),
         "samples": plan["samples"],
         "success": {method: by_task(grids[method], tasks, level_of) for method in known},
-        "gain_over_policy": {
-            method: _against(grids, tasks, method, BASE) for method in known if method != BASE
-        },
+        "gain_over_policy": {method: _against(grids, tasks, method, BASE) for method in known if method != BASE},
         "compared": _compared(grids, tasks, COMPARED),
         "headroom": _headroom(grids, tasks),
         "settings": {task: without_seed(same[0]["settings"]) for task, same in of_task.items()},
@@ -87,9 +85,7 @@ def summarize(runs: dict[str, dict], seeds: list[int]) -> dict:
     if all(WITHOUT_NOISE in run for run in in_order):
         quiet = method_grids(in_order, tasks, WITHOUT_NOISE)
         results[WITHOUT_NOISE] = {
-            "success": {
-                method: by_task(quiet[method], tasks, level_of) for method in METHODS if method in quiet
-            },
+            "success": {method: by_task(quiet[method], tasks, level_of) for method in METHODS if method in quiet},
             "compared": _compared(quiet, tasks, COMPARED_WITHOUT_NOISE),
         }
     results["targets"] = targets(results)
@@ -125,12 +121,8 @@ def _of_task(runs: dict[str, dict]) -> dict[str, list[dict]]:
     for name, plan in plans.items():
         found = f"{'+'.join(plan['tasks'])}-{plan['seed']}"
         if name != found:
-            raise UserError(
-                f"what is called {name} is the run {found}: the runs of one page are one a task and seed"
-            )
-    of_task = {
-        task: [runs[name] for name, plan in plans.items() if plan["tasks"] == [task]] for task in TASKS
-    }
+            raise UserError(f"what is called {name} is the run {found}: the runs of one page are one a task and seed")
+    of_task = {task: [runs[name] for name, plan in plans.items() if plan["tasks"] == [task]] for task in TASKS}
     for task, same in of_task.items():
         if any(without_seed(run["settings"]) != without_seed(same[0]["settings"]) for run in same):
             raise UserError(f"the runs of {task} differ in more than their seeds: make them again")
@@ -178,9 +170,7 @@ def targets(results: dict) -> list[dict]:
     """
     gains = results["gain_over_policy"]
     chosen, compared = gains[CHOSEN], results["compared"]
-    good = [
-        task for task, one in chosen["per_task"].items() if one["difference"] >= GAIN and one["ci95"][0] > 0
-    ]
+    good = [task for task, one in chosen["per_task"].items() if one["difference"] >= GAIN and one["ci95"][0] > 0]
     worse = [task for task, one in chosen["per_task"].items() if one["ci95"][1] < 0]
     rows = [
         (
@@ -230,8 +220,7 @@ def targets(results: dict) -> list[dict]:
         )
     )
     return [
-        {"target": words, "measured": measured, "met": met and not results["missing"]}
-        for words, measured, met in rows
+        {"target": words, "measured": measured, "met": met and not results["missing"]} for words, measured, met in rows
     ]
 
 
@@ -240,8 +229,6 @@ def _minutes_on_two_cores(results: dict) -> list[float]:
     return [
         minutes
         for one in results["runs"].values()
-        for minutes, processes, attempts in zip(
-            one["minutes"], one["processes"], one["attempts"], strict=True
-        )
+        for minutes, processes, attempts in zip(one["minutes"], one["processes"], one["attempts"], strict=True)
         if (processes, attempts) == (2, 1)
     ]

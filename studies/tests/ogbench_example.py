@@ -60,9 +60,7 @@ def method(
             q = 0.8 * back - 6 + 4 * rng.standard_normal() if has_q else None
             value = None if q is None else q - 1
             decisions.append({"step": step, "q": q, "value": value, "mc": back})
-        episodes.append(
-            {"scene": first_scene + i, "success": success, "steps": length, "decisions": decisions}
-        )
+        episodes.append({"scene": first_scene + i, "success": success, "steps": length, "decisions": decisions})
     description = {"rule": rule, "num_candidates": candidates, "execute": execute}
     return {"method": description, "episodes": episodes, "seconds": 4.0, "cpu_seconds": 0.07 * len(ease)}
 
@@ -103,17 +101,9 @@ def write_example(
                 _write_variant(folder, rng, ease, variant, skill + 0.05 * (3 - task) + 0.02 * (seed - 1))
 
 
-def _write_variant(
-    folder: Path, rng: np.random.Generator, ease: np.ndarray, variant: str, rate: float
-) -> None:
+def _write_variant(folder: Path, rng: np.random.Generator, ease: np.ndarray, variant: str, rate: float) -> None:
     agent = variant.partition("@")[0]
-    horizon = (
-        1
-        if agent in ("iql", "nstep_iql", "fql") or variant.endswith("H=1")
-        else 10
-        if "=10" in variant
-        else 5
-    )
+    horizon = 1 if agent in ("iql", "nstep_iql", "fql") or variant.endswith("H=1") else 10 if "=10" in variant else 5
     methods = {}
     if agent in ALONE:
         methods["first-1"] = method(

@@ -19,12 +19,7 @@ from studies.ablations import policy as policy_ablation
 pytestmark = [pytest.mark.slow, pytest.mark.sim, pytest.mark.timeout(900)]
 
 SIMULATOR = ["--tasks=lift", "--workers=0", "--parallel_episodes=3", "--simulator.horizon=48"]
-SMALL_CRITIC = [
-    "--critic.hidden_dim=32",
-    "--critic.num_layers=2",
-    "--features.dim=8",
-    "--image_encoder.dim=8",
-]
+SMALL_CRITIC = ["--critic.hidden_dim=32", "--critic.num_layers=2", "--features.dim=8", "--image_encoder.dim=8"]
 BRIEF = ["--training.steps=4", "--training.batch_size=8"]
 RUN = [
     *SIMULATOR, *SMALL_CRITIC, "--demos.episodes=4", "--bc.steps=4", "--bc.batch_size=8", "--rollouts.episodes=6",
@@ -37,9 +32,7 @@ RUN = [
 def run(tmp_path_factory):
     """Everything of a run but its evaluation."""
     folder = tmp_path_factory.mktemp("ablation") / "lift"
-    config = parse(
-        finetune_robocasa.FinetuneRobocasaConfig, [*RUN, f"--output={folder}"], prog="finetune_robocasa"
-    )
+    config = parse(finetune_robocasa.FinetuneRobocasaConfig, [*RUN, f"--output={folder}"], prog="finetune_robocasa")
     finetune_robocasa.improve(make_accelerator(), config)
     return folder
 
@@ -51,9 +44,7 @@ def test_ways_to_fine_tune_become_a_table(run, tmp_path, monkeypatch, capsys):
     flags += ["--seeds=0,1", "--variants=filtered_bc,the better half alike"]
 
     def ablation(*more):
-        policy_ablation.main(
-            parse(policy_ablation.PolicyAblationConfig, [*flags, *more], prog="policy_ablation")
-        )
+        policy_ablation.main(parse(policy_ablation.PolicyAblationConfig, [*flags, *more], prog="policy_ablation"))
         return json.loads((tmp_path / "ablation.json").read_text())
 
     first = ablation()

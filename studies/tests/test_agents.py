@@ -216,9 +216,7 @@ def test_no_q_is_gained_by_leaving_the_range_of_actions():
     with torch.no_grad():
         actor.output.bias.fill_(3.0)
     noise = torch.randn(4, 1, 2, A)
-    losses, metrics = actor.loss(
-        torch.rand(4, S), noise, NoisePolicy(2), lambda s, c: c.sum(-1).expand(2, -1, -1)
-    )
+    losses, metrics = actor.loss(torch.rand(4, S), noise, NoisePolicy(2), lambda s, c: c.sum(-1).expand(2, -1, -1))
     losses.mean().backward()
     torch.testing.assert_close(metrics["actor_q"], torch.tensor(4.0))
     assert all(not weight.grad.any() for weight in actor.parameters())
@@ -317,9 +315,7 @@ def test_filtered_cloning_needs_a_share_and_a_discount_that_say_something(flag):
 
 def test_dqc_lengths_follow_the_horizon():
     assert parse(DqcConfig, ["--critic.horizon=8"]).partial_lengths == [1, 4]
-    assert parse(
-        DqcConfig, ["--critic.horizon=8", "--lengths=4,1,2", "--value_length=8"]
-    ).partial_lengths == [1, 2, 4]
+    assert parse(DqcConfig, ["--critic.horizon=8", "--lengths=4,1,2", "--value_length=8"]).partial_lengths == [1, 2, 4]
     assert parse(DqcConfig, ["--critic.horizon=2"]).partial_lengths == [1]
 
 
@@ -397,9 +393,7 @@ def test_save_and_load(name, tmp_path):
 
 def test_the_registry_has_the_horizons_and_returns_of_the_papers():
     facts = {
-        name: (a.horizon, a.backup, a.reward_discount, a.bootstrap_discount)
-        for name in AGENTS
-        if (a := make(name))
+        name: (a.horizon, a.backup, a.reward_discount, a.bootstrap_discount) for name in AGENTS if (a := make(name))
     }
     assert facts == {
         "deas": (5, 5, 0.9, 0.99),

@@ -69,9 +69,7 @@ def test_from_lerobot_train_to_lerobot_eval(tmp_path, capfd):
         assert len(results["lerobot-eval"][method]["drawer-close-v3"]) == 3
     assert results["lerobot-eval"]["best_of_n"] == results["evaluate.py"]["best_of_n"]
     said = capfd.readouterr().out
-    assert (
-        "in every episode" in said and said.count("$ ") == 3
-    )  # each of LeRobot's commands, to be run by hand
+    assert "in every episode" in said and said.count("$ ") == 3  # each of LeRobot's commands, to be run by hand
 
     # LeRobot's training was interrupted after its first checkpoint: it goes on from there.
     stage = tmp_path / "run" / "training"

@@ -35,11 +35,7 @@ def write_run(folder, seed=1, scenes=60, gains=(0.3, 0.3, 0.3), steps=100):
     for task, gain in zip(TASKS, gains, strict=True):
         base = rng.random(scenes) < 0.5
         moved = rng.random(scenes) < abs(gain)
-        methods = {
-            "policy": base,
-            "best_of_n": (base | moved) if gain > 0 else (base & ~moved),
-            "oracle": base[:5],
-        }
+        methods = {"policy": base, "best_of_n": (base | moved) if gain > 0 else (base & ~moved), "oracle": base[:5]}
         (folder / "evaluation" / "methods" / task).mkdir(parents=True)
         for method, success in methods.items():
             records = [{"scene": 100 + i, "sample": 0, "success": bool(s)} for i, s in enumerate(success)]

@@ -23,9 +23,7 @@ N, K = 5, 4
 
 def collect(folder, scenes=range(12), share=0.5, **changes):
     settings = {"seed": 0, "continuations": K, "share": share, "execute_steps": HORIZON, "block": 5} | changes
-    return collect_monte_carlo(
-        LineWorkers(), BestOfN(LinePolicy(drift=0.8), N), list(scenes), folder, **settings
-    )
+    return collect_monte_carlo(LineWorkers(), BestOfN(LinePolicy(drift=0.8), N), list(scenes), folder, **settings)
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +76,7 @@ def test_continuations_differ_from_each_other_but_are_the_same_for_all_candidate
             return chunks if noise.shape[1] == 1 else chunks[:, :1].expand_as(chunks).clone()
 
     settings = {"seed": 0, "continuations": K, "share": 1.0, "execute_steps": HORIZON}
-    found = collect_monte_carlo(
-        LineWorkers(), BestOfN(Still(drift=0.6), N), list(range(12)), tmp_path, **settings
-    )
+    found = collect_monte_carlo(LineWorkers(), BestOfN(Still(drift=0.6), N), list(range(12)), tmp_path, **settings)
     assert (found.steps == found.steps[:, :1]).all() and (found.success == found.success[:, :1]).all()
     assert (np.ptp(found.steps, axis=2) > 0).any()
 

@@ -71,10 +71,7 @@ def test_equal_data_give_equal_bytes_at_any_time(tmp_path, monkeypatch):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_a_file_of_the_official_layout_is_read(tmp_path, save):
     data = example(buttons=2)
-    columns = data.columns() | {
-        "terminals": data.terminals.astype(np.float32),
-        "rewards": np.zeros(len(data)),
-    }
+    columns = data.columns() | {"terminals": data.terminals.astype(np.float32), "rewards": np.zeros(len(data))}
     columns["qpos"] = data.qpos.astype(np.float64)
     save(tmp_path / "official.npz", **columns)
     assert_same(read_npz(tmp_path / "official.npz"), data)
@@ -188,9 +185,7 @@ def test_parameters_are_those_of_the_public_commands():
 
 
 @pytest.mark.unit
-@pytest.mark.parametrize(
-    "name", ["cube-sinlge-play-v0", "cube-single-v0", "cube-single-play", "antmaze-play-v0", ""]
-)
+@pytest.mark.parametrize("name", ["cube-sinlge-play-v0", "cube-single-v0", "cube-single-play", "antmaze-play-v0", ""])
 def test_unknown_data_sets_are_one_line_that_lists_what_there_is(name):
     with pytest.raises(UserError, match=r"unknown OGBench data set .* cube-single, .* play, noisy"):
         parameters(name)
@@ -199,12 +194,7 @@ def test_unknown_data_sets_are_one_line_that_lists_what_there_is(name):
 @pytest.mark.sim
 @pytest.mark.parametrize(
     ("name", "buttons"),
-    [
-        ("cube-triple-play-v0", 0),
-        ("cube-single-noisy-v0", 0),
-        ("scene-play-v0", 2),
-        ("puzzle-4x4-noisy-v0", 16),
-    ],
+    [("cube-triple-play-v0", 0), ("cube-single-noisy-v0", 0), ("scene-play-v0", 2), ("puzzle-4x4-noisy-v0", 16)],
 )
 def test_rows_are_aligned_and_nothing_that_was_left_out_matters(name, buttons):
     quick, slow = (Oracle(name, 3, 61, quick=quick).trajectory(2) for quick in (True, False))

@@ -154,9 +154,7 @@ def test_an_episode_equals_the_librarys_bit_for_bit(name, dtype):
 
 
 @pytest.mark.sim
-@pytest.mark.parametrize(
-    ("name", "number"), [("scene", 0), ("scene", 1), ("puzzle-3x3", 0), ("puzzle-3x3", 4)]
-)
+@pytest.mark.parametrize(("name", "number"), [("scene", 0), ("scene", 1), ("puzzle-3x3", 0), ("puzzle-3x3", 4)])
 def test_a_pressed_button_acts_as_in_the_library(name, number):
     envs, reference = ours(name), official(name)
     actions = actions_of(1, 12)
@@ -248,9 +246,7 @@ def test_episodes_know_nothing_of_each_other(name, seeds, chunk, other):
     envs.play(actions_of(other, 3)[None])
     for row, seed in enumerate(seeds):
         np.testing.assert_array_equal(envs.reset([seed])[0], first[row])
-        alone = [
-            envs.play(actions[row : row + 1, k : k + chunk]).observations[0] for k in range(0, steps, chunk)
-        ]
+        alone = [envs.play(actions[row : row + 1, k : k + chunk]).observations[0] for k in range(0, steps, chunk)]
         np.testing.assert_array_equal(alone, [o[row] for o in together])
 
 

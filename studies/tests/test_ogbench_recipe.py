@@ -86,12 +86,7 @@ def test_rule_12_killed_and_resumed_gives_the_same_weights_and_two_processes_wha
     played = [(folder / evaluation).read_text().split('"cpu_seconds"')[0] for folder in (whole, killed)]
     assert played[0] == played[1] and '"success"' in played[0]
 
-    launcher = (
-        "-m",
-        "accelerate.commands.launch",
-        "--config_file",
-        str(ROOT / "accelerate_configs" / "cpu.yaml"),
-    )
+    launcher = ("-m", "accelerate.commands.launch", "--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml"))
     subprocess.run(command(data, two, launcher=launcher), check=True, timeout=300)
     for one, other in zip(weights(whole), weights(two), strict=True):
         one, other = load_file(one), load_file(other)

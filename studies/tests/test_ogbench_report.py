@@ -60,9 +60,7 @@ def test_one_run_is_the_plain_bootstrap():
 
 def runs_of(means, task: int = 1, scenes: int = 400) -> dict:
     """A grid of one task in which every scene of a run has the run's mean."""
-    return {
-        (seed, task): Cell(tuple(range(scenes)), np.full(scenes, mean)) for seed, mean in enumerate(means)
-    }
+    return {(seed, task): Cell(tuple(range(scenes)), np.full(scenes, mean)) for seed, mean in enumerate(means)}
 
 
 def test_rule_10_over_several_trainings_the_unit_is_the_training():
@@ -183,13 +181,9 @@ def test_the_page_shows_its_figures_and_every_figure_is_shown(whole):
     assert len(there) == 6
     for name in there:
         root = ElementTree.parse(whole / "results" / name).getroot()
-        used = set(re.findall(r"var\(--(\w+)\)", (whole / "results" / name).read_text(encoding="utf-8"))) - {
-            "c"
-        }
+        used = set(re.findall(r"var\(--(\w+)\)", (whole / "results" / name).read_text(encoding="utf-8"))) - {"c"}
         style = next(child.text for child in root if child.tag.endswith("style"))
-        assert all(style.count(f"--{color}:#") == 2 for color in used), (
-            "each colour has a light and a dark value"
-        )
+        assert all(style.count(f"--{color}:#") == 2 for color in used), "each colour has a light and a dark value"
 
 
 def test_every_table_has_as_many_cells_as_columns(whole):
@@ -278,9 +272,7 @@ def test_an_agent_that_was_never_run_is_nowhere_and_its_target_is_open(runs):
         shutil.rmtree(path)
     data, page = write(runs)
     assert "qc" not in data["agents"]
-    assert (
-        verdict(data, "not behind QC") == "not measured" and verdict(data, "training cost") == "not measured"
-    )
+    assert verdict(data, "not behind QC") == "not measured" and verdict(data, "training cost") == "not measured"
     assert "Not compared yet: Q-chunking (QC)." in page
 
 
@@ -294,9 +286,7 @@ def test_runs_without_settings_times_or_decisions_still_make_a_page(tmp_path):
     write_run(tmp_path / "runs" / NAME / "seed-0" / "task1" / "deas", {"best-8": bare})
     data, page = write(tmp_path / "runs")
     deas = data["agents"]["deas"]
-    assert (
-        deas["cost"] is None and deas["evaluation_cpu_seconds_per_episode"] is None and data["data"] is None
-    )
+    assert deas["cost"] is None and deas["evaluation_cpu_seconds_per_episode"] is None and data["data"] is None
     assert deas["mean"]["ci95"][0] < 1 and not data["calibration"]
     assert "Processor and versions: –." in page
 
@@ -404,10 +394,7 @@ def test_rule_10_methods_in_different_scenes_are_refused(runs, change, file):
             '[{"scene": 1, "success": true}, {"scene": 1, "success": true}]}',
             "listed twice",
         ),
-        (
-            '{"method": {"rule": "best", "num_candidates": "x"}, "episodes": [{"scene": 1, "success": true}]}',
-            "invalid",
-        ),
+        ('{"method": {"rule": "best", "num_candidates": "x"}, "episodes": [{"scene": 1, "success": true}]}', "invalid"),
         ('{"method": null, "episodes": [{"scene": 1, "success": true}]}', "not an evaluation"),
     ],
 )
@@ -432,8 +419,4 @@ def test_the_recipe_compares_agents_in_the_default_rule():
     from deas_vla.improvement.selection import SelectionConfig
 
     # best-8 is what the default rule plays from 8 candidates, and what agents without the other methods have.
-    assert ogbench_results.OGBenchResultsConfig().methods == [
-        f"{SelectionConfig().rule}-8",
-        "best-8",
-        "first-1",
-    ]
+    assert ogbench_results.OGBenchResultsConfig().methods == [f"{SelectionConfig().rule}-8", "best-8", "first-1"]

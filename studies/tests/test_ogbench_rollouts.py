@@ -143,15 +143,11 @@ def test_monte_carlo_returns_are_those_of_options(runs, success, backup, every):
 def test_monte_carlo_closed_forms():
     failed = {"rewards": [[-2.0, 200]], "success": False, "decisions": [{"step": 0}, {"step": 195}]}
     forever = -2 * (1 - G1**5) / ((1 - G1) * (1 - G2**5))
-    assert monte_carlo(failed, backup=5, reward_discount=G1, bootstrap_discount=G2) == pytest.approx(
-        [forever] * 2
-    )
+    assert monte_carlo(failed, backup=5, reward_discount=G1, bootstrap_discount=G2) == pytest.approx([forever] * 2)
     won = {"rewards": [[-1.0, 7]], "success": True, "decisions": [{"step": 0}, {"step": 5}]}
     last = -1 - G1
     first = -sum(G1**k for k in range(5)) + G2**5 * last
-    assert monte_carlo(won, backup=5, reward_discount=G1, bootstrap_discount=G2) == pytest.approx(
-        [first, last]
-    )
+    assert monte_carlo(won, backup=5, reward_discount=G1, bootstrap_discount=G2) == pytest.approx([first, last])
 
 
 def evaluated(path, decide=None, **changed):
@@ -213,8 +209,5 @@ def test_an_evaluation_of_something_else_is_not_taken_for_this_one(tmp_path, cha
 
 
 def test_evaluation_scenes_meet_no_other_use():
-    uses = {
-        use: {s for seed in range(100) for s in scenes_of(use, 10_000, seed)}
-        for use in ("rollouts", "evaluation")
-    }
+    uses = {use: {s for seed in range(100) for s in scenes_of(use, 10_000, seed)} for use in ("rollouts", "evaluation")}
     assert not uses["rollouts"] & uses["evaluation"]

@@ -56,7 +56,5 @@ def test_luck_of_the_seeds_is_in_the_interval():
     before = np.arange(400) < 200
     up, down = np.arange(400) < 260, np.arange(400) < 150
     runs = {"policy": [policy(before)], "default": [policy(up), policy(down)]}
-    low, high = judge(runs, base="policy", default="default")["variants"]["default"][ALONE]["over_base"][
-        "ci95"
-    ]
+    low, high = judge(runs, base="policy", default="default")["variants"]["default"][ALONE]["over_base"]["ci95"]
     assert low < 0 < high

@@ -53,9 +53,7 @@ QUIET = {"policy": 0.2, "filtered_bc": 0.3, "advantage_weighted": 0.6, "second_i
 FEW = {"best_of_n": 0.4, "advantage_weighted": 0.5, "oracle": 0.6}
 
 
-def write_run(
-    folder, task, seed, methods=METHODS, scenes=200, seconds=60.0, processes=2, attempts=1, quiet=None
-):
+def write_run(folder, task, seed, methods=METHODS, scenes=200, seconds=60.0, processes=2, attempts=1, quiet=None):
     played = ["evaluation", *(["without_noise"] if quiet else [])]
     for name in ("demonstrations", "policy", "rollouts", "critic", *played):
         settings = {"seed": seed} | ({"tasks": [task]} if name in played else {})
@@ -63,13 +61,7 @@ def write_run(
             settings |= {"evaluation": {"num_candidates": 8, "samples": 2}}
         (folder / name).mkdir(parents=True)
         about = {"settings": settings, "seconds": seconds, "peak_memory_bytes": 2_000_000_000 + 10**8 * seed}
-        about |= {
-            "fingerprint": "0",
-            "inputs": {},
-            "sources": {},
-            "processes": processes,
-            "attempts": attempts,
-        }
+        about |= {"fingerprint": "0", "inputs": {}, "sources": {}, "processes": processes, "attempts": attempts}
         (folder / name / "stage.json").write_text(json.dumps(about))
     rng = np.random.default_rng((TASKS.index(task), seed))
     base, luck = rng.random((scenes, 2)) < 0.4, rng.random((scenes, 2))
@@ -90,9 +82,7 @@ def write_run(
         place.mkdir(parents=True)
         for method, share in quiet.items():
             success = base[:, 0] | (luck[:, 0] < share)
-            records = [
-                {"scene": 900 + scene, "sample": 0, "success": bool(won)} for scene, won in enumerate(success)
-            ]
+            records = [{"scene": 900 + scene, "sample": 0, "success": bool(won)} for scene, won in enumerate(success)]
             (place / f"{method}.json").write_text(json.dumps(records))
     return folder
 
@@ -106,13 +96,7 @@ def write_runs(folder, *, seeds=SEEDS, tasks=TASKS, **options):
 
 def write_ablation(folder, gain=0.04):
     """What studies/ablations/critic.py leaves."""
-    score = {
-        "gain": gain,
-        "gain_ci95": [0.02, 0.06],
-        "headroom": 0.3,
-        "spearman": 0.14,
-        "spearman_ci95": None,
-    }
+    score = {"gain": gain, "gain_ci95": [0.02, 0.06], "headroom": 0.3, "spearman": 0.14, "spearman_ci95": None}
     variant = {"flags": [], "critics": 2, "seconds": 180.0, "score": score | {"worst": -0.05}}
     variant["over_default"] = None
     folder.mkdir(parents=True, exist_ok=True)
@@ -145,13 +129,7 @@ def write_second_iteration_ablation(folder):
             "difference": {"mean": over, "per_task": {"lift": over}},
         },
     }
-    ablation = {
-        "scenes": 200,
-        "runs": ["lift-1", "lift-2"],
-        "tasks": ["lift"],
-        "seeds": [1, 2],
-        "pairings": pairings,
-    }
+    ablation = {"scenes": 200, "runs": ["lift-1", "lift-2"], "tasks": ["lift"], "seeds": [1, 2], "pairings": pairings}
     folder.mkdir(parents=True)
     (folder / "ablation.json").write_text(json.dumps(ablation))
     return folder
@@ -215,9 +193,7 @@ def test_runs_of_which_some_never_played_without_noise_are_not_one_result(tmp_pa
 
 
 def test_the_figures_show_the_numbers_of_the_page(tmp_path):
-    results = write_robosuite_results(
-        write_runs(tmp_path / "runs"), tmp_path / "out", SEEDS, commit="0123abc"
-    )
+    results = write_robosuite_results(write_runs(tmp_path / "runs"), tmp_path / "out", SEEDS, commit="0123abc")
     figures = drawn(results)
 
     # A column an average and a task, a row a method.
@@ -387,19 +363,13 @@ def test_runs_that_come_one_by_one_make_the_same_files(tmp_path):
         write_robosuite_results(runs, twice, SEEDS, policy_ablations=[tmp_path])
     # And so has that of two iterations, which is kept as well.
     write_robosuite_results(
-        runs,
-        twice,
-        SEEDS,
-        second_iteration_ablations=[write_second_iteration_ablation(tmp_path / "rounds" / "all")],
+        runs, twice, SEEDS, second_iteration_ablations=[write_second_iteration_ablation(tmp_path / "rounds" / "all")]
     )
     write_robosuite_results(runs, twice, SEEDS)
     text = (twice / "robosuite.md").read_text()
     assert "Two iterations where a critic chooses: all" in text and "2 runs: seeds 1, 2 of each task." in text
     rates, gaps = "82 (78.0 to 86.0) | 82 (78.0 to 86.0)", "+3.0 (−1.0 to +7.0) | +3.0 (−1.0 to +7.0)"
-    assert (
-        f"| second iteration | {rates} |" in text
-        and f"| second iteration − first iteration | {gaps} |" in text
-    )
+    assert f"| second iteration | {rates} |" in text and f"| second iteration − first iteration | {gaps} |" in text
 
 
 def test_runs_that_are_missing_are_named_and_nothing_is_shown(tmp_path):
@@ -427,9 +397,7 @@ def test_a_run_that_changed_is_refused_by_name(tmp_path):
     records = json.loads(path.read_text())
     records[3]["success"] = not records[3]["success"]
     path.write_text(json.dumps(records))
-    with pytest.raises(
-        UserError, match=r"robosuite/lift-1\.json .*\(methods\): delete the file.*played once"
-    ):
+    with pytest.raises(UserError, match=r"robosuite/lift-1\.json .*\(methods\): delete the file.*played once"):
         write_robosuite_results(runs, out, [1], commit="0123abc")
     assert contents(out) == before
     (out / "robosuite" / "lift-1.json").unlink()
@@ -447,9 +415,7 @@ def test_the_recipe_skips_what_is_not_finished_and_asks_for_the_commit(tmp_path,
     runs, out = write_runs(tmp_path / "runs", seeds=[1], methods=FEW, scenes=8), tmp_path / "out"
     (runs / "stack-1" / "evaluation" / "stage.json").unlink()
     flags = [f"--runs={runs}", f"--output={out}", "--seeds=1"]
-    with pytest.raises(
-        UserError, match="which commit fixed the settings of lift-1, pick_place_can-1, door-1"
-    ):
+    with pytest.raises(UserError, match="which commit fixed the settings of lift-1, pick_place_can-1, door-1"):
         recipe(*flags)
     with pytest.raises(UserError, match=r"seeds 5: run studies.robosuite.suite first"):
         recipe(*flags[:2], "--seeds=5", "--commit=0")

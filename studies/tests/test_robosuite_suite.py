@@ -44,20 +44,10 @@ def test_two_rounds_and_two_baselines_become_a_page(tmp_path, capsys):
     robosuite_suite.main(parse(robosuite_suite.RobosuiteSuiteConfig, flags, prog="robosuite_suite"))
     run = tmp_path / "runs" / "lift-7"
     played = {path.stem for path in (run / "evaluation" / "methods" / "lift").glob("*.json")}
-    expected = {
-        "second_iteration",
-        "second_iteration + best_of_n",
-        "iql",
-        "qc",
-        "best_of_n",
-        "filtered_bc",
-        "oracle",
-    }
+    expected = {"second_iteration", "second_iteration + best_of_n", "iql", "qc", "best_of_n", "filtered_bc", "oracle"}
     assert expected <= played
     # Without noise in scenes of their own, not in those of the evaluation.
-    quiet = {
-        path.stem: json.loads(path.read_text()) for path in run.glob("without_noise/methods/lift/*.json")
-    }
+    quiet = {path.stem: json.loads(path.read_text()) for path in run.glob("without_noise/methods/lift/*.json")}
     assert quiet.keys() == {"policy", "filtered_bc", "advantage_weighted", "second_iteration"}
     scenes = [record["scene"] for record in quiet["policy"]]
     assert len(scenes) == 2 and min(scenes) >= 3_000_000
@@ -78,9 +68,7 @@ def test_two_rounds_and_two_baselines_become_a_page(tmp_path, capsys):
     ablation = tmp_path / "ablation" / "tiny"
     flags = [f"--runs={run}", f"--output={ablation}", "--scenes=2", "--workers=0", "--parallel_episodes=3"]
     second_iteration_ablation.main(
-        parse(
-            second_iteration_ablation.SecondIterationAblationConfig, flags, prog="second_iteration_ablation"
-        )
+        parse(second_iteration_ablation.SecondIterationAblationConfig, flags, prog="second_iteration_ablation")
     )
     paired = {path.stem: json.loads(path.read_text()) for path in ablation.glob("lift-7/methods/lift/*.json")}
     assert paired.keys() == second_iteration_ablation.PAIRINGS.keys()
@@ -89,8 +77,7 @@ def test_two_rounds_and_two_baselines_become_a_page(tmp_path, capsys):
     for name, pairing in second_iteration_ablation.PAIRINGS.items():
         assert len(paired[name][0]["decisions"][0]["scores"]) == pairing.num_candidates
     first, third = (
-        paired[name][0]["decisions"][0]["scores"]
-        for name in ("first iteration", "second policy, first critic")
+        paired[name][0]["decisions"][0]["scores"] for name in ("first iteration", "second policy, first critic")
     )
     assert first != third
 

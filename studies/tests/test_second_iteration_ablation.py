@@ -49,8 +49,7 @@ def test_two_critics_choose_by_the_mean_of_what_each_sees(policy, tmp_path):
     stages = [critic_stage(tmp_path / str(seed), policy, seed) for seed in (1, 2)]
     seen = observations(6, seed=3)
     alone = [
-        BestOfN(policy, 8, "best", scorer, SelectionConfig(noise_scale=0.5)).choose(seen, KEYS)
-        for _, scorer in stages
+        BestOfN(policy, 8, "best", scorer, SelectionConfig(noise_scale=0.5)).choose(seen, KEYS) for _, scorer in stages
     ]
     both = decider(policy, Pairing("policy", ("critic", "critic_2")), [stage[0] for stage in stages])
     mean = torch.stack([choice.scores for choice in alone]).mean(0)
@@ -77,9 +76,7 @@ def played(folder, task, seed, wins):
     place.mkdir(parents=True)
     (folder / "stage.json").write_text(json.dumps({"settings": settings}))
     for name, won in wins.items():
-        records = [
-            {"scene": 100 * seed + scene, "sample": 0, "success": bool(one)} for scene, one in enumerate(won)
-        ]
+        records = [{"scene": 100 * seed + scene, "sample": 0, "success": bool(one)} for scene, one in enumerate(won)]
         (place / f"{name}.json").write_text(json.dumps(records))
     return folder
 
@@ -109,7 +106,5 @@ def test_differences_are_paired_over_tasks_and_seeds(tmp_path):
     success, differences = second_iteration_tables(results).split("\n\n")
     assert [line.split("|")[1].strip() for line in success.splitlines()[2:]] == ["one", "two", "all"]
     assert success.splitlines()[3].split("|")[2].strip().startswith("65 (")
-    rows = [
-        [cell.strip().split(" (")[0] for cell in line.split("|")[1:5]] for line in differences.splitlines()
-    ]
+    rows = [[cell.strip().split(" (")[0] for cell in line.split("|")[1:5]] for line in differences.splitlines()]
     assert rows[2:] == [["two − one", "+15.0", "−5.0", "+5.0"], ["all − two", "+35.0", "+55.0", "+45.0"]]

@@ -99,9 +99,7 @@ def test_errors_that_nearby_chunks_share_do_not_grow_with_n():
     assert min(values) > values[0] - 0.05
 
 
-@pytest.mark.parametrize(
-    ("field", "value"), [("temperature", -0.1), ("density_weight", -1.0), ("rule", "bset")]
-)
+@pytest.mark.parametrize(("field", "value"), [("temperature", -0.1), ("density_weight", -1.0), ("rule", "bset")])
 def test_hyper_parameters_out_of_range_are_refused(field, value):
     with pytest.raises(UserError, match=rf"selection\.{field}="):
         StudySelection(**{field: value})

@@ -36,9 +36,7 @@ def transitions(lengths, success_rate=0.1, seed=0):
 
 def table(data, horizon, backup):
     zero, one = torch.zeros(2), torch.ones(2)
-    return OptionTable(
-        data, zero, one, horizon=horizon, backup=backup, reward_discount=G1, bootstrap_discount=G2
-    )
+    return OptionTable(data, zero, one, horizon=horizon, backup=backup, reward_discount=G1, bootstrap_discount=G2)
 
 
 @given(
@@ -93,9 +91,7 @@ def test_rule_03_nothing_counts_after_the_first_success():
     assert (batch.returns[:4] > -3).all()
     # Options from rows 1, 2 and 3 meet the success; row 0 ends on it; row 4 begins after it.
     data.rewards[3:] = -1.0
-    torch.testing.assert_close(
-        table(data, 3, 3).bootstrap > 0, torch.tensor([True, False, False, False, True])
-    )
+    torch.testing.assert_close(table(data, 3, 3).bootstrap > 0, torch.tensor([True, False, False, False, True]))
     # The chunk itself is shown whole: it is what was played.
     torch.testing.assert_close(batch.chunk[2, :, 0], torch.tensor([2.0, 3.0, 4.0]))
 
@@ -162,13 +158,9 @@ def test_rows_that_do_not_fit_together_are_refused():
     with pytest.raises(ValueError, match="rewards has 3 rows"):
         Transitions(data.observations, data.actions, data.rewards[:3], data.success, data.last)
     with pytest.raises(ValueError, match="must end a trajectory"):
-        Transitions(
-            data.observations, data.actions, data.rewards, data.success, torch.zeros(4, dtype=torch.bool)
-        )
+        Transitions(data.observations, data.actions, data.rewards, data.success, torch.zeros(4, dtype=torch.bool))
 
 
 def test_an_option_longer_than_every_trajectory_is_one_clear_line():
-    with pytest.raises(
-        UserError, match=r"no trajectory has the 9 steps of an option; the longest has 8: choose a"
-    ):
+    with pytest.raises(UserError, match=r"no trajectory has the 9 steps of an option; the longest has 8: choose a"):
         table(transitions([4, 9, 6]), 9, 9)

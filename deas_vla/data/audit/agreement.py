@@ -60,9 +60,7 @@ def reference_at(folder: Path) -> Reference:
     )
 
 
-def differences(
-    folder: LerobotFolder, layout: Layout, other: Reference, *, statistics: bool
-) -> Iterator[Finding]:
+def differences(folder: LerobotFolder, layout: Layout, other: Reference, *, statistics: bool) -> Iterator[Finding]:
     """Every way in which a data set does not fit to what another asks for.
 
     Args:
@@ -85,9 +83,7 @@ def differences(
     else:
         lines = mine.differences(theirs)
     for line in lines:
-        code = "other-" + line.partition(":")[0].partition("[")[0].partition(" ")[0].removeprefix(
-            "observation."
-        )
+        code = "other-" + line.partition(":")[0].partition("[")[0].partition(" ")[0].removeprefix("observation.")
         yield Finding(ERROR, code.rstrip("s"), f"against {other.name}: {line}", ROBOTS)
 
 

@@ -67,9 +67,7 @@ class ColumnFacts:
         ]
 
 
-def against_columns(
-    facts: ColumnFacts, columns: tuple[Column, ...], what: str, whose: str
-) -> Iterator[Finding]:
+def against_columns(facts: ColumnFacts, columns: tuple[Column, ...], what: str, whose: str) -> Iterator[Finding]:
     """Numbers that the kinds and limits of a contract's columns (``state`` or ``action``) do not allow."""
     for i, column in enumerate(columns):
         low = -np.inf if column.low is None else column.low
@@ -78,9 +76,7 @@ def against_columns(
         if column.kind == "binary":
             if values is None or not values <= {low, high}:
                 seen = "many values" if values is None else " and ".join(f"{v:g}" for v in sorted(values))
-                message = (
-                    f"{what} {column.name} takes {seen} in [{range_[0]:g}, {range_[1]:g}], {whose} says that"
-                )
+                message = f"{what} {column.name} takes {seen} in [{range_[0]:g}, {range_[1]:g}], {whose} says that"
                 yield found("not-binary", f"{message} it is {low:g} or {high:g}", column=column.name)
             continue
         slack = LIMIT_TOLERANCE * (high - low) if np.isfinite(high - low) else 0.0
@@ -89,9 +85,7 @@ def against_columns(
             yield found("out-of-range", f"{message} {low:g} to {high:g}", column=column.name)
 
 
-def signatures(
-    facts: ColumnFacts, positions: tuple[Position, ...], what: str, declared: bool
-) -> Iterator[Finding]:
+def signatures(facts: ColumnFacts, positions: tuple[Position, ...], what: str, declared: bool) -> Iterator[Finding]:
     """Columns that never move, and columns that look binary where nothing says that they are."""
     named = {"constant": [], "binary": [], "range": []}
     for i, position in enumerate(positions):

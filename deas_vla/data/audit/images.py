@@ -83,9 +83,7 @@ def _video(folder: LerobotFolder, camera: str, key: str, number: int, rows: int)
     path, begin = folder.video(key, number)
     position = {"file": str(path.relative_to(folder.root)), "column": camera, "episodes": (number,)}
     if not path.is_file():
-        yield found(
-            "missing-video", f"episode {number}: {path.name} of camera {camera} is missing", **position
-        )
+        yield found("missing-video", f"episode {number}: {path.name} of camera {camera} is missing", **position)
         return
     try:
         facts = video_facts(path, path.stat().st_mtime_ns)
@@ -120,9 +118,7 @@ def unused_cameras(folder: LerobotFolder, layout: Layout) -> Iterator[Finding]:
             yield found("camera-without-video", message, file="meta/info.json", column=key)
 
 
-def stored_images(
-    folder: LerobotFolder, layout: Layout, file: Path, numbers: np.ndarray
-) -> Iterator[Finding]:
+def stored_images(folder: LerobotFolder, layout: Layout, file: Path, numbers: np.ndarray) -> Iterator[Finding]:
     """Faults in the images inside one parquet file; `numbers` is (rows,) the episode of each row."""
     import pyarrow.parquet as pq
 

@@ -66,9 +66,7 @@ def times(rows: Rows, rate_hz: float) -> Iterator[Finding]:
     off = np.abs(steps * rate_hz - 1)
     if off.max() > JITTER:
         row = int(off.argmax())
-        message = (
-            f"{steps[row] * 1e3:.1f} ms between rows {row} and {row + 1}, a step is {1e3 / rate_hz:.1f} ms"
-        )
+        message = f"{steps[row] * 1e3:.1f} ms between rows {row} and {row + 1}, a step is {1e3 / rate_hz:.1f} ms"
         yield fault(rows, "timestamp-gap", message, "timestamp", ERROR if off.max() > 0.5 else "")
     if abs(values[0]) * rate_hz > JITTER:
         yield fault(rows, "timestamps-start-late", f"timestamps start at {values[0]:g} s", "timestamp")

@@ -37,10 +37,7 @@ def tables(folder: LerobotFolder, findings: Findings) -> Iterator[tuple[Path, di
         findings.add(of_error(error, "missing-rows"))
         return
     for number, file in zip(folder.episodes if folder.episodic else [None] * len(files), files, strict=True):
-        position = {
-            "file": str(file.relative_to(folder.root)),
-            "episodes": () if number is None else (number,),
-        }
+        position = {"file": str(file.relative_to(folder.root)), "episodes": () if number is None else (number,)}
         if not file.is_file():
             findings.add(found("missing-rows", f"{position['file']} is missing", **position))
             continue

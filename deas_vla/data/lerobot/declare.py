@@ -74,9 +74,7 @@ def _rules(flag: str, text: str, names: Iterable[str]):
     pairs = [part.partition("=")[::2] for part in text.split(",") if part]
     for pattern, _ in pairs:
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise UserError(
-                f"{flag}: no column is called {pattern}; they are {', '.join(dict.fromkeys(names))}"
-            )
+            raise UserError(f"{flag}: no column is called {pattern}; they are {', '.join(dict.fromkeys(names))}")
     return lambda name: next((value for pattern, value in pairs if fnmatchcase(name, pattern)), None)
 
 

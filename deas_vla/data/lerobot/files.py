@@ -46,9 +46,7 @@ def _wrong_keys(info: dict, episodic: bool) -> Iterator[tuple[str, str]]:
         yield "features", "an object of columns"
     for name, feature in features.items():
         yield from _wrong_feature(f"features.{name}", feature)
-    fields = dict.fromkeys(
-        ("episode_chunk", "episode_index") if episodic else ("chunk_index", "file_index"), 0
-    )
+    fields = dict.fromkeys(("episode_chunk", "episode_index") if episodic else ("chunk_index", "file_index"), 0)
     if episodic and not _formats(info.get("data_path"), fields):
         yield "data_path", f"a path of {_braces(fields)}"
     if not episodic and not isinstance(info.get("total_frames"), int):

@@ -29,13 +29,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deas_vla.data.lerobot import FORMAT, SIDECAR
-from deas_vla.data.lerobot.files import (
-    check_info,
-    read_images,
-    read_lines,
-    read_table,
-    to_numpy,
-)
+from deas_vla.data.lerobot.files import check_info, read_images, read_lines, read_table, to_numpy
 from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.files import read_json
 
@@ -137,9 +131,7 @@ class LerobotFolder:
         texts = [name for name in table.column_names if name != "task_index"]
         if not texts or "task_index" not in table.column_names:
             raise UserError(f"{path}: no task_index or no instructions in it; copy the data set again")
-        return dict(
-            zip(table.column("task_index").to_pylist(), table.column(texts[0]).to_pylist(), strict=True)
-        )
+        return dict(zip(table.column("task_index").to_pylist(), table.column(texts[0]).to_pylist(), strict=True))
 
     @cached_property
     def episodes(self) -> dict[int, EpisodeMeta]:
@@ -156,8 +148,7 @@ class LerobotFolder:
         if not self.episodic:
             return self._parquet("data")
         return [
-            self.root
-            / self.info["data_path"].format(episode_chunk=number // self._chunk, episode_index=number)
+            self.root / self.info["data_path"].format(episode_chunk=number // self._chunk, episode_index=number)
             for number in self.episodes
         ]
 
@@ -187,9 +178,7 @@ class LerobotFolder:
                     )
                 yield rows
         if not self.episodic and total != self.info["total_frames"]:
-            raise UserError(
-                f"{self.root}: {total} rows, info.json says {self.info['total_frames']}; copy it again"
-            )
+            raise UserError(f"{self.root}: {total} rows, info.json says {self.info['total_frames']}; copy it again")
 
     def images(
         self, key: str, size: tuple[int, int], episodes: list[Rows], wanted: list[np.ndarray], name: str = ""

@@ -89,9 +89,7 @@ class Layout:
     def with_columns_of(self, contract: Contract) -> "Layout":
         """The columns of a contract, in its order; `column_misfits` must be empty. The cameras stay."""
         return replace(
-            self,
-            state=tuple(_pick(self.state, contract.state)),
-            action=tuple(_pick(self.action, contract.action)),
+            self, state=tuple(_pick(self.state, contract.state)), action=tuple(_pick(self.action, contract.action))
         )
 
     def misfits(self, folder: LerobotFolder, contract: Contract) -> list[str]:
@@ -210,9 +208,7 @@ def _group(folder: LerobotFolder, where: str, key: str, name: str, group: dict) 
     _require_column(folder, where, f"group {name}", key)
     start, end, width = group.get("start"), group.get("end"), int(np.prod(folder.features[key]["shape"]))
     if not (isinstance(start, int) and isinstance(end, int) and 0 <= start < end <= width):
-        raise UserError(
-            f"{where}: group {name} goes from {start} to {end}, {key} has {width} columns; correct it"
-        )
+        raise UserError(f"{where}: group {name} goes from {start} to {end}, {key} has {width} columns; correct it")
     return [Position(f"{name}.{index - start}", key, index) for index in range(start, end)]
 
 

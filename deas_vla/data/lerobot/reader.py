@@ -69,10 +69,7 @@ def read_dataset(
     if not rows:
         raise UserError(f"{root}: there are no episodes in it; collect some")
     source = folder.sidecar.get("source", source)
-    episodes = [
-        _episode(folder, layout, labels, number, part, source, image_every)
-        for number, part in enumerate(rows)
-    ]
+    episodes = [_episode(folder, layout, labels, number, part, source, image_every) for number, part in enumerate(rows)]
     frames = [episode.frame_steps for episode in episodes]
     for camera in contract.cameras:
         key, name = layout.cameras[camera.name], f"{folder.root.name} {camera.name}"
@@ -116,13 +113,7 @@ def _contract(folder: LerobotFolder, layout: Layout, expected: Contract | None) 
 
 
 def _episode(
-    folder: LerobotFolder,
-    layout: Layout,
-    labels: LabelRules,
-    number: int,
-    part: Rows,
-    source: str,
-    image_every: int,
+    folder: LerobotFolder, layout: Layout, labels: LabelRules, number: int, part: Rows, source: str, image_every: int
 ) -> Episode:
     """An episode without images; `frame_steps` says which rows to decode."""
     columns, rows = part.columns, len(part)

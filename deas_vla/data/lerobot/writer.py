@@ -86,12 +86,7 @@ def write_dataset(
         # LeRobot writes its features in the order of a set, another in every process: equal data, equal files.
         stats = temporary / "meta" / "stats.json"
         stats.write_text(json.dumps(json.loads(stats.read_text()), indent=4, sort_keys=True) + "\n")
-        sidecar = {
-            "format": FORMAT,
-            "source": source,
-            "contract": contract.to_json(),
-            "metadata": metadata or {},
-        }
+        sidecar = {"format": FORMAT, "source": source, "contract": contract.to_json(), "metadata": metadata or {}}
         (temporary / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n")
 
 
@@ -181,8 +176,7 @@ class ImageWriter:
         statistics = compute_episode_stats(columns, self.meta.features)
         # A vector of one entry is a number in LeRobot's schema.
         stored = {
-            name: list(values.squeeze(-1) if values.shape[1:] == (1,) else values)
-            for name, values in columns.items()
+            name: list(values.squeeze(-1) if values.shape[1:] == (1,) else values) for name, values in columns.items()
         }
         for camera, images in episode.images.items():
             encoded = [png(image) for image in images]
@@ -219,9 +213,7 @@ class ImageWriter:
                 self.chunk, self.file = update_chunk_file_indices(*indices)
         if self.writer is None:
             self._path().parent.mkdir(parents=True, exist_ok=True)
-            self.writer = self.pq.ParquetWriter(
-                self._path(), self.schema, compression="snappy", use_dictionary=True
-            )
+            self.writer = self.pq.ParquetWriter(self._path(), self.schema, compression="snappy", use_dictionary=True)
         self.writer.write_table(table)
         self.rows_in_file += len(table)
 
@@ -235,9 +227,7 @@ class VideoWriter:
     def __init__(self, root: Path, repo_id: str, fps: float, features: dict, robot: str):
         from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-        self.dataset = LeRobotDataset.create(
-            repo_id, fps, features, robot_type=robot, root=root, use_videos=True
-        )
+        self.dataset = LeRobotDataset.create(repo_id, fps, features, robot_type=robot, root=root, use_videos=True)
 
     def write(self, columns: dict[str, np.ndarray], episode: Episode) -> None:
         from lerobot.utils.utils import SuppressProgressBars

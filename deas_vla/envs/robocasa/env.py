@@ -11,12 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from deas_vla.data.contract import Contract
-from deas_vla.envs.panda_omron import (
-    ACTION_GROUPS,
-    ROBOCASA_CAMERAS,
-    STATE_GROUPS,
-    columns_of,
-)
+from deas_vla.envs.panda_omron import ACTION_GROUPS, ROBOCASA_CAMERAS, STATE_GROUPS, columns_of
 from deas_vla.envs.registry import register_simulator
 from deas_vla.envs.robocasa.experts import make_expert
 from deas_vla.envs.robocasa.tasks import RobocasaSettings, robocasa_contract
@@ -77,8 +72,7 @@ class RobocasaEnv(SteppedEnv):
             )
         except FileNotFoundError as error:
             raise UserError(
-                f"RoboCasa's kitchen assets are missing ({error.filename or error}): "
-                + "; ".join(ASSET_COMMANDS)
+                f"RoboCasa's kitchen assets are missing ({error.filename or error}): " + "; ".join(ASSET_COMMANDS)
             ) from error
         self._kitchen = self._gym.env
         self._groups = {group: columns_of(self.contract.action, group) for group in ACTION_GROUPS}
@@ -111,18 +105,14 @@ class RobocasaEnv(SteppedEnv):
 
     def step(self, command: np.ndarray) -> bool:
         """Plays one command; returns whether the task has succeeded."""
-        action = {
-            f"action.{group}": command[columns].astype(np.float64) for group, columns in self._groups.items()
-        }
+        action = {f"action.{group}": command[columns].astype(np.float64) for group, columns in self._groups.items()}
         self._observation, _, _, _, info = self._gym.step(action)
         self._commands.append(command)
         return bool(info["success"])
 
     def state(self) -> np.ndarray:
         """(16,) float32 proprioceptive state in the contract's order, as RoboCasa gives it."""
-        return np.concatenate([self._observation[f"state.{group}"] for group in STATE_GROUPS]).astype(
-            np.float32
-        )
+        return np.concatenate([self._observation[f"state.{group}"] for group in STATE_GROUPS]).astype(np.float32)
 
     def images(self) -> dict[str, np.ndarray]:
         """Camera name to (h, w, 3) uint8, upright."""
@@ -162,9 +152,7 @@ def _import_wrapper():
         return importlib.import_module("robocasa.wrappers.gym_wrapper")
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "robocasa":
-            raise UserError(
-                f"RoboCasa needs {error.name}, which is not installed: pip install {error.name}"
-            ) from error
+            raise UserError(f"RoboCasa needs {error.name}, which is not installed: pip install {error.name}") from error
         raise UserError(
             "RoboCasa is not installed (it is in no package registry); in an environment of its own: "
             + "; ".join(INSTALL_COMMANDS + ASSET_COMMANDS)

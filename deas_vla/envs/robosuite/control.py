@@ -251,18 +251,9 @@ class MobileControl:
         model, data = self.model, self.data
         mujoco.mj_fullM(model, self._mass, data.qM)
         mujoco.mj_jacSite(model, data, self._jacobian[:3], self._jacobian[3:], self.hand_site)
-        mujoco.mj_objectVelocity(
-            model, data, mujoco.mjtObj.mjOBJ_SITE, self._arm_site, self._base_velocity, 0
-        )
+        mujoco.mj_objectVelocity(model, data, mujoco.mjtObj.mjOBJ_SITE, self._arm_site, self._base_velocity, 0)
         _write_torques(
-            self._state,
-            self._frames,
-            self._dynamics,
-            self._goal,
-            self.home,
-            self._address,
-            self._limits,
-            data.ctrl,
+            self._state, self._frames, self._dynamics, self._goal, self.home, self._address, self._limits, data.ctrl
         )
         mujoco.mj_step2(model, data)
         mujoco.mj_step1(model, data)
@@ -270,14 +261,7 @@ class MobileControl:
     def save(self) -> np.ndarray:
         """Everything that the next command depends on, (25,) float64."""
         return np.concatenate(
-            [
-                self.home,
-                self.gripper,
-                self.base_yaw,
-                self.goal_position,
-                self.goal_rotation.ravel(),
-                self.goal_torso,
-            ]
+            [self.home, self.gripper, self.base_yaw, self.goal_position, self.goal_rotation.ravel(), self.goal_torso]
         )
 
     def restore(self, saved: np.ndarray) -> None:

@@ -108,10 +108,7 @@ class RobosuiteEnv(MujocoEnv):
         has w near zero, so that its quaternion jumps; here its largest component, x, is positive.
         """
         data, control = self.data, self.control
-        base_position, base = (
-            data.site_xpos[control.base_site],
-            data.site_xmat[control.base_site].reshape(3, 3),
-        )
+        base_position, base = (data.site_xpos[control.base_site], data.site_xmat[control.base_site].reshape(3, 3))
         hand_position, hand = data.site_xpos[control.hand_site], data.xmat[control.hand_body].reshape(3, 3)
         out = np.empty(16, dtype=np.float32)
         out[0:3] = base_position
@@ -148,10 +145,7 @@ class RobosuiteEnv(MujocoEnv):
             if item.name in self._unused:
                 continue
             body = self.model.body(item.root_body)
-            if (
-                body.jntnum[0] == 1
-                and self.model.jnt_type[body.jntadr[0]] == self._mujoco.mjtJoint.mjJNT_FREE
-            ):
+            if body.jntnum[0] == 1 and self.model.jnt_type[body.jntadr[0]] == self._mujoco.mjtJoint.mjJNT_FREE:
                 address = self.model.jnt_qposadr[body.jntadr[0]]
                 self.data.qpos[address : address + 7] = pose
             else:

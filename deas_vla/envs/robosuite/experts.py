@@ -271,11 +271,7 @@ def make_expert(env) -> Expert:
     if env.task == "stack":
         below = model.body("cubeB_main").id
         return PlaceExpert(
-            env,
-            "cubeA_main",
-            place=lambda: data.xpos[below] + 0.046 * UP,
-            travel_height=0.07,
-            symmetry=math.pi / 2,
+            env, "cubeA_main", place=lambda: data.xpos[below] + 0.046 * UP, travel_height=0.07, symmetry=math.pi / 2
         )
     if env.task == "pick_place_can":
         target = model.body("VisualCan_main").id

@@ -77,13 +77,7 @@ class Task:
         return {"robot0_agentview_left": self.left, "robot0_agentview_right": self.right}
 
 
-RED, GREEN, BLUE, BROWN, YELLOW = (
-    (0.8, 0.0, 0.0),
-    (0.0, 0.6, 0.0),
-    (0.1, 0.2, 0.6),
-    (0.3, 0.2, 0.1),
-    (0.9, 0.8, 0.0),
-)
+RED, GREEN, BLUE, BROWN, YELLOW = ((0.8, 0.0, 0.0), (0.0, 0.6, 0.0), (0.1, 0.2, 0.6), (0.3, 0.2, 0.1), (0.9, 0.8, 0.0))
 TASKS = {
     "lift": Task(
         environment="Lift",

@@ -165,9 +165,7 @@ def join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         tensors = [part[name] for part in parts]
         if tensors[0].dim() > 1 and len(lengths := {tensor.shape[1] for tensor in tensors}) > 1:
             fill, ends = TEXT if name == "camera" else 0, [0, 0] * (tensors[0].dim() - 2)
-            tensors = [
-                F.pad(tensor, (*ends, 0, max(lengths) - tensor.shape[1]), value=fill) for tensor in tensors
-            ]
+            tensors = [F.pad(tensor, (*ends, 0, max(lengths) - tensor.shape[1]), value=fill) for tensor in tensors]
         joined[name] = torch.cat(tensors)
     return joined
 

@@ -73,9 +73,7 @@ class Batched(Adapter):
         count = len(next(iter(batch.values())))
         odd = [name for name, value in batch.items() if value.dim() == 0 or len(value) != count]
         if odd:
-            raise UserError(
-                f"the {self.config.type} policy reads {odd[0]}, which has no row for each observation"
-            )
+            raise UserError(f"the {self.config.type} policy reads {odd[0]}, which has no row for each observation")
         # Such a policy cannot only encode: it samples, and what the module returns meanwhile is kept.
         blank = torch.zeros(count, self.horizon, self.width, device=next(iter(batch.values())).device)
         with outputs_of(self.module) as outputs:

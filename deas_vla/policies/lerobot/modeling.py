@@ -55,9 +55,7 @@ class LeRobotPolicy(ChunkPolicy):
         ContractMismatch: if the contract has other columns, cameras or image sizes than the policy.
     """
 
-    feature_source = (
-        "what the policy's own encoder makes of images and text, before what is trained with its head"
-    )
+    feature_source = "what the policy's own encoder makes of images and text, before what is trained with its head"
 
     def __init__(
         self, policy: nn.Module, preprocessor, postprocessor, contract: Contract, feature: str | None = None
@@ -202,9 +200,7 @@ class LeRobotPolicy(ChunkPolicy):
             config = PreTrainedConfig.from_pretrained(folder, local_files_only=True)
             overrides = {"device_processor": {"device": config.device}, **find_parts(config, folder)}
             with without_weights(folder):
-                policy = get_policy_class(config.type).from_pretrained(
-                    folder, config=config, local_files_only=True
-                )
+                policy = get_policy_class(config.type).from_pretrained(folder, config=config, local_files_only=True)
             _require_loaded(policy, folder / WEIGHTS)
             processors = make_pre_post_processors(config, str(folder), preprocessor_overrides=overrides)
         return cls(policy, *processors, contract, feature).eval()

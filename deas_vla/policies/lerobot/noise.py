@@ -79,9 +79,7 @@ class GivenNoise(TorchFunctionMode):
         if function in NORMAL:
             return self._answer(result)
         if function in OTHER_RANDOM:
-            raise UserError(
-                f"the policy draws {function.__name__} while it samples; only normal noise can be given"
-            )
+            raise UserError(f"the policy draws {function.__name__} while it samples; only normal noise can be given")
         return result
 
     def _answer(self, drawn: Tensor) -> Tensor:

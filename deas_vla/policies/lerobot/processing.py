@@ -46,9 +46,7 @@ class Processors:
         UserError: if the policy needs something that an observation does not have, or its statistics are missing.
     """
 
-    def __init__(
-        self, config, preprocessor: PolicyProcessorPipeline, postprocessor: PolicyProcessorPipeline
-    ) -> None:
+    def __init__(self, config, preprocessor: PolicyProcessorPipeline, postprocessor: PolicyProcessorPipeline) -> None:
         self.config, self.preprocessor, self.postprocessor = config, preprocessor, postprocessor
         # Every prompt is padded to one length, as masked tokens: what a frame becomes then does not depend on the
         # other instructions of its batch.

@@ -163,10 +163,7 @@ class ActionHead(nn.Module):
             ``key_values`` (B, layers, 2, heads, L, d) of all cross-attention layers, and ``readout`` (B, D).
         """
         projected = [block.project_context(tokens) for block in self.blocks if block.cross]
-        return {
-            "key_values": torch.stack(projected, 1).transpose(0, 2),
-            "readout": self.readout(tokens, mask, camera),
-        }
+        return {"key_values": torch.stack(projected, 1).transpose(0, 2), "readout": self.readout(tokens, mask, camera)}
 
     def condition(self, time: Tensor) -> Conditioning:
         """What depends on the (B, N) flow times alone."""
@@ -185,12 +182,7 @@ class ActionHead(nn.Module):
         return self.state_encoder(state)[:, None, None]
 
     def forward(
-        self,
-        noisy: Tensor,
-        conditioning: Conditioning,
-        state: Tensor,
-        memory: dict[str, Tensor],
-        mask: Tensor,
+        self, noisy: Tensor, conditioning: Conditioning, state: Tensor, memory: dict[str, Tensor], mask: Tensor
     ) -> Tensor:
         """Predicts clean chunks from noisy ones.
 

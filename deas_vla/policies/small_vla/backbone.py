@@ -80,9 +80,7 @@ class ContextEncoder(nn.Module):
         while width % heads:
             heads -= 1
         self.norm = nn.LayerNorm(width)
-        self.layers = nn.ModuleList(
-            ContextLayer(width, heads, config.mlp_ratio) for _ in range(config.context_layers)
-        )
+        self.layers = nn.ModuleList(ContextLayer(width, heads, config.mlp_ratio) for _ in range(config.context_layers))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, L, C) backbone tokens and their (B, L) mask to (B, L, C) context tokens; padding becomes zero."""

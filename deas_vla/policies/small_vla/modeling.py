@@ -52,9 +52,7 @@ class SmallVLAPolicy(ChunkPolicy):
     """
 
     Config = SmallVLAConfig
-    feature_source = (
-        "the tokens that the action head attends to, after the backbone's last layer that is kept"
-    )
+    feature_source = "the tokens that the action head attends to, after the backbone's last layer that is kept"
 
     def __init__(
         self,
@@ -180,11 +178,7 @@ class SmallVLAPolicy(ChunkPolicy):
         save_file(stored, folder / WEIGHTS)
         self.backbone.model.config.save_pretrained(folder / BACKBONE)
         self.processor.save_pretrained(folder / BACKBONE)
-        settings = {
-            "format": FORMAT,
-            "backbone_hash": self.backbone.base_hash,
-            "policy": to_json(self.config),
-        }
+        settings = {"format": FORMAT, "backbone_hash": self.backbone.base_hash, "policy": to_json(self.config)}
         write_json(folder / CONFIG, settings)
         write_json(folder / CONTRACT, self.contract.to_json())
 

@@ -41,14 +41,10 @@ class MetaworldSmallEnv(gym.Env):
         self._max_episode_steps = config.settings.horizon or spec.horizon
         self._simulators, self._slot = simulators, slot
         pixels = {
-            camera.name: spaces.Box(0, 255, (camera.height, camera.width, 3), np.uint8)
-            for camera in contract.cameras
+            camera.name: spaces.Box(0, 255, (camera.height, camera.width, 3), np.uint8) for camera in contract.cameras
         }
         self.observation_space = spaces.Dict(
-            {
-                "pixels": spaces.Dict(pixels),
-                "agent_pos": spaces.Box(-np.inf, np.inf, (contract.state_dim,), np.float32),
-            }
+            {"pixels": spaces.Dict(pixels), "agent_pos": spaces.Box(-np.inf, np.inf, (contract.state_dim,), np.float32)}
         )
         self.action_space = spaces.Box(-1, 1, (contract.action_dim,), np.float32)
         self._seen: dict = {}
@@ -126,10 +122,7 @@ class MetaworldSmallConfig(LeRobotEnvConfig):
             # An episode that has ended costs nothing while others of the batch go on.
             envs[task] = {
                 0: make(
-                    [
-                        freeze_after_episode_end(partial(MetaworldSmallEnv, simulators, slot))
-                        for slot in range(n_envs)
-                    ]
+                    [freeze_after_episode_end(partial(MetaworldSmallEnv, simulators, slot)) for slot in range(n_envs)]
                 )
             }
         return envs
@@ -139,9 +132,5 @@ class MetaworldSmallConfig(LeRobotEnvConfig):
 
     def _of_task(self, task: str) -> EnvConfig:
         return env_config(
-            "metaworld",
-            task,
-            cameras=self.cameras,
-            camera_size=self.camera_size,
-            horizon=self.episode_length,
+            "metaworld", task, cameras=self.cameras, camera_size=self.camera_size, horizon=self.episode_length
         )

@@ -23,13 +23,7 @@ class FlowPolicy(nn.Module):
     """
 
     def __init__(
-        self,
-        observation_dim: int,
-        horizon: int,
-        action_dim: int,
-        hidden_dim: int,
-        num_layers: int,
-        flow_steps: int,
+        self, observation_dim: int, horizon: int, action_dim: int, hidden_dim: int, num_layers: int, flow_steps: int
     ):
         super().__init__()
         self.horizon, self.action_dim, self.flow_steps = horizon, action_dim, flow_steps
@@ -51,9 +45,7 @@ class FlowPolicy(nn.Module):
         Returns:
             (B, N, H·A).
         """
-        x = self.observation(observation).unsqueeze(1) + self.point(
-            torch.cat([points, time.unsqueeze(-1)], -1)
-        )
+        x = self.observation(observation).unsqueeze(1) + self.point(torch.cat([points, time.unsqueeze(-1)], -1))
         for layer in self.hidden:
             x = layer(F.gelu(x, approximate="tanh"))
         return self.output(F.gelu(x, approximate="tanh"))

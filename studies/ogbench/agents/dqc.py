@@ -55,15 +55,11 @@ class DqcConfig(DeasConfig):
         if not 0 < self.optimism < 1:
             raise UserError(f"dqc.optimism={self.optimism} must be in (0, 1)")
         if self.critic.dropout:
-            raise UserError(
-                "dqc.critic.dropout must be 0: the chunk critic's training output is also a target"
-            )
+            raise UserError("dqc.critic.dropout must be 0: the chunk critic's training output is also a target")
         if not self.partial_lengths or not all(1 <= h < horizon for h in self.partial_lengths):
             raise UserError(f"dqc.lengths={self.lengths} must be numbers from 1 to {horizon - 1}")
         if self.value_length not in (*self.partial_lengths, horizon):
-            raise UserError(
-                f"dqc.value_length={self.value_length} must be one of {self.partial_lengths} or {horizon}"
-            )
+            raise UserError(f"dqc.value_length={self.value_length} must be one of {self.partial_lengths} or {horizon}")
 
     @property
     def partial_lengths(self) -> list[int]:

@@ -63,21 +63,12 @@ class OneStepActor(FlowPolicy):
 
     def __init__(self, config: ActorConfig, facts: TaskFacts, horizon: int):
         super().__init__(
-            facts.observation_dim,
-            horizon,
-            facts.action_dim,
-            config.hidden_dim,
-            config.num_layers,
-            flow_steps=1,
+            facts.observation_dim, horizon, facts.action_dim, config.hidden_dim, config.num_layers, flow_steps=1
         )
         self.config = config
 
     def loss(
-        self,
-        observation: Tensor,
-        noise: Tensor,
-        behaviour: FlowPolicy,
-        q_values: Callable[[Tensor, Tensor], Tensor],
+        self, observation: Tensor, noise: Tensor, behaviour: FlowPolicy, q_values: Callable[[Tensor, Tensor], Tensor]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Distillation and ascent on Q.
 

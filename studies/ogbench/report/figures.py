@@ -87,9 +87,7 @@ def _success_by_n(data: dict) -> Figure | None:
 def _rules(data: dict) -> Figure | None:
     """Success against N for every selection rule, a panel an agent, with intervals."""
     chosen = {
-        agent: rules
-        for agent, rules in data["success_by_n"].items()
-        if any(len(by_n) > 1 for by_n in rules.values())
+        agent: rules for agent, rules in data["success_by_n"].items() if any(len(by_n) > 1 for by_n in rules.values())
     }
     if not chosen:
         return None
@@ -113,9 +111,7 @@ def _curves(data: dict) -> Figure | None:
         return None
     figure, (axis,) = new_panels([""], x="updates", y="success, %", **WIDE)
     for agent, curve in data["curves"].items():
-        _line(
-            axis, {int(update): curve["points"][update] for update in sorted(curve["points"], key=int)}, agent
-        )
+        _line(axis, {int(update): curve["points"][update] for update in sorted(curve["points"], key=int)}, agent)
     legend(figure, [(_agent_color(agent), data["agents"][agent]["title"]) for agent in data["curves"]])
     return figure
 
@@ -124,9 +120,7 @@ def _losses(data: dict) -> Figure | None:
     """The parts of each agent's loss; their sum where it has no parts."""
     shown = {}
     for agent, entry in data["losses"].items():
-        parts = {name: values for name, values in entry["losses"].items() if name != "loss"} or entry[
-            "losses"
-        ]
+        parts = {name: values for name, values in entry["losses"].items() if name != "loss"} or entry["losses"]
         if parts and len(entry["updates"]) > 1:
             shown[agent] = (entry["updates"], parts)
     if not shown:
@@ -146,9 +140,7 @@ def _calibration(data: dict) -> Figure | None:
     found = data["calibration"]
     if not found:
         return None
-    titles = [
-        f"{data['agents'][agent]['title']} (bias {number(entry['bias'])})" for agent, entry in found.items()
-    ]
+    titles = [f"{data['agents'][agent]['title']} (bias {number(entry['bias'])})" for agent, entry in found.items()]
     figure, axes = new_panels(titles, x="Q, predicted", y="return that followed")
     for axis, (agent, entry) in zip(axes, found.items(), strict=True):
         axis.axline(entry["bins"][0][:1] * 2, slope=1, color=C["control"], ls="--", lw=1)

@@ -104,11 +104,7 @@ def paragraph(name: str, data: dict, results: dict) -> str:
     falls = next(row for row in rows if "fall" in row["target"])
     if falls["verdict"] != OPEN:
         words.append(f"Success against N: {falls['measured']}.")
-    for verdict, phrase in (
-        (MISSED, "Targets missed"),
-        ("opposite", "Opposite to the paper"),
-        (OPEN, "Not measured"),
-    ):
+    for verdict, phrase in ((MISSED, "Targets missed"), ("opposite", "Opposite to the paper"), (OPEN, "Not measured")):
         mine = [row["target"].removeprefix("as in the paper: ") for row in rows if row["verdict"] == verdict]
         if mine:
             words.append(f"{phrase}: {'; '.join(mine)}.")
@@ -116,9 +112,7 @@ def paragraph(name: str, data: dict, results: dict) -> str:
 
 
 def _size(data: dict) -> tuple[str, str, str]:
-    target = (
-        f"at least {TASKS} tasks, {SEEDS} seeds, {EPISODES} episodes each and {TRANSITIONS:,} transitions"
-    )
+    target = f"at least {TASKS} tasks, {SEEDS} seeds, {EPISODES} episodes each and {TRANSITIONS:,} transitions"
     deas = data["agents"].get(MAIN)
     if deas is None or not deas["runs"]:
         return target, "–", OPEN
@@ -156,9 +150,7 @@ def _cost(data: dict) -> tuple[str, str, str]:
     mine, other = (data["agents"].get(agent, {}).get("cost") for agent in (MAIN, PEER))
     if not mine or not other:
         return target, "–", OPEN
-    measured = (
-        f"DEAS {mine['total']:.0f} CPU s, QC {other['total']:.0f}: {mine['total'] / other['total']:.2f} of it"
-    )
+    measured = f"DEAS {mine['total']:.0f} CPU s, QC {other['total']:.0f}: {mine['total'] / other['total']:.2f} of it"
     return target, measured, _verdict(mine["total"] < other["total"])
 
 
@@ -199,9 +191,7 @@ def _worst_horizon(data: dict, by_name: dict) -> tuple[str, str]:
         return "–", OPEN
     measured = f"H = 1 minus default: {gap(first['difference'])}"
     others = [
-        row["difference"]
-        for name, row in by_name.items()
-        if name.startswith(f"{MAIN}@H=") and name != first["variant"]
+        row["difference"] for name, row in by_name.items() if name.startswith(f"{MAIN}@H=") and name != first["variant"]
     ]
     lowest = all(first["difference"]["difference"] < other["difference"] for other in others if other)
     match first["difference"]["verdict"]:

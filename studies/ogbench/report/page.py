@@ -17,9 +17,7 @@ from studies.ogbench.report.tables import (
 )  # fmt: skip
 
 # What results were computed with before they named it.
-BOOTSTRAP = (
-    "a bootstrap that resamples training seeds and scenes, which over three seeds covers less than it says"
-)
+BOOTSTRAP = "a bootstrap that resamples training seeds and scenes, which over three seeds covers less than it says"
 
 
 def page(results: dict, figures: dict[str, dict[str, str]]) -> str:
@@ -30,12 +28,7 @@ def page(results: dict, figures: dict[str, dict[str, str]]) -> str:
         figures: data set to name to file of its figures.
     """
     data_sets = results["data_sets"]
-    parts = [
-        "# DEAS and its baselines on OGBench",
-        *results["findings"],
-        _targets(results),
-        _what_was_run(results),
-    ]
+    parts = ["# DEAS and its baselines on OGBench", *results["findings"], _targets(results), _what_was_run(results)]
     for name, data in data_sets.items():
         parts += _data_set(name, data, figures[name], results["options"])
     parts += [_paper(data_sets), _speed(results["speed"])]
@@ -47,10 +40,7 @@ def page(results: dict, figures: dict[str, dict[str, str]]) -> str:
 
 
 def _targets(results: dict) -> str:
-    rows = [
-        [row["data_set"], row["target"], row["measured"], f"**{row['verdict']}**"]
-        for row in results["targets"]
-    ]
+    rows = [[row["data_set"], row["target"], row["measured"], f"**{row['verdict']}**"] for row in results["targets"]]
     return table(["data set", "target", "measured", ""], rows, "llll")
 
 
@@ -141,22 +131,8 @@ def _paper(data_sets: dict) -> str:
             cells.append(f"{paper.get(agent, DASH)} / {rate(mean and mean['success'])}")
         best = data["agents"].get(MAIN)
         mean = best["mean"] if best else None
-        rows.append(
-            [
-                name,
-                f"{paper.get('transitions', DASH)} / {transitions}",
-                *cells,
-                rate(mean and mean["success"]),
-            ]
-        )
-    header = [
-        "data set",
-        "transitions",
-        "FQL",
-        "QC-FQL",
-        "DEAS, one-step policy",
-        "DEAS best-of-N, ours only",
-    ]
+        rows.append([name, f"{paper.get('transitions', DASH)} / {transitions}", *cells, rate(mean and mean["success"])])
+    header = ["data set", "transitions", "FQL", "QC-FQL", "DEAS, one-step policy", "DEAS best-of-N, ours only"]
     differs = "\n".join(f"- {sentence}" for sentence in DIFFERENCES)
     about = "## The paper's numbers beside ours\n\nPaper / ours, success in per cent."
     return f"{about}\n\n{table(header, rows)}\n\n{differs}"
@@ -166,8 +142,7 @@ def _speed(speed: dict | None) -> str:
     if not speed:
         return f"## Speed of a critic update\n\n{DASH}"
     rows = [
-        [f"`{key}`", number(value) if isinstance(value, int | float) else value]
-        for key, value in flat(speed).items()
+        [f"`{key}`", number(value) if isinstance(value, int | float) else value] for key, value in flat(speed).items()
     ]
     command = "python -m studies.ogbench.update_benchmark"
     return f"## Speed of a critic update\n\nPrinted by `{command}`.\n\n{table(['', 'value'], rows)}"

@@ -34,10 +34,7 @@ def difference(a: Grid, b: Grid) -> dict | None:
     if result is None:
         return None
     low, high = result.ci95
-    return {
-        **vars(result),
-        "verdict": "ahead" if low > 0 else "behind" if high < 0 else "undecided",
-    }
+    return {**vars(result), "verdict": "ahead" if low > 0 else "behind" if high < 0 else "undecided"}
 
 
 def success_curve(data: DataSetRuns, agent: str) -> dict | None:

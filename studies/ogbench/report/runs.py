@@ -130,9 +130,7 @@ def read_runs(folder: Path, seeds: list[int] | tuple[int, ...] = ()) -> dict[str
     for name, data_set in found.items():
         data_set.data = read_object(folder / "data" / f"{name}-v0.json", optional=True)
     if not found:
-        raise UserError(
-            f"{folder} holds no runs (<data set>/seed-<k>/task<i>/<agent>); run studies/ogbench/suite.py"
-        )
+        raise UserError(f"{folder} holds no runs (<data set>/seed-<k>/task<i>/<agent>); run studies/ogbench/suite.py")
     return found
 
 
@@ -145,9 +143,7 @@ def read_object(path: Path, *, optional: bool = False) -> dict:
         if not isinstance(value, dict):
             raise ValueError("not an object")
     except (OSError, ValueError) as error:
-        raise UserError(
-            f"{path} cannot be read as JSON ({error}); delete it and run its recipe again"
-        ) from error
+        raise UserError(f"{path} cannot be read as JSON ({error}); delete it and run its recipe again") from error
     return value
 
 
@@ -156,9 +152,7 @@ def _read_task(data_set: DataSetRuns, folder: Path, key: tuple[int, int]) -> Non
     for path in sorted(entry for entry in folder.iterdir() if entry.is_dir()):
         evaluation = path / "evaluation"
         files = {file.stem: file for file in sorted(evaluation.glob("*.json"))}
-        steps = {
-            int(file.stem): file for file in (evaluation / "curve").glob("*.json") if file.stem.isdigit()
-        }
+        steps = {int(file.stem): file for file in (evaluation / "curve").glob("*.json") if file.stem.isdigit()}
         stage = read_object(path / "stage.json", optional=True)
         if not (files or steps or stage):
             continue
@@ -197,10 +191,7 @@ def _read_metrics(path: Path) -> list[dict]:
 def _read_method(path: Path) -> Method:
     content = read_object(path)
     try:
-        method, episodes = (
-            content["method"],
-            sorted(content["episodes"], key=lambda episode: episode["scene"]),
-        )
+        method, episodes = (content["method"], sorted(content["episodes"], key=lambda episode: episode["scene"]))
         scenes = tuple(int(episode["scene"]) for episode in episodes)
         ends = [episode["success"] for episode in episodes]
         if not scenes:
@@ -212,8 +203,7 @@ def _read_method(path: Path) -> Method:
         decisions = [episode.get("decisions") or [] for episode in episodes]
         # None, where there is no critic, becomes NaN.
         q, returns = (
-            np.array([decision.get(key) for part in decisions for decision in part], np.float64)
-            for key in ("q", "mc")
+            np.array([decision.get(key) for part in decisions for decision in part], np.float64) for key in ("q", "mc")
         )
         rule, candidates = str(method["rule"]), int(method["num_candidates"])
         execute = None if method.get("execute") is None else int(method["execute"])

@@ -67,9 +67,7 @@ def summarize(data: DataSetRuns, name: str, options: ResultsOptions) -> dict:
         "agents": {agent: _agent(data, agent, methods, tasks, seeds, options) for agent in agents},
         "success_by_n": {agent: by_n for agent in agents if (by_n := _by_n(data, agent))},
         "selection": [row for agent in agents for row in _selection(data, agent, options)],
-        "ablations": [
-            row for variant in sorted(data.runs) if (row := _ablation(data, variant, options.methods))
-        ],
+        "ablations": [row for variant in sorted(data.runs) if (row := _ablation(data, variant, options.methods))],
         "executed": [row for variant in sorted(data.runs) for row in _executed(data, variant)],
         "curves": {agent: curve for agent in agents if (curve := success_curve(data, agent))},
         "losses": {agent: losses for agent in agents if (losses := loss_curves(data.runs[agent]))},
@@ -105,12 +103,7 @@ def _settings(data: DataSetRuns, agents: list[str]) -> dict:
         "num_layers": values(trained, "num_layers"),
         "behaviour_updates": values(behaviours, "training.steps"),
         "episodes_per_run": sorted(
-            {
-                len(method.scenes)
-                for a in agents
-                for r in data.runs[a].values()
-                for method in r.methods.values()
-            }
+            {len(method.scenes) for a in agents for r in data.runs[a].values() for method in r.methods.values()}
         ),
     }
 
@@ -136,9 +129,7 @@ def _agent(
         "mean": level(grid) if whole else None,
         "runs": len(grid),
         "episodes": sum(len(cell.values) for cell in grid.values()),
-        "per_task": {
-            task: level({key: cell for key, cell in grid.items() if key[1] == task}) for task in tasks
-        },
+        "per_task": {task: level({key: cell for key, cell in grid.items() if key[1] == task}) for task in tasks},
         "per_seed": {seed: _seed_mean(grid, seed, tasks) for seed in seeds},
         "cost": _cost(data, agent, len(tasks)),
         "evaluation_cpu_seconds_per_episode": _evaluation_cost(data, agent, method),
@@ -190,9 +181,7 @@ def _cost(data: DataSetRuns, agent: str, num_tasks: int) -> dict | None:
     if agent in NO_TRAINING:
         own = [0.0]
     shared = [
-        stage["cpu_seconds"]
-        for (_, h), stage in data.behaviours.items()
-        if h == horizon and "cpu_seconds" in stage
+        stage["cpu_seconds"] for (_, h), stage in data.behaviours.items() if h == horizon and "cpu_seconds" in stage
     ]
     if agent in OWN_POLICY:
         shared = [0.0]
@@ -231,10 +220,7 @@ def _by_rule(data: DataSetRuns, variant: str) -> dict[str, dict[int, Grid]]:
 
 
 def _by_n(data: DataSetRuns, variant: str) -> dict:
-    return {
-        rule: {n: level(by_n[n]) for n in sorted(by_n)}
-        for rule, by_n in sorted(_by_rule(data, variant).items())
-    }
+    return {rule: {n: level(by_n[n]) for n in sorted(by_n)} for rule, by_n in sorted(_by_rule(data, variant).items())}
 
 
 def _selection(data: DataSetRuns, agent: str, options: ResultsOptions) -> list[dict]:

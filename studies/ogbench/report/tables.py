@@ -70,9 +70,7 @@ def costs_table(data: dict, many: int) -> str:
 
 
 def by_n_table(data: dict) -> str:
-    numbers = sorted(
-        {int(n) for rules in data["success_by_n"].values() for by_n in rules.values() for n in by_n}
-    )
+    numbers = sorted({int(n) for rules in data["success_by_n"].values() for by_n in rules.values() for n in by_n})
     if not numbers:
         return DASH
     rows = []
@@ -80,10 +78,7 @@ def by_n_table(data: dict) -> str:
         for rule, by_n in rules.items():
             levels = [by_n.get(str(n)) for n in numbers]
             episodes = sorted({level["episodes"] for level in levels if level})
-            cells = [
-                f"{rate(level['success'])} ({rate_range(level['ci95'])})" if level else None
-                for level in levels
-            ]
+            cells = [f"{rate(level['success'])} ({rate_range(level['ci95'])})" if level else None for level in levels]
             rows.append([data["agents"][agent]["title"], rule, *cells, " / ".join(map(str, episodes))])
     header = ["agent", "rule", *(f"N = {n}" for n in numbers), "episodes"]
     return (
@@ -120,18 +115,14 @@ def ablations_table(data: dict) -> str:
     if not data["ablations"]:
         return DASH
     rows = []
-    ordered = sorted(
-        data["ablations"], key=lambda row: row["base_level"] is None or row["difference"]["difference"]
-    )
+    ordered = sorted(data["ablations"], key=lambda row: row["base_level"] is None or row["difference"]["difference"])
     for row in ordered:
         paper, reference = ABLATIONS.get(row["variant"], (None, None))
         result = row["difference"]
         rows.append(
             [
                 f"`{row['variant']}`",
-                "; ".join(
-                    f"{name} {_value(old)} → {_value(new)}" for name, (old, new) in row["changes"].items()
-                )
+                "; ".join(f"{name} {_value(old)} → {_value(new)}" for name, (old, new) in row["changes"].items())
                 or None,
                 rate(row["level"] and row["level"]["success"]),
                 rate(row["base_level"] and row["base_level"]["success"]),
@@ -209,16 +200,7 @@ def calibration_table(data: dict) -> str:
         ]
         for agent, entry in data["calibration"].items()
     ]
-    header = [
-        "agent",
-        "mean Q",
-        "mean return",
-        "bias",
-        "bias in successes",
-        "rank correlation",
-        "decisions",
-        "runs",
-    ]
+    header = ["agent", "mean Q", "mean return", "bias", "bias in successes", "rank correlation", "decisions", "runs"]
     return (
         table(header, rows)
         + "\n\nQ of the chunks that were played (the smallest of the networks') against the discounted return that "

@@ -33,9 +33,7 @@ def write_ogbench_results(runs: Path, output: Path, options: ResultsOptions | No
     options = options or ResultsOptions()
     results = {
         "options": vars(options),
-        "data_sets": {
-            name: summarize(data, name, options) for name, data in read_runs(runs, options.seeds).items()
-        },
+        "data_sets": {name: summarize(data, name, options) for name, data in read_runs(runs, options.seeds).items()},
         "intervals": "a t interval over the means of training seeds, of one seed a bootstrap over scenes",
         "machine": read_object(runs / "machine.json", optional=True) or None,
         "speed": read_object(runs / "critic_update.json", optional=True) or None,

@@ -14,14 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from deas_vla.policies.flow import TIME_BETA, TIME_CUTOFF
-from deas_vla.policies.lerobot.base import (
-    Adapter,
-    Encoded,
-    camera_layout,
-    outputs_of,
-    register_adapter,
-    square_grid,
-)
+from deas_vla.policies.lerobot.base import Adapter, Encoded, camera_layout, outputs_of, register_adapter, square_grid
 from deas_vla.policies.lerobot.noise import GivenNoise
 
 STATE, IMAGES = "observation.state", "observation.images"

@@ -11,14 +11,7 @@ from torch import Tensor, nn
 
 from deas_vla.data.observation import TEXT
 from deas_vla.policies.lerobot.adapters.diffusion import denoising_error
-from deas_vla.policies.lerobot.base import (
-    Adapter,
-    Encoded,
-    camera_layout,
-    outputs_of,
-    register_adapter,
-    square_grid,
-)
+from deas_vla.policies.lerobot.base import Adapter, Encoded, camera_layout, outputs_of, register_adapter, square_grid
 from deas_vla.policies.lerobot.noise import GivenNoise
 from deas_vla.policies.lerobot.standalone import PARTS, save_config
 
