@@ -4,6 +4,7 @@ import os
 import sys
 from pathlib import Path
 
+import pytest
 from hypothesis import settings
 
 # One thread a process: two collapse as soon as another process takes a core. Child processes inherit it.
@@ -26,3 +27,14 @@ if sys.dont_write_bytecode:
 # The same examples every time, and no judgement of speed on a busy machine.
 settings.register_profile("deas_vla", deadline=None, derandomize=True, database=None, max_examples=50)
 settings.load_profile("deas_vla")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def modules_in_temporary_folders_are_forgotten(tmp_path_factory):
+    """A plug-in that one file of tests writes and imports is not found by the next one under the same name."""
+    yield
+    base = str(tmp_path_factory.getbasetemp())
+    sys.path[:] = [folder for folder in sys.path if not folder.startswith(base)]
+    for name, module in list(sys.modules.items()):
+        if (getattr(module, "__file__", None) or "").startswith(base):
+            del sys.modules[name]
