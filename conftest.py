@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 # One thread a process: two collapse as soon as another process takes a core. Child processes inherit it.
-os.environ["OMP_NUM_THREADS"] = "1"
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 # No test asks for anything over the network.
 for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ[name] = "1"
@@ -38,3 +38,9 @@ def modules_in_temporary_folders_are_forgotten(tmp_path_factory):
     for name, module in list(sys.modules.items()):
         if (getattr(module, "__file__", None) or "").startswith(base):
             del sys.modules[name]
+
+
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that at the end no worker waits for the one that began a long file last."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

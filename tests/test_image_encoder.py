@@ -16,7 +16,6 @@ from deas_vla.training.features import stored_features
 from deas_vla.training.image_encoder import train_image_encoder
 from deas_vla.training.loop import TrainingConfig
 
-pytestmark = pytest.mark.unit
 CONTRACT = example_contract()
 HORIZON = 4
 

@@ -7,8 +7,6 @@ import pytest
 
 from studies.ogbench import update_benchmark
 
-pytestmark = pytest.mark.unit
-
 
 @pytest.fixture(scope="module")
 def benchmark():

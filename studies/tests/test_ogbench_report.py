@@ -27,7 +27,6 @@ from studies.ogbench import results as ogbench_results
 from studies.ogbench.report.summary import ResultsOptions
 from studies.ogbench.report.write import write_ogbench_results
 
-pytestmark = pytest.mark.unit
 NAME = "cube-single-play"
 
 

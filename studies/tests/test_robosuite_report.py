@@ -22,8 +22,6 @@ from studies.robosuite.summary import TASKS, by_count, run_names, summarize
 from studies.robosuite.write import write_robosuite_results
 from studies.runs import method_grids, read_run, run_of, run_record
 
-pytestmark = pytest.mark.unit
-
 SEEDS = [1, 2, 3]
 # Share of the policy's failures that each method turns into successes.
 METHODS = {
