@@ -26,8 +26,8 @@ from deas_vla.policies.registry import load_policy
 from deas_vla.report.run import write_run_report
 from deas_vla.report.video import film_methods
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
-from deas_vla.rollouts.oracle import play_oracle
-from deas_vla.rollouts.scenes import overlap_of, scenes_of
+from deas_vla.rollouts.oracle import Oracle
+from deas_vla.rollouts.scenes import require_unseen, scenes_of
 from deas_vla.scorers.scorer import Scorer, load_scorer
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import lock, run_stage, try_lock
@@ -137,7 +137,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
     scenes = scenes_of("evaluation", plan.scenes, config.seed)
 
     def work(folder: Path) -> None:
-        overlap_of(inputs.values(), scenes).require_none()
+        require_unseen(scenes, inputs.values())
         policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)
 
         def scorer_in(stage: Path) -> Scorer:
@@ -163,7 +163,9 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
                 if plan.oracle_scenes:
                     with try_lock(results / "oracle.json") as mine:
                         if mine:
-                            play_oracle(workers, methods["best_of_n"], scenes[: plan.oracle_scenes], results, **playing)
+                            oracle = Oracle(workers, methods["best_of_n"], plan.execute_steps)
+                            jobs = paired_jobs(scenes[: plan.oracle_scenes], samples=1)
+                            evaluate_method("oracle", workers, oracle, jobs, results, parallel=1, block=1, **playing)
                 for name, decider in sorted(methods.items(), key=lambda method: -method[1].num_candidates):
                     # Without noise every sample is the same episode.
                     jobs = paired_jobs(scenes, plan.samples if decider.selection.noise_scale else 1)

@@ -476,4 +476,4 @@ def test_what_a_stage_collected_is_read_once(copy, monkeypatch):
     for number in range(read.kept + 1):
         finished(f"made anew {number}")
         read(copy.parent)
-    assert len(reads) == read.kept + 2 and len(read._read) == read.kept
+    assert len(reads) == read.kept + 2 and read._read.cache_info().currsize == read.kept

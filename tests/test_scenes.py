@@ -6,8 +6,7 @@ from data_example import example_episode
 
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
-from deas_vla.report.run import seen_scenes
-from deas_vla.rollouts.scenes import overlap_of, record_scenes, scenes_of
+from deas_vla.rollouts.scenes import record_scenes, require_unseen, scenes_of, seen_scenes
 from deas_vla.training.loop import make_accelerator
 from recipes.evaluate import EvaluateConfig, evaluate
 
@@ -42,12 +41,11 @@ def run(tmp_path):
 
 def test_rule_10_scenes_in_more_folders_are_found_by_the_data_itself(run):
     policy, critic = run
-    found = overlap_of([critic], scenes_of("evaluation", 3, seed=1))
-    assert found.shared == {"elsewhere/mine": [2_010_001]} and not found.unchecked
-    with pytest.raises(UserError, match=r"1 in elsewhere/mine \(2010001\)"):
-        found.require_none()
-    assert not overlap_of([policy], scenes_of("evaluation", 3, seed=1)).shared
-    assert not overlap_of([critic], scenes_of("evaluation", 3, seed=2)).shared
+    assert seen_scenes([critic]) == ({"demonstrations": {3, 4}, "elsewhere/mine": {7, 2_010_001}}, [])
+    with pytest.raises(UserError, match=r"trained on: 1 in elsewhere/mine \(2010001\); evaluate"):
+        require_unseen(scenes_of("evaluation", 3, seed=1), [critic])
+    require_unseen(scenes_of("evaluation", 3, seed=1), [policy])
+    require_unseen(scenes_of("evaluation", 3, seed=2), [critic])
 
 
 def test_rule_10_the_recipe_refuses_before_it_plays(run, tmp_path):
@@ -65,4 +63,4 @@ def test_rule_10_what_was_trained_on_comes_from_every_stage_below(tmp_path):
     assert seen == {"a": {1}, "b": {2}} and not unrecorded
     old = stage(tmp_path / "old", "policy")  # an adopted one, say
     third = stage(tmp_path / "third", "policy", {"b": episodes(2)}, start_from=old)
-    assert overlap_of([third], [5]).unchecked == [old]
+    assert seen_scenes([third]) == ({"b": {2}}, [old])

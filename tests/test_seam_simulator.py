@@ -17,9 +17,9 @@ from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.policies.chunk_policy import ChunkPolicy
-from deas_vla.rollouts.branches import play_branches
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
 from deas_vla.rollouts.film import film
+from deas_vla.rollouts.oracle import play_branches
 from deas_vla.rollouts.play import Job, play_episodes
 from deas_vla.training.loop import make_accelerator
 from recipes.collect_demos import CollectDemosConfig, collect_demos
@@ -191,8 +191,9 @@ def test_it_plays_is_evaluated_branched_and_filmed(simulator, workers, tmp_path)
         for rollout in rollouts:
             rollout.episode.validate(source.contract, "toy")
         jobs = paired_jobs([0, 1], samples=2)
-        result = evaluate_method("toy", source, decider, jobs, tmp_path, parallel=2, **play)
-        assert result.success.shape == (2, 2) and len(json.loads((tmp_path / "toy.json").read_text())) == 4
+        records = evaluate_method("toy", source, decider, jobs, tmp_path, parallel=2, **play)
+        assert [(r["scene"], r["sample"]) for r in records] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert json.loads((tmp_path / "toy.json").read_text()) == json.loads(json.dumps(records))
         frame = source.reset([0], [3])[0]
         candidates = np.stack([np.full((EXECUTE, 2), force, np.float32) for force in (-1.0, 1.0)])
         state = source.save([0])[0]

@@ -4,6 +4,7 @@ Several processes may collect at once: each takes a block that nobody is at.
 """
 
 from collections.abc import Callable, Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -45,17 +46,15 @@ def collect_in_blocks(
         show: the progress bar, which counts what other processes collect as this one passes it.
 
     Returns:
-        The files of the blocks, in order.
+        The files of the blocks, in order, for `load_blocks`.
     """
-    paths = []
+    paths, outcomes = [], []
     title = f"{folder.name} {name}"
     with tqdm(total=len(scenes), desc=title, unit="episode", dynamic_ncols=True, disable=not show) as bar:
-        finished, successes = 0, 0
 
         def count(episode: Episode) -> None:
-            nonlocal finished, successes
-            finished, successes = finished + 1, successes + episode.terminated
-            bar.set_postfix(success=f"{successes / finished:.0%}", refresh=False)
+            outcomes.append(episode.terminated)
+            bar.set_postfix(success=f"{sum(outcomes) / len(outcomes):.0%}", refresh=False)
             bar.update()
 
         for start in range(0, len(scenes), block):
@@ -75,11 +74,7 @@ def expert_episodes(
 ) -> list[Episode]:
     """One episode of the scripted expert in each scene; the scene's number also seeds the expert's imperfections.
 
-    Args:
-        workers: simulators.
-        scenes: what to play.
-        frame_every: images are stored every so many steps.
-        finished: called with each episode as it ends.
+    Images are stored every `frame_every` steps; `finished` is called with each episode as it ends.
     """
     episodes = []
     for scene, (first, played) in zip(scenes, workers.expert_episodes(scenes, scenes, frame_every), strict=True):
@@ -136,15 +131,7 @@ def write_collected(
 
 
 def collected(stage: Path, expected: Contract | None = None) -> tuple[list[Episode], Contract, dict]:
-    """What a stage of demonstrations or rollouts collected.
-
-    Args:
-        stage: its folder; the stage must be done.
-        expected: as of `read_dataset`.
-
-    Returns:
-        As of `read_dataset`.
-    """
+    """What a finished stage of demonstrations or rollouts collected, as `read_dataset` gives it."""
     stage_mark(stage)
     return read_dataset(stage / DATASET, expected)
 
@@ -152,23 +139,16 @@ def collected(stage: Path, expected: Contract | None = None) -> tuple[list[Episo
 class CollectedReader:
     """`collected` for a recipe of several stages that read the same data: decoding their images takes a while.
 
-    Args:
-        kept: data sets that are kept in memory, the latest.
+    The `kept` data sets that were used last are kept in memory; a stage that was made anew is read anew.
     """
 
     def __init__(self, kept: int = 3):
         self.kept = kept
-        self._read: dict[tuple[Path, str], tuple[list[Episode], Contract, dict]] = {}
+        self._read = lru_cache(kept)(lambda stage, mark: collected(stage))
 
     def __call__(self, stage: Path, expected: Contract | None = None) -> tuple[list[Episode], Contract, dict]:
         """As `collected`, read once. The list is the caller's own, its episodes are not."""
-        # A stage that was made anew is another one.
-        key = Path(stage).resolve(), stage_mark(stage)
-        if key not in self._read:
-            self._read[key] = collected(stage, expected)
-            for old in list(self._read)[: -self.kept]:
-                del self._read[old]
-        episodes, contract, metadata = self._read[key]
+        episodes, contract, metadata = self._read(Path(stage).resolve(), stage_mark(stage))
         if expected is not None:
             expected.require_same(contract, "what is expected", str(stage / DATASET))
         return list(episodes), contract, metadata

@@ -1,16 +1,14 @@
 """Paired evaluation: every method plays the same scenes with the same noise; each outcome is kept (design rule 10)."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 from tqdm import tqdm
 
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.files import write_json
-from deas_vla.improvement.best_of_n import BestOfN
-from deas_vla.rollouts.play import Job, Rollout, play_episodes
+from deas_vla.rollouts.play import Decider, Job, Rollout, play_episodes
 
 
 def paired_jobs(scenes: list[int], samples: int) -> list[Job]:
@@ -18,25 +16,10 @@ def paired_jobs(scenes: list[int], samples: int) -> list[Job]:
     return [Job(scene, sample) for scene in scenes for sample in range(samples)]
 
 
-@dataclass
-class MethodResult:
-    """What one method did on every job.
-
-    Attributes:
-        name: the method.
-        success: (scenes, samples) bool.
-        episodes: one record a job: scene, sample, success, steps, decisions (step, index, value, scores).
-    """
-
-    name: str
-    success: np.ndarray
-    episodes: list[dict]
-
-
 def evaluate_method(
     name: str,
     workers: EnvWorkers,
-    decider: BestOfN,
+    decider: Decider,
     jobs: list[Job],
     folder: Path,
     *,
@@ -45,13 +28,13 @@ def evaluate_method(
     execute_steps: int,
     block: int = 64,
     line: int = 0,
-) -> MethodResult:
+) -> list[dict]:
     """Plays a method on every job, in blocks that are kept: an interrupted evaluation goes on with the next block.
 
     Args:
         name: the method's name; its outcomes are kept in ``folder/<name>.json``.
         workers: simulators of the task.
-        decider: the policy with its selection rule.
+        decider: the policy with its selection rule, or the `Oracle`, which plays one episode at a time.
         jobs: from `paired_jobs`.
         folder: where outcomes are kept.
         seed: seed of the policy's noise, the same for all methods.
@@ -59,14 +42,16 @@ def evaluate_method(
         execute_steps: actions played of each chunk.
         block: episodes between two saves.
         line: of the progress bar, for processes that play different methods at once.
+
+    Returns:
+        One record a job: scene, sample, success, steps, decisions (step, index, value, scores; the oracle's returns).
     """
     path = folder / f"{name}.json"
     done: list[dict] = json.loads(path.read_text()) if path.is_file() else []
-    bar = tqdm(
+    successes = sum(episode["success"] for episode in done)
+    with tqdm(
         total=len(jobs), initial=len(done), desc=name, unit="episode", dynamic_ncols=True, position=line, leave=False
-    )
-    with bar:
-        successes = sum(episode["success"] for episode in done)
+    ) as bar:
 
         def finished(rollout: Rollout) -> None:
             nonlocal successes
@@ -84,17 +69,14 @@ def evaluate_method(
                 execute_steps=execute_steps,
                 finished=finished,
             )
-            done += [record_of(rollout) for rollout in part]
+            done += map(_record, part)
             write_json(path, done)
     if bar.n > bar.initial:  # silent about what another process played
         tqdm.write(f"{name}: {successes / len(jobs):.0%} of {len(jobs)} episodes")
-    samples = len({job.sample for job in jobs})
-    success = np.array([episode["success"] for episode in done]).reshape(-1, samples)
-    return MethodResult(name, success, done)
+    return done
 
 
-def record_of(rollout: Rollout) -> dict:
-    """What the report needs of a played episode, as JSON values."""
+def _record(rollout: Rollout) -> dict:
     return {
         "scene": rollout.job.scene,
         "sample": rollout.job.sample,

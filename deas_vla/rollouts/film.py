@@ -1,30 +1,21 @@
 """Plays an episode for people to look at: a full-quality image of every step, and what the critic said."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from deas_vla.envs.protocol import ChunkEnv, ChunkResult
 from deas_vla.rollouts.play import Decider, Job, Rollout, play_episodes
 
-SIDE = 288  # pixels
 
+@dataclass
+class _Filmed:
+    """A `Source` of one simulator that renders after each step; the simulator itself plays as ever."""
 
-class Filmed:
-    """A `Source` of one simulator that renders after each step; the simulator itself plays as ever.
-
-    Args:
-        env: the simulator.
-        side: height and width of the images in pixels.
-
-    Attributes:
-        frames: (side, side, 3) uint8 images, the start first.
-    """
-
-    def __init__(self, env: ChunkEnv, side: int = SIDE):
-        self.env, self.side = env, side
-        self.frames: list[np.ndarray] = []
+    env: ChunkEnv
+    side: int
+    frames: list[np.ndarray] = field(default_factory=list)
 
     def reset(self, slots: Sequence[int], scenes: Sequence[int]) -> list[dict]:
         first = self.env.reset(scenes[0])
@@ -38,22 +29,20 @@ class Filmed:
             self.frames.append(self.env.render(self.side, self.side))
             if steps[-1].done:
                 break
-        joined = {
-            name: np.concatenate([getattr(step, name) for step in steps])
-            for name in ("states", "actions", "rewards", "success")
-        }
+        columns = ("states", "actions", "rewards", "success")
+        joined = {name: np.concatenate([getattr(step, name) for step in steps]) for name in columns}
         # Images that the policy sees are kept where it decides; the others were drawn for nothing, one a step.
         return [replace(steps[-1], **joined, frames=np.array([len(steps)]))]
 
 
 def film(
-    env: ChunkEnv, decider: Decider, job: Job, *, seed: int, execute_steps: int, side: int = SIDE
+    env: ChunkEnv, decider: Decider, job: Job, *, seed: int, execute_steps: int, side: int = 288
 ) -> tuple[list[np.ndarray], Rollout]:
     """Plays one episode.
 
     Returns:
-        The images, the start first and one more a step, and the episode with its decisions.
+        (side, side, 3) uint8 images, the start first and one more a step; and the episode with its decisions.
     """
-    source = Filmed(env, side)
+    source = _Filmed(env, side)
     rollout = play_episodes(source, decider, [job], seed=seed, parallel=1, execute_steps=execute_steps)[0]
     return source.frames, rollout

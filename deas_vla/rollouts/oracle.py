@@ -1,26 +1,30 @@
-"""The oracle: every candidate is played in a branch of the simulator, and the best is chosen.
+"""Candidates played out from one saved state of the simulator, and the oracle, which plays the one that ends best.
 
-What choosing among the policy's candidates is worth to one who knows how each of them ends if it is followed by one
-candidate after another, none chosen (the headroom); its branches are the returns against which a critic's ranking is
-scored. It is no upper bound: each candidate is tried once, and a critic that goes on choosing may do better.
+The oracle shows what choosing among the policy's candidates is worth to one who knows how each of them ends if it is
+followed by one candidate after another, none chosen (the headroom); a critic's ranking is scored against the same
+returns. It is no upper bound: each candidate is tried once, and a critic that goes on choosing may do better.
 """
 
-from dataclasses import replace
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
+from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.observation import Observation
+from deas_vla.data.options import returns_to_go
+from deas_vla.envs.protocol import ChunkResult
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey
-from deas_vla.rollouts.branches import CONTINUATION_SAMPLE, play_branches, return_of
-from deas_vla.rollouts.evaluate import MethodResult, evaluate_method
-from deas_vla.rollouts.play import Job
+from deas_vla.rollouts.play import Job, play_episodes
 
 RETURNS = (
     "return of playing the candidate and then one of the candidates at each decision, once, with the same noise for all"
 )
+# Continuations take their noise from streams of their own (samples -1, -2, …): a return that saw the noise of the
+# policy's own next decisions would foresee more than any critic could.
+CONTINUATION_SAMPLE = -1
 
 
 class Oracle:
@@ -58,37 +62,74 @@ class Oracle:
         return replace(choice, index=best, returns=torch.from_numpy(returns[None]))
 
 
-def play_oracle(
+def play_branches(
     workers: EnvWorkers,
-    decider: BestOfN,
-    scenes: list[int],
-    folder: Path,
+    policy: BestOfN,
+    state: object,
+    frame: dict,
+    candidates: np.ndarray,
+    samples: list[int],
     *,
     seed: int,
+    episode_id: int,
     execute_steps: int,
-    line: int = 0,
-) -> MethodResult:
-    """Plays each scene once, choosing the candidate whose branch ends best; kept scene by scene.
+) -> list[np.ndarray]:
+    """Plays each candidate from the same state, and then the policy until the end.
 
     Args:
-        workers, decider, execute_steps: as of `Oracle`.
-        scenes: evaluation scenes; the noise is that of sample 0 in the other methods.
-        folder: outcomes are kept in ``folder/oracle.json``.
-        seed: seed of the policy's noise.
-        line: of the progress bar.
+        workers: simulators that can be branched; slots 0 to n − 1 are used.
+        policy: decides after the candidate.
+        state: of the simulator, from `EnvWorkers.save`.
+        frame: what the policy saw there.
+        candidates: (n, h, A) commands, one a branch; h is at most `execute_steps`.
+        samples: n samples of the continuation's noise; equal samples have equal noise.
+        seed: of the policy's noise.
+        episode_id: of the episode that is branched; it names the continuations' noise.
+        execute_steps: actions played of each later chunk.
 
     Returns:
-        As of `evaluate_method`; each decision also has ``returns``, those of its candidates.
+        n arrays: success of each step from the state on, (steps,) bool.
     """
-    return evaluate_method(
-        "oracle",
-        workers,
-        Oracle(workers, decider, execute_steps),
-        [Job(scene) for scene in scenes],
-        folder,
-        seed=seed,
-        parallel=1,
-        execute_steps=execute_steps,
-        block=1,
-        line=line,
+    branches = _Branches(workers, policy, state, frame, candidates, episode_id)
+    jobs = [Job(number, sample) for number, sample in enumerate(samples)]
+    rollouts = play_episodes(branches, branches, jobs, seed=seed, parallel=len(samples), execute_steps=execute_steps)
+    return [rollout.episode.success for rollout in rollouts]
+
+
+def return_of(success: np.ndarray, config: CriticConfig) -> float:
+    """A critic's return of a branch: -1 a step until success, a timeout continued as failing for ever."""
+    to_go = returns_to_go(
+        success.astype(np.float64) - 1,
+        success,
+        horizon=config.horizon,
+        reward_discount=config.reward_discount,
+        bootstrap_discount=config.bootstrap_discount,
+        forever=-1.0,
     )
+    return float(to_go[0])
+
+
+@dataclass
+class _Branches:
+    """A `Source` whose every episode begins at one saved state; a `Decider` whose first chunks are the candidates."""
+
+    workers: EnvWorkers
+    policy: BestOfN
+    state: object
+    frame: dict
+    candidates: np.ndarray
+    episode_id: int
+
+    def reset(self, slots: Sequence[int], scenes: Sequence[int]) -> list[dict]:
+        self.workers.restore(slots, [self.state] * len(slots))
+        return [self.frame] * len(slots)
+
+    def play(self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0) -> list[ChunkResult]:
+        return self.workers.play(slots, chunks, frame_every)
+
+    def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice:
+        """The candidates first, all at once; then the policy, whose decisions are counted from there."""
+        if keys[0].decision == 0:
+            return Choice(torch.from_numpy(self.candidates)[:, None], torch.zeros(len(keys), dtype=int), None, None)
+        keys = [NoiseKey(key.seed, self.episode_id, key.sample, key.decision - 1) for key in keys]
+        return self.policy.choose(observation, keys)

@@ -1,11 +1,4 @@
-"""The one play loop: an observation source, a decider, and what became of it. Simulators, films, branches and robots.
-
-A *source* has slots, each with one running episode: `EnvWorkers` (simulators in processes), `Branches` (one saved
-state, several continuations), `Filmed` (a simulator whose every step is rendered), or one robot (robots/play.py, whose
-`step` waits for the next tick).
-
-A decider is anything with `choose`: `BestOfN`, the exported `Reranker`, the oracle of `oracle.py`.
-"""
+"""The one play loop: a source of observations, a decider, and what became of it; for simulators, films and robots."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,7 +13,11 @@ from deas_vla.improvement.best_of_n import Choice, NoiseKey
 
 
 class Source(Protocol):
-    """Where observations come from and where commands go."""
+    """Where observations come from and where commands go; each of its slots has one running episode.
+
+    `EnvWorkers` (simulators in processes), branches (one saved state, several continuations), a simulator whose every
+    step is rendered for a film, or one robot (robots/play.py, whose `step` waits for the next tick).
+    """
 
     def reset(self, slots: Sequence[int], scenes: Sequence[int]) -> list[dict]:
         """Starts a scene in each slot; returns the first frames: ``images``, ``state``, ``instruction``."""
@@ -32,7 +29,7 @@ class Source(Protocol):
 
 
 class Decider(Protocol):
-    """Chooses a chunk for each observation."""
+    """Chooses a chunk for each observation: `BestOfN`, the exported `Reranker`, the oracle of `oracle.py`."""
 
     def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice: ...
 
@@ -110,51 +107,39 @@ def play_episodes(
         if free:
             taken = [waiting.pop() for _ in free]
             frames = source.reset(free, [jobs[number].scene for number in taken])
-            for slot, number, frame in zip(free, taken, frames, strict=True):
-                playing[slot] = _Playing(number, jobs[number], frame)
+            playing |= {slot: _Playing(*started) for slot, *started in zip(free, taken, frames, strict=True)}
         slots = sorted(playing)
-        keys = [playing[slot].key(seed) for slot in slots]
-        choice = decider.choose(Observation.stack([playing[slot].frame for slot in slots]), keys)
+        under_way = [playing[slot] for slot in slots]
+        keys = [NoiseKey(seed, e.episode_id, jobs[e.number].sample, len(e.decisions)) for e in under_way]
+        choice = decider.choose(Observation.stack([e.frame for e in under_way]), keys)
         chunks = choice.commands[:, :execute_steps].cpu().numpy()
         values = [float("nan")] * len(slots) if choice.value is None else choice.value.tolist()
         scores, returns = (
             [[] for _ in slots] if each is None else each.tolist() for each in (choice.scores, choice.returns)
         )
-        for row, result in enumerate(source.play(slots, chunks, frame_every)):
-            current = playing[slots[row]]
-            current.decisions.append(
-                Decision(current.steps, int(choice.index[row]), values[row], scores[row], returns[row])
-            )
-            current.add(result)
+        for row, (current, result) in enumerate(zip(under_way, source.play(slots, chunks, frame_every), strict=True)):
+            steps = sum(len(part.actions) for part in current.parts)
+            current.decisions.append(Decision(steps, int(choice.index[row]), values[row], scores[row], returns[row]))
+            current.parts.append(result)
+            current.frame = result.last_frame(current.first["instruction"])
             if result.done:
-                episode = episode_of(current.first, current.parts, current.job.scene, "rollout")
-                rollout = Rollout(current.job, episode, current.decisions)
-                results[current.number] = rollout
                 del playing[slots[row]]
+                job = jobs[current.number]
+                episode = episode_of(current.first, current.parts, job.scene, "rollout")
+                results[current.number] = Rollout(job, episode, current.decisions)
                 if finished is not None:
-                    finished(rollout)
+                    finished(results[current.number])
     return [results[number] for number in range(len(jobs))]
 
 
 class _Playing:
-    """An episode under way: what has been played so far."""
+    """An episode under way: its job's number, its first and latest frame, and what was played and decided so far."""
 
-    def __init__(self, number: int, job: Job, frame: dict):
-        self.number, self.job, self.first, self.frame = number, job, frame, frame
-        self.episode_id = episode_ids(Observation.stack([frame]))[0]
+    def __init__(self, number: int, first: dict):
+        self.number, self.first, self.frame = number, first, first
+        self.episode_id = episode_ids(Observation.stack([first]))[0]
         self.parts: list[ChunkResult] = []
         self.decisions: list[Decision] = []
-
-    @property
-    def steps(self) -> int:
-        return sum(len(part.actions) for part in self.parts)
-
-    def key(self, seed: int) -> NoiseKey:
-        return NoiseKey(seed, self.episode_id, self.job.sample, len(self.decisions))
-
-    def add(self, result: ChunkResult) -> None:
-        self.parts.append(result)
-        self.frame = result.last_frame(self.first["instruction"])
 
 
 def episode_of(first: dict, parts: list[ChunkResult], scene: int, source: str) -> Episode:

@@ -1,12 +1,10 @@
 """Scenes by their use, and whether an evaluation's scenes are unseen: read from what the data sets themselves record.
 
-A data set that was collected in a simulator stores the number of each episode's scene. Stages that train write down
-the scenes of all data that they read (`record_scenes`), and an evaluation compares its own with those of every stage
-that it stands on (`overlap_of`), however that data came there.
+Stages that train write down the scenes of all data that they read (`record_scenes`), and an evaluation compares its own
+with those of every stage that it stands on (`require_unseen`), however that data came there.
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from deas_vla.data.episodes import Episode
@@ -44,39 +42,13 @@ def record_scenes(stage: Path, data: dict[str, list[Episode]]) -> None:
     write_json(stage / SCENES, scenes)
 
 
-@dataclass(frozen=True)
-class Overlap:
-    """What training data and an evaluation share.
-
-    Attributes:
-        shared: data set to the evaluation's scenes that are in it.
-        unchecked: stages that trained something and did not record from which scenes: nothing can be said of them.
-    """
-
-    shared: dict[str, list[int]]
-    unchecked: list[Path]
-
-    def require_none(self) -> None:
-        """Refuses an evaluation in scenes that something was trained on.
-
-        Raises:
-            UserError: naming the data sets and the first scenes.
-        """
-        if self.shared:
-            found = "; ".join(
-                f"{len(scenes)} in {name} ({', '.join(map(str, scenes[:3]))}{', …' if scenes[3:] else ''})"
-                for name, scenes in self.shared.items()
-            )
-            raise UserError(
-                f"scenes of the evaluation were trained on: {found}; evaluate with another --seed, or train "
-                "without that data"
-            )
-
-
 def seen_scenes(stages: Iterable[Path]) -> tuple[dict[str, set[int]], list[Path]]:
-    """Data set to the scenes in it, over finished stages and all that they were made from; and the unrecorded stages.
+    """Data set to the scenes in it, over finished stages and all that they were made from.
 
     A data set without numbers of scenes, of a robot or of others, counts its episodes from 0.
+
+    Returns:
+        The scenes by data set; and the stages that trained something and did not record from which scenes.
     """
     seen: dict[str, set[int]] = {}
     unrecorded, waiting, met = [], [Path(stage) for stage in stages], set()
@@ -94,16 +66,25 @@ def seen_scenes(stages: Iterable[Path]) -> tuple[dict[str, set[int]], list[Path]
     return seen, unrecorded
 
 
-def overlap_of(stages: Iterable[Path], scenes: Iterable[int]) -> Overlap:
-    """Which scenes of an evaluation are in the data of the stages that it stands on.
+def require_unseen(scenes: Iterable[int], stages: Iterable[Path]) -> None:
+    """Refuses an evaluation in scenes that something was trained on.
 
     Scenes are compared by number, whatever the task: one that another task was trained on counts too.
 
     Args:
-        stages: folders of the policies and critics that are evaluated; what they were made from is looked at too.
         scenes: the evaluation's.
+        stages: folders of the policies and critics that are evaluated; what they were made from is looked at too.
+
+    Raises:
+        UserError: naming the data sets and the first scenes.
     """
-    seen, unrecorded = seen_scenes(stages)
-    wanted = set(scenes)
-    shared = {name: sorted(wanted & there) for name, there in seen.items() if wanted & there}
-    return Overlap(shared, unrecorded)
+    wanted, found = set(scenes), []
+    for name, there in seen_scenes(stages)[0].items():
+        if shared := sorted(wanted & there):
+            first = ", ".join(map(str, shared[:3])) + (", …" if shared[3:] else "")
+            found.append(f"{len(shared)} in {name} ({first})")
+    if found:
+        raise UserError(
+            f"scenes of the evaluation were trained on: {'; '.join(found)}; evaluate with another --seed, or train "
+            "without that data"
+        )

@@ -1,7 +1,6 @@
 """Statistics of a paired evaluation: how sure may one be, from these episodes, that one method beats another?
 
-Every method plays the same scenes with the same noise seeds, several samples a scene (design rule 10). Two samples of
-one scene resemble each other, so what is resampled, and what is flipped, is always the whole scene.
+Two noise samples of one scene resemble each other: what is resampled, and what is flipped, is always the whole scene.
 """
 
 from dataclasses import dataclass, field
@@ -55,8 +54,7 @@ class Ranking:
 def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
     """Wilson's score interval of a success rate (Wilson 1927); (0, 1) without an episode.
 
-    Raises:
-        ValueError: if the counts do not fit together or the confidence is outside (0, 1).
+    ValueError if the counts do not fit together or the confidence is outside (0, 1).
     """
     if not 0 <= successes <= episodes or not 0 < confidence < 1:
         raise ValueError(f"{successes} successes of {episodes} episodes, confidence {confidence}")
@@ -71,16 +69,14 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, resamples: int = RESAMPLE
     """Compares two methods over the same scenes and noise samples.
 
     Args:
-        a: (S, D) bool, success of method a in scene s with noise sample d; (S,) is taken for one sample.
-        b: the same for method b.
-        resamples: of the bootstrap.
-        seed: of the bootstrap; the same seed gives the same interval.
+        a, b: (S, D) bool, success of the method in scene s with noise sample d; (S,) is taken for one sample.
+        resamples, seed: of the bootstrap; the same seed gives the same interval.
 
     Raises:
         ValueError: if the shapes differ or there is no pair.
     """
     a, b = _pairs(a, b)
-    delta = a.astype(np.int64) - b.astype(np.int64)
+    delta = a.astype(int) - b.astype(int)
     per_scene = delta.mean(1)
     if np.ptp(per_scene) == 0:
         ci = agreement_interval(float(per_scene[0]), len(per_scene))
@@ -113,12 +109,10 @@ def scene_sign_flip_exact(a: np.ndarray, b: np.ndarray) -> float:
     `mcnemar_exact`; with several it does not take the samples of a scene for independent. a and b are (S, D) bool.
     """
     a, b = _pairs(a, b)
-    per_scene = a.sum(1).astype(np.int64) - b.sum(1).astype(np.int64)
+    per_scene = a.sum(1) - b.sum(1)
     probability = np.ones(1)  # of each sum of differences, from −reach to reach
     for size in np.abs(per_scene[per_scene != 0]):
-        swap = np.zeros(2 * size + 1)
-        swap[[0, -1]] = 0.5
-        probability = np.convolve(probability, swap)
+        probability = np.convolve(probability, [0.5, *np.zeros(2 * size - 1), 0.5])
     reach = len(probability) // 2
     as_extreme = np.abs(np.arange(-reach, reach + 1)) >= abs(int(per_scene.sum()))
     return float(min(1.0, probability[as_extreme].sum()))
@@ -129,15 +123,11 @@ def share_of_headroom(
 ) -> tuple[float | None, Interval | None]:
     """How much of what an oracle gains over the policy another method gains: (chosen − policy) / (oracle − policy).
 
-    All three are (S, D) bool, success in the same scenes.
-
-    Returns:
-        The share and its bootstrap interval over scenes. The share is None if the oracle gains nothing; the interval
-        is None if that can happen in a resample, for then it would be arbitrary.
+    All three are (S, D) bool, success in the same scenes. The share is None if the oracle gains nothing; its bootstrap
+    interval over scenes is None if that can happen in a resample, for then it would be arbitrary.
     """
-    policy, chosen = _pairs(policy, chosen)
-    policy, oracle = _pairs(policy, oracle)
-    gain, headroom = chosen.mean(1) - policy.mean(1), oracle.mean(1) - policy.mean(1)
+    policy, chosen, oracle = (success.mean(1) for success in _pairs(policy, chosen, oracle))
+    gain, headroom = chosen - policy, oracle - policy
     if headroom.sum() <= 0:
         return None, None
     return float(gain.sum() / headroom.sum()), ratio_interval(gain, headroom)
@@ -151,8 +141,7 @@ def rank_against_oracle(
     Args:
         scores: (K, N) critic's score of each candidate at each of K decisions.
         returns: (K, N) the Monte-Carlo return that the oracle found, more is better.
-        scenes: (K,) scene of each decision: what the bootstrap resamples.
-        resamples: of the bootstrap.
+        scenes: (K,) scene of each decision: what the bootstrap (`resamples`) resamples.
 
     Raises:
         ValueError: if the shapes differ or a number is not finite.
@@ -254,9 +243,10 @@ def agreement_interval(difference: float, num_scenes: int) -> Interval:
     return difference - share * (difference + 1), difference + share * (1 - difference)
 
 
-def _pairs(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both methods as (S, D) bool; refuses methods that were not played on the same scenes and samples."""
-    a, b = np.asarray(a, bool), np.asarray(b, bool)
-    if a.shape != b.shape or a.ndim not in (1, 2) or a.size == 0:
-        raise ValueError(f"methods must be played on the same scenes and samples: {a.shape} and {b.shape}")
-    return (a[:, None], b[:, None]) if a.ndim == 1 else (a, b)
+def _pairs(*methods: np.ndarray) -> list[np.ndarray]:
+    """The methods as (S, D) bool; refuses methods that were not played on the same scenes and samples."""
+    methods = [np.asarray(method, bool) for method in methods]
+    shapes = [method.shape for method in methods]
+    if len(set(shapes)) != 1 or methods[0].ndim not in (1, 2) or methods[0].size == 0:
+        raise ValueError(f"methods must be played on the same scenes and samples: {' and '.join(map(str, shapes))}")
+    return [method.reshape(len(method), -1) for method in methods]

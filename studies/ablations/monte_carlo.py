@@ -20,7 +20,7 @@ from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
 from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey
-from deas_vla.rollouts.branches import CONTINUATION_SAMPLE, play_branches, return_of
+from deas_vla.rollouts.oracle import CONTINUATION_SAMPLE, play_branches, return_of
 from deas_vla.rollouts.play import Job, play_episodes
 
 PROBE_STREAM = 3  # of the random numbers that choose which decisions are probed

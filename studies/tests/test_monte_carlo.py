@@ -12,7 +12,7 @@ from rollout_example import CONTRACT, HORIZON, LIMIT, LinePolicy, LineWorkers, M
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
-from deas_vla.rollouts.branches import return_of
+from deas_vla.rollouts.oracle import return_of
 from deas_vla.rollouts.play import Job, play_episodes
 from studies.ablations.critic_table import ablation_table, gain_over, possible_gain, score
 from studies.ablations.monte_carlo import MonteCarloReturns, collect_monte_carlo
