@@ -1,7 +1,6 @@
 """The contract: what every column of a state and an action means, and how it is normalised.
 
-Nothing in this project assumes an order of a vector. A data set, a policy, a critic, a simulator and a robot
-each carry a `Contract`; two that disagree are refused with the difference spelled out (design rule 7).
+A data set, a policy, a critic, a simulator and a robot each carry one; two that disagree are refused (design rule 7).
 """
 
 from __future__ import annotations
@@ -31,8 +30,7 @@ class Column:
         name: group and axis, for example ``end_effector_position.x``.
         unit: ``m``, ``rad``, ``quaternion``, ``command`` (a controller input in [-1, 1]), ``flag`` (0 or 1).
         kind: ``continuous`` or ``binary``; a binary column is thresholded half-way before it is played or scored.
-        low: smallest value that may be commanded; states have no limits (None).
-        high: largest value that may be commanded, or None.
+        low, high: limits of what may be commanded; states have none (None), binary columns need both.
     """
 
     name: str
@@ -62,11 +60,7 @@ class Statistics:
 
     @classmethod
     def of(cls, states: Tensor, actions: Tensor) -> Statistics:
-        """Statistics of (T, S) states and (T, A) actions.
-
-        Raises:
-            UserError: if there are fewer than two rows, or a value is not finite.
-        """
+        """Statistics of (T, S) states and (T, A) actions; fewer than two rows or NaN are a UserError."""
         import torch
 
         if len(states) < 2 or len(actions) < 2:
@@ -89,10 +83,8 @@ class Contract:
     Attributes:
         embodiment: the robot, for example ``panda_omron``.
         rate_hz: control steps a second.
-        state: columns of the proprioceptive state, in order.
-        action: columns of the action, in order.
-        cameras: the cameras, in the order in which the policy sees them.
-        statistics: normalisation statistics, or None before demonstrations were seen.
+        cameras: in the order in which the policy sees them.
+        statistics: None before demonstrations were seen.
     """
 
     embodiment: str
@@ -113,8 +105,6 @@ class Contract:
     def with_statistics(self, statistics: Statistics) -> Contract:
         return replace(self, statistics=statistics)
 
-    # ---- normalisation -------------------------------------------------------------------------------------
-
     def normalize_state(self, state: Tensor) -> Tensor:
         """(..., S) raw states to zero mean and unit standard deviation."""
         stats = self._statistics()
@@ -128,8 +118,8 @@ class Contract:
     def to_command(self, normalized: Tensor) -> Tensor:
         """(..., A) normalised actions to the commands that are really played.
 
-        Undoes the normalisation, clips to each column's limits and thresholds binary columns half-way. A critic
-        scores `normalize_action(to_command(candidate))`: exactly what a recorded action looks like to it.
+        Each column is clipped to its limits, binary ones are thresholded half-way. A critic scores
+        `normalize_action(to_command(candidate))`: exactly what a recorded action looks like to it.
         """
         import torch
 
@@ -137,12 +127,8 @@ class Contract:
         command = normalized.float() * std + mean
         low = command.new_tensor([-torch.inf if c.low is None else c.low for c in self.action])
         high = command.new_tensor([torch.inf if c.high is None else c.high for c in self.action])
-        command = command.clamp(low, high)
         binary = torch.tensor([c.kind == "binary" for c in self.action], device=command.device)
-        if binary.any():
-            low, high = torch.where(binary, low, 0.0), torch.where(binary, high, 1.0)
-            command = torch.where(binary, torch.where(command > (low + high) / 2, high, low), command)
-        return command
+        return torch.where(binary, torch.where(command > (low + high) / 2, high, low), command.clamp(low, high))
 
     def _statistics(self) -> Statistics:
         if self.statistics is None:
@@ -158,14 +144,8 @@ class Contract:
         like = like.float()
         return like.new_tensor(mean), like.new_tensor(std)
 
-    # ---- comparison ----------------------------------------------------------------------------------------
-
     def differences(self, other: Contract) -> list[str]:
-        """Every way in which another contract differs, one line each; empty if they agree.
-
-        Statistics are compared only where both have them: a data set that was recorded before any policy existed
-        has none.
-        """
+        """Every way in which another contract differs, one line each; statistics only where both have them."""
         lines = []
         if self.embodiment != other.embodiment:
             lines.append(f"embodiment: {self.embodiment} against {other.embodiment}")
@@ -188,32 +168,21 @@ class Contract:
         return lines
 
     def require_same(self, other: Contract, mine: str, theirs: str) -> None:
-        """Refuses a contract that differs.
+        """Refuses a contract that differs, with every difference.
 
         Args:
-            other: the contract of the other side.
             mine: what this contract belongs to, for the message, for example ``policy outputs/policy``.
             theirs: what the other belongs to.
-
-        Raises:
-            ContractMismatch: with every difference.
         """
-        lines = self.differences(other)
-        if lines:
+        if lines := self.differences(other):
             raise ContractMismatch(f"{mine} and {theirs} do not fit together: " + "; ".join(lines))
-
-    # ---- files ---------------------------------------------------------------------------------------------
 
     def to_json(self) -> dict:
         return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict, where: str | Path = "contract") -> Contract:
-        """Builds a contract from `to_json`'s output.
-
-        Raises:
-            UserError: if a field is missing or unknown, naming the file it came from.
-        """
+        """A contract from `to_json`'s output; a missing or unknown field is a UserError that names `where`."""
         with as_user_error(f"{where}: not a valid contract", AttributeError):
             statistics = value["statistics"]
             if statistics is not None:

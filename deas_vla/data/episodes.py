@@ -58,17 +58,13 @@ class Episode:
 
     @property
     def group(self) -> str:
-        """``demonstration``, or for rollouts ``success`` or ``failure``: what training balances."""
+        """One of `GROUPS`, which training balances."""
         if self.source == "demonstration":
             return "demonstration"
         return "success" if self.terminated else "failure"
 
     def validate(self, contract: Contract, where: str) -> None:
-        """Refuses an episode that training would choke on, or silently learn nonsense from.
-
-        Raises:
-            UserError: naming the episode (`where`: ``outputs/demos, episode 7``), the field and what is wrong with it.
-        """
+        """Refuses an episode that training would fail on, or silently learn nonsense from; `where` names it."""
         for problem in self._problems(contract):
             raise UserError(f"{where}: {problem}; record it again or leave it out")
 
@@ -100,9 +96,9 @@ class Episode:
         frames = self.frame_steps
         if len(frames) == 0 or frames[0] < 0 or frames[-1] > steps or (np.diff(frames) <= 0).any():
             yield f"frame_steps must increase strictly within 0 to {steps}, and there must be one at least"
-        if set(self.images) != {camera.name for camera in contract.cameras}:
-            expected = ", ".join(camera.name for camera in contract.cameras)
-            yield f"cameras are {', '.join(self.images) or 'none'}, expected {expected}"
+        expected = [camera.name for camera in contract.cameras]
+        if set(self.images) != set(expected):
+            yield f"cameras are {', '.join(self.images) or 'none'}, expected {', '.join(expected)}"
         for camera in contract.cameras:
             shape, images = (len(frames), camera.height, camera.width, 3), self.images[camera.name]
             if images.shape != shape or images.dtype != np.uint8:
@@ -126,11 +122,7 @@ def save_block(path: Path, episodes: list[Episode]) -> None:
 
 
 def load_block(path: Path) -> list[Episode]:
-    """Reads what `save_block` wrote.
-
-    Raises:
-        UserError: if the file is cut off, or is not a block of episodes.
-    """
+    """Reads what `save_block` wrote; another file is a UserError."""
     broken = f"{path}: not a block of episodes; delete it and collect it again"
     with as_user_error(broken, SafetensorError), safe_open(path, "numpy") as file:
         return [

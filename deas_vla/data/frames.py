@@ -1,7 +1,7 @@
 """Every stored observation of a list of episodes, as contiguous arrays."""
 
 import hashlib
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -31,14 +31,11 @@ class FrameTable:
     instruction: Tensor
     instructions: list[str]
     images: dict[str, Tensor]
+    _blocks: dict[int, list[str]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
     def of(cls, episodes: list[Episode]) -> "FrameTable":
-        """The rendered frames of these episodes; at least one episode.
-
-        The episodes stay as they are. All episodes of one data set share their images with the table, others are
-        copied: millions of pixels are held once where one data set is all there is.
-        """
+        """The rendered frames of at least one episode; all episodes of one data set share their memory with it."""
         instructions = sorted({episode.instruction for episode in episodes})
         counts = [len(episode.frame_steps) for episode in episodes]
         numbers = [instructions.index(episode.instruction) for episode in episodes]
@@ -79,10 +76,6 @@ class FrameTable:
             starts = range(0, len(self), block)
             self._blocks[block] = [self.subset(slice(at, at + block)).fingerprint for at in starts]
         return self._blocks[block]
-
-    @cached_property
-    def _blocks(self) -> dict[int, list[str]]:
-        return {}
 
     @cached_property
     def fingerprint(self) -> str:

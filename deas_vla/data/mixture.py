@@ -43,26 +43,22 @@ def read_mixture(
     """Reads several data sets of one robot.
 
     They must agree on names, units, limits, cameras and rate. Normalisation statistics may differ: those of one data
-    set are not those of all, and who trains on all of them has others.
+    set are not those of all.
 
     Returns:
-        The episodes of each data set, and the contract that they agree with: `expected`, or the first one's, without
-        statistics.
+        The episodes of each, and the contract that they agree with: `expected`, or the first one's without statistics.
 
     Raises:
         ContractMismatch: with every difference, and which two do not fit.
-        UserError: if one cannot be read.
     """
     contract = None if expected is None else expected.with_statistics(None)
-    first, parts = "what is expected", []
+    first, parts, options = "what is expected", [], {"labels": config.labels, "image_every": config.image_every}
     for folder in config.folders:
         try:
-            episodes, own, _ = read_dataset(
-                Path(folder), contract, labels=config.labels, image_every=config.image_every
-            )
+            episodes, own, _ = read_dataset(Path(folder), contract, **options)
         except ContractMismatch as error:
             raise ContractMismatch(f"{folder} cannot be mixed with {first}: {error}") from error
         if contract is None:
             first, contract = folder, own.with_statistics(None)
         parts.append(episodes)
-    return parts, contract if expected is None else expected
+    return parts, expected or contract

@@ -30,20 +30,15 @@ class Observation:
 
     def __getitem__(self, rows: slice | list[int] | Tensor) -> "Observation":
         """The observations at these rows; a slice or a list of indices."""
-        index = range(len(self))[rows] if isinstance(rows, slice) else [int(i) for i in rows]
-        picked = torch.as_tensor(list(index), dtype=torch.long)
+        index = list(range(len(self)))[rows] if isinstance(rows, slice) else [int(i) for i in rows]
         return Observation(
-            images={name: image[picked.to(image.device)] for name, image in self.images.items()},
-            state=self.state[picked.to(self.state.device)],
+            images={name: image[index] for name, image in self.images.items()},
+            state=self.state[index],
             instruction=[self.instruction[i] for i in index],
         )
 
     def require_fits(self, contract: Contract) -> None:
-        """Refuses other cameras and shapes than the contract's: a policy would resize or crop what it is given.
-
-        Raises:
-            UserError: naming the camera, or the state.
-        """
+        """Refuses other cameras and shapes than the contract's: a policy would resize or crop what it is given."""
         for camera in contract.cameras:
             if camera.name not in self.images:
                 there = ", ".join(self.images) or "none"
@@ -52,12 +47,11 @@ class Observation:
             if image.shape != shape or image.dtype != torch.uint8:
                 found = f"{image.dtype} {tuple(image.shape)}"
                 raise UserError(f"images of {camera.name} are {found}, the policy takes torch.uint8 {shape}")
-        if self.state.shape != (len(self), contract.state_dim):
-            shape = tuple(self.state.shape)
-            raise UserError(f"the state is {shape}, the policy takes {(len(self), contract.state_dim)}")
+        shape, expected = tuple(self.state.shape), (len(self), contract.state_dim)
+        if shape != expected:
+            raise UserError(f"the state is {shape}, the policy takes {expected}")
 
     def to(self, device: torch.device) -> "Observation":
-        """The same observations on another device."""
         return Observation(
             images={name: image.to(device) for name, image in self.images.items()},
             state=self.state.to(device),
@@ -66,22 +60,16 @@ class Observation:
 
     @classmethod
     def stack(cls, frames: list[dict]) -> "Observation":
-        """Batches frames as simulators and robots give them.
-
-        Args:
-            frames: each with ``images`` (name to (h, w, 3) uint8), ``state`` ((S,) float32), ``instruction``.
-        """
+        """A batch of frames, each ``images`` (name to (h, w, 3) uint8), ``state`` ((S,) float32), ``instruction``."""
+        cameras = frames[0]["images"]
         return cls(
-            images={
-                name: torch.from_numpy(np.stack([frame["images"][name] for frame in frames]))
-                for name in frames[0]["images"]
-            },
+            images={name: torch.from_numpy(np.stack([frame["images"][name] for frame in frames])) for name in cameras},
             state=torch.from_numpy(np.stack([frame["state"] for frame in frames]).astype(np.float32)),
             instruction=[frame["instruction"] for frame in frames],
         )
 
     def frame(self, row: int) -> dict:
-        """One observation as `stack` takes it: ``images``, ``state``, ``instruction``."""
+        """One observation as `stack` takes it."""
         return {
             "images": {name: image[row].cpu().numpy() for name, image in self.images.items()},
             "state": self.state[row].cpu().numpy(),
@@ -92,22 +80,20 @@ class Observation:
 def episode_ids(observation: Observation) -> list[int]:
     """(B,) hash of each initial observation: the id of the episode that begins with it.
 
-    It names the noise of that episode, which is then the same wherever the episode is played: in any batch, in our
-    recipes or by LeRobot's tools, where a policy knows nothing of scenes.
+    It names the noise of that episode, the same wherever it is played: in any batch, by recipes or by LeRobot's tools,
+    where a policy knows nothing of scenes.
     """
-    names = []
-    images = {name: image.cpu().numpy() for name, image in sorted(observation.images.items())}
-    state = observation.state.cpu().numpy()
-    for row, instruction in enumerate(observation.instruction):
-        digest = hashlib.sha256(instruction.encode() + state[row].tobytes())
-        for image in images.values():
-            digest.update(image[row].tobytes())
-        names.append(int.from_bytes(digest.digest()[:6], "little"))
-    return names
+    ids = []
+    for frame in map(observation.frame, range(len(observation))):
+        digest = hashlib.sha256(frame["instruction"].encode() + frame["state"].tobytes())
+        for _, image in sorted(frame["images"].items()):
+            digest.update(image.tobytes())
+        ids.append(int.from_bytes(digest.digest()[:6], "little"))
+    return ids
 
 
-# What a token is that comes from none of the contract's cameras: text, or anything else (marks around an image, a
-# summary of it, a view that the robot lacks), which no feature is made of.
+# Tokens from none of the contract's cameras: text, or others (marks around an image, a view that the robot lacks), of
+# which no feature is made.
 TEXT, OTHER = -1, -2
 
 

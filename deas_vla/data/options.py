@@ -1,22 +1,17 @@
-"""Episodes to options: what happened in the H steps after a frame, as contiguous arrays.
+"""Episodes to options: what happened in the H steps after a stored frame, as contiguous arrays.
 
-An option starts at a stored frame, plays the H actions that follow it (fewer where a success ends it) and ends at
-another stored frame. The frames themselves are in a `FrameTable` made from the same list of episodes. Who only imitates
-reads `build_chunks`, which knows no reward; a critic learns from `build_options`.
+Frames are rows of a `FrameTable` of the same list of episodes. Fewer than H steps follow a frame for two reasons:
 
-What an option is worth is computed in one place, `option_targets`, for recorded episodes and for the rows of OGBench
-alike. Fewer than H steps can follow a frame for two reasons, and they are not the same:
-
-- The task was done. The option is terminal: nothing follows, and its m < H steps say all there is.
-- The episode was cut off (a timeout). The option is dropped. It would bootstrap from the value of the last observation
-  after m < H steps, and that value is learnt from nothing, since no option starts there: it drifts to the lower end
-  of the support and takes the frames before it along. (Tabular, H = 16, γ₁ = .9, γ₂ = .99: a state that fails for
-  ever is worth −54.8; with the short options of 8 steps it comes out lower.) Whole options that end exactly at the
-  last observation stay and bootstrap from it: that is how a failure differs from a success (design rule 2).
+- The task was done. The option is terminal: its m < H steps say all there is.
+- The episode was cut off (a timeout). The option is dropped: no option starts at the last observation, so the value
+  that it would bootstrap from is learnt from nothing. That value drifts to the lower end of the support and takes the
+  frames before it along. (Tabular, H = 16, γ₁ = .9, γ₂ = .99: failing for ever is worth −54.8; with the short options
+  of 8 steps it comes out lower.) Whole options that end at the last observation stay and bootstrap from it: that is
+  how a failure differs from a success (design rule 2).
 """
 
-from dataclasses import dataclass, fields
-from typing import ClassVar, NamedTuple, Self
+from dataclasses import dataclass, replace
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
@@ -47,11 +42,7 @@ class RewardSpec:
             raise UserError("the reward success_minus_one lies in [-1, 0]: leave minimum and maximum")
 
     def of(self, episode: Episode) -> np.ndarray:
-        """(T,) float32 reward of each step.
-
-        Raises:
-            UserError: if a reward of the column lies outside the declared range.
-        """
+        """(T,) float32 reward of each step; a column outside the declared range is a UserError."""
         if self.kind == "success_minus_one":
             return episode.success.astype(np.float32) - 1
         rewards = episode.rewards
@@ -64,15 +55,12 @@ class RewardSpec:
 
 
 def chunk_return(rewards: Tensor, valid: Tensor, discount: float) -> Tensor:
-    """Discounted reward collected inside an option.
+    """Discounted reward collected inside an option: (B,) Σ_k γ₁ᵏ r_k over the valid steps (DEAS, eq. 2).
 
     Args:
         rewards: (B, H) reward of each step, in the units of the task.
         valid: (B, H) True for steps that were played before the episode ended.
-        discount: γ₁, in (0, 1].
-
-    Returns:
-        (B,) Σ_k γ₁ᵏ r_k over the valid steps (DEAS, eq. 2).
+        discount: γ₁.
 
     Raises:
         ValueError: if the discount is outside (0, 1] or the shapes differ.
@@ -91,18 +79,15 @@ class Chunks:
 
     Attributes:
         start_frame: (O,) int64 row of the frame table: s_t.
-        chunk: (O, H, A) float32 normalised commands that were played. Steps after the episode's end repeat the
-            last action: a policy's candidates are always full, and a tail of zeros would show the critic that the
-            episode ends here.
+        chunk: (O, H, A) float32 normalised commands. Steps after the episode's end repeat the last action: a policy's
+            candidates are always full, and a tail of zeros would show the critic that the episode ends here.
         valid: (O, H) bool, True for the m steps that were played.
         episode: (O,) int64 which episode of the list.
         step: (O,) int64 t.
         group: (O,) int64 `DEMONSTRATION`, `SUCCESS` or `FAILURE`.
     """
 
-    DEMONSTRATION: ClassVar[int] = GROUPS.index("demonstration")
-    SUCCESS: ClassVar[int] = GROUPS.index("success")
-    FAILURE: ClassVar[int] = GROUPS.index("failure")
+    DEMONSTRATION, SUCCESS, FAILURE = range(len(GROUPS))
 
     start_frame: Tensor
     chunk: Tensor
@@ -116,9 +101,7 @@ class Chunks:
 
     def batch(self, rows: Tensor) -> Self:
         """Those at these rows: indices (B,) or a mask (O,)."""
-        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
-        picked = {name: value[rows] for name, value in tensors.items() if isinstance(value, Tensor)}
-        return type(self)(**picked)
+        return replace(self, **{name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)})
 
 
 @dataclass
@@ -126,30 +109,27 @@ class Options(Chunks):
     """O options of m ≤ H steps, of which m < H only where the task was done.
 
     Attributes:
+        returns, bootstrap, terminated, length: `OptionTargets`.
         end_frame: (O,) int64 row of the frame table: s_{t+m}; where terminated (its value is multiplied by 0), any
             frame of the episode.
-        returns: (O,) float32 Σ_{k<m} γ₁ᵏ r_{t+k}.
-        bootstrap: (O,) float32 γ₂ᵐ (1 − terminated).
-        terminated: (O,) bool, the task was done inside the option.
-        length: (O,) int64 m.
-        dropped: frames from which no option was made because no frame is stored where it would end.
-        cut: frames from which none was made because the episode was cut off within H steps.
+        dropped: frames without an option because no frame is stored where it would end.
+        cut: frames without one because the episode was cut off within H steps.
         chained: share of the options ending within their episode that end where another one starts, or would but
             for the cut. The others bootstrap from a value that nothing is said about.
     """
 
-    end_frame: Tensor
     returns: Tensor
     bootstrap: Tensor
     terminated: Tensor
     length: Tensor
+    end_frame: Tensor
     dropped: int = 0
     cut: int = 0
     chained: float = 1.0
 
 
 def build_chunks(episodes: list[Episode], contract: Contract, *, horizon: int) -> Chunks:
-    """One chunk of H = horizon actions from each stored frame of each episode that is followed by an action.
+    """One chunk of H = horizon actions from each stored frame that is followed by an action; rewards are not read.
 
     Raises:
         UserError: if no frame is followed by an action.
@@ -186,18 +166,15 @@ def build_options(
     bootstrap_discount: float,
     reward: RewardSpec,
 ) -> Options:
-    """One option from each stored frame of each episode, unless it would bootstrap from nowhere.
+    """One option of at most H = horizon steps from each stored frame of each episode, in the order of the frame table.
 
-    An option is terminal only if the task was done inside it. One that is shorter than H for another reason, or ends
-    where no frame is stored, is dropped and counted (design rules 2, 3; the module's docstring says why).
+    It is terminal only if the task was done inside it. One that is shorter than H for another reason, or ends where
+    no frame is stored, is dropped and counted (design rules 2, 3; the module's docstring says why).
 
     Args:
-        episodes: in the order of the frame table.
         contract: with statistics: chunks are stored normalised.
-        horizon: H.
         reward_discount: γ₁, inside an option.
         bootstrap_discount: γ₂, per step, between options.
-        reward: what a step is worth.
 
     Raises:
         UserError: if no option can be made.
@@ -205,7 +182,7 @@ def build_options(
     chunks = build_chunks(episodes, contract, horizon=horizon)
     lengths = np.array([episode.length for episode in episodes])
     first = np.cumsum(lengths) - lengths
-    number, step = chunks.episode.numpy(), chunks.step.numpy()
+    number, step, start_frame = chunks.episode.numpy(), chunks.step.numpy(), chunks.start_frame.numpy()
     targets = option_targets(
         np.concatenate([reward.of(episode) for episode in episodes]),
         np.concatenate([episode.success for episode in episodes]),
@@ -230,20 +207,17 @@ def build_options(
             f"({len(kept)} dropped, {int(cut.sum())} of them because their episode was cut off before the last step); "
             "store more frames, or choose a horizon that is a multiple of their distance"
         )
-    inside = (kept | (cut & stored)) & (step + length < lengths[number])
-    starts = chunks.start_frame.numpy()[kept | (cut & stored)]
-    rows = torch.from_numpy(np.flatnonzero(kept))
-    return Options(
-        **vars(chunks.batch(rows)),
-        end_frame=torch.from_numpy(np.where(stored, end_frame, chunks.start_frame.numpy())[kept]),
-        returns=targets.returns[rows],
-        bootstrap=targets.bootstrap[rows],
-        terminated=targets.terminated[rows],
-        length=targets.length[rows],
+    starts = kept | (cut & stored)
+    inside = starts & (step + length < lengths[number])
+    whole = Options(
+        **vars(chunks),
+        **targets._asdict(),
+        end_frame=torch.from_numpy(np.where(stored, end_frame, start_frame)),
         dropped=int((~kept & ~cut).sum()),
         cut=int(cut.sum()),
-        chained=float(np.isin(end_frame[inside], starts).mean()) if inside.any() else 1.0,
+        chained=float(np.isin(end_frame[inside], start_frame[starts]).mean()) if inside.any() else 1.0,
     )
+    return whole.batch(torch.from_numpy(kept))
 
 
 class OptionTargets(NamedTuple):
@@ -252,7 +226,7 @@ class OptionTargets(NamedTuple):
     Attributes:
         returns: (O,) Σ_{k<m} γ₁ᵏ r_{t+k}, in the rewards' type.
         bootstrap: (O,) float32 γ₂ᵐ (1 − terminated).
-        terminated: (O,) bool.
+        terminated: (O,) bool, the task was done inside the option.
         length: (O,) int64 m.
     """
 
@@ -279,7 +253,7 @@ def option_targets(
         done: (T,) bool, the task was done by this step: its reward is the last that counts.
         start: (O,) the option's first step.
         stop: (O,) the first step after the option's episode.
-        steps: n, the most steps of an option; H, or more for n-step returns.
+        steps: the most steps of an option; H, or more for n-step returns.
         reward_discount: γ₁.
         bootstrap_discount: γ₂, per step.
     """
@@ -289,14 +263,10 @@ def option_targets(
     ended = done[offsets] & inside
     # Nothing counts after the step in which the task was done.
     valid = inside & (np.cumsum(ended, 1) - ended == 0)
-    terminated, length = (ended & valid).any(1), torch.from_numpy(valid.sum(1))
-    bootstrap = np.where(terminated, 0.0, bootstrap_discount ** length.numpy())
-    return OptionTargets(
-        chunk_return(torch.from_numpy(rewards[offsets]), torch.from_numpy(valid), reward_discount),
-        torch.from_numpy(bootstrap).to(torch.float32),
-        torch.from_numpy(terminated),
-        length,
-    )
+    terminated, length = ended.any(1), valid.sum(1)
+    bootstrap = np.where(terminated, 0.0, bootstrap_discount**length).astype(np.float32)
+    returns = chunk_return(torch.from_numpy(rewards[offsets]), torch.from_numpy(valid), reward_discount)
+    return OptionTargets(returns, *map(torch.from_numpy, (bootstrap, terminated, length)))
 
 
 def returns_to_go(
@@ -308,12 +278,11 @@ def returns_to_go(
     bootstrap_discount: float,
     forever: float,
 ) -> np.ndarray:
-    """What was really collected from each step of an episode on: the Monte-Carlo return that values are held against.
+    """Monte-Carlo return of each step of an episode, which values are compared with.
 
-    G_t = R_t + γ₂ᴴ G_{t+H}: options of H steps one after the other, 0 after the task was done. What follows a timeout
-    is not known; G goes on as if every later step were worth the same, so G_T = r S_H / (1 − γ₂ᴴ) with
-    S_H = Σ_{k<H} γ₁ᵏ. With the smallest reward that is a lower bound: failing for ever. With H = 1 it is the usual
-    return of discount γ₂.
+    G_t = R_t + γ₂ᴴ G_{t+H}: options of H steps one after the other, 0 after the task was done. After a timeout G goes
+    on as if every later step were worth r, so G_T = r S_H / (1 − γ₂ᴴ) with S_H = Σ_{k<H} γ₁ᵏ: with the smallest
+    reward a lower bound, failing for ever. With H = 1 it is the usual return of discount γ₂.
 
     Args:
         rewards: (T,) reward of each step.
@@ -321,7 +290,7 @@ def returns_to_go(
         horizon: H.
         reward_discount: γ₁.
         bootstrap_discount: γ₂, in (0, 1).
-        forever: r, what every step after the last is worth; read only if the last step is not done.
+        forever: r; read only if the last step is not done.
 
     Returns:
         (T + 1,) float64; entry T belongs to the last observation.
@@ -342,8 +311,8 @@ def returns_to_go(
         reward_discount=reward_discount,
         bootstrap_discount=bootstrap_discount,
     )
-    collected, goes_on = targets.returns.numpy(), ~targets.terminated.numpy()
+    collected, carried = targets.returns.numpy(), np.where(targets.terminated, 0.0, carried)
     returns = np.full(steps + horizon, 0.0 if done[-1] else limit)
-    for t in range(steps - 1, -1, -1):
-        returns[t] = collected[t] + (carried * returns[t + horizon] if goes_on[t] else 0.0)
+    for t in reversed(range(steps)):
+        returns[t] = collected[t] + carried[t] * returns[t + horizon]
     return returns[: steps + 1]

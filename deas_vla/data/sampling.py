@@ -20,24 +20,22 @@ def group_probabilities(
 
     Returns:
         (O,) float64, sum 1; options of one group and data set are equally likely.
-
-    Raises:
-        UserError: if a name is unknown, a weight negative, or nothing is left to sample from.
     """
     if set(weights) != set(GROUPS) or min(weights.values()) < 0:
         raise UserError(f"group weights are {weights}; give one of at least 0 to each of {', '.join(GROUPS)}")
     codes = group.numpy()
     datasets = np.zeros_like(codes) if dataset is None else dataset.numpy()
-    shares = np.array([weights[name] for name in GROUPS])
+    shares = np.array([[weights[name]] for name in GROUPS])
     parts = np.ones(1) if dataset_weights is None else np.array(dataset_weights, np.float64)
     if (len(datasets) and datasets.max() >= len(parts)) or (parts < 0).any():
         raise UserError(f"data set weights are {dataset_weights}; give one of at least 0 to each data set")
     counts = np.zeros((len(GROUPS), len(parts)), np.int64)
     np.add.at(counts, (codes, datasets), 1)
     present = np.where(counts > 0, parts, 0.0)
+    # Parts of what is not there are 0, whatever they are divided by.
     total = present.sum(1, keepdims=True)
-    divided = shares[:, None] * np.divide(present, total, out=np.zeros_like(present), where=total > 0)
-    each = np.divide(divided, counts, out=np.zeros_like(divided), where=counts > 0)[codes, datasets]
+    divided = shares * (present / np.where(total > 0, total, 1))
+    each = (divided / counts.clip(min=1))[codes, datasets]
     if not each.sum() > 0:
         there = dict(zip(GROUPS, counts.sum(1).tolist(), strict=True))
         raise UserError(f"group weights {weights} leave nothing to sample: the data has {there} options")
@@ -45,18 +43,9 @@ def group_probabilities(
 
 
 def sample_indices(seed: int, step: int, batch_size: int, probabilities: np.ndarray) -> np.ndarray:
-    """Samples a batch with replacement, as a pure function of (seed, step).
+    """(B,) indices of a batch, sampled with replacement: a pure function of `seed` and the optimiser's `step`.
 
     A run that was killed and resumed at any step sees the same batches as one that was not.
-
-    Args:
-        seed: names the sequence of batches.
-        step: number of the optimiser step.
-        batch_size: B.
-        probabilities: (O,) sum 1.
-
-    Returns:
-        (B,) int64 indices.
     """
     stream = np.random.Generator(np.random.Philox(key=[seed, step]))
     cumulative = np.cumsum(probabilities)
@@ -65,12 +54,9 @@ def sample_indices(seed: int, step: int, batch_size: int, probabilities: np.ndar
 
 
 def split_by_episode(episodes: list[Episode], held_out: float, seed: int) -> np.ndarray:
-    """Chooses episodes for validation, the same share of each group.
+    """(E,) bool, True for the episodes held out for validation: the same share, in [0, 1), of each group.
 
     Frames of one episode are alike: a split by frame would validate on what was trained on.
-
-    Returns:
-        (E,) bool, True for the share of the episodes, in [0, 1), that is held out; equal seeds choose the same.
     """
     if not 0 <= held_out < 1:
         raise UserError(f"the share of held-out episodes is {held_out}; choose one in [0, 1)")
