@@ -25,16 +25,6 @@ from deas_vla.data.options import Chunks, build_chunks
 from deas_vla.errors import UserError
 from deas_vla.files import read_json
 from deas_vla.improvement.best_of_n import require_same_encoder
-from deas_vla.improvement.weighted_imitation import (
-    AdvantageWeighting,
-    CandidateCache,
-    Examples,
-    advantage_weights,
-    advantages_among,
-    advantages_of,
-    demonstration_weights,
-    filtered_bc_weights,
-)
 from deas_vla.launch import run_recipe
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import POLICIES, load_policy
@@ -42,9 +32,18 @@ from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.rollouts.collect import Reader, collected
 from deas_vla.rollouts.scenes import record_scenes
 from deas_vla.scorers.scorer import load_scorer
-from deas_vla.training.features import encode_frames
-from deas_vla.training.imitation import FlowImitation, ImitationBatches
-from deas_vla.training.loop import TrainingConfig, filled, make_accelerator, step_generator, train
+from deas_vla.training.critic import CandidateCache, encode_frames, filled
+from deas_vla.training.imitation import (
+    AdvantageWeighting,
+    Examples,
+    FlowImitation,
+    ImitationBatches,
+    advantage_weights,
+    advantages_among,
+    advantages_of,
+    cloning_weights,
+)
+from deas_vla.training.loop import TrainingConfig, make_accelerator, step_generator, train
 from deas_vla.training.stages import numbered, run_stage
 
 # Named, because the help of the command line is read from the source and sees no quotes in an annotation.
@@ -120,7 +119,6 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
         recorded = build_chunks(episodes, contract, horizon=policy.horizon)
         batches = ImitationBatches(
             accelerator,
-            policy,
             frames,
             what_to_imitate(accelerator, config, inputs, policy, frames, recorded, folder),
             config.training,
@@ -157,10 +155,8 @@ def what_to_imitate(
     folder: Path,
 ) -> Examples:
     """The chunks of this method and how much each counts."""
-    if config.method == "bc":
-        return Examples.recorded(recorded, demonstration_weights(recorded))
-    if config.method == "filtered_bc":
-        return Examples.recorded(recorded, filtered_bc_weights(recorded))
+    if config.method != "advantage_weighted":
+        return Examples.recorded(recorded, cloning_weights(recorded, filtered=config.method == "filtered_bc"))
     scorer = load_scorer(inputs["critic"] / "critic", policy.contract).to(accelerator.device)
     require_same_encoder(policy, scorer)
     if scorer.horizon != policy.horizon:

@@ -20,11 +20,11 @@ from deas_vla.data.options import RewardSpec
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.features.features import FeatureConfig
 from deas_vla.features.image_encoder import ImageEncoderConfig
-from deas_vla.improvement.weighted_imitation import AdvantageWeighting
 from deas_vla.launch import run_recipe
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.rollouts.collect import CollectedReader
 from deas_vla.training.critic import require_fit
+from deas_vla.training.imitation import AdvantageWeighting
 from deas_vla.training.loop import TrainingConfig, make_accelerator
 from deas_vla.training.presets import preset
 from recipes.collect_demos import CollectDemosConfig, DemosConfig, collect_demos

@@ -28,17 +28,24 @@ from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import require_fitting_horizon
 from deas_vla.improvement.selection import CANDIDATE_NOISE
-from deas_vla.improvement.weighted_imitation import CandidateCache
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.collect import Reader, collected
 from deas_vla.rollouts.scenes import record_scenes
 from deas_vla.scorers.deas import DeasScorer
 from deas_vla.scorers.scorer import SCORERS
-from deas_vla.training.critic import critic_batch, require_fit, require_joined, validation
-from deas_vla.training.features import cached_features, stored_features
+from deas_vla.training.critic import (
+    CandidateCache,
+    cached_features,
+    critic_batch,
+    filled,
+    require_fit,
+    require_joined,
+    stored_features,
+    validation,
+)
 from deas_vla.training.image_encoder import train_image_encoder
-from deas_vla.training.loop import TrainingConfig, filled, make_accelerator, my_share, train
+from deas_vla.training.loop import TrainingConfig, make_accelerator, my_share, train
 from deas_vla.training.presets import preset
 from deas_vla.training.stages import numbered, run_stage
 

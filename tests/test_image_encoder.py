@@ -12,7 +12,7 @@ from deas_vla.features.cache import ImageCache
 from deas_vla.features.features import FeatureConfig, Features, fit_projection
 from deas_vla.features.image_encoder import CHUNKS_AHEAD, FrameOutcomes, ImageEncoder, ImageEncoderConfig
 from deas_vla.training import image_encoder as training_of
-from deas_vla.training.features import stored_features
+from deas_vla.training.critic import stored_features
 from deas_vla.training.image_encoder import train_image_encoder
 from deas_vla.training.loop import TrainingConfig
 

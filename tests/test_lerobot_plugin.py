@@ -28,8 +28,7 @@ from deas_vla.export.lerobot_plugin.processor_deas import make_deas_pre_post_pro
 from deas_vla.export.reranker import Reranker
 from deas_vla.export.verify import verify
 from deas_vla.files import sha256_of
-from deas_vla.improvement.best_of_n import NoiseKey
-from deas_vla.improvement.prefix import Prefix
+from deas_vla.improvement.best_of_n import NoiseKey, Prefix
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.scorers.deas import QChunkingScorer
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from deas_vla.data.contract import Statistics
-from deas_vla.improvement.prefix import Prefix, prefix_consistent
+from deas_vla.improvement.best_of_n import Prefix, prefix_consistent
 
 pytestmark = pytest.mark.unit
 

@@ -12,8 +12,8 @@ from test_critic import SMALL, A, F, S, make_batch
 from deas_vla.critic.critic import QChunkingCritic
 from deas_vla.critic.losses import q_loss
 from deas_vla.data.frames import FrameTable
-from deas_vla.improvement.weighted_imitation import CandidateCache
 from deas_vla.policies.chunk_policy import candidate_noise
+from deas_vla.training.critic import CandidateCache
 
 pytestmark = pytest.mark.unit
 N = 5

@@ -16,8 +16,7 @@ from deas_vla.critic.critic import CriticBatch
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.scorers.deas import DeasScorer, IqlScorer, QChunkingScorer
-from deas_vla.scorers.ensemble import EnsembleScorer
-from deas_vla.scorers.scorer import SCORERS, Scorer, load_scorer, register_scorer
+from deas_vla.scorers.scorer import SCORERS, EnsembleScorer, Scorer, load_scorer, register_scorer
 
 pytestmark = pytest.mark.unit
 KEYS = [NoiseKey(0, scene, 0, 0) for scene in range(6)]

@@ -22,7 +22,7 @@ from deas_vla.export.reranker import Reranker
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
 from deas_vla.scorers.scorer import SCORERS, load_scorer
-from deas_vla.training.features import encode_frames
+from deas_vla.training.critic import encode_frames
 from deas_vla.training.loop import make_accelerator
 from recipes.train_critic import TrainCriticConfig, train_critic
 

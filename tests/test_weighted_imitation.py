@@ -10,8 +10,14 @@ from reranker_example import small_scorer
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.errors import UserError
-from deas_vla.improvement.weighted_imitation import AdvantageWeighting, Examples, advantage_weights, advantages_among
-from deas_vla.training.imitation import FlowImitation, ImitationBatches
+from deas_vla.training.imitation import (
+    AdvantageWeighting,
+    Examples,
+    FlowImitation,
+    ImitationBatches,
+    advantage_weights,
+    advantages_among,
+)
 from deas_vla.training.loop import TrainingConfig, make_accelerator
 from recipes.finetune_policy import FinetunePolicyConfig, what_to_imitate
 
@@ -120,9 +126,9 @@ def test_without_proposals_recorded_chunks_are_weighted(asked, tmp_path):
 
 
 def batches_of(asked, examples, size=16):
-    _, frames, _, policy, _ = asked
+    frames = asked[1]
     config = TrainingConfig(batch_size=size)
-    return ImitationBatches(make_accelerator(), policy, frames, examples, config, flow_samples=1, max_shift=0, seed=0)
+    return ImitationBatches(make_accelerator(), frames, examples, config, flow_samples=1, max_shift=0, seed=0)
 
 
 def test_steps_after_an_episodes_end_are_not_imitated(asked):

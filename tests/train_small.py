@@ -16,11 +16,10 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.data.sampling import sample_indices
 from deas_vla.features.image_encoder import ImageEncoderConfig
-from deas_vla.improvement.weighted_imitation import Examples
 from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig, SmallVLAConfig
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.training.image_encoder import train_image_encoder
-from deas_vla.training.imitation import FlowImitation, ImitationBatches
+from deas_vla.training.imitation import Examples, FlowImitation, ImitationBatches
 from deas_vla.training.loop import TrainingConfig, make_accelerator, my_share, train
 
 CONFIG = TrainingConfig(steps=6, batch_size=8, learning_rate=1e-3, log_every=2, checkpoint_every=4)
@@ -45,7 +44,6 @@ def main(folder: Path) -> None:
         parameter.data += 0.02 * torch.randn(parameter.shape)
     batches = ImitationBatches(
         accelerator,
-        policy,
         frames,
         Examples.recorded(options, torch.ones(len(options))),
         CONFIG,

@@ -8,8 +8,7 @@ from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
 from deas_vla.export.manifest import MANIFEST, differences, read_manifest, sections_of_parts, selection_of
-from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey
-from deas_vla.improvement.prefix import Prefix
+from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey, Prefix
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import class_named
 from deas_vla.scorers.scorer import load_scorer

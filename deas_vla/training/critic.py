@@ -1,17 +1,128 @@
-"""What training a critic needs beside the critic: data that fits it, batches, and losses on held-out episodes."""
+"""What training a critic needs beside the critic: features of stored frames, batches, losses on held-out episodes.
+
+Networks run once for each stored frame, and all processes share that work. Shapes: F stored frames, O options.
+"""
+
+from pathlib import Path
 
 import numpy as np
 import torch
+from accelerate import Accelerator
 from torch import Tensor
 
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
+from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Options, RewardSpec
 from deas_vla.errors import UserError
+from deas_vla.features.cache import BLOCK, FeatureCache, FrameCache, ImageCache
+from deas_vla.features.features import FeatureConfig, Features
+from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise, require_noise_scale
+from deas_vla.scorers.scorer import Encoded, Scorer
+from deas_vla.training.loop import progress_bar
 
-# Options that are validated at once.
-VALIDATION_BATCH = 4096
+# Frames that a scorer without `Features` encodes at once, and options that are validated at once.
+FRAMES, VALIDATION_BATCH = 64, 4096
 # Below these shares of the stored images that start an option, and of the options that join another, nothing is learnt.
 SMALLEST_MADE, SMALLEST_CHAINED = 0.25, 0.5
+
+
+# ---- stored frames ---------------------------------------------------------------------------------------------
+
+
+def filled(accelerator: Accelerator, cache: FrameCache, name: str) -> Tensor:
+    """The content of a cache; what is missing is computed by all processes, which all call this."""
+    processes = accelerator.num_processes
+    with progress_bar(accelerator, len(cache.frames), name, unit="frame") as bar:
+        cache.fill(
+            process=accelerator.process_index, processes=processes, progress=lambda count: bar.update(count * processes)
+        )
+    accelerator.wait_for_everyone()
+    return cache.read()
+
+
+def cached_features(
+    accelerator: Accelerator, policy: ChunkPolicy, frames: FrameTable, config: FeatureConfig, folder: Path
+) -> Tensor:
+    """(F, P) pooled tokens of all frames."""
+    return filled(accelerator, FeatureCache(folder, policy, frames, config), "features")
+
+
+def stored_features(
+    accelerator: Accelerator, features: Features, pooled: Tensor, frames: FrameTable, folder: Path
+) -> Tensor:
+    """(F, …) the critic's features of all frames, from their (F, P) pooled tokens."""
+    projected = features.project(pooled)
+    if features.image_encoder is None:
+        return projected
+    encoded = filled(accelerator, ImageCache(folder, features, frames), "encoding images")
+    return torch.cat([projected, encoded], 1)
+
+
+def encode_frames(
+    accelerator: Accelerator,
+    scorer: Scorer,
+    policy: ChunkPolicy,
+    frames: FrameTable,
+    folder: Path,
+    rows: Tensor | None = None,
+) -> Encoded:
+    """What a scorer, on the policy's device, reads of stored frames, on the CPU; all processes call this.
+
+    The policy encodes what is not in the cache in this folder; `rows` are (M,) int64 the frames, None: all.
+    """
+    state = policy.contract.normalize_state(frames.state if rows is None else frames.state[rows])
+    features = getattr(scorer, "features", None)
+    if isinstance(features, Features):
+        pooled = cached_features(accelerator, policy, frames, features.config, folder)
+        if rows is None:
+            return Encoded(stored_features(accelerator, features, pooled, frames, folder), state)
+        return Encoded(features.of_pooled(pooled[rows], frames.subset(rows).images), state)
+    parts = []
+    with torch.inference_mode():
+        for part in (torch.arange(len(frames)) if rows is None else rows).split(FRAMES):
+            observation = frames.observation(part)
+            parts.append(scorer.encode(policy.encode(observation), observation).features.cpu())
+    return Encoded(torch.cat(parts), state)
+
+
+class CandidateCache(FrameCache):
+    """(F, N, H, A) float32 normalised chunks that a policy proposes at stored frames, as a critic would score them.
+
+    They are weighted and imitated, or asked for by a critic whose target takes the best of them (Q-chunking).
+
+    Args:
+        folder: where it is kept: of one policy only, because the key knows its encoder, not its action head.
+        count: N.
+        seed: of the noise.
+        noise_scale: multiplies the noise.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        policy: ChunkPolicy,
+        frames: FrameTable,
+        count: int,
+        seed: int,
+        noise_scale: float = 1.0,
+        block: int = BLOCK,
+    ):
+        require_noise_scale(policy, noise_scale)
+        depends = f"{policy.encoder_fingerprint} candidates {count} {seed} {noise_scale}"
+        super().__init__(folder, frames, depends, block)
+        self.policy = policy.eval()
+        self.count, self.seed, self.noise_scale = count, seed, noise_scale
+
+    def compute(self, rows: Tensor) -> Tensor:
+        contract = self.policy.contract
+        shape = (self.count, self.policy.horizon, contract.action_dim)
+        noise = torch.stack([candidate_noise(self.seed, frame, 0, 0, *shape) for frame in rows.tolist()])
+        context = self.policy.encode(self.frames.observation(rows))
+        chunks = self.policy.sample(context, self.noise_scale * noise.to(context.tokens.device))
+        return contract.normalize_action(contract.to_command(chunks)).float()
+
+
+# ---- data that fits the critic ---------------------------------------------------------------------------------
 
 
 def require_fit(critic: CriticConfig, reward: RewardSpec) -> None:
@@ -38,6 +149,9 @@ def require_joined(options: Options) -> None:
             f"{options.chained:.0%} of those within an episode end where another one starts; store images at every "
             "step, or at such a distance that --critic.horizon is a multiple of it"
         )
+
+
+# ---- batches ---------------------------------------------------------------------------------------------------
 
 
 def critic_batch(

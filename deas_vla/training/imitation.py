@@ -1,8 +1,29 @@
-"""What the training loop needs to imitate weighted chunks: the loss as a module, and the batches.
+"""Weighted imitation: behaviour cloning, filtered behaviour cloning and advantage-weighted fine-tuning.
 
-A chunk that runs past its episode's end is imitated up to that end: the steps after it are masked in the loss, as
-LeRobot masks ``action_is_pad``, though each sample counts alike however many steps it has.
+They differ in one thing: which chunks are imitated, and how much each counts. With weights w_i of the chunks a_i that
+follow the observations s_i, what is minimised is
+
+    E_{i ~ p} [ L_flow(s_i, a_i) ],   p_i = w_i / Σ_j w_j:
+
+a chunk is drawn with probability proportional to its weight, which has the gradient of the weighted loss Σ_i p_i L_i
+and spends no computation on chunks that count for nothing. The weights are constants: no gradient flows through them.
+
+- behaviour cloning: w = 1 for chunks of demonstrations, 0 for others;
+- filtered behaviour cloning: w = 1 for chunks of demonstrations and of rollouts that succeeded;
+- advantage-weighted: w = min(exp((A − mean A) / (β std A)), w_max), with one mean and one standard deviation over all
+  chunks and states. By default the chunks are the policy's own: at a recorded state it proposes N of them, and
+  A(s, a_i) = score(s, a_i) − mean_j score(s, a_j). Each state then has better and worse chunks, so the weights say what
+  to do, not where one is; but a state whose proposals differ more in score gets more weight in all. With
+  ``proposals=0`` the chunks are those that were played, and A(s, a) = score(s, a) − V(s).
+
+This is not the advantage-weighted regression that DEAS's authors prototyped: there w = min(exp(3 (min_k Q_k − V)), 100)
+of the recorded chunk, without normalisation, multiplies the loss while V and Q still learn, and is not detached.
+
+Shapes: O chunks to imitate, F stored frames, M frames at which the policy is asked, N proposals each, H steps,
+A action columns.
 """
+
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
@@ -10,13 +31,108 @@ from torch import Tensor, nn
 
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.observation import Observation
+from deas_vla.data.options import Chunks
 from deas_vla.data.sampling import sample_indices
 from deas_vla.errors import UserError
-from deas_vla.improvement.weighted_imitation import Examples
+from deas_vla.improvement.selection import CANDIDATE_NOISE
 from deas_vla.policies.augment import shift_observation
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.flow import sample_time
+from deas_vla.scorers.scorer import Encoded, Scorer
 from deas_vla.training.loop import TrainingConfig, my_share, step_generator
+
+
+@dataclass
+class Examples:
+    """O chunks to imitate.
+
+    Attributes:
+        start_frame: (O,) int64 row of the frame table: what is seen before the chunk.
+        chunk: (O, H, A) float32 normalised commands.
+        valid: (O, H) bool, True for steps that are imitated: those that were played before the episode ended.
+        weight: (O,) how much each counts.
+    """
+
+    start_frame: Tensor
+    chunk: Tensor
+    valid: Tensor
+    weight: Tensor
+
+    @classmethod
+    def recorded(cls, options: Chunks, weight: Tensor) -> "Examples":
+        """What was really played, at these weights."""
+        return cls(options.start_frame, options.chunk, options.valid, weight)
+
+    @classmethod
+    def proposed(cls, rows: Tensor, chunks: Tensor, weight: Tensor) -> "Examples":
+        """(M, N, H, A) proposals at the frames of (M,) rows, at (M, N) weights."""
+        flat = chunks.flatten(0, 1)
+        valid = torch.ones(flat.shape[:2], dtype=torch.bool)
+        return cls(rows.repeat_interleave(chunks.shape[1]), flat, valid, weight.flatten())
+
+
+# ---- weights -----------------------------------------------------------------------------------------------------
+
+
+def cloning_weights(options: Chunks, *, filtered: bool) -> Tensor:
+    """(O,) 1 for chunks of demonstrations and, if filtered, of successful rollouts; 0 for others."""
+    kept = options.group != options.FAILURE if filtered else options.group == options.DEMONSTRATION
+    return kept.float()
+
+
+@dataclass
+class AdvantageWeighting:
+    """How advantages become weights."""
+
+    # β, in standard deviations of the advantages over the data: small values imitate only the best chunks.
+    temperature: float = 0.5
+    # Largest weight, as a multiple of the weight of an average chunk (A = mean A).
+    maximum: float = 20.0
+    # Chunks that the policy proposes at each frame; 0: the recorded ones are weighted instead.
+    proposals: int = 8
+    # Frames of the rollouts at which it is asked, drawn at random.
+    frames: int = 6000
+    # The policy's noise is multiplied by this for its proposals.
+    noise_scale: float = CANDIDATE_NOISE
+
+    def __post_init__(self):
+        if self.temperature <= 0 or self.maximum < 1:
+            raise UserError(f"temperature ({self.temperature}) must be above 0 and maximum ({self.maximum}) at least 1")
+        if self.proposals < 0 or self.proposals == 1 or self.frames < 1 or self.noise_scale <= 0:
+            raise UserError(
+                f"proposals ({self.proposals}) must be 0 or at least 2, frames ({self.frames}) at least 1 and "
+                f"noise_scale ({self.noise_scale}) above 0"
+            )
+
+
+def advantage_weights(advantages: Tensor, weighting: AdvantageWeighting) -> Tensor:
+    """Advantages of any shape to weights of mean 1: min(exp((A − mean A) / (β std A)), w_max).
+
+    Mean and standard deviation are over all advantages, so that the temperature means the same for every task, reward
+    scale and critic.
+    """
+    std = advantages.std().clamp_min(1e-6)
+    scaled = (advantages - advantages.mean()) / (weighting.temperature * std)
+    weights = scaled.clamp_max(torch.tensor(weighting.maximum).log()).exp()
+    return weights / weights.mean()
+
+
+@torch.inference_mode()
+def advantages_of(scorer: Scorer, encoded: Encoded, options: Chunks, batch_size: int = 4096) -> Tensor:
+    """(O,) score of every recorded chunk minus V of the frame where it starts, of the F encoded ones."""
+    parts = zip(options.start_frame.split(batch_size), options.chunk.split(batch_size), strict=True)
+    return torch.cat([scorer.advantage(encoded.rows(frames), chunk) for frames, chunk in parts])
+
+
+@torch.inference_mode()
+def advantages_among(scorer: Scorer, encoded: Encoded, chunks: Tensor, batch_size: int = 512) -> Tensor:
+    """(M, N) score of every one of (M, N, H, A) proposed chunks minus the mean score of those at its frame."""
+    rows = torch.arange(len(chunks)).split(batch_size)
+    scores = torch.cat([scorer.score(encoded.rows(part), chunks[part]) for part in rows])
+    return scores - scores.mean(1, keepdim=True)
+
+
+# ---- what the training loop needs --------------------------------------------------------------------------------
 
 
 class FlowImitation(nn.Module):
@@ -26,21 +142,21 @@ class FlowImitation(nn.Module):
         super().__init__()
         self.policy = policy
 
-    def forward(
-        self, observation: Observation, chunks: Tensor, noise: Tensor, time: Tensor, valid: Tensor
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss of (B, H, A) normalised chunks over their (B, H) valid steps.
+    def forward(self, *batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Mean loss over what `ImitationBatches` returns.
 
-        The noise is (B, K, H, A), its flow times (B, K).
+        Steps after an episode's end are masked, as LeRobot masks ``action_is_pad``, though each chunk counts alike
+        however many steps it has.
         """
-        return self.policy(observation, chunks, noise, time, valid).mean(), {}
+        return self.policy(*batch).mean(), {}
 
 
 class ImitationBatches:
-    """Step number to this process's share of the batch: observations, chunks, noise, flow times and valid steps.
+    """Step number to this process's share of the batch, on its device.
+
+    B observations, (B, H, A) normalised chunks, (B, K, H, A) noise, (B, K) flow times and (B, H) valid steps.
 
     Args:
-        policy: for the chunk's shape, the device and the image augmentation.
         frames: the stored frames, images included.
         examples: what to imitate.
         config: batch size.
@@ -52,7 +168,6 @@ class ImitationBatches:
     def __init__(
         self,
         accelerator: Accelerator,
-        policy: ChunkPolicy,
         frames: FrameTable,
         examples: Examples,
         config: TrainingConfig,
@@ -64,7 +179,7 @@ class ImitationBatches:
         weight = examples.weight
         if not (weight > 0).any():
             raise UserError("no chunk has a weight above 0: nothing to imitate (did every rollout fail?)")
-        self.frames, self.examples, self.policy = frames, examples, policy
+        self.frames, self.examples = frames, examples
         self.probabilities = (weight / weight.sum()).double().numpy()
         self.size, self.share = config.batch_size, my_share(accelerator, config.batch_size)
         self.flow_samples, self.max_shift, self.seed = flow_samples, max_shift, seed

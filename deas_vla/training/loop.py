@@ -27,7 +27,6 @@ from tqdm import tqdm
 
 from deas_vla.config import incidental
 from deas_vla.errors import UserError, as_user_error
-from deas_vla.features.cache import FrameCache
 from deas_vla.files import atomic_path
 
 
@@ -180,18 +179,6 @@ def progress_bar(accelerator: Accelerator, total: int, name: str, **settings) ->
     """A bar that one process of each machine shows."""
     hidden = not accelerator.is_local_main_process
     return tqdm(total=total, desc=name, dynamic_ncols=True, disable=hidden, **settings)
-
-
-def filled(accelerator: Accelerator, cache: FrameCache, name: str) -> Tensor:
-    """The content of a cache; what is missing is computed by all processes, which all call this."""
-    with progress_bar(accelerator, len(cache.frames), name, unit="frame") as bar:
-        cache.fill(
-            process=accelerator.process_index,
-            processes=accelerator.num_processes,
-            progress=lambda count: bar.update(count * accelerator.num_processes),
-        )
-    accelerator.wait_for_everyone()
-    return cache.read()
 
 
 class Checkpoint:

@@ -27,8 +27,7 @@ from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
 from deas_vla.rollouts.scenes import scenes_of
-from deas_vla.scorers.ensemble import EnsembleScorer
-from deas_vla.scorers.scorer import load_scorer
+from deas_vla.scorers.scorer import EnsembleScorer, load_scorer
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage, stage_report, try_lock
 from studies.ablations.second_iteration_table import judge, second_iteration_tables

@@ -26,8 +26,7 @@ from deas_vla.export.lerobot_files import check_lerobot_files, require_fits
 from deas_vla.export.lerobot_plugin.configuration_deas import NO_TRAINING, DeasConfig
 from deas_vla.export.reranker import Reranker
 from deas_vla.export.verify import check_sums
-from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
-from deas_vla.improvement.prefix import Prefix
+from deas_vla.improvement.best_of_n import BestOfN, NoiseKey, Prefix
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.scorers.scorer import Scorer
 
