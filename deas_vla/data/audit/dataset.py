@@ -151,7 +151,7 @@ class _Pass:
 
     def run(self) -> None:
         folder, episodes, findings = self.folder, self.folder.episodes, self.audited.findings
-        ends = itertools.accumulate((meta.length for meta in episodes.values()), initial=0)
+        ends = itertools.accumulate((row["length"] for row in episodes.values()), initial=0)
         first_index = dict(zip(episodes, ends, strict=False))
         few = len(episodes) < EPISODES_WORTH_A_BAR
         name = f"audit {folder.root.name}"

@@ -126,7 +126,7 @@ def counts(folder: LerobotFolder, lengths: dict[int, int], rows: int, findings: 
             findings.add(found("unlisted-rows", message, file=name))
     where = "meta/episodes.jsonl" if folder.episodic else "meta/episodes"
     for number in sorted(folder.episodes.keys() | lengths.keys()):
-        listed = folder.episodes[number].length if number in folder.episodes else None
+        listed = folder.episodes[number]["length"] if number in folder.episodes else None
         if number not in lengths:
             message = f"episode {number} is in the list of episodes, its rows are not there"
         elif listed is None:

@@ -1,14 +1,4 @@
-"""LeRobot data sets, read (v2.0, v2.1, v3) and written (v3): `reader.read_dataset` and `writer.write_dataset`.
-
-============  ==================================================================================
-files.py      info.json, JSON and parquet: what is broken is refused in one line
-folder.py     where rows, images and instructions lie on disk
-layout.py     which column of the files is which column of a contract
-reader.py     rows to episodes: labels, source, contract
-declare.py    what a data set does not say: units, limits, success, reward
-writer.py     episodes to rows
-============  ==================================================================================
-"""
+"""LeRobot data sets, read (v2.0, v2.1, v3) and written (v3): `reader.read_dataset` and `writer.write_dataset`."""
 
 # What this project writes beside a data set: contract, source, label rules, metadata.
 SIDECAR = "meta/deas_vla.json"

@@ -21,16 +21,12 @@ from deas_vla.files import write_json
 def declare_dataset(
     root: Path, contract: Contract, *, source: str = "demonstration", labels: LabelRules = RECORDED
 ) -> None:
-    """Writes ``meta/deas_vla.json`` beside a data set of others; its source is ``demonstration`` or ``rollout``.
-
-    Raises:
-        UserError: if the data set says already.
-    """
+    """Writes ``meta/deas_vla.json`` beside a data set of others, once; `source`: ``demonstration`` or ``rollout``."""
     path = Path(root) / SIDECAR
     if path.exists():
         raise UserError(f"{path} says already what its columns mean; delete it to declare it anew")
-    declared = {"contract": contract.to_json(), "labels": asdict(labels), "metadata": {}}
-    write_json(path, {"format": FORMAT, "source": source} | declared)
+    sidecar = {"format": FORMAT, "source": source, "contract": contract.to_json(), "labels": asdict(labels)}
+    write_json(path, sidecar)
 
 
 def declared_contract(root: Path, units: str, limits: str = "", binary: str = "") -> Contract:
@@ -39,7 +35,6 @@ def declared_contract(root: Path, units: str, limits: str = "", binary: str = ""
     Columns are named by patterns, of which the first that fits counts: ``*.pos`` are all that end with ``.pos``.
 
     Args:
-        root: folder of the data set.
         units: one unit for all columns, or ``PATTERN=UNIT,PATTERN=UNIT``.
         limits: of actions, ``PATTERN=LOW:HIGH,…``; none where no pattern fits.
         binary: patterns of actions that take their two limits and nothing between.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import math
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,91 +19,61 @@ IMAGE_TYPES = ("image", "video")
 
 
 def check_info(info: dict, path: Path, episodic: bool) -> None:
-    """Refuses an info.json that cannot be worked with; nobody asks again.
+    """Refuses an info.json, read from `path`, that cannot be worked with; `episodic`: one file an episode (v2)."""
 
-    Args:
-        info: its content.
-        path: where it is, for the message.
-        episodic: whether the data set has one file an episode (v2).
+    def need(right: bool, key: str, wanted: str) -> None:
+        if not right:
+            raise UserError(f"{path}: {key} is not {wanted}; correct it, or copy the data set again")
 
-    Raises:
-        UserError: naming the file and the key.
-    """
-    for key, wanted in _wrong_keys(info, episodic):
-        raise UserError(f"{path}: {key} is not {wanted}; correct it, or copy the data set again")
+    def need_path(key: str, *names: str) -> None:
+        need(_formats(info.get(key), names), key, f"a path of {', '.join(f'{{{name}}}' for name in names)}")
 
-
-def _wrong_keys(info: dict, episodic: bool) -> Iterator[tuple[str, str]]:
-    """Keys that are not what they should be, and what that is; the first one stops the reader."""
-    fps = info.get("fps")
-    if type(fps) not in (int, float) or not 0 < fps < math.inf:
-        yield "fps", "a number above 0"
-    if not _whole(info.get("chunks_size", 1)):
-        yield "chunks_size", "a whole number above 0"
-    features = info.get("features")
-    if not isinstance(features, dict):
-        yield "features", "an object of columns"
+    fps, features = info.get("fps"), info.get("features")
+    need(type(fps) in (int, float) and 0 < fps < math.inf, "fps", "a number above 0")
+    need(_whole(info.get("chunks_size", 1)), "chunks_size", "a whole number above 0")
+    need(isinstance(features, dict), "features", "an object of columns")
     for name, feature in features.items():
-        yield from _wrong_feature(f"features.{name}", feature)
-    fields = dict.fromkeys(("episode_chunk", "episode_index") if episodic else ("chunk_index", "file_index"), 0)
-    if episodic and not _formats(info.get("data_path"), fields):
-        yield "data_path", f"a path of {_braces(fields)}"
-    if not episodic and not isinstance(info.get("total_frames"), int):
-        yield "total_frames", "a whole number"
-    fields = {"video_key": "", **fields}
-    videos = any(feature["dtype"] == "video" for feature in features.values())
-    if videos and not _formats(info.get("video_path"), fields):
-        yield "video_path", f"a path of {_braces(fields)}"
-
-
-def _wrong_feature(key: str, feature: object) -> Iterator[tuple[str, str]]:
-    if not isinstance(feature, dict) or not {"dtype", "shape"} <= feature.keys():
-        yield key, "an object with dtype and shape"
-    dtype, shape, names = feature["dtype"], feature["shape"], feature.get("names")
-    if not isinstance(dtype, str):
-        yield f"{key}.dtype", "a text"
-    if not isinstance(shape, list) or not all(map(_whole, shape)):
-        yield f"{key}.shape", "a list of whole numbers above 0"
-    if not isinstance(names, list | dict | None):
-        yield f"{key}.names", "a list or an object"
-    if dtype in IMAGE_TYPES:
-        if len(shape) != 3:
-            yield f"{key}.shape", "that of an image, three numbers"
-        if isinstance(names, list) and len(names) != 3:
-            yield f"{key}.names", "three names"
-    elif isinstance(names, dict) and not all(isinstance(value, list) for value in names.values()):
-        # Each name to its position.
-        positions = [value for value in names.values() if isinstance(value, int)]
-        if sorted(positions) != list(range(len(names))):
-            yield f"{key}.names", "an object of lists, or of each name's position from 0 on"
+        key = f"features.{name}"
+        right = isinstance(feature, dict) and {"dtype", "shape"} <= feature.keys()
+        need(right, key, "an object with dtype and shape")
+        dtype, shape, names = feature["dtype"], feature["shape"], feature.get("names")
+        need(isinstance(dtype, str), f"{key}.dtype", "a text")
+        right = isinstance(shape, list) and all(map(_whole, shape))
+        need(right, f"{key}.shape", "a list of whole numbers above 0")
+        need(isinstance(names, list | dict | None), f"{key}.names", "a list or an object")
+        if dtype in IMAGE_TYPES:
+            need(len(shape) == 3, f"{key}.shape", "that of an image, three numbers")
+            need(not isinstance(names, list) or len(names) == 3, f"{key}.names", "three names")
+        elif isinstance(names, dict) and not all(isinstance(value, list) for value in names.values()):
+            positions = sorted(value for value in names.values() if isinstance(value, int))
+            right = positions == list(range(len(names)))
+            need(right, f"{key}.names", "an object of lists, or of each name's position from 0 on")
+    fields = ("episode_chunk", "episode_index") if episodic else ("chunk_index", "file_index")
+    if episodic:
+        need_path("data_path", *fields)
+    else:
+        need(isinstance(info.get("total_frames"), int), "total_frames", "a whole number")
+    if any(feature["dtype"] == "video" for feature in features.values()):
+        need_path("video_path", "video_key", *fields)
 
 
 def _whole(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _formats(template: object, fields: dict) -> bool:
+def _formats(template: object, names: tuple[str, ...]) -> bool:
     """Whether a path can be made of these fields and no others."""
     try:
-        return isinstance(template, str) and bool(template.format(**fields))
+        return isinstance(template, str) and bool(template.format(**dict.fromkeys(names, 0)))
     except (LookupError, ValueError, AttributeError, TypeError):
         return False
-
-
-def _braces(fields: dict) -> str:
-    return ", ".join(f"{{{name}}}" for name in fields)
 
 
 def read_table(file: Path, columns: list[str] | None = None, *, full: bool = False) -> pa.Table:
     """A parquet file, or some of its columns.
 
-    Args:
-        file: the file.
-        columns: which; None: all.
-        full: whether empty entries are refused, which numpy would silently make False or NaN.
-
-    Raises:
-        UserError: if it is missing or cut off, lacks a column, or has an empty entry where none may be.
+    `full` refuses empty entries, which numpy would silently make False or NaN. A missing or cut-off file and a missing
+    column are UserErrors.
     """
     import pyarrow.parquet as pq
 
@@ -112,9 +81,8 @@ def read_table(file: Path, columns: list[str] | None = None, *, full: bool = Fal
         table = pq.read_table(file, columns=columns, partitioning=None)
     for name in table.column_names if full else ():
         if count := table.column(name).null_count:
-            raise UserError(
-                f"{file}: column {name} has {count} empty entries; record the episodes again or leave them out"
-            )
+            fix = "record the episodes again or leave them out"
+            raise UserError(f"{file}: column {name} has {count} empty entries; {fix}")
     return table
 
 
@@ -123,12 +91,12 @@ def read_lines(path: Path, **needed: type) -> list[dict]:
     with as_user_error(f"{path} cannot be read; copy it again"):
         lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
     for number, line in enumerate(lines, 1):
-        wrong = [] if isinstance(line, dict) else ["not an object"]
+        wrong = "" if isinstance(line, dict) else "not an object"
         for key, kind in needed.items() if not wrong else ():
             if not isinstance(line.get(key), kind):
-                wrong.append(f"{key} is {line[key]!r}" if key in line else f"no {key} in it")
+                wrong = f"{key} is {line[key]!r}" if key in line else f"no {key} in it"
         if wrong:
-            raise UserError(f"{path}, line {number}: {wrong[0]}; copy the data set again")
+            raise UserError(f"{path}, line {number}: {wrong}; copy the data set again")
     return lines
 
 
@@ -138,9 +106,7 @@ def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
     while is_list(values.type):
         values = values.flatten()
     numbers = values.to_numpy(zero_copy_only=False)
-    if values is array:
-        return numbers
-    return numbers.reshape(len(array), -1) if len(array) else numbers.reshape(0, 0)
+    return numbers if values is array else numbers.reshape(len(array), -1 if len(array) else 0)
 
 
 def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:

@@ -10,14 +10,10 @@ episodes        meta/episodes.jsonl                         meta/episodes/*/*.pa
 groups          meta/modality.json, where GR00T uses it     (none)
 ==============  ==========================================  ================================================
 
-LeRobot decodes the videos. The parquet files are read here, because `LeRobotDataset` reads v3 only, looks for a missing
-file on the hub, and the audit must look into broken folders; and because it is slower: importing LeRobot took 12 s on a
-busy core, reading 505 of 4,040 rows 1.0 s where this took 0.5 s. Its script v2.1 to v3 refuses GR00T's v2.0 folders.
-
-Nothing is judged here: a file that cannot be read is an error, what is in it is up to the reader and to the audit.
+LeRobot decodes the videos. The parquet files are read here: `LeRobotDataset` reads v3 only, looks for a missing file on
+the hub and is slower (its import alone took 12 s), and the audit must look into broken folders. LeRobot's script from
+v2.1 to v3 refuses GR00T's v2.0 folders. A file that cannot be read is an error here; its content is judged elsewhere.
 """
-
-from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
@@ -39,50 +35,21 @@ VERSIONS = ("v2.0", "v2.1", "v3.")
 EPISODES_WORTH_A_BAR = 50
 
 
-@dataclass(frozen=True)
-class EpisodeMeta:
-    """What the folder's own list says of an episode.
-
-    Attributes:
-        number: its index.
-        length: how many rows it has.
-        videos: camera column to the file of its video and the second at which it begins there; v3 only.
-    """
-
-    number: int
-    length: int
-    videos: dict[str, tuple[Path, float]]
-
-
 @dataclass
 class Rows:
-    """The rows of one episode in one parquet file.
-
-    Attributes:
-        number: the episode.
-        file: the parquet file.
-        first: which row of the file is the first of them.
-        columns: (rows,) or (rows, width) arrays.
-    """
+    """The rows of episode `number` in one parquet file, of which row `first` is the first of them."""
 
     number: int
     file: Path
     first: int
-    columns: dict[str, np.ndarray]
+    columns: dict[str, np.ndarray]  # (rows,) or (rows, width) each
 
     def __len__(self) -> int:
         return len(next(iter(self.columns.values())))
 
 
 class LerobotFolder:
-    """A data set on disk.
-
-    Args:
-        root: its folder.
-
-    Raises:
-        UserError: if it is no LeRobot data set, of another version, or its info.json cannot be worked with.
-    """
+    """A data set on disk; another version, or an info.json that cannot be worked with, is a UserError."""
 
     def __init__(self, root: Path):
         require("pyarrow", "lerobot")
@@ -134,14 +101,17 @@ class LerobotFolder:
         return dict(zip(table.column("task_index").to_pylist(), table.column(texts[0]).to_pylist(), strict=True))
 
     @cached_property
-    def episodes(self) -> dict[int, EpisodeMeta]:
-        """The folder's own list of episodes, by number, in order."""
+    def episodes(self) -> dict[int, dict]:
+        """The folder's own list of episodes by number, in order: ``length``, and of v3 where the videos are."""
         if self.episodic:
-            lines = read_lines(self.root / "meta" / "episodes.jsonl", episode_index=int, length=int)
-            found = [EpisodeMeta(line["episode_index"], line["length"], {}) for line in lines]
+            found = read_lines(self.root / "meta" / "episodes.jsonl", episode_index=int, length=int)
         else:
-            found = [meta for file in self._parquet("meta/episodes") for meta in self._v3_episodes(file)]
-        return {meta.number: meta for meta in sorted(found, key=lambda meta: meta.number)}
+            keys = [key for key, feature in self.features.items() if feature["dtype"] == "video"]
+            fields = ("chunk_index", "file_index", "from_timestamp")
+            names = ["episode_index", "length", *(f"videos/{key}/{field}" for key in keys for field in fields)]
+            files = self._parquet("meta/episodes")
+            found = [row for file in files for row in read_table(file, names, full=True).to_pylist()]
+        return {row["episode_index"]: row for row in sorted(found, key=lambda row: row["episode_index"])}
 
     def data_files(self) -> list[Path]:
         """The parquet files with the rows, in order; of v2 those that its own list of episodes asks for."""
@@ -153,15 +123,10 @@ class LerobotFolder:
         ]
 
     def rows(self, needed: list[str], optional: tuple[str, ...] = ()) -> Iterator[Rows]:
-        """The rows of one episode after the other, as they lie in the files.
-
-        Args:
-            needed: columns without which the data set cannot be read.
-            optional: columns that are read where they are there.
+        """The rows of one episode after the other, as they lie in the files; optional columns may be missing.
 
         Raises:
-            UserError: if a file is missing, cut off or lacks a column, or their number is not the one that is
-                written down.
+            UserError: if a file is missing, cut off, lacks a needed column or has another number of rows than listed.
         """
         names = dict.fromkeys(("episode_index", *needed, *optional))
         wanted = [name for name in names if name == "episode_index" or name in self.features]
@@ -171,11 +136,9 @@ class LerobotFolder:
             columns = {name: to_numpy(table.column(name)) for name in wanted}
             total += len(table)
             for rows in split_episodes(file, columns):
-                if self.episodic and len(rows) != self.episodes[rows.number].length:
-                    raise UserError(
-                        f"{file} has {len(rows)} rows, episodes.jsonl says {self.episodes[rows.number].length}; "
-                        "copy it again"
-                    )
+                listed = self.episodes[rows.number]["length"] if self.episodic else len(rows)
+                if len(rows) != listed:
+                    raise UserError(f"{file} has {len(rows)} rows, episodes.jsonl says {listed}; copy it again")
                 yield rows
         if not self.episodic and total != self.info["total_frames"]:
             raise UserError(f"{self.root}: {total} rows, info.json says {self.info['total_frames']}; copy it again")
@@ -183,46 +146,42 @@ class LerobotFolder:
     def images(
         self, key: str, size: tuple[int, int], episodes: list[Rows], wanted: list[np.ndarray], name: str = ""
     ) -> list[np.ndarray]:
-        """The images of each episode, all parts of one array.
+        """The images of each episode, (F, height, width, 3) uint8, all parts of one array.
 
         Args:
             key: column of the camera.
-            size: height and width that they must have.
+            size: height and width that they must have; an image of another size is a UserError.
             episodes: of `rows`.
             wanted: for each episode its rows whose images are wanted, (F,) increasing.
             name: of the progress bar, which is shown for many episodes.
-
-        Returns:
-            (F, height, width, 3) uint8 for each episode, contiguous.
-
-        Raises:
-            UserError: if an image is missing, broken or of another size.
         """
         ends = np.cumsum([len(part) for part in wanted])
         images = np.empty((ends[-1], *size, 3), np.uint8)
         parts = np.split(images, ends[:-1])
         few = len(episodes) < EPISODES_WORTH_A_BAR
         with tqdm(desc=name, total=len(episodes), disable=few, dynamic_ncols=True) as bar:
-            for rows, frames, part in zip(episodes, wanted, parts, strict=True):
-                if self.features[key]["dtype"] == "video":
+            if self.features[key]["dtype"] == "video":
+                for rows, frames, part in zip(episodes, wanted, parts, strict=True):
                     part[:] = self._video_frames(key, size, rows.number, frames)
                     bar.update()
-            if self.features[key]["dtype"] == "image":
-                done = 0
-                for file, group in itertools.groupby(range(len(episodes)), lambda i: episodes[i].file):
-                    members = list(group)
-                    stored = np.concatenate([episodes[i].first + wanted[i] for i in members])
-                    read_images(file, key, stored, images[done : done + len(stored)])
-                    done += len(stored)
-                    bar.update(len(members))
+                return parts
+            done = 0
+            for file, group in itertools.groupby(zip(episodes, wanted, strict=True), lambda pair: pair[0].file):
+                members = [rows.first + frames for rows, frames in group]
+                stored = np.concatenate(members)
+                read_images(file, key, stored, images[done : done + len(stored)])
+                done += len(stored)
+                bar.update(len(members))
         return parts
 
     def video(self, key: str, number: int) -> tuple[Path, float]:
         """The video of one episode and the second at which it begins in it."""
-        if not self.episodic:
-            return self.episodes[number].videos[key]
-        fields = {"episode_chunk": number // self._chunk, "video_key": key, "episode_index": number}
-        return self.root / self.info["video_path"].format(**fields), 0.0
+        if self.episodic:
+            fields, begin = {"episode_chunk": number // self._chunk, "episode_index": number}, 0.0
+        else:
+            row, names = self.episodes[number], ("chunk_index", "file_index")
+            fields, begin = {name: row[f"videos/{key}/{name}"] for name in names}, row[f"videos/{key}/from_timestamp"]
+        return self.root / self.info["video_path"].format(video_key=key, **fields), begin
 
     def _video_frames(self, key: str, size: tuple[int, int], number: int, wanted: np.ndarray) -> np.ndarray:
         """Frame n of an episode belongs to its row n, whatever its column of timestamps says."""
@@ -239,20 +198,6 @@ class LerobotFolder:
             raise UserError(f"{path}: frames are {found}, info.json says {(*size, 3)}")
         return frames.permute(0, 2, 3, 1).numpy()
 
-    def _v3_episodes(self, file: Path) -> list[EpisodeMeta]:
-        keys = [key for key, feature in self.features.items() if feature["dtype"] == "video"]
-        fields = ("chunk_index", "file_index", "from_timestamp")
-        names = [f"videos/{key}/{field}" for key in keys for field in fields]
-        found = []
-        for row in read_table(file, ["episode_index", "length", *names], full=True).to_pylist():
-            videos = {}
-            for key in keys:
-                chunk, number, begin = (row[f"videos/{key}/{field}"] for field in fields)
-                path = self.info["video_path"].format(video_key=key, chunk_index=chunk, file_index=number)
-                videos[key] = (self.root / path, begin)
-            found.append(EpisodeMeta(row["episode_index"], row["length"], videos))
-        return found
-
     def _parquet(self, folder: str) -> list[Path]:
         files = sorted((self.root / folder).glob("*/*.parquet"))
         if not files:
@@ -265,12 +210,7 @@ class LerobotFolder:
 
 
 def split_episodes(file: Path, columns: dict[str, np.ndarray]) -> Iterator[Rows]:
-    """The episodes in one file, in the order in which they lie there.
-
-    Args:
-        file: the file.
-        columns: of it, ``episode_index`` among them.
-    """
+    """The episodes in one file, in the order in which they lie there; ``episode_index`` is among the columns."""
     numbers = columns["episode_index"].reshape(-1)
     if not len(numbers):
         return

@@ -1,9 +1,8 @@
 """Which column of a LeRobot data set is which: names out of ``modality.json`` and ``info.json``.
 
-GR00T cuts a vector into named groups: ``"left_arm": {"start": 0, "end": 7}``. A group is a name for its columns in
-order, so ``left_arm.0`` to ``left_arm.6`` here; a contract may call the same seven ``left_arm.shoulder`` and so on.
-Columns are therefore picked by their names where the contract uses the data set's, and by group and position where it
-has names of its own, in whatever order the groups lie in the files.
+GR00T cuts a vector into named groups: ``"left_arm": {"start": 0, "end": 7}`` is ``left_arm.0`` to ``left_arm.6`` here;
+a contract may call the same seven ``left_arm.shoulder`` and so on. Columns are picked by name where the contract uses
+the data set's names, by group and position where it has its own, in whatever order the groups lie in the files.
 """
 
 from collections.abc import Iterable
@@ -24,46 +23,25 @@ UNKNOWN = "unknown"
 
 @dataclass(frozen=True)
 class Position:
-    """Where one number of a state or an action is.
+    """Where one number of a state or an action is: entry `index` of the column `key` of the parquet files."""
 
-    Attributes:
-        name: group and axis, or the name that info.json has for it.
-        key: column of the parquet files.
-        index: which entry of that column.
-    """
-
-    name: str
+    name: str  # group and axis, or the name that info.json has for it
     key: str
     index: int
-
-    @property
-    def group(self) -> str:
-        return _group_of(self.name)
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Names of everything in a data set.
-
-    Attributes:
-        state: the columns of the state, as they lie in the files.
-        action: the columns of the action.
-        cameras: camera name to the column of its images.
-        instruction: the column with the index of the instruction in the list of tasks.
-    """
+    """Names of everything in a data set, state and action in the order of the files."""
 
     state: tuple[Position, ...]
     action: tuple[Position, ...]
-    cameras: dict[str, str]
-    instruction: str = "task_index"
+    cameras: dict[str, str]  # name to the column of its images
+    instruction: str = "task_index"  # the column with the instruction's index in the list of tasks
 
     @classmethod
     def of(cls, folder: LerobotFolder) -> "Layout":
-        """The layout that a data set describes.
-
-        Raises:
-            UserError: if modality.json and info.json disagree, or name nothing.
-        """
+        """The layout that a data set describes; if modality.json and info.json disagree, a UserError."""
         if folder.modality is not None:
             return _by_modality(folder)
         cameras = {
@@ -79,18 +57,13 @@ class Layout:
         return list(dict.fromkeys(position.key for position in (*self.state, *self.action)))
 
     def picked(self, contract: Contract) -> "Layout":
-        """The columns and cameras of a contract, in its order, found by name.
-
-        What the contract does not name is left out. `misfits` must be empty.
-        """
+        """The columns and cameras of a contract, in its order, and nothing else; `misfits` must be empty."""
         cameras = {camera.name: self.cameras[camera.name] for camera in contract.cameras}
         return replace(self.with_columns_of(contract), cameras=cameras)
 
     def with_columns_of(self, contract: Contract) -> "Layout":
         """The columns of a contract, in its order; `column_misfits` must be empty. The cameras stay."""
-        return replace(
-            self, state=tuple(_pick(self.state, contract.state)), action=tuple(_pick(self.action, contract.action))
-        )
+        return replace(self, **{what: tuple(_pick(getattr(self, what), getattr(contract, what))) for what in KEYS})
 
     def misfits(self, folder: LerobotFolder, contract: Contract) -> list[str]:
         """Every way in which a data set does not have what a contract names, one line each."""
@@ -114,19 +87,15 @@ class Layout:
 
     def contract(self, folder: LerobotFolder) -> Contract:
         """What a data set says of itself, as a contract: names and rate, no units and no limits."""
-        return Contract(
-            embodiment=str(folder.info.get("robot_type") or UNKNOWN),
-            rate_hz=folder.rate_hz,
-            state=tuple(Column(position.name, UNKNOWN) for position in self.state),
-            action=tuple(Column(position.name, UNKNOWN) for position in self.action),
-            cameras=tuple(Camera(name, *image_size(folder, key)) for name, key in self.cameras.items()),
-        )
+        robot = str(folder.info.get("robot_type") or UNKNOWN)
+        state, action = (tuple(Column(each.name, UNKNOWN) for each in part) for part in (self.state, self.action))
+        cameras = tuple(Camera(name, *image_size(folder, key)) for name, key in self.cameras.items())
+        return Contract(robot, folder.rate_hz, state, action, cameras)
 
 
 def gather(positions: tuple[Position, ...], columns: dict[str, np.ndarray]) -> np.ndarray:
     """(rows, len(positions)) float32: the numbers at these positions, in their order."""
-    wide = {key: values.reshape(len(values), -1) for key, values in columns.items()}
-    parts = [wide[position.key][:, position.index] for position in positions]
+    parts = [columns[each.key].reshape(len(columns[each.key]), -1)[:, each.index] for each in positions]
     return np.stack(parts, 1).astype(np.float32)
 
 
@@ -139,10 +108,7 @@ def image_size(folder: LerobotFolder, key: str) -> tuple[int, int]:
 
 
 def feature_names(feature: dict) -> list[str] | None:
-    """The names of a column's entries in info.json, in order, or None if it has none.
-
-    LeRobot has lists, lists in a dictionary, and a dictionary from each name to its position.
-    """
+    """The names of a column's entries in info.json: a list, lists in an object, or an object from name to position."""
     names = feature.get("names")
     if not isinstance(names, dict):
         return None if names is None else [str(name) for name in names]
@@ -182,12 +148,12 @@ def _by_modality(folder: LerobotFolder) -> Layout:
         if folder.features[key]["dtype"] not in IMAGE_TYPES:
             raise UserError(f"{where}: camera {name} is in column {key}, which holds no images; correct it")
     notes = _objects(folder, where, "annotation")
-    instructions = [name for name in notes if name.endswith("task_description")]
-    instruction = "task_index"
-    if instructions:
-        instruction = notes[instructions[0]].get("original_key", f"annotation.{instructions[0]}")
-        _require_column(folder, where, f"annotation {instructions[0]}", instruction)
-    return Layout(vectors["state"], vectors["action"], cameras, instruction)
+    name = next((name for name in notes if name.endswith("task_description")), None)
+    if name is None:
+        return Layout(**vectors, cameras=cameras)
+    instruction = notes[name].get("original_key", f"annotation.{name}")
+    _require_column(folder, where, f"annotation {name}", instruction)
+    return Layout(**vectors, cameras=cameras, instruction=instruction)
 
 
 def _objects(folder: LerobotFolder, where: str, what: str) -> dict[str, dict]:
@@ -212,22 +178,22 @@ def _group(folder: LerobotFolder, where: str, key: str, name: str, group: dict) 
     return [Position(f"{name}.{index - start}", key, index) for index in range(start, end)]
 
 
-def _groups(names: Iterable[str]) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
-    for name in names:
-        found.setdefault(_group_of(name), []).append(name)
-    return found
-
-
 def _group_of(name: str) -> str:
     return name.rpartition(".")[0] or name
 
 
+def _by_group(positions: Iterable[Position | Column]) -> dict[str, list[Position | Column]]:
+    found = {}
+    for position in positions:
+        found.setdefault(_group_of(position.name), []).append(position)
+    return found
+
+
 def _other_groups(what: str, positions: tuple[Position, ...], columns: tuple[Column, ...]) -> list[str]:
-    lines, mine = [], _groups(position.name for position in positions)
-    for group, wanted in _groups(column.name for column in columns).items():
-        own = mine.get(group, [])
-        foreign = [name for name in wanted if name not in own]
+    lines, mine = [], _by_group(positions)
+    for group, wanted in _by_group(columns).items():
+        own = [position.name for position in mine.get(group, [])]
+        foreign = [column.name for column in wanted if column.name not in own]
         if len(own) != len(wanted):
             lines.append(f"{what}: group {group} has {len(own)} columns against {len(wanted)}")
         elif 0 < len(foreign) < len(wanted):
@@ -249,11 +215,8 @@ def _other_names(what: str, positions: tuple[Position, ...], columns: tuple[Colu
 
 def _pick(positions: tuple[Position, ...], columns: tuple[Column, ...]) -> Iterable[Position]:
     """A column whose name the data set has is that one; else the n-th of a group is its n-th position."""
-    by_name, by_group = {position.name: position for position in positions}, {}
-    for position in positions:
-        by_group.setdefault(position.group, []).append(position)
-    taken = dict.fromkeys(by_group, 0)
+    by_name = {position.name: position for position in positions}
+    in_order = {group: iter(members) for group, members in _by_group(positions).items()}
     for column in columns:
-        group = _group_of(column.name)
-        yield by_name.get(column.name) or by_group[group][taken[group]]
-        taken[group] += 1
+        nth = next(in_order[_group_of(column.name)])
+        yield by_name.get(column.name, nth)

@@ -26,23 +26,21 @@ def read_dataset(
 ) -> tuple[list[Episode], Contract, dict]:
     """Reads and checks a data set: LeRobot v3, or v2.0 and v2.1 as GR00T has them.
 
-    One that was not written by this project is read too if success and reward are columns of it or are declared,
-    and its contract is known: from the caller, from `declare.declare_dataset`, or without units from GR00T's
-    ``modality.json``. An episode is then cut at its first success. One without success gives its last row as the last
-    observation, since nothing was stored after its last action.
+    One of others is read too if success and reward are columns of it or are declared, and its contract is known: from
+    the caller, from `declare.declare_dataset`, or without units from GR00T's ``modality.json``. An episode is then cut
+    at its first success. One without success gives its last row as the last observation.
 
     Args:
         root: folder of the data set.
-        expected: the contract that its columns, cameras and rate must have; may be left out if the data set
-            carries its own. Of a data set with ``modality.json``, columns and cameras are picked by name.
+        expected: the contract that its columns, cameras and rate must have, if the data set does not carry its own.
+            Of a data set with ``modality.json``, columns and cameras are picked by name.
         source: what its episodes are, if the data set does not say.
         labels: what counts as success and reward in it, if the data set does not say.
         image_every: of a data set of others, keep the images of every so many rows (and of the last), since all of
             them seldom fit in memory. Options start and end at kept images: a divisor of the chunk length.
 
     Returns:
-        Its episodes, its contract (with statistics if it was written with them) and the metadata it was written
-        with.
+        Its episodes, its contract (with statistics if it was written with them) and the metadata written with it.
 
     Raises:
         UserError: if something is missing, broken, NaN or too little, naming the file and the column.
@@ -52,14 +50,19 @@ def read_dataset(
     labels = declared_labels(folder, labels)
     for name in labels.columns:
         if name not in folder.features:
-            raise UserError(
-                f"{root}: column {name} is missing; record it, or declare what success and reward are (--success, "
-                f"--reward of `deas-vla declare`); its columns are {', '.join(sorted(folder.features))}"
-            )
+            fix = "record it, or declare what success and reward are (--success, --reward of `deas-vla declare`)"
+            columns = ", ".join(sorted(folder.features))
+            raise UserError(f"{root}: column {name} is missing; {fix}; its columns are {columns}")
     layout = Layout.of(folder)
-    contract = _contract(folder, layout, expected)
-    misfits = layout.misfits(folder, contract)
-    if misfits:
+    contract, declared = own_contract(folder, layout)
+    if declared and expected is not None:
+        expected.require_same(contract, "what is expected", str(root))
+    elif not declared:
+        if expected is None and folder.modality is None:
+            fix = f"write it with: deas-vla declare {root} --units=UNIT"
+            raise UserError(f"{root} has no {SIDECAR} to say what its columns mean; {fix}")
+        contract = expected or contract
+    if misfits := layout.misfits(folder, contract):
         raise ContractMismatch(f"{root} and its contract do not fit together: {'; '.join(misfits)}")
     layout = layout.picked(contract)
 
@@ -97,21 +100,6 @@ def declared_labels(folder: LerobotFolder, labels: LabelRules) -> LabelRules:
         return LabelRules(**declared)
 
 
-def _contract(folder: LerobotFolder, layout: Layout, expected: Contract | None) -> Contract:
-    """The data set's own contract, else the expected one, else what modality.json says."""
-    contract, declared = own_contract(folder, layout)
-    if declared:
-        if expected is not None:
-            expected.require_same(contract, "what is expected", str(folder.root))
-        return contract
-    if expected is None and folder.modality is None:
-        raise UserError(
-            f"{folder.root} has no {SIDECAR} to say what its columns mean; write it with: "
-            f"deas-vla declare {folder.root} --units=UNIT"
-        )
-    return expected or contract
-
-
 def _episode(
     folder: LerobotFolder, layout: Layout, labels: LabelRules, number: int, part: Rows, source: str, image_every: int
 ) -> Episode:
@@ -119,10 +107,7 @@ def _episode(
     columns, rows = part.columns, len(part)
     states = gather(layout.state, columns)
     success, rewards = labels.of(columns, rows)
-    if "frame.is_fresh" in columns:
-        fresh = columns["frame.is_fresh"].astype(bool)
-    else:
-        fresh = np.arange(rows) % image_every == 0
+    fresh = columns.get("frame.is_fresh", np.arange(rows) % image_every == 0).astype(bool)
     if "frame.is_final" in columns and columns["frame.is_final"][-1]:
         steps = rows - 1
     elif success.any():

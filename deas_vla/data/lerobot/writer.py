@@ -49,8 +49,8 @@ def write_dataset(
 
     Args:
         root: folder of the data set; must not exist.
-        episodes: at least one, all of one source; may be a generator (or a progress bar around one).
-        contract: their contract; statistics included once there are some.
+        episodes: at least one, all of one source; may be a generator.
+        contract: theirs; with statistics once there are some.
         repo_id: LeRobot's name of the data set, for example ``local/lift-demonstrations``.
         storage: ``image`` (PNG, without loss) or ``video`` (LeRobot's default codec: smaller, lossy, slower to write).
         metadata: anything JSON that says how the episodes came about: seeds, versions, settings of the environment.
@@ -77,9 +77,8 @@ def write_dataset(
                 episode.validate(contract, where)
                 source = source or episode.source
                 if episode.source != source:
-                    raise UserError(
-                        f"{where}: source {episode.source} among episodes of source {source}; write two data sets"
-                    )
+                    other = f"source {episode.source} among episodes of source {source}"
+                    raise UserError(f"{where}: {other}; write two data sets")
                 writer.write(columns_of(episode), episode)
         if source is None:
             raise UserError(f"{root}: there are no episodes to write; collect some first")
@@ -97,20 +96,15 @@ def fps(contract: Contract) -> int | float:
 
 def features(contract: Contract, storage: str) -> dict[str, dict]:
     """The data set's columns in LeRobot's notation, with the contract's names."""
-
-    def one(dtype: str, shape: tuple[int, ...] = (1,), names: list[str] | None = None) -> dict:
-        return {"dtype": dtype, "shape": shape, "names": names}
-
-    def vector(columns) -> dict:
-        return one("float32", (len(columns),), [column.name for column in columns])
-
+    described = {}
+    for key, columns in (("observation.state", contract.state), ("action", contract.action)):
+        described[key] = ("float32", (len(columns),), [column.name for column in columns])
     flags = ("next.success", "next.done", "next.truncated", "frame.is_fresh", "frame.is_final")
-    described = {"observation.state": vector(contract.state), "action": vector(contract.action)}
-    described |= {"next.reward": one("float32"), **dict.fromkeys(flags, one("bool")), "scene": one("int64")}
+    for dtype, names in {"float32": ["next.reward"], "bool": flags, "int64": ["scene"]}.items():
+        described |= dict.fromkeys(names, (dtype, (1,), None))
     for camera in contract.cameras:
-        size, axes = (camera.height, camera.width, 3), ["height", "width", "channels"]
-        described[f"{IMAGES}{camera.name}"] = one(storage, size, axes)
-    return described
+        described[IMAGES + camera.name] = (storage, (camera.height, camera.width, 3), ["height", "width", "channels"])
+    return {name: dict(zip(("dtype", "shape", "names"), each, strict=True)) for name, each in described.items()}
 
 
 def columns_of(episode: Episode) -> dict[str, np.ndarray]:
@@ -142,8 +136,8 @@ class ImageWriter:
     """Images as PNG inside the parquet files, encoded once per rendered frame and in memory.
 
     By hand, because LeRobot's recorder takes statistics over every pixel and sends images through files: 4,040 rows of
-    two 84 px cameras, of which every eighth was rendered, took it 39.8 s on a busy core, this 1.3 s. The pieces are
-    LeRobot's (metadata, schema, statistics of the numeric columns); a test compares both row by row.
+    two 84 px cameras, of which every eighth was rendered, took it 39.8 s, this 1.3 s. Metadata, schema and statistics
+    of numeric columns are LeRobot's; a test compares both row by row.
     """
 
     def __init__(self, root: Path, repo_id: str, fps: float, features: dict, robot: str):
@@ -175,23 +169,16 @@ class ImageWriter:
         }
         statistics = compute_episode_stats(columns, self.meta.features)
         # A vector of one entry is a number in LeRobot's schema.
-        stored = {
-            name: list(values.squeeze(-1) if values.shape[1:] == (1,) else values) for name, values in columns.items()
-        }
+        stored = {name: list(v.squeeze(-1) if v.shape[1:] == (1,) else v) for name, v in columns.items()}
         for camera, images in episode.images.items():
-            encoded = [png(image) for image in images]
+            encoded, shown = [png(image) for image in images], shown_frame(episode)
             stored[IMAGES + camera] = [
-                {"bytes": encoded[frame], "path": f"frame-{row:06d}.png"}
-                for row, frame in enumerate(shown_frame(episode))
+                {"bytes": encoded[frame], "path": f"frame-{row:06d}.png"} for row, frame in enumerate(shown)
             ]
             statistics[IMAGES + camera] = _image_statistics(images)
         self._write_rows(self.pa.Table.from_pydict(stored, self.schema))
-        where = {
-            "data/chunk_index": self.chunk,
-            "data/file_index": self.file,
-            "dataset_from_index": first,
-            "dataset_to_index": first + rows,
-        }
+        where = {"data/chunk_index": self.chunk, "data/file_index": self.file}
+        where |= {"dataset_from_index": first, "dataset_to_index": first + rows}
         self.meta.save_episode(number, rows, [episode.instruction], statistics, where)
 
     def close(self) -> None:
