@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -66,7 +66,7 @@ class CriticConfig:
     # lowest and highest return that the networks can predict; empty: they follow from the discounts and rewards
     support: list[float] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
+    def __post_init__(self):
         def check(holds: bool, name: str, rule: str) -> None:
             if not holds:
                 raise UserError(f"critic.{name}={getattr(self, name)} must be {rule}")
@@ -116,16 +116,13 @@ class CriticBatch:
     """B recorded options. Observations and chunks are normalised, exactly as at inference (design rule 1).
 
     Attributes:
-        features: (B, F) pooled backbone features of the observation before the option.
-        state: (B, S) normalised proprioceptive state of that observation.
-        chunk: (B, H, A) normalised commands that were really played.
+        features, state: (B, F) and (B, S), of the observation before the option.
+        chunk: (B, H, A) commands that were really played.
         returns: (B,) Σ_{k<m} γ₁ᵏ r_{t+k} over the m ≤ n steps that were played.
         bootstrap: (B,) γ₂ᵐ (1 − terminated).
-        next_features: (B, F) features of the observation after the option; any finite numbers where
-            terminated.
-        next_state: (B, S) its normalised state.
-        next_chunks: (B, N, H, A) the policy's own normalised chunks at the observation after the option, only for
-            critics whose target asks the policy (`QChunkingCritic`).
+        next_features, next_state: of the observation after the option; any finite numbers where terminated.
+        next_chunks: (B, N, H, A) the policy's own chunks there, only for critics whose target asks it
+            (`QChunkingCritic`).
     """
 
     features: Tensor
@@ -139,9 +136,7 @@ class CriticBatch:
 
     def to(self, device: torch.device | str) -> "CriticBatch":
         """The batch on another device; the copy does not wait where the memory is pinned."""
-        tensors = {item.name: getattr(self, item.name) for item in fields(self)}
-        moved = {k: v.to(device, non_blocking=True) for k, v in tensors.items() if v is not None}
-        return CriticBatch(**moved)
+        return CriticBatch(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None})
 
 
 class DeasCritic(nn.Module):
@@ -150,13 +145,8 @@ class DeasCritic(nn.Module):
     The equations are in `deas_vla.critic.losses`. The target copies of Q have no gradient, which keeps them out of the
     gradient exchange of distributed training, and are the same on all ranks because the online weights are.
 
-    Weights stay float32 (autocast is fine): a Polyak step of 0.005 is lost in half-precision weights.
-
-    Args:
-        config: see `CriticConfig`.
-        feature_dim: F, width of the features.
-        state_dim: S, columns of the state.
-        action_dim: A, columns of the action.
+    Weights stay float32 (autocast is fine): a Polyak step of 0.005 is lost in half-precision weights. F features,
+    S columns of the state and A of the action are the dimensions that it is made for.
     """
 
     def __init__(self, config: CriticConfig, feature_dim: int, state_dim: int, action_dim: int):
@@ -187,14 +177,11 @@ class DeasCritic(nn.Module):
         return self.loss(batch)
 
     def loss(self, batch: CriticBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """L = L_V + L_Q of a batch, and with a `future_weight` that many times `future_loss`.
+        """L = L_V + L_Q of a batch, and with a `future_weight` that many times `future_loss`: a scalar, and metrics.
 
-        Returns:
-            The scalar loss, and metrics as detached 0-d tensors on the device: ``loss``, ``value_loss``,
-            ``q_loss``, ``future_loss`` (where there is one), ``value`` (mean V), ``q`` (mean of the smallest Q),
-            ``advantage`` (their difference), ``upward`` (share of options whose target is above V), ``clamped``
-            (share of targets outside the possible returns) and ``disagreement`` (mean distance between the
-            largest and the smallest Q).
+        Metrics are detached 0-d tensors on the device: the losses, ``value`` (mean V), ``q`` (mean of the smallest Q),
+        ``advantage`` (their difference), ``upward`` (share of options whose target is above V), ``clamped`` (share of
+        targets outside the possible returns), ``disagreement`` (mean distance between the largest and smallest Q).
         """
         observation = self._observation(batch.features, batch.state)
         chunks = self._chunks(batch.chunk.unsqueeze(1))
@@ -207,18 +194,18 @@ class DeasCritic(nn.Module):
 
         value_loss = losses.value_loss(self.head, v_logits, target_q_logits, self.config.expectile)
         q_loss = losses.q_loss(self.head, q_logits, target)
-        loss, extra = value_loss + q_loss, {}
+        loss, metrics = value_loss + q_loss, {}
         if self.future is not None:
             change = torch.cat([batch.next_features - batch.features, batch.next_state - batch.state], -1)
             future_loss = losses.future_loss(self.future(hidden), change, batch.bootstrap > 0)
             loss = loss + self.config.future_weight * future_loss
-            extra["future_loss"] = future_loss.detach().mean()
+            metrics["future_loss"] = future_loss.detach().mean()
         loss = loss.mean()
 
         with torch.no_grad():
             q, value = self.head.mean(q_logits), self.head.mean(v_logits)
             smallest = q.amin(0)
-            metrics = {
+            metrics |= {
                 "loss": loss.detach(),
                 "value_loss": value_loss.mean(),
                 "q_loss": q_loss.mean(),
@@ -229,7 +216,7 @@ class DeasCritic(nn.Module):
                 "clamped": self.head.outside(target).float().mean(),
                 "disagreement": (q.amax(0) - smallest).mean(),
             }
-        return loss, metrics | extra
+        return loss, metrics
 
     def next_value(self, batch: CriticBatch) -> Tensor:
         """(B,) what a target takes for the value of the observation after the option: V (design rule 4)."""
@@ -255,16 +242,7 @@ class DeasCritic(nn.Module):
 
     @torch.no_grad()
     def q_values(self, features: Tensor, state: Tensor, chunks: Tensor) -> Tensor:
-        """Values of candidate chunks by every online Q network.
-
-        Args:
-            features: (B, F) pooled backbone features.
-            state: (B, S) normalised states.
-            chunks: (B, N, H, A) normalised chunks, N candidates for each observation.
-
-        Returns:
-            (K, B, N).
-        """
+        """(B, F) features, (B, S) states and (B, N, H, A) chunks to (K, B, N) values by every online Q network."""
         return self.head.mean(self.q(self._observation(features, state), self._chunks(chunks)))
 
     def score(self, features: Tensor, state: Tensor, chunks: Tensor) -> Tensor:

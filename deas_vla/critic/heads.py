@@ -1,7 +1,6 @@
 """Values as numbers that a network can learn: HL-Gauss distributions over a support, or plain scalars.
 
-A head turns a scalar return into a regression target and logits back into a scalar. Both heads have one
-interface, so that the losses are written once and the scalar head is a fair ablation. They hold no tensors: a
+One interface: the losses are written once and the scalar head is a fair ablation. Heads hold no tensors: a
 half-precision cast of the module that owns them cannot touch the support.
 """
 
@@ -15,23 +14,12 @@ from torch import Tensor
 def return_bounds(
     horizon: int, reward_discount: float, bootstrap_discount: float, reward_min: float, reward_max: float
 ) -> tuple[float, float]:
-    """Smallest and largest return of a sequence of options (design rule 5).
+    """Smallest and largest return of a sequence of options (design rule 5), from H, γ₁, γ₂ and a step's rewards.
 
-    An option of m steps with constant reward r collects r·S_m, S_m = (1 − γ₁ᵐ)/(1 − γ₁). Options have the
-    full length H everywhere but at an episode's end, so a return is one of: nothing more, r·S_m and
-    termination, or r·S_m + γ₂ᵐ·L, where L = r·S_H/(1 − γ₂ᴴ) is the return of full options for ever. A short
-    option that bootstraps (a timeout) can be worse than L: with H 16, γ₁ 0.9, γ₂ 0.99, reward −1 it is −56.3
-    against −54.8.
-
-    Args:
-        horizon: H, steps of a full option.
-        reward_discount: γ₁, in (0, 1].
-        bootstrap_discount: γ₂ per step, in (0, 1).
-        reward_min: smallest reward of one step.
-        reward_max: largest reward of one step.
-
-    Returns:
-        (lowest, highest) return.
+    An option of m steps with constant reward r collects r·S_m, S_m = (1 − γ₁ᵐ)/(1 − γ₁). Options have the full length
+    H everywhere but at an episode's end, so a return is one of: nothing more, r·S_m and termination, or r·S_m + γ₂ᵐ·L,
+    where L = r·S_H/(1 − γ₂ᴴ) is the return of full options for ever. A short option that bootstraps (a timeout) can be
+    worse than L: with H 16, γ₁ 0.9, γ₂ 0.99, reward −1 it is −56.3 against −54.8.
     """
     returns = [0.0]
     for reward in (reward_min, reward_max):
@@ -45,23 +33,14 @@ def return_bounds(
 
 
 class ValueHead(ABC):
-    """What a value network's last layer means.
+    """What a value network's last layer, of M = `num_logits` columns, means; low < high are the possible returns."""
 
-    Args:
-        low: lowest possible return.
-        high: highest possible return, above `low`.
-    """
+    num_logits: int
 
     def __init__(self, low: float, high: float):
         if not low < high:
             raise ValueError(f"the lowest return, {low}, must be below the highest, {high}")
-        self.low = low
-        self.high = high
-
-    @property
-    @abstractmethod
-    def num_logits(self) -> int:
-        """M, width of the network's last layer."""
+        self.low, self.high = low, high
 
     @abstractmethod
     def target(self, value: Tensor) -> Tensor:
@@ -96,8 +75,7 @@ class HLGauss(ValueHead):
     return is cut off, which moves its mean by about 1e-4 of a bin; published code has none.
 
     Args:
-        low: lowest possible return.
-        high: highest possible return.
+        low, high: the possible returns.
         num_bins: M.
         sigma_bins: standard deviation of the target Gaussian, in bins: σ = sigma_bins · w.
         margin_sigmas: distance from the extreme returns to the ends of the support, in units of σ.
@@ -114,23 +92,15 @@ class HLGauss(ValueHead):
                 f"{num_bins} bins leave no room for returns: the margins alone take {2 * margin:g} bins at "
                 f"sigma_bins={sigma_bins:g}"
             )
-        self.num_bins = num_bins
+        self.num_logits = num_bins
         self.bin_width = (high - low) / (num_bins - 2 * margin)
         self.sigma = sigma_bins * self.bin_width
         self.support_low = low - margin * self.bin_width
         self.support_high = high + margin * self.bin_width
 
-    @property
-    def num_logits(self) -> int:
-        return self.num_bins
-
     def edges(self, device: torch.device | str = "cpu") -> Tensor:
-        """(M + 1,) edges of the bins, float32.
-
-        They are made anew for every call: two small kernels, and no tensor that a cast, a copy to another
-        device or inference mode could spoil.
-        """
-        steps = torch.arange(self.num_bins + 1, device=device, dtype=torch.float32)
+        """(M + 1,) float32 edges of the bins, made anew: no cast, copy or inference mode can spoil them."""
+        steps = torch.arange(self.num_logits + 1, device=device, dtype=torch.float32)
         return self.support_low + self.bin_width * steps
 
     def target(self, value: Tensor) -> Tensor:
@@ -155,13 +125,11 @@ class HLGauss(ValueHead):
 class Scalar(ValueHead):
     """Plain regression, as in IQL (Kostrikov et al., 2021): the ablation of `HLGauss`.
 
-    The single logit is the return scaled so that [low, high] is [−1, 1]; the loss is the squared error in
-    that scale, so that learning rates carry over between tasks and heads.
+    The single logit is the return scaled so that [low, high] is [−1, 1], and so is the loss: learning rates carry over
+    between tasks and heads.
     """
 
-    @property
-    def num_logits(self) -> int:
-        return 1
+    num_logits = 1
 
     def target(self, value: Tensor) -> Tensor:
         value = value.float().clamp(self.low, self.high).unsqueeze(-1)

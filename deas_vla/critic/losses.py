@@ -20,15 +20,12 @@ Aggregation = Literal["min", "mean"]
 
 
 def td_target(returns_B: Tensor, bootstrap_B: Tensor, next_value_B: Tensor) -> Tensor:
-    """y = Σ_{k<m} γ₁ᵏ r_{t+k} + γ₂ᵐ (1 − terminated) V(s_{t+m}): what Q is regressed on (design rule 3).
+    """(B,) y = Σ_{k<m} γ₁ᵏ r_{t+k} + γ₂ᵐ (1 − terminated) V(s_{t+m}), detached: what Q is regressed on (design rule 3).
 
     Args:
         returns_B: reward collected inside the option, Σ_{k<m} γ₁ᵏ r_{t+k}.
         bootstrap_B: γ₂ᵐ (1 − terminated): zero if the episode succeeded inside the option, not if it timed out.
         next_value_B: V of the observation after the option.
-
-    Returns:
-        (B,) y, detached.
 
     Raises:
         ValueError: if the shapes differ; (B,) against (B, 1) would mix up the options in silence.
@@ -52,7 +49,7 @@ def smallest_head(head: ValueHead, q_logits_KBM: Tensor) -> tuple[Tensor, Tensor
 
 
 def value_loss(head: ValueHead, v_logits_BM: Tensor, target_q_logits_KBM: Tensor, expectile: float) -> Tensor:
-    """L_V = |τ − 1(q̄ < E[V])| · loss(q̂, V): V moves towards the smaller target Q, more strongly upwards.
+    """(B,) L_V = |τ − 1(q̄ < E[V])| · loss(q̂, V): V moves towards the smaller target Q, more strongly upwards.
 
     A cross-entropy towards the categorical distribution q̂ for HL-Gauss, the squared error of IQL for a scalar.
 
@@ -61,9 +58,6 @@ def value_loss(head: ValueHead, v_logits_BM: Tensor, target_q_logits_KBM: Tensor
         v_logits_BM: of V(s), with gradient.
         target_q_logits_KBM: of the target networks for the recorded chunk; no gradient flows.
         expectile: τ, in (0, 1); above 0.5 V leans towards the better recorded chunks.
-
-    Returns:
-        (B,) losses.
     """
     target_BM, target_mean_B = smallest_head(head, target_q_logits_KBM)
     upward_B = target_mean_B >= head.mean(v_logits_BM.detach())
@@ -71,17 +65,9 @@ def value_loss(head: ValueHead, v_logits_BM: Tensor, target_q_logits_KBM: Tensor
 
 
 def q_loss(head: ValueHead, q_logits_KBM: Tensor, target_B: Tensor) -> Tensor:
-    """L_Q = 1/K Σ_k loss(target(y), Q_k): every network is regressed on the same y.
+    """(B,) L_Q = 1/K Σ_k loss(target(y), Q_k): the K online networks are regressed on the same y of `td_target`.
 
     A cross-entropy towards the HL-Gauss projection of y (clamped to the support), or a squared error.
-
-    Args:
-        head: what the logits mean.
-        q_logits_KBM: of the K online networks for the recorded chunk, with gradient.
-        target_B: y from `td_target`.
-
-    Returns:
-        (B,) losses, averaged over the networks.
     """
     return head.loss(q_logits_KBM, head.target(target_B.detach())).mean(0)
 
@@ -109,9 +95,6 @@ def future_loss(predicted_KBO: Tensor, change_BO: Tensor, has_next_B: Tensor) ->
     Args:
         predicted_KBO: change of the observation, by each of the K networks.
         change_BO: the observation after the option less that before it, of about unit standard deviation.
-        has_next_B: bool, whether there is an observation after it.
-
-    Returns:
-        (B,) squared errors, averaged over networks and columns; 0 where there is none.
+        has_next_B: bool; (B,) errors, averaged over networks and columns, are 0 where there is no such observation.
     """
     return torch.where(has_next_B, (predicted_KBO - change_BO).square().mean((0, 2)), 0.0)

@@ -8,15 +8,7 @@ from torch import Tensor, nn
 
 
 class EnsembleLinear(nn.Module):
-    """K linear layers with separate weights, evaluated in one batched product.
-
-    Args:
-        heads: K.
-        inputs: width of the input.
-        outputs: width of the output.
-        bias: whether to add a bias.
-        fan_in: inputs of the whole layer, for the initialisation, where this is only a part of it.
-    """
+    """K linear layers with separate weights; `fan_in` initialises a layer that is a part of a larger one."""
 
     def __init__(self, heads: int, inputs: int, outputs: int, bias: bool = True, fan_in: int | None = None):
         super().__init__()
@@ -49,20 +41,11 @@ class EnsembleLayerNorm(nn.Module):
 
 
 class EnsembleMLP(nn.Module):
-    """K perceptrons over an observation, or over an observation and a chunk of actions: V and Q.
+    """K perceptrons over an observation, or over an observation and a flattened chunk of actions: V and Q.
 
-    Each hidden layer is Linear, LayerNorm, GELU, dropout, as in the paper's Q networks. The first one is
-    split into an observation part and a chunk part: the observation is projected once and shared by all
-    candidate chunks.
-
-    Args:
-        heads: K.
-        observation_dim: width of the observation.
-        chunk_dim: width of a flattened chunk; 0 for a network that sees none.
-        hidden_dim: width of the hidden layers.
-        num_layers: number of hidden layers.
-        num_logits: M, width of the output.
-        dropout: probability of dropping a hidden unit, where `forward` is told to.
+    Each hidden layer is Linear, LayerNorm, GELU, dropout, as in the paper's Q networks. The first one is split into an
+    observation part and a chunk part: the observation is projected once and shared by all candidate chunks. With
+    chunk_dim 0 the network sees no chunk.
     """
 
     def __init__(
@@ -87,17 +70,10 @@ class EnsembleMLP(nn.Module):
         self.output = EnsembleLinear(heads, hidden_dim, num_logits)
 
     def forward(self, observation: Tensor, chunks: Tensor | None = None, drop: bool = False) -> Tensor:
-        """Logits of all heads.
+        """(B, observation_dim) and (B, N, chunk_dim) candidates to (K, B, N, M) logits; without chunks (K, B, M).
 
-        Args:
-            observation: (B, observation_dim).
-            chunks: (B, N, chunk_dim) N candidate chunks for each observation; None for a network that sees
-                none.
-            drop: whether to apply dropout. It does not follow `self.training`: targets and scores never drop,
-                also while the network trains.
-
-        Returns:
-            (K, B, N, M) with chunks, (K, B, M) without.
+        Dropout is asked for by `drop` and does not follow `self.training`: targets and scores never drop, also while
+        the network trains.
         """
         logits = self.output(self.hidden_units(observation, chunks, drop))
         return logits if chunks is None else logits.unflatten(1, chunks.shape[:2])
@@ -108,25 +84,15 @@ class EnsembleMLP(nn.Module):
         if chunks is not None:
             candidates = self.chunk(chunks.flatten(0, 1)).unflatten(1, chunks.shape[:2])
             x = (x.unsqueeze(2) + candidates).flatten(1, 2)
-        x = self._activate(x, 0, drop)
-        for i, layer in enumerate(self.hidden, start=1):
-            x = self._activate(layer(x), i, drop)
+        for i, norm in enumerate(self.norms):
+            if i > 0:
+                x = self.hidden[i - 1](x)
+            x = F.dropout(F.gelu(norm(x)), self.dropout, training=drop)
         return x
-
-    def _activate(self, x: Tensor, layer: int, drop: bool) -> Tensor:
-        x = F.gelu(self.norms[layer](x))
-        return F.dropout(x, self.dropout) if drop and self.dropout else x
 
 
 class ResidualMLP(nn.Module):
-    """The published V, after BRO (Nauman et al., 2024): a first layer, then residual blocks, with LayerNorm and ReLU.
-
-    Args:
-        inputs: width of the observation.
-        hidden_dim: width of the hidden layers.
-        num_blocks: number of residual blocks, of three layers each.
-        num_logits: M, width of the output.
-    """
+    """The published V, after BRO (Nauman et al., 2024): a layer, then blocks of three, with LayerNorm and ReLU."""
 
     def __init__(self, inputs: int, hidden_dim: int, num_blocks: int, num_logits: int):
         super().__init__()

@@ -33,8 +33,7 @@ class Choice:
     Attributes:
         candidates: (B, N, H, A) the chunks as they would be played (raw units, clipped, thresholded).
         index: (B,) which candidate was chosen.
-        scores: (B, N) the critic's score of every candidate, or None without a critic.
-        value: (B,) the critic's V of the observation, or None without a critic.
+        scores, value: (B, N) and (B,) the critic's score of every candidate and V; None without a critic.
         returns: (B, N) Monte-Carlo return of every candidate, where they were played out (the oracle); else None.
     """
 
@@ -56,18 +55,14 @@ class BestOfN:
     Args:
         policy: proposes the candidates.
         num_candidates: N. Candidates are nested: the first n of N are those of a smaller n.
-        rule: how one of the N is chosen, see `deas_vla.improvement.selection`. ``first`` is the policy alone;
-            ``best`` and ``worst`` go by the critic's score; ``random`` draws one of the N, the control that shows
-            what choosing without knowing is worth.
-        scorer: scores chunks; without it only ``first`` and ``random`` work, and no values are reported. Policy and
-            scorer must be on one device.
-        selection: hyper-parameters of the rules, and how noisy candidates are; None: the defaults. With noise scale 0
-            all are the same chunk: the control that shows what playing without noise is worth, before any critic.
+        rule: how one of the N is chosen, see `deas_vla.improvement.selection`; ``first`` is the policy alone.
+        scorer: scores chunks, on the policy's device; without it only ``first`` and ``random`` work, and no values are
+            reported.
+        selection: hyper-parameters of the rules, and how noisy candidates are; None: the defaults.
 
     Raises:
-        UserError: if the rule needs a critic that is not there, or the critic was trained on the features of
-            another encoder, on chunks of another length or under another contract, or if the policy's noise cannot
-            be scaled so.
+        UserError: if the rule needs a critic that is not there, the critic does not fit the policy (encoder, length of
+            chunks, contract), or the policy's noise cannot be scaled so.
     """
 
     def __init__(
@@ -90,12 +85,9 @@ class BestOfN:
 
     @torch.inference_mode()
     def choose(self, observation: Observation, keys: list[NoiseKey], prefix: Prefix | None = None) -> Choice:
-        """Encodes once, samples N candidates, scores them all, picks one.
+        """Encodes B observations once, samples N candidates for each, scores them all, picks one.
 
-        Args:
-            observation: B observations.
-            keys: B names of the decisions.
-            prefix: what is played meanwhile; candidates that are not consistent with it are dropped before the scoring.
+        Candidates that are not consistent with a prefix are dropped before the scoring.
         """
         context = self.policy.encode(observation)
         device = context.tokens.device

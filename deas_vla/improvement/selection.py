@@ -37,7 +37,6 @@ class NoiseKey:
     """Names one decision; the same key always gives the same candidates, in any batch and any process.
 
     Attributes:
-        seed: of the run.
         scene: names the episode: a hash of its first observation (`episode_ids`), or the number of a scene.
         sample: of the same episode once more with other noise; negative ones are of continuations in a branch.
         decision: its number in the episode.
@@ -86,10 +85,7 @@ class SelectionConfig:
 
 
 class Candidates(NamedTuple):
-    """What a rule may look at.
-
-    The arguments of `select`; scores and values are None without a scorer.
-    """
+    """What a rule may look at: arguments of `select`."""
 
     scores: Tensor | None
     q_values: Tensor | None
@@ -98,13 +94,7 @@ class Candidates(NamedTuple):
 
 
 class Rule(NamedTuple):
-    """A way to choose.
-
-    Attributes:
-        choose: from the configuration and the candidates to (B,) int64.
-        hyper_parameters: names of the fields of `SelectionConfig` that it heeds.
-        needs_scorer: whether there must be scores.
-    """
+    """A way to choose (B,) int64 candidates, and the fields of `SelectionConfig` that it heeds."""
 
     choose: Callable[[SelectionConfig, Candidates], Tensor]
     hyper_parameters: tuple[str, ...] = ()
@@ -119,7 +109,7 @@ def select(
     keys: Sequence[NoiseKey],
     scores: Tensor | None = None,
 ) -> Tensor:
-    """Chooses one of N candidates for each of B decisions.
+    """(B,) int64: one of N candidates for each of B decisions.
 
     Args:
         config: hyper-parameters of the rules; its own `rule` is not looked at.
@@ -128,12 +118,6 @@ def select(
         chunks: (B, N, h, A) the candidates, in any units.
         keys: B names of the decisions: all that a random choice depends on.
         scores: (B, N) what the scorer makes of these values; None: their minimum over the networks.
-
-    Returns:
-        (B,) int64 index.
-
-    Raises:
-        UserError: if there is no such rule, or it needs a scorer and there is none.
     """
     chosen = rule_named(rule, q_values is not None)
     if scores is None and q_values is not None:

@@ -17,11 +17,7 @@ from deas_vla.scorers.scorer import Encoded, Scorer, common_arguments, register_
 class DeasScorer(Scorer):
     """DEAS (arXiv 2510.07730): the smallest of K distributional Q networks.
 
-    Args:
-        features: make what the critic reads.
-        critic: of these features, and of chunks in the features' contract.
-        encoder_fingerprint: of the policy whose tokens the features were fitted on.
-        aggregation: None: the class's own.
+    The critic reads these features, which were fitted on the tokens of the policy with that fingerprint.
     """
 
     # What a subclass changes: how the critic learns, and what of its networks is the score.

@@ -43,12 +43,7 @@ register_scorer = SCORERS.register
 
 
 class Encoded(NamedTuple):
-    """What a scorer reads of B observations.
-
-    Attributes:
-        features: (B, F).
-        state: (B, S) normalised.
-    """
+    """What a scorer reads of B observations: (B, F) features and (B, S) normalised states."""
 
     features: Tensor
     state: Tensor
@@ -87,11 +82,9 @@ class Scorer(nn.Module, ABC):
         """(B, N, H, A) normalised chunks to (K, B, N) values; K may be 1."""
 
     def encode(self, context: Context, observation: Observation) -> Encoded:
-        """What is read of B observations, once for all their candidates; here the state alone.
+        """What is read of B observations in raw units, once for all their candidates; here the state alone.
 
-        Args:
-            context: the policy's encoding of the observations, on this module's device.
-            observation: the same observations, in raw units.
+        Their encoding by the policy, `context`, is on this module's device.
         """
         state = self.contract.normalize_state(observation.state.to(context.tokens.device))
         return Encoded(state.new_empty(len(state), 0), state)
@@ -151,11 +144,7 @@ class Scorer(nn.Module, ABC):
 
     @classmethod
     def from_description(cls, description: dict) -> Self:
-        """The module without its weights.
-
-        Raises:
-            KeyError, TypeError, ValueError, UserError: if something is missing, unknown or makes no sense.
-        """
+        """The module without its weights; KeyError, TypeError, ValueError or UserError if it makes no sense."""
         return cls(**common_arguments(description))
 
     def fingerprint(self) -> str:
@@ -163,10 +152,7 @@ class Scorer(nn.Module, ABC):
         return _fingerprint(self.description(), self.state_dict())
 
     def save(self, folder: str | Path) -> None:
-        """Writes ``scorer.safetensors``, which is complete in itself, and ``scorer.json`` for people.
-
-        A save that is interrupted leaves the old scorer or the new one, never a mixture.
-        """
+        """Writes ``scorer.safetensors``, complete in itself, whole or not at all, and ``scorer.json`` for people."""
         description = self.description()
         if description["type"] is None:
             raise UserError(f"{type(self).__name__} is not registered: decorate it, @register_scorer(NAME)")
@@ -247,14 +233,11 @@ def common_arguments(description: dict) -> dict:
 
 
 def load_scorer(folder: str | Path, contract: Contract | None = None) -> Scorer:
-    """Reads what `Scorer.save` wrote, as the class that wrote it.
+    """Reads what `Scorer.save` wrote: its class in evaluation mode, on the CPU. No random number is drawn.
 
     Args:
         folder: with ``scorer.safetensors``.
         contract: what the scorer must have been made for; None: any.
-
-    Returns:
-        The scorer in evaluation mode, on the CPU. No random number is drawn.
 
     Raises:
         UserError: if the file is missing, cut off or changed, not a scorer, of another version or of an unknown class,
@@ -292,11 +275,7 @@ def load_scorer(folder: str | Path, contract: Contract | None = None) -> Scorer:
 
 
 def registered(name: object) -> type[Scorer]:
-    """The class of a name that a file says: one that is registered, and never a module that the file names.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """The class of a name that a file says: one that is registered, and never a module that the file names."""
     if name not in SCORERS.names():
         problem = unknown("scorer", str(name), SCORERS.names())
         raise UserError(f"{problem}; if it is your own, name its file: {PLUGINS}=FILE.py")

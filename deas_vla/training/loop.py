@@ -89,11 +89,7 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
 
 
 def my_share(accelerator: Accelerator, batch_size: int) -> slice:
-    """The rows of a global batch that this process works on.
-
-    Raises:
-        UserError: if the batch cannot be divided evenly among the processes.
-    """
+    """The rows of a global batch that this process works on; refuses one that cannot be divided evenly."""
     if batch_size % accelerator.num_processes:
         raise UserError(
             f"batch_size {batch_size} is not a multiple of the {accelerator.num_processes} processes; "
@@ -112,8 +108,8 @@ def train(
     *,
     name: str,
     seed: int,
-    after_step: Callable[[], None] | None = None,
-    milestone: Callable[[int], None] | None = None,
+    after_step: Callable[[], object] = lambda: None,
+    milestone: Callable[[int], object] = lambda steps: None,
 ) -> None:
     """Trains a module in place.
 
@@ -154,10 +150,8 @@ def train(
         norm = accelerator.clip_grad_norm_(parameters, config.gradient_clip or math.inf)
         optimizer.step()
         optimizer.zero_grad()
-        if after_step is not None:
-            after_step()
-        if milestone is not None:
-            milestone(step + 1)
+        after_step()
+        milestone(step + 1)
 
         last = step + 1 == config.steps
         # A number under DeepSpeed, which also clips by itself (gradient_clipping in its configuration).
@@ -213,13 +207,15 @@ class Checkpoint:
             with safe_open(self.path, "pt") as file:
                 step = int(file.metadata()["step"])
                 tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            weights = {k.removeprefix("module."): v for k, v in tensors.items() if k.startswith("module.")}
-            self.module.load_state_dict(weights)
-            state: dict[int, dict[str, Tensor]] = {}
+            weights, state = {}, {}
             for key, value in tensors.items():
-                if key.startswith("optimizer."):
-                    _, index, field = key.split(".")
+                kind, _, name = key.partition(".")
+                if kind == "module":
+                    weights[name] = value
+                else:
+                    index, field = name.split(".")
                     state.setdefault(int(index), {})[field] = value
+            self.module.load_state_dict(weights)
             groups = self.optimizer.state_dict()["param_groups"]
             self.optimizer.load_state_dict({"state": state, "param_groups": groups})
         return step
@@ -271,11 +267,7 @@ class MetricLog:
 
 
 def read_metrics(path: Path) -> list[dict]:
-    """The lines of a ``metrics.jsonl``; a last line that was cut off by a kill is left out.
-
-    Raises:
-        UserError: if another line is broken.
-    """
+    """The lines of a ``metrics.jsonl``; a last line that was cut off by a kill is left out, another is refused."""
     lines = []
     texts = path.read_text().splitlines(keepends=True) if path.is_file() else []
     for number, text in enumerate(texts, 1):
@@ -298,6 +290,4 @@ def _tensorboard(folder: Path, start: int):
     return SummaryWriter(str(folder), purge_step=start + 1)
 
 
-@functools.cache
-def _print_once(text: str) -> None:
-    tqdm.write(text)
+_print_once = functools.cache(tqdm.write)

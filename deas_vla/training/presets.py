@@ -15,15 +15,7 @@ from deas_vla.training.loop import TrainingConfig
 
 @dataclass
 class Preset:
-    """One complete configuration.
-
-    Attributes:
-        critic: networks and losses.
-        features: from backbone tokens to what the critic reads.
-        image_encoder: the critic's own, if its dim is not 0.
-        training: the critic's optimisation.
-        image_encoder_training: the image encoder's, before the critic's.
-    """
+    """One complete configuration: networks and losses, what they read, and how the critic and its encoder train."""
 
     critic: CriticConfig
     features: FeatureConfig
@@ -87,11 +79,7 @@ PRESETS = {"default": default, "published": published}
 
 
 def preset(name: str) -> Preset:
-    """A new copy of a preset.
-
-    Raises:
-        UserError: if there is none of this name.
-    """
+    """A new copy of a preset; UserError if there is none of this name."""
     if name not in PRESETS:
         raise UserError(unknown("preset", name, PRESETS))
     return PRESETS[name]()

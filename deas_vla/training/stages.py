@@ -6,7 +6,7 @@ import resource
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ def run_stage(
             record |= {
                 "seconds": round(time.perf_counter() - began, 1),
                 "cpu_seconds": round(time.process_time() - cpu_began, 1),
-                "peak_memory_bytes": peak_memory(accelerator.num_processes),
+                "peak_memory_bytes": _peak_memory(accelerator.num_processes),
                 "processes": accelerator.num_processes,
                 "attempts": attempts,
                 "made": uuid.uuid4().hex,
@@ -86,9 +86,8 @@ def run_stage(
 def stage_report(folder: Path) -> dict:
     """What `run_stage` noted of a finished stage.
 
-    Returns:
-        ``settings``, ``inputs`` (their marks), ``sources`` (their folders), ``seconds``, ``cpu_seconds`` of the main
-        process, ``peak_memory_bytes``, ``processes``: of the last of the ``attempts``; ``made``, unique to the stage.
+    ``settings``, ``inputs`` (their marks), ``sources`` (their folders), ``made``, unique to the stage, and, of the last
+    of the ``attempts``: ``seconds``, ``cpu_seconds`` of the main process, ``peak_memory_bytes``, ``processes``.
     """
     if folder == Path():
         raise UserError("the name of a stage's folder is empty; give the folder of a finished stage")
@@ -109,10 +108,9 @@ def numbered(name: str, folders: list[str]) -> dict[str, str]:
     return {name if number == 1 else f"{name}_{number}": folder for number, folder in enumerate(folders, 1)}
 
 
-def peak_memory(processes: int) -> int:
+def _peak_memory(processes: int) -> int:
     """Bytes at most: the peaks of this process, as many times as there are, and of its largest child, added up."""
-    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-    own, child = (resource.getrusage(kind).ru_maxrss for kind in kinds)
+    own, child = (resource.getrusage(kind).ru_maxrss for kind in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
     return 1024 * (own * processes + child)
 
 
@@ -120,14 +118,9 @@ def peak_memory(processes: int) -> int:
 def lock_for_run(accelerator: Accelerator, folder: Path) -> Iterator[None]:
     """Keeps a second run out of a folder until this one is through with it; all processes of a run call it.
 
-    A launcher that was killed may leave its processes at work. The run that is started after it waits, stage by
-    stage, and finds what they made.
+    The run that is started after a killed launcher waits for the processes it left at work, and finds what they made.
     """
-    if not accelerator.is_main_process:
-        accelerator.wait_for_everyone()
-        yield
-        return
-    with lock(folder, accelerator.print):
+    with lock(folder, accelerator.print) if accelerator.is_main_process else nullcontext():
         accelerator.wait_for_everyone()
         yield
 
@@ -137,33 +130,28 @@ def lock(folder: Path, describe: Callable[[str], None] = print) -> Iterator[None
     """Holds a folder (its parent is made) for the block; waits, and says so, while another process holds it."""
     file_lock = _lock_of(folder)
     try:
-        file_lock.acquire(timeout=0)
+        held = file_lock.acquire(timeout=0)
     except Timeout:
         describe(f"{folder.name}: another process is working on it; waiting for it to end")
-        file_lock.acquire()
-    try:
+        held = file_lock.acquire()
+    with held:
         yield
-    finally:
-        file_lock.release()
 
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
     """Whether this process may make `path` now: False while another one is at it.
 
-    Processes that go through the same list of things to make, each behind its lock, share the work however long each
-    thing takes. The system releases the lock of a process that dies.
+    Processes that go through one list of things to make, each behind its lock, share the work. The system releases the
+    lock of a process that dies.
     """
-    file_lock = _lock_of(path)
     try:
-        file_lock.acquire(timeout=0)
+        held = _lock_of(path).acquire(timeout=0)
     except Timeout:
         yield False
         return
-    try:
+    with held:
         yield True
-    finally:
-        file_lock.release()
 
 
 def _lock_of(path: Path) -> FileLock:
