@@ -141,10 +141,10 @@ def test_camera_tokens_of_a_resnet_are_its_map_row_by_row(make, shared):
     """Every place of its last map sees the whole image: their order is compared with the map itself."""
     policy = make("diffusion", use_separate_rgb_encoder_per_camera=not shared)
     observation = observations(1)
-    context, encoders = policy.encode(observation), policy.adapter._encoders
+    context, encoders = policy.encode(observation), policy.adapter.encoder
     for index, camera in enumerate(["left", "wrist"]):
         image = own_batch(policy, observation)[f"observation.images.{camera}"][:, 0]
-        expected = encoders[0 if shared else index].backbone(image)[0]
+        expected = encoders[0 if shared else index](image)[0]
         tokens = context.tokens[0, context.camera[0] == index]
         assert expected.shape == (512, 2, 2)
         # Held against how far apart places are: new weights blow rounding up, more on some processors than on others.
@@ -242,7 +242,7 @@ def test_the_text_mean_holds_text_tokens_only(policies, kind):
     # A token for each piece of the instruction (and of the state, where it is text): never as many as image tokens.
     counts = text.sum(1)
     keys = ("observation.language.attention_mask", "attention_mask")
-    batch = policy.processors.batch(observations(2)[[0]], policy.adapter.reads_instructions)
+    batch = policy.processors.batch(observations(2)[[0]])
     given = next((batch[key] for key in keys if key in batch), None)
     if kind.startswith("dit"):
         assert (counts == 1).all()

@@ -2,11 +2,10 @@
 
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
@@ -16,25 +15,22 @@ from deas_vla.data.observation import TEXT
 from deas_vla.policies.lerobot.noise import widen
 from deas_vla.registry import Registry
 
-if TYPE_CHECKING:
-    from transformers import DynamicCache
-
 
 @dataclass
 class Encoded:
     """What a policy's encoder makes of B observations.
 
     Attributes:
-        tokens: (B, L, D) float32, what the critic reads; padding is zero.
-        mask: (B, L) bool, True for real tokens.
+        tokens: (B, L, D), what the critic reads; what stands in padding is not read.
         camera: (L,) or (B, L) int64, index of the token's camera in the contract, `TEXT` or `OTHER`.
         memory: what the sampler reads, first dimension B.
+        mask: (B, L) bool, True for real tokens; None: all are.
     """
 
     tokens: Tensor
-    mask: Tensor
     camera: Tensor
     memory: dict[str, Tensor]
+    mask: Tensor | None = None
 
 
 class Adapter(ABC):
@@ -44,42 +40,32 @@ class Adapter(ABC):
         policy: LeRobot's.
         cameras: for each of the policy's image features, in its order, the camera's index in the contract;
             `OTHER` for one that the robot lacks.
+        encoder: the modules that the critic's tokens depend on, and nothing else.
+        horizon: steps of the chunks that the model makes, from the observation's own step on.
+        width: columns of the model's noise, at least A; the columns beyond A pad. None: A.
 
     Attributes:
-        horizon: steps of the chunks that the model makes, from the observation's own step on.
         steps: steps of the model's noise, at least `horizon`; the steps beyond it pad.
-        width: columns of the model's noise, at least A; the columns beyond A pad.
         settings: names of the configuration's fields, beside weights and processing, that tokens depend on.
         sees_padding: whether the encoder reads padding like text, so that only prompts of one length share a batch.
-        largest_batch: most observations that are encoded together outside training.
+        largest_batch: most observations that are encoded together.
         autocasts: whether it computes in bfloat16 whatever the type of its weights is.
         any_noise_scale: see `ChunkPolicy`.
-        reads_instructions: whether the batch must hold the instructions as text, see `processing.Processors.batch`.
     """
 
-    horizon: int
-    steps: int
-    width: int
     settings: tuple[str, ...] = ()
     sees_padding = False
     largest_batch = 64
     autocasts = False
     any_noise_scale = True
-    reads_instructions = False
 
-    def __init__(self, policy: nn.Module, cameras: list[int]) -> None:
-        self.policy, self.config, self.cameras = policy, policy.config, cameras
+    def __init__(
+        self, policy: nn.Module, cameras: list[int], encoder: list[nn.Module], horizon: int, width: int | None = None
+    ) -> None:
+        self.policy, self.config, self.cameras, self.encoder = policy, policy.config, cameras, encoder
         self.action_dim = self.config.action_feature.shape[0]
-
-    @property
-    @abstractmethod
-    def encoder(self) -> list[nn.Module]:
-        """The modules that the critic's tokens depend on, and nothing else."""
-
-    @property
-    def prefix(self) -> list[nn.Module]:
-        """The modules that run in `encode`: the encoder, and what else only the sampler's memory depends on."""
-        return self.encoder
+        self.horizon = self.steps = horizon
+        self.width = width or self.action_dim
 
     def widened(self, noise: Tensor) -> Tensor:
         """(M, H, A) noise to the (M, steps, width) that the model starts from."""
@@ -87,19 +73,11 @@ class Adapter(ABC):
 
     @abstractmethod
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
-        """Runs the encoder on a preprocessed batch."""
+        """Runs the encoder on a batch that `processing.Processors` made."""
 
     @abstractmethod
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
-        """Turns noise into chunks, by the policy's own sampler.
-
-        Args:
-            memory: of M rows, one for each chunk.
-            noise: (M, steps, width) standard normal.
-
-        Returns:
-            (M, H, A) chunks as the model makes them.
-        """
+        """Turns (M, steps, width) noise into (M, H, A) chunks by the policy's own sampler; memory has M rows."""
 
     @abstractmethod
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
@@ -117,7 +95,8 @@ class Adapter(ABC):
 
     # ---- files ---------------------------------------------------------------------------------------------
 
-    def write_parts(self, folder: Path) -> dict[str, object]:
+    @staticmethod
+    def write_parts(policy: nn.Module, folder: Path) -> dict[str, object]:
         """Writes what the policy is built from beside its weights, to `standalone.PARTS` in its folder.
 
         Returns:
@@ -126,9 +105,9 @@ class Adapter(ABC):
         return {}
 
     @staticmethod
-    def renaming(policy: nn.Module, names: list[str]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    def renamed(policy: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """What LeRobot does to weights of older files when it reads them: other names, other shapes, some left out."""
-        return lambda weights: weights
+        return weights
 
 
 # LeRobot's name of a kind of policy to the class that adapts it; a file in `adapters/` has the name of its kind.
@@ -172,25 +151,20 @@ def join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 def square_grid(maps: Tensor) -> Tensor:
     """(B, C, h, w) feature maps to (B, side * side, C) tokens, row-major; side is the shorter of h and w."""
-    side = min(maps.shape[-2:])
-    return F.adaptive_avg_pool2d(maps, side).flatten(2).transpose(1, 2)
+    return F.adaptive_avg_pool2d(maps, min(maps.shape[-2:])).flatten(2).transpose(1, 2)
 
 
-def pack(cache: "DynamicCache") -> Tensor:
-    """(B, layers, 2, heads, L, d) keys and values of all layers of a prefix, a row for each observation."""
-    return torch.stack([torch.stack([layer.keys, layer.values], 1) for layer in cache.layers], 1)
+def by_camera(grids: list[Tensor], count: int) -> Tensor:
+    """(B, cameras, L, D) tokens of B observations.
+
+    Args:
+        grids: one of all cameras of one observation after another, or one a camera; (…, L, D) tokens or (…, C, h, w).
+        count: B.
+    """
+    grids = [square_grid(grid) if grid.dim() == 4 else grid for grid in grids]
+    return grids[0].unflatten(0, (count, -1)) if len(grids) == 1 else torch.stack(grids, 1)
 
 
-def unpack(packed: Tensor) -> "DynamicCache":
-    """A cache whose content is what `pack` was given, row for row."""
-    from transformers import DynamicCache  # a diffusion policy needs nothing of it
-
-    cache = DynamicCache()
-    for number, layer in enumerate(packed.unbind(1)):
-        cache.update(layer[:, 0], layer[:, 1], number)
-    return cache
-
-
-def camera_layout(cameras: list[int], tokens: int, device: torch.device) -> Tensor:
+def camera_layout(cameras: list[int], tokens: int) -> Tensor:
     """(L,) the camera of each token, for the same number of tokens a camera, one camera after another."""
-    return torch.tensor(cameras, device=device).repeat_interleave(tokens)
+    return torch.tensor(cameras).repeat_interleave(tokens)

@@ -6,13 +6,12 @@ images.
 """
 
 import inspect
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from deas_vla.errors import UserError
-from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, Encoded, camera_layout, outputs_of, square_grid
+from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, Encoded, by_camera, camera_layout, outputs_of
 from deas_vla.policies.lerobot.noise import GivenNoise, seed_of
 from deas_vla.policies.lerobot.processing import TASK, instructions_of
 
@@ -37,18 +36,15 @@ class Batched(Adapter):
         UserError: if there is no such module, or the policy cannot be run on a batch.
     """
 
-    reads_instructions = True
     largest_batch = 1
 
     def __init__(self, policy: nn.Module, cameras: list[int], feature: str) -> None:
-        super().__init__(policy, cameras)
-        kind = self.config.type
-        self.autocasts = kind in AUTOCAST
+        kind = policy.config.type
         if kind in FROM_QUEUES:
             known = kind in ADAPTERS.names()
             hint = "name no feature: its kind has an adapter" if known else "it needs an adapter"
             raise UserError(f"the {kind} policy samples from queues of observations, not a batch; {hint}")
-        if not hasattr(self.config, "n_action_steps"):
+        if not hasattr(policy.config, "n_action_steps"):
             raise UserError(
                 f"the {kind} policy has no n_action_steps, so nothing says how long its chunks are; "
                 "it needs an adapter of its own"
@@ -58,42 +54,26 @@ class Batched(Adapter):
         except AttributeError as error:
             raise UserError(f"the {kind} policy has no module '{feature}' ({error})") from error
         # All that every policy returns; its model may make longer chunks.
-        self.horizon = self.steps = self.config.n_action_steps
-        self.width = self.action_dim
+        super().__init__(policy, cameras, [self.module], policy.config.n_action_steps)
+        self.autocasts = kind in AUTOCAST
 
-    @property
-    def encoder(self) -> list[nn.Module]:
-        return [self.module]
-
-    @property
-    def prefix(self) -> list[nn.Module]:
-        return []
-
+    @torch.no_grad()
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
-        count = len(next(iter(batch.values())))
+        first = next(iter(batch.values()))
+        count, views = len(first), len(self.cameras)
         odd = [name for name, value in batch.items() if value.dim() == 0 or len(value) != count]
         if odd:
             raise UserError(f"the {self.config.type} policy reads {odd[0]}, which has no row for each observation")
         # Such a policy cannot only encode: it samples, and what the module returns meanwhile is kept.
-        blank = torch.zeros(count, self.horizon, self.width, device=next(iter(batch.values())).device)
         with outputs_of(self.module) as outputs:
-            self.sample(batch, blank)
-        grids = [_tokens(output) for output in outputs[: len(self.cameras)]]
-        if grids and len(grids[0]) == count * len(self.cameras):
-            grids = list(grids[0].unflatten(0, (count, -1)).unbind(1))
-        if len(grids) != len(self.cameras) or any(len(grid) != count for grid in grids):
-            raise UserError(
-                f"the module that was named does not return one grid for each of {len(self.cameras)} cameras"
-            )
-        tokens = torch.cat(grids, 1).float()
-        mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device)
-        return Encoded(tokens, mask, camera_layout(self.cameras, grids[0].shape[1], tokens.device), batch)
-
-    def write_parts(self, folder: Path) -> dict[str, object]:
-        kind = self.config.type
-        if kind not in ADAPTERS.names():
-            return {}
-        return ADAPTERS.get(kind)(self.policy, self.cameras).write_parts(folder)
+            self.sample(batch, torch.zeros(count, self.horizon, self.width, device=first.device))
+        grids = [getattr(output, "last_hidden_state", output) for output in outputs[:views]]
+        if grids and len(grids[0]) == count * views:
+            grids = grids[:1]
+        elif len(grids) != views or any(len(grid) != count for grid in grids):
+            raise UserError(f"the module that was named does not return one grid for each of {views} cameras")
+        tokens = by_camera(grids, count)
+        return Encoded(tokens.flatten(1, 2), camera_layout(self.cameras, tokens.shape[2]), batch)
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
         self.policy.reset()
@@ -129,9 +109,3 @@ class Batched(Adapter):
 def _as_text(batch: dict[str, Tensor]) -> dict:
     """A batch as the policy reads it: with its instructions as text."""
     return batch | ({TASK: instructions_of(batch[TASK])} if TASK in batch else {})
-
-
-def _tokens(output) -> Tensor:
-    """(B, L, D) tokens of what a vision encoder returns."""
-    output = getattr(output, "last_hidden_state", output)
-    return square_grid(output) if output.dim() == 4 else output

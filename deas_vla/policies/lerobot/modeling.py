@@ -13,24 +13,25 @@ from pathlib import Path
 from typing import Self
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.files import read_json, write_json
-from deas_vla.policies.chunk_policy import ChunkPolicy, learns
+from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.fingerprint import Fingerprint
 from deas_vla.policies.flow import hold_last
 from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, join
+from deas_vla.policies.lerobot.standalone import CONFIG, PREPROCESSOR, find_parts, make_standalone, without_weights
 from deas_vla.policies.registry import register_policy
 
 # How what is in a context's extras is called; the sampler's own memory has this before its names.
 RAW_STATE, MEMORY = "raw_state", "memory."
-CONFIG, WEIGHTS, CONTRACT = "config.json", "model.safetensors", "contract.json"
-FEATURE = "critic_feature.json"
-PROCESSORS = ("policy_preprocessor.json", "policy_postprocessor.json")
+WEIGHTS, CONTRACT, FEATURE = "model.safetensors", "contract.json", "critic_feature.json"
+PROCESSORS = (PREPROCESSOR, "policy_postprocessor.json")
 # Kinds whose chunk is a function of the observation alone.
 ONE_CHUNK = {"act": "its latent is zero at inference"}
 
@@ -77,17 +78,15 @@ class LeRobotPolicy(ChunkPolicy):
 
     def encode(self, observation: Observation) -> Context:
         observation.require_fits(self.contract)
-        trained = self.training and torch.is_grad_enabled() and learns(*self.adapter.prefix)
-        batches = self._batches(observation, len(observation) if trained else self.adapter.largest_batch)
-        with torch.set_grad_enabled(trained):
+        batches = self._batches(observation)
+        with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
             parts = join([self._encode(observation[rows]) for rows in batches])
-        order = torch.tensor([row for rows in batches for row in rows]).argsort()
         if len(batches) > 1:
+            order = torch.tensor([row for rows in batches for row in rows]).argsort()
             parts = {name: tensor[order.to(tensor.device)] for name, tensor in parts.items()}
         tokens, mask, camera = (parts.pop(name) for name in ("tokens", "mask", "camera"))
         state = observation.state.to(tokens.device)
-        extras = parts | {RAW_STATE: state.float()}
-        return Context(tokens, mask, camera, self.contract.normalize_state(state), extras)
+        return Context(tokens, mask, camera, self.contract.normalize_state(state), parts | {RAW_STATE: state.float()})
 
     def sample(self, context: Context, noise: Tensor) -> Tensor:
         count, rows = noise.shape[1], noise.flatten(0, 1)
@@ -142,9 +141,7 @@ class LeRobotPolicy(ChunkPolicy):
         return {"kind": self.policy.config.type, "feature": self.feature}
 
     def image_keys(self) -> dict[str, str]:
-        from deas_vla.policies.lerobot.processing import camera_name
-
-        return {camera_name(key): key for key in self.processors.image_keys.values()}
+        return dict(self.processors.camera_keys)
 
     # ---- files ---------------------------------------------------------------------------------------------
 
@@ -156,8 +153,6 @@ class LeRobotPolicy(ChunkPolicy):
             standalone: LeRobot refers to the checkpoints that a policy was built from by path or by name; True
                 writes what is needed of them too, so that the folder can be moved and asks no hub.
         """
-        from deas_vla.policies.lerobot.standalone import make_standalone
-
         self.policy.save_pretrained(folder)
         pipelines = (self.processors.preprocessor, self.processors.postprocessor)
         for name, pipeline in zip(PROCESSORS, pipelines, strict=True):
@@ -166,7 +161,8 @@ class LeRobotPolicy(ChunkPolicy):
         if self.feature is not None:
             write_json(folder / FEATURE, {"module": self.feature})
         if standalone:
-            make_standalone(folder, pipelines[0].steps, self.adapter.write_parts(folder))
+            fields = _class_of(self.policy).write_parts(self.policy, folder)
+            make_standalone(folder, self.processors.preprocessor.steps, fields)
 
     @classmethod
     def load(cls, folder: str | Path, contract: Contract | None = None, feature: str | None = None) -> Self:
@@ -184,8 +180,6 @@ class LeRobotPolicy(ChunkPolicy):
         require("lerobot.policies", "lerobot")
         from lerobot.configs import PreTrainedConfig
         from lerobot.policies.factory import get_policy_class, make_pre_post_processors
-
-        from deas_vla.policies.lerobot.standalone import find_parts, without_weights
 
         folder = Path(folder)
         for name in (CONFIG, WEIGHTS, *PROCESSORS):
@@ -207,8 +201,9 @@ class LeRobotPolicy(ChunkPolicy):
 
     # ---- details -------------------------------------------------------------------------------------------
 
-    def _batches(self, observation: Observation, size: int) -> list[list[int]]:
+    def _batches(self, observation: Observation) -> list[list[int]]:
         """Rows that are encoded together: those of one instruction, where padding would be read as text."""
+        size = self.adapter.largest_batch
         groups: dict[str, list[int]] = {}
         for row, instruction in enumerate(observation.instruction):
             groups.setdefault(instruction if self.adapter.sees_padding else "", []).append(row)
@@ -217,11 +212,14 @@ class LeRobotPolicy(ChunkPolicy):
     def _encode(self, observation: Observation) -> dict[str, Tensor]:
         """Tokens, mask and camera, of what the critic reads, and the sampler's memory; first dimension B."""
         device = next(self.policy.parameters()).device
-        batch = self.processors.batch(observation, self.adapter.reads_instructions)
-        batch = {name: value.to(device) for name, value in batch.items()}
-        made = self.adapter.encode(batch)
-        camera = made.camera.expand(len(observation), -1)
-        parts = {"tokens": made.tokens, "mask": made.mask, "camera": camera}
+        made = self.adapter.encode(
+            {name: value.to(device) for name, value in self.processors.batch(observation).items()}
+        )
+        tokens, mask = made.tokens.float(), made.mask
+        if mask is None:
+            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device)
+        camera = made.camera.to(device).expand(len(observation), -1)
+        parts = {"tokens": tokens * mask[..., None], "mask": mask, "camera": camera}
         return parts | {f"{MEMORY}{name}": value for name, value in made.memory.items()}
 
     def _memory(self, context: Context, count: int) -> tuple[dict[str, Tensor], Tensor]:
@@ -233,40 +231,42 @@ class LeRobotPolicy(ChunkPolicy):
         return {name.removeprefix(MEMORY): value for name, value in rows.items()}, raw_state
 
 
-def _adapter_of(policy: nn.Module, cameras: list[int], feature: str | None) -> Adapter:
-    """The adapter of a policy's kind.
+def _class_of(policy: nn.Module) -> type[Adapter]:
+    """The adapter of a policy's kind; `Adapter` itself for a kind without one."""
+    kind = policy.config.type
+    return ADAPTERS.get(kind) if kind in ADAPTERS.names() else Adapter
 
-    Raises:
-        UserError: if its candidates would all be the same, or no adapter is written and no feature named.
-    """
+
+def _adapter_of(policy: nn.Module, cameras: list[int], feature: str | None) -> Adapter:
     from deas_vla.policies.lerobot.batched import Batched
 
-    kind, known = policy.config.type, ADAPTERS.names()
+    kind, known = policy.config.type, ", ".join(ADAPTERS.names())
     if kind in ONE_CHUNK:
         raise UserError(
             f"the policy is of kind '{kind}': {ONE_CHUNK[kind]}, so that all candidates would be one and the same "
-            f"chunk; train one that samples ({', '.join(known)})"
+            f"chunk; train one that samples ({known})"
         )
     if feature is not None:
         return Batched(policy, cameras, feature)
-    if kind not in known:
+    made_for = _class_of(policy)
+    if made_for is Adapter:
         raise UserError(
-            f"the policy is of kind '{kind}', and there are adapters for {', '.join(known)}; for another one name "
+            f"the policy is of kind '{kind}', and there are adapters for {known}; for another one name "
             "the module that encodes its images, as the critic's feature"
         )
-    return ADAPTERS.get(kind)(policy, cameras)
+    return made_for(policy, cameras)
 
 
 def _stored_contract(folder: Path, given: Contract | None) -> Contract:
     path = folder / CONTRACT
-    if not path.is_file():
-        if given is None:
-            raise UserError(f"{folder} has no {CONTRACT} to say what its columns mean; give a contract")
-        return given
-    stored = Contract.from_json(read_json(path), path)
-    if given is not None:
-        stored.require_same(given, f"policy {folder}", "what it is used for")
-    return stored
+    if path.is_file():
+        stored = Contract.from_json(read_json(path), path)
+        if given is not None:
+            stored.require_same(given, f"policy {folder}", "what it is used for")
+        return stored
+    if given is None:
+        raise UserError(f"{folder} has no {CONTRACT} to say what its columns mean; give a contract")
+    return given
 
 
 def _require_loaded(policy: nn.Module, path: Path) -> None:
@@ -274,23 +274,17 @@ def _require_loaded(policy: nn.Module, path: Path) -> None:
 
     LeRobot loads with a warning what fits, and leaves the rest as it was drawn; π0 even goes on without any weights.
     """
-    kind = policy.config.type
-    adapter = ADAPTERS.get(kind) if kind in ADAPTERS.names() else Adapter
     state = policy.state_dict()
     missing = {tensor.data_ptr() for tensor in state.values() if tensor.numel()}
-    with safe_open(path, "pt") as file:
-        names = list(file.keys())
-        renamed = adapter.renaming(policy, names)
-        for name in names:
-            known = name in state or f"model.{name}" in state
-            stored = file.get_tensor(name)
-            for new, tensor in ({name: stored} if known else renamed({name: stored})).items():
-                mine = state.get(new, state.get(f"model.{new}"))
-                if mine is None:
-                    raise UserError(f"{path}: {name} is not a weight of this policy; is {CONFIG} another's?")
-                if mine.shape != tensor.shape or not torch.equal(mine.cpu(), tensor.to(mine.dtype)):
-                    raise UserError(f"{path}: {name} was not loaded; its {CONFIG} is of another policy")
-                missing.discard(mine.data_ptr())
+    weights = _class_of(policy).renamed(policy, load_file(path))
+    # Of several names of one weight LeRobot reads the last, too.
+    for name, stored in {name if name in state else f"model.{name}": value for name, value in weights.items()}.items():
+        mine = state.get(name)
+        if mine is None:
+            raise UserError(f"{path}: {name} is not a weight of this policy; is {CONFIG} another's?")
+        if mine.shape != stored.shape or not torch.equal(mine.cpu(), stored.to(mine.dtype)):
+            raise UserError(f"{path}: {name} was not loaded; its {CONFIG} is of another policy")
+        missing.discard(mine.data_ptr())
     absent = [name for name, tensor in state.items() if tensor.data_ptr() in missing]
     if absent:
         raise UserError(f"{path}: {len(absent)} weights of the policy are not in it, {absent[0]}")

@@ -31,16 +31,11 @@ PATHS = ("tokenizer_name", "model_name", "device")
 
 def camera_name(key: str) -> str:
     """The contract's name of the camera behind a key of LeRobot: ``observation.images.top`` is ``top``."""
-    return key.removeprefix(IMAGES) if key.startswith(IMAGES) else key.removeprefix("observation.")
+    return key.removeprefix(IMAGES).removeprefix("observation.")
 
 
 class Processors:
     """A LeRobot policy's pre- and postprocessor.
-
-    Args:
-        config: the policy's.
-        preprocessor: as LeRobot made it for this policy.
-        postprocessor: likewise.
 
     Raises:
         UserError: if the policy needs something that an observation does not have, or its statistics are missing.
@@ -64,10 +59,11 @@ class Processors:
         for step in preprocessor.steps:
             if isinstance(step, RenameObservationsProcessorStep):
                 renames |= {new: old for old, new in step.rename_map.items()}
-        visual = [key for key in config.image_features if not key.startswith(EMPTY_CAMERA)]
-        # Key of the policy to the key that goes into the preprocessor.
-        self.image_keys = {key: renames.get(key, key) for key in visual}
         self.state_key = renames.get(STATE, STATE)
+        # The policy's key of an image to the camera in the contract, and that to its key before the preprocessor.
+        given = {key: renames.get(key, key) for key in config.image_features if not key.startswith(EMPTY_CAMERA)}
+        self._cameras = {key: camera_name(old) for key, old in given.items()}
+        self.camera_keys = {camera_name(old): old for old in given.values()}
         self._require_supported()
 
     def _require_supported(self) -> None:
@@ -101,12 +97,11 @@ class Processors:
         `OTHER` stands for the empty cameras that the policy fills in: the critic does not read their tokens.
         """
         names = [camera.name for camera in contract.cameras]
-        keys = list(self.image_keys)
+        keys = list(self._cameras)
         for step in self.preprocessor.steps:
             if _packs(step):
                 keys = step._ordered_image_keys(dict.fromkeys(keys))
-        mine = [camera_name(self.image_keys[key]) for key in keys]
-        indices = [names.index(name) if name in names else OTHER for name in mine]
+        indices = [names.index(self._cameras[key]) if self._cameras[key] in names else OTHER for key in keys]
         return indices + [OTHER] * (len(self.config.image_features) - len(indices))
 
     def require_fits(self, contract: Contract) -> None:
@@ -117,28 +112,23 @@ class Processors:
         Raises:
             ContractMismatch: with every difference.
         """
-        lines = []
-        inputs, outputs = self.config.input_features, self.config.output_features
-        widths = (
-            ("state", inputs.get(STATE), contract.state_dim),
-            ("action", outputs.get(ACTION), contract.action_dim),
-        )
-        for what, feature, wanted in widths:
+        lines, inputs = [], self.config.input_features
+        state, action = inputs.get(STATE), self.config.output_features.get(ACTION)
+        for what, feature, wanted in (("state", state, contract.state_dim), ("action", action, contract.action_dim)):
             if feature is not None and feature.shape[0] != wanted:
                 lines.append(f"{what}: {feature.shape[0]} columns against {wanted}")
         sizes = {camera.name: (camera.height, camera.width) for camera in contract.cameras}
-        mine = {camera_name(old): inputs[new].shape for new, old in self.image_keys.items()}
+        mine = {name: tuple(inputs[key].shape[1:]) for key, name in self._cameras.items()}
         for name in sorted(sizes.keys() | mine.keys()):
             if name not in mine:
                 lines.append(f"camera {name}: the policy does not see it")
             elif name not in sizes:
                 lines.append(f"camera {name}: only the policy has it")
-            elif tuple(mine[name][1:]) != sizes[name]:
-                lines.append(f"camera {name}: {tuple(mine[name][1:])} pixels against {sizes[name]}")
+            elif mine[name] != sizes[name]:
+                lines.append(f"camera {name}: {mine[name]} pixels against {sizes[name]}")
         if lines:
-            raise ContractMismatch(
-                f"the {self.config.type} policy and the contract do not fit together: {'; '.join(lines)}"
-            )
+            what = f"the {self.config.type} policy and the contract"
+            raise ContractMismatch(f"{what} do not fit together: {'; '.join(lines)}")
 
     def statistics(self) -> Statistics:
         """Means and standard deviations of the data that the policy was trained on, from its normaliser.
@@ -149,9 +139,8 @@ class Processors:
         for step in self.preprocessor.steps:
             stats = getattr(step, "stats", None) or {}
             if all({"mean", "std"} <= stats.get(key, {}).keys() for key in (STATE, ACTION)):
-                floors = {STATE: STATE_STD_FLOOR, ACTION: ACTION_STD_FLOOR}
                 numbers = []
-                for key, floor in floors.items():
+                for key, floor in ((STATE, STATE_STD_FLOOR), (ACTION, ACTION_STD_FLOOR)):
                     mean, std = (torch.as_tensor(stats[key][k]).double() for k in ("mean", "std"))
                     numbers += [tuple(mean.tolist()), tuple(std.clamp_min(floor).tolist())]
                 return Statistics(*numbers)
@@ -162,37 +151,26 @@ class Processors:
 
     # ---- observations --------------------------------------------------------------------------------------
 
-    def batch(self, observation: Observation, instructions: bool = False) -> dict[str, Tensor]:
-        """What the policy's model reads, for B observations; `instructions` as ``task``: see `instructions_of`."""
+    def batch(self, observation: Observation) -> dict[str, Tensor]:
+        """What the policy's model reads, for B observations; ``task`` holds the instructions: see `instructions_of`."""
         batch = {self.state_key: observation.state, TASK: list(observation.instruction)}
-        for given in self.image_keys.values():
-            image = observation.images[camera_name(given)]
-            batch[given] = image.permute(0, 3, 1, 2).float() / 255
+        for name, key in self.camera_keys.items():
+            batch[key] = observation.images[name].permute(0, 3, 1, 2).float() / 255
         made = self._padded(batch)
         tensors = {key: value for key, value in made.items() if isinstance(value, Tensor)}
-        return tensors | ({TASK: _as_bytes(made.get(TASK, observation.instruction))} if instructions else {})
+        return tensors | {TASK: _as_bytes(made.get(TASK, observation.instruction))}
 
     # ---- actions -------------------------------------------------------------------------------------------
 
     def actions(self, commands: Tensor, raw_state: Tensor) -> Tensor:
-        """(B, H, A) commands to what the model learns to make.
-
-        Args:
-            commands: in the contract's units.
-            raw_state: (B, S), for policies whose actions are relative to the state.
-        """
+        """(B, H, A) commands to what the model learns to make, which may be relative to the (B, S) raw state."""
         transition = self._transition(raw_state, commands)
         for step in self._inwards:
             transition = step(transition)
         return transition[TransitionKey.ACTION]
 
     def commands(self, actions: Tensor, raw_state: Tensor) -> Tensor:
-        """(M, H, A) chunks of the model to commands, as LeRobot's postprocessor gives them.
-
-        Args:
-            actions: as the model makes them.
-            raw_state: (M, S).
-        """
+        """(M, H, A) chunks of the model to commands, as LeRobot's postprocessor gives them; raw state is (M, S)."""
         for step in self._inwards:
             if not isinstance(step, NormalizerProcessorStep):
                 # Its counterpart behind the model adds the last state that this one has seen.
@@ -230,7 +208,7 @@ def _as_bytes(instructions: list[str]) -> Tensor:
     """(B, L) UTF-8, filled up with zeros: rows that can be repeated, joined and cut like any other."""
     encoded = [instruction.encode() for instruction in instructions]
     longest = max(map(len, encoded))
-    return torch.tensor([[*text, *[0] * (longest - len(text))] for text in encoded], dtype=torch.uint8)
+    return torch.tensor([list(text.ljust(longest, b"\0")) for text in encoded], dtype=torch.uint8)
 
 
 def instructions_of(encoded: Tensor) -> list[str]:

@@ -8,16 +8,16 @@ refused. DDIM needs a tenth of the steps.
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import torch
+from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
 from deas_vla.policies.flow import TIME_BETA, TIME_CUTOFF
-from deas_vla.policies.lerobot.base import Adapter, Encoded, camera_layout, outputs_of, register_adapter, square_grid
+from deas_vla.policies.lerobot.base import Adapter, Encoded, by_camera, camera_layout, outputs_of, register_adapter
 from deas_vla.policies.lerobot.noise import GivenNoise
-
-STATE, IMAGES = "observation.state", "observation.images"
 
 
 def uniform_of(time: Tensor) -> Tensor:
@@ -36,21 +36,23 @@ def diffusion_steps(time: Tensor, count: int) -> Tensor:
 def denoising_error(
     scheduler, predict: Callable[[Tensor, Tensor], Tensor], actions: Tensor, noise: Tensor, time: Tensor
 ) -> Tensor:
-    """Squared error of a denoising network, whichever of noise and chunk it predicts.
+    """(M, H, A) squared error of a denoising network, whichever of noise and chunk it predicts.
 
     Args:
         scheduler: of `diffusers`.
         predict: takes (M, H, A) noisy chunks and (M,) numbers of diffusion steps.
-        actions: (M, H, A) clean chunks.
-        noise: (M, H, A).
+        actions: (M, H, A) clean chunks; `noise` likewise.
         time: (M,) flow times.
-
-    Returns:
-        (M, H, A).
     """
     steps = diffusion_steps(time, scheduler.config.num_train_timesteps)
     target = noise if scheduler.config.prediction_type == "epsilon" else actions
     return (predict(scheduler.add_noise(actions, noise, steps), steps) - target).square()
+
+
+def history_of_one(batch: dict[str, Tensor], config) -> dict[str, Tensor]:
+    """State and images as a history of one step: (B, 1, S) and (B, 1, cameras, C, h, w)."""
+    images = torch.stack([batch[key] for key in config.image_features], 1)
+    return {OBS_STATE: batch[OBS_STATE][:, None], OBS_IMAGES: images[:, None]}
 
 
 @register_adapter("diffusion")
@@ -60,41 +62,18 @@ class Diffusion(Adapter):
     settings = ("resize_shape", "crop_shape", "use_separate_rgb_encoder_per_camera")
 
     def __init__(self, policy: nn.Module, cameras: list[int]) -> None:
-        super().__init__(policy, cameras)
         self.model = policy.diffusion
-        self.horizon = self.steps = self.config.horizon
-        self.width = self.action_dim
+        each = self.model.rgb_encoder
+        encoders = each if isinstance(each, nn.ModuleList) else [each]
+        super().__init__(policy, cameras, [encoder.backbone for encoder in encoders], policy.config.horizon)
         self.any_noise_scale = self.config.noise_scheduler_type == "DDIM"
 
-    @property
-    def encoder(self) -> list[nn.Module]:
-        return [encoder.backbone for encoder in self._encoders]
-
-    @property
-    def prefix(self) -> list[nn.Module]:
-        return list(self._encoders)
-
-    @property
-    def _encoders(self) -> list[nn.Module]:
-        encoders = self.model.rgb_encoder
-        return list(encoders) if isinstance(encoders, nn.ModuleList) else [encoders]
-
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
-        images = torch.stack([batch[key] for key in self.config.image_features], 1)
-        # One step of history: (B, 1, S) and (B, 1, cameras, C, h, w).
-        history = {STATE: batch[STATE][:, None], IMAGES: images[:, None]}
         with outputs_of(*self.encoder) as maps:
-            condition = self.model._prepare_global_conditioning(history)
-        # A map of all cameras of one observation after another, or one map a camera.
-        grids = [square_grid(each) for each in maps]
-        stacked = grids[0].unflatten(0, images.shape[:2]) if len(grids) == 1 else torch.stack(grids, 1)
-        tokens = stacked.flatten(1, 2).float()
-        return Encoded(
-            tokens,
-            torch.ones(tokens.shape[:2], dtype=torch.bool, device=tokens.device),
-            camera_layout(self.cameras, stacked.shape[2], tokens.device),
-            {"condition": condition},
-        )
+            condition = self.model._prepare_global_conditioning(history_of_one(batch, self.config))
+        tokens = by_camera(maps, len(condition))
+        camera = camera_layout(self.cameras, tokens.shape[2])
+        return Encoded(tokens.flatten(1, 2), camera, {"condition": condition})
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
         # DDIM draws none.
@@ -102,11 +81,10 @@ class Diffusion(Adapter):
             return self.model.conditional_sample(len(noise), global_cond=memory["condition"], noise=noise)
 
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        def predict(x: Tensor, steps: Tensor) -> Tensor:
-            return self.model.unet(x, steps, global_cond=memory["condition"])
-
+        predict = partial(self.model.unet, global_cond=memory["condition"])
         return denoising_error(self.model.noise_scheduler, predict, actions, noise, time)
 
-    def write_parts(self, folder: Path) -> dict[str, object]:
+    @staticmethod
+    def write_parts(policy: nn.Module, folder: Path) -> dict[str, object]:
         # Weights that torchvision would fetch, only for them to be replaced.
         return {"pretrained_backbone_weights": None}

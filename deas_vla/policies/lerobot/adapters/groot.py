@@ -29,17 +29,15 @@ class Groot(Adapter):
     settings = ("use_bf16",)
 
     def __init__(self, policy: nn.Module, cameras: list[int]) -> None:
-        super().__init__(policy, cameras)
-        self.model = policy._groot_model
+        self.model, config = policy._groot_model, policy.config
         self.head = self.model.action_head
-        self.autocasts = self.config.use_bf16
         if not self.head.config.use_alternate_vl_dit:
             raise UserError("this GR00T has a head without a mask for padding (use_alternate_vl_dit=False)")
-        stored = infer_groot_n1_7_action_horizon(self.config.base_model_path, self.config.embodiment_tag)
-        self.steps, self.width = self.head.action_horizon, self.head.action_dim
-        self.horizon = min(self.steps, self.config.chunk_size, stored or self.steps)
+        stored = infer_groot_n1_7_action_horizon(config.base_model_path, config.embodiment_tag)
+        horizon = min(filter(None, (self.head.action_horizon, config.chunk_size, stored)))
+        super().__init__(policy, cameras, [self.model.backbone], horizon, self.head.action_dim)
+        self.steps, self.autocasts = self.head.action_horizon, config.use_bf16
 
-    @property
     def encoder(self) -> list[nn.Module]:
         return [self.model.backbone]
 
@@ -62,7 +60,7 @@ class Groot(Adapter):
             "embodiment": action_input.embodiment_id,
         }
         views = len(batch["image_grid_thw"]) // len(mask)
-        return Encoded(hidden.float() * mask[..., None], mask, self._layout(image, views), memory)
+        return Encoded(hidden, self._layout(image, views), memory, mask)
 
     @torch.no_grad()
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
@@ -93,10 +91,10 @@ class Groot(Adapter):
             velocity = head.action_decoder(made, memory["embodiment"])[:, -actions.shape[1] :]
         return (velocity.float() - (actions - noise)).square()[:, : self.horizon, : self.action_dim]
 
-    def write_parts(self, folder: Path) -> dict[str, object]:
-        part, model = folder / PARTS / "groot", self.model
+    @staticmethod
+    def write_parts(policy: nn.Module, folder: Path) -> dict[str, object]:
+        part, model, base = folder / PARTS / "groot", policy._groot_model, Path(policy.config.base_model_path)
         save_config(model, part)
-        base = Path(self.config.base_model_path)
         # A checkpoint of NVIDIA's has horizons and embodiments beside its configuration.
         for path in sorted(base.glob("*.json")) if base.is_dir() else ():
             if not (part / path.name).exists() and not path.name.endswith("index.json"):

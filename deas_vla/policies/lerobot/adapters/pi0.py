@@ -1,62 +1,50 @@
-"""LeRobot's π0 (and π0.5, see `pi05.py`): a PaliGemma and an action expert that reads its keys and values.
-
-The prefix (images and text; for π0.5 also the state, as text) runs once an observation; its keys and values are
-copied for each candidate, which costs memory traffic and no arithmetic. In training, the samples of noise share it too.
-"""
+"""LeRobot's π0 (and π0.5, see `pi05.py`): a PaliGemma and an action expert that reads its keys and values."""
 
 from collections.abc import Callable
 
 import torch
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.common.vla_utils import make_att_2d_masks, pad_vector, prepare_attention_masks_4d
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from deas_vla.data.observation import TEXT
-from deas_vla.policies.lerobot.base import Adapter, Encoded, camera_layout, pack, register_adapter, unpack
-
-TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
+from deas_vla.policies.lerobot.base import Adapter, Encoded, camera_layout, register_adapter
 
 
-@register_adapter("pi0")
-class Pi0(Adapter):
-    """Tokens are the language model's last hidden states of images and text; π0's state is not among them."""
+class SharedPrefix(Adapter):
+    """A language model that encodes the prefix, and an action expert that reads its keys and values in flow matching.
 
-    settings = ("image_resolution", "dtype", "empty_cameras")
+    The prefix runs once an observation; its keys and values are copied for each candidate, which costs memory traffic
+    and no arithmetic. In training, the samples of noise share it too.
 
-    def __init__(self, policy: nn.Module, cameras: list[int]) -> None:
-        super().__init__(policy, cameras)
-        self.model = policy.model
-        # It would keep no keys and values for the candidates to share; results are the same without it.
-        self.model.gradient_checkpointing_disable()
-        self.horizon = self.steps = self.config.chunk_size
-        self.width = self.config.max_action_dim
+    Args:
+        policy, cameras, encoder: see `Adapter`.
+        flow_steps: Euler steps of the sampler.
+    """
 
-    @property
-    def encoder(self) -> list[nn.Module]:
-        return [self.model.paligemma_with_expert.paligemma.model]
+    def __init__(self, policy: nn.Module, cameras: list[int], encoder: list[nn.Module], flow_steps: int) -> None:
+        super().__init__(policy, cameras, encoder, policy.config.chunk_size, policy.config.max_action_dim)
+        self.model, self.flow_steps = policy.model, flow_steps
 
-    def encode(self, batch: dict[str, Tensor]) -> Encoded:
-        images, present = self.policy._preprocess_images(batch)
-        embedded, pad, kind = self.model.embed_prefix(images, present, batch[TOKENS], batch[MASK])
-        both = self.model.paligemma_with_expert
-        # LeRobot's own choice: other kinds of attention do not take its mask.
-        both.paligemma.model.language_model.config._attn_implementation = "eager"
+    def run(
+        self, both: nn.Module, embedded: Tensor, pad: Tensor, attention: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """(B, L, D) last hidden states of the embedded prefix, and what the expert reads of it."""
         (hidden, _), cache = both.forward(
-            attention_mask=prepare_attention_masks_4d(make_att_2d_masks(pad, kind)),
+            attention_mask=attention,
             position_ids=torch.cumsum(pad, dim=1) - 1,
             past_key_values=None,
             inputs_embeds=[embedded, None],
             use_cache=True,
         )
-        text = batch[TOKENS].shape[1]
-        layout = camera_layout(self.cameras, (pad.shape[1] - text) // len(images), hidden.device)
-        camera = torch.cat([layout, layout.new_full((text,), TEXT)])
-        memory = {"cache": pack(cache), "pad": pad} | self._state(batch)
-        return Encoded(hidden.float() * pad[..., None], pad, camera, memory)
+        # (B, layers, 2, heads, L, d): a row for each observation.
+        packed = torch.stack([torch.stack([layer.keys, layer.values], 1) for layer in cache.layers], 1)
+        return hidden, {"cache": packed, "pad": pad}
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
-        velocity = self._velocity(memory)
-        return euler_integrate(velocity, noise, self.config.num_inference_steps)[..., : self.action_dim]
+        return euler_integrate(self._velocity(memory), noise, self.flow_steps)[..., : self.action_dim]
 
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         # LeRobot's time runs the other way: 1 is noise.
@@ -64,15 +52,41 @@ class Pi0(Adapter):
         x = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
         return (self._velocity(memory)(x, time) - (noise - actions)).square()[..., : self.action_dim]
 
-    @staticmethod
-    def renaming(policy: nn.Module, names: list[str]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-        return lambda weights: policy._fix_pytorch_state_dict_keys(weights, policy.config)
-
-    def _state(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What the expert reads beside the prefix."""
-        return {"state": self.policy.prepare_state(batch)}
-
-    def _velocity(self, memory: dict[str, Tensor]):
-        rest = {"prefix_pad_masks": memory["pad"], "past_key_values": unpack(memory["cache"])}
+    def _velocity(self, memory: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+        cache = DynamicCache()
+        for number, layer in enumerate(memory["cache"].unbind(1)):
+            cache.update(layer[:, 0], layer[:, 1], number)
+        rest = {"prefix_pad_masks": memory["pad"], "past_key_values": cache}
         rest |= {name: memory[name] for name in memory.keys() & {"state"}}
         return lambda x, time: self.model.denoise_step(x_t=x, timestep=time, **rest)
+
+
+@register_adapter("pi0")
+class Pi0(SharedPrefix):
+    """Tokens are the language model's last hidden states of images and text; π0's state is not among them."""
+
+    settings = ("image_resolution", "dtype", "empty_cameras")
+    reads_state = True
+
+    def __init__(self, policy: nn.Module, cameras: list[int]) -> None:
+        encoder = [policy.model.paligemma_with_expert.paligemma.model]
+        super().__init__(policy, cameras, encoder, policy.config.num_inference_steps)
+        # It would keep no keys and values for the candidates to share; results are the same without it.
+        self.model.gradient_checkpointing_disable()
+
+    def encode(self, batch: dict[str, Tensor]) -> Encoded:
+        images, present = self.policy._preprocess_images(batch)
+        text_tokens, both = batch[OBS_LANGUAGE_TOKENS], self.model.paligemma_with_expert
+        embedded, pad, kind = self.model.embed_prefix(images, present, text_tokens, batch[OBS_LANGUAGE_ATTENTION_MASK])
+        # LeRobot's own choice: other kinds of attention do not take its mask.
+        both.paligemma.model.language_model.config._attn_implementation = "eager"
+        hidden, memory = self.run(both, embedded, pad, prepare_attention_masks_4d(make_att_2d_masks(pad, kind)))
+        if self.reads_state:
+            memory["state"] = self.policy.prepare_state(batch)
+        text = text_tokens.shape[1]
+        layout = camera_layout(self.cameras, (pad.shape[1] - text) // len(images))
+        return Encoded(hidden, torch.cat([layout, layout.new_full((text,), TEXT)]), memory, pad)
+
+    @staticmethod
+    def renamed(policy: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        return policy._fix_pytorch_state_dict_keys(weights, policy.config)

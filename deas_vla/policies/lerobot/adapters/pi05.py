@@ -1,7 +1,5 @@
 """LeRobot's π0.5: π0 with the state among the text tokens."""
 
-from torch import Tensor
-
 from deas_vla.policies.lerobot.adapters.pi0 import Pi0
 from deas_vla.policies.lerobot.base import register_adapter
 
@@ -10,5 +8,4 @@ from deas_vla.policies.lerobot.base import register_adapter
 class Pi05(Pi0):
     """Tokens as π0's; the state is among them, as text that the preprocessor writes."""
 
-    def _state(self, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {}
+    reads_state = False

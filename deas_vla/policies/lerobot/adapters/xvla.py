@@ -5,12 +5,12 @@ The encoder runs once an observation. LeRobot's sampler encodes and draws noise 
 action space that the policy is configured with.
 """
 
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from lerobot.policies.common.vla_utils import pad_vector
 from lerobot.policies.xvla import modeling_xvla
+from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
 from torch.func import vmap
 
@@ -19,7 +19,6 @@ from deas_vla.policies.lerobot.adapters.diffusion import uniform_of
 from deas_vla.policies.lerobot.base import Adapter, Encoded, register_adapter
 from deas_vla.policies.lerobot.standalone import PARTS
 
-TOKENS, MASK = "observation.language.tokens", "observation.language.attention_mask"
 VIEWS, AUXILIARY, STATE, DOMAIN = "vlm_features", "aux_visual_inputs", "proprio", "domain_id"
 
 
@@ -34,13 +33,10 @@ class XVLA(Adapter):
     settings = ("resize_imgs_with_padding", "num_image_views", "dtype")
 
     def __init__(self, policy: nn.Module, cameras: list[int]) -> None:
-        super().__init__(policy, cameras)
         self.model = policy.model
-        self.horizon = self.steps = self.config.chunk_size
-        self.width = self.model.dim_action
+        super().__init__(policy, cameras, [self.model.vlm], policy.config.chunk_size, self.model.dim_action)
         self.dtype = self.model._get_target_dtype()
 
-    @property
     def encoder(self) -> list[nn.Module]:
         return [self.model.vlm]
 
@@ -48,18 +44,19 @@ class XVLA(Adapter):
         inputs = self.policy._build_model_inputs(batch)
         present = inputs["image_mask"]
         features = self.model.forward_vlm(inputs["input_ids"], inputs["image_input"].to(self.dtype), present)
-        text = batch[TOKENS].shape[1]
-        tokens = torch.cat([features[VIEWS], features[AUXILIARY]], 1)
+        text = batch[OBS_LANGUAGE_TOKENS].shape[1]
         each = features[VIEWS].shape[1] - text
-        # The first token of a view is the mean of the others. The text follows the first view.
+        # Views beyond the cameras are blank. The first token of a view is the mean of the others. The text follows the
+        # first view.
+        views = present.shape[1]
         layout = []
-        for number, view in enumerate(self._views(present.shape[1])):
-            layout += [OTHER] + [view] * (each - 1) + [TEXT] * (text if number == 0 else 0)
-        camera = torch.tensor(layout, device=tokens.device)
+        for view in self.cameras[:views] + [OTHER] * (views - len(self.cameras)):
+            layout += [OTHER] + [view] * (each - 1)
+        layout[each:each] = [TEXT] * text
         shown = present.repeat_interleave(each, 1)
-        mask = torch.cat([shown[:, :each], batch[MASK], shown[:, each:]], 1)
+        mask = torch.cat([shown[:, :each], batch[OBS_LANGUAGE_ATTENTION_MASK], shown[:, each:]], 1)
         memory = features | {STATE: inputs["proprio"].to(self.dtype), DOMAIN: inputs["domain_id"]}
-        return Encoded(tokens.float() * mask[..., None], mask, camera, memory)
+        return Encoded(torch.cat([features[VIEWS], features[AUXILIARY]], 1), torch.tensor(layout), memory, mask)
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
         noise, steps = noise.to(self.dtype), max(1, self.config.num_denoising_steps)
@@ -80,18 +77,14 @@ class XVLA(Adapter):
         # The action space's losses are means over steps: of single steps they are what is asked for.
         return vmap(vmap(one_step))(predicted, actions)[..., None]
 
-    def write_parts(self, folder: Path) -> dict[str, object]:
+    @staticmethod
+    def write_parts(policy: nn.Module, folder: Path) -> dict[str, object]:
         return {"tokenizer_name": f"{PARTS}/tokenizer"}
 
     @staticmethod
-    def renaming(policy: nn.Module, names: list[str]) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-        if modeling_xvla._is_vendored_florence_state_dict(dict.fromkeys(names)):
-            return modeling_xvla._remap_vendored_florence_state_dict
-        return lambda weights: weights
-
-    def _views(self, count: int) -> list[int]:
-        """The camera of each view that the model sees; views beyond the cameras are blank."""
-        return self.cameras[:count] + [OTHER] * (count - len(self.cameras))
+    def renamed(policy: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        old = modeling_xvla._is_vendored_florence_state_dict(weights)
+        return modeling_xvla._remap_vendored_florence_state_dict(weights) if old else weights
 
     def _predict(self, memory: dict[str, Tensor], noise: Tensor, chunk: Tensor, level: Tensor) -> Tensor:
         """The chunk that the model sees behind a mix of a chunk and noise."""
