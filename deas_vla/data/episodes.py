@@ -18,12 +18,9 @@ GROUPS = ("demonstration", "success", "failure")
 
 @dataclass
 class Episode:
-    """T steps and T + 1 observations, in raw units.
-
-    Images are kept only where they were rendered: at decisions, and every few steps besides (`frame_steps`).
+    """T steps and T + 1 observations, in raw units; images only where they were rendered.
 
     Attributes:
-        instruction: what the robot is to do.
         source: ``demonstration`` or ``rollout``.
         scene: number of the initial state.
         states: (T + 1, S) float32; row t is seen before action t, row T after the last action.

@@ -14,23 +14,14 @@ from deas_vla.data.observation import Observation
 
 @dataclass
 class FrameTable:
-    """F observations whose images were rendered, episode after episode, in order.
+    """F observations whose images were rendered, episode after episode, in order."""
 
-    Attributes:
-        state: (F, S) float32, raw units.
-        episode: (F,) int64, which episode of the list.
-        step: (F,) int64, which row of that episode, 0 to T.
-        instruction: (F,) int64, which of `instructions`.
-        instructions: the different instructions.
-        images: camera name to (F, height, width, 3) uint8.
-    """
-
-    state: Tensor
-    episode: Tensor
-    step: Tensor
-    instruction: Tensor
+    state: Tensor  # (F, S) float32, raw units
+    episode: Tensor  # (F,) int64, which episode of the list
+    step: Tensor  # (F,) int64, which row of that episode, 0 to T
+    instruction: Tensor  # (F,) int64, which of `instructions`
     instructions: list[str]
-    images: dict[str, Tensor]
+    images: dict[str, Tensor]  # camera name to (F, height, width, 3) uint8
     _blocks: dict[int, list[str]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod

@@ -18,7 +18,6 @@ class Observation:
     Attributes:
         images: camera name to (B, height, width, 3) uint8, upright RGB.
         state: (B, S) float32, columns as in the contract.
-        instruction: B instructions.
     """
 
     images: dict[str, Tensor]

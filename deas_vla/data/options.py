@@ -75,26 +75,18 @@ def chunk_return(rewards: Tensor, valid: Tensor, discount: float) -> Tensor:
 
 @dataclass
 class Chunks:
-    """O recorded chunks of H actions and the frames at which they start.
-
-    Attributes:
-        start_frame: (O,) int64 row of the frame table: s_t.
-        chunk: (O, H, A) float32 normalised commands. Steps after the episode's end repeat the last action: a policy's
-            candidates are always full, and a tail of zeros would show the critic that the episode ends here.
-        valid: (O, H) bool, True for the m steps that were played.
-        episode: (O,) int64 which episode of the list.
-        step: (O,) int64 t.
-        group: (O,) int64 `DEMONSTRATION`, `SUCCESS` or `FAILURE`.
-    """
+    """O recorded chunks of H actions and the frames at which they start."""
 
     DEMONSTRATION, SUCCESS, FAILURE = range(len(GROUPS))
 
-    start_frame: Tensor
+    start_frame: Tensor  # (O,) int64 row of the frame table: s_t
+    # (O, H, A) float32 normalised commands. Steps after the episode's end repeat the last action: a policy's candidates
+    # are always full, and a tail of zeros would show the critic that the episode ends here.
     chunk: Tensor
-    valid: Tensor
-    episode: Tensor
-    step: Tensor
-    group: Tensor
+    valid: Tensor  # (O, H) bool, True for the m steps that were played
+    episode: Tensor  # (O,) int64 which episode of the list
+    step: Tensor  # (O,) int64 t
+    group: Tensor  # (O,) int64 `DEMONSTRATION`, `SUCCESS` or `FAILURE`
 
     def __len__(self) -> int:
         return len(self.start_frame)
@@ -110,8 +102,7 @@ class Options(Chunks):
 
     Attributes:
         returns, bootstrap, terminated, length: `OptionTargets`.
-        end_frame: (O,) int64 row of the frame table: s_{t+m}; where terminated (its value is multiplied by 0), any
-            frame of the episode.
+        end_frame: (O,) int64 row of the frame table: s_{t+m}; where terminated, any frame of the episode.
         dropped: frames without an option because no frame is stored where it would end.
         cut: frames without one because the episode was cut off within H steps.
         chained: share of the options ending within their episode that end where another one starts, or would but
@@ -221,19 +212,12 @@ def build_options(
 
 
 class OptionTargets(NamedTuple):
-    """What is known of the targets y = returns + bootstrap · V(s_{t+m}) of O options.
+    """What is known of the targets y = returns + bootstrap · V(s_{t+m}) of O options."""
 
-    Attributes:
-        returns: (O,) Σ_{k<m} γ₁ᵏ r_{t+k}, in the rewards' type.
-        bootstrap: (O,) float32 γ₂ᵐ (1 − terminated).
-        terminated: (O,) bool, the task was done inside the option.
-        length: (O,) int64 m.
-    """
-
-    returns: Tensor
-    bootstrap: Tensor
-    terminated: Tensor
-    length: Tensor
+    returns: Tensor  # (O,) Σ_{k<m} γ₁ᵏ r_{t+k}, in the rewards' type
+    bootstrap: Tensor  # (O,) float32 γ₂ᵐ (1 − terminated)
+    terminated: Tensor  # (O,) bool, the task was done inside the option
+    length: Tensor  # (O,) int64 m
 
 
 def option_targets(

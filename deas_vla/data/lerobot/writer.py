@@ -65,9 +65,10 @@ def write_dataset(
     if storage not in writers:
         raise UserError(f"storage is {storage!r}; choose image or video")
     require("lerobot", "lerobot")
+    # An integer where it is one, as LeRobot has it.
+    fps = int(contract.rate_hz) if contract.rate_hz == int(contract.rate_hz) else contract.rate_hz
     with atomic_path(root) as temporary:
-        described = features(contract, storage)
-        writer = writers[storage](temporary, repo_id, fps(contract), described, contract.embodiment)
+        writer = writers[storage](temporary, repo_id, fps, features(contract, storage), contract.embodiment)
         source = None
         # Closed even after an error: an open writer of LeRobot's writes its last rows when it is collected, after
         # the folder was cleared away.
@@ -87,11 +88,6 @@ def write_dataset(
         stats.write_text(json.dumps(json.loads(stats.read_text()), indent=4, sort_keys=True) + "\n")
         sidecar = {"format": FORMAT, "source": source, "contract": contract.to_json(), "metadata": metadata or {}}
         (temporary / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n")
-
-
-def fps(contract: Contract) -> int | float:
-    """LeRobot's rate: an integer where it is one."""
-    return int(contract.rate_hz) if contract.rate_hz == int(contract.rate_hz) else contract.rate_hz
 
 
 def features(contract: Contract, storage: str) -> dict[str, dict]:
