@@ -67,13 +67,10 @@ class Statistics:
             raise UserError("normalisation statistics need at least two frames; collect more demonstrations")
         if not (torch.isfinite(states).all() and torch.isfinite(actions).all()):
             raise UserError("the demonstrations hold NaN or infinite states or actions; remove those episodes")
-        states, actions = states.double(), actions.double()
-        return cls(
-            state_mean=tuple(states.mean(0).tolist()),
-            state_std=tuple(states.std(0).clamp_min(STATE_STD_FLOOR).tolist()),
-            action_mean=tuple(actions.mean(0).tolist()),
-            action_std=tuple(actions.std(0).clamp_min(ACTION_STD_FLOOR).tolist()),
-        )
+        numbers = []
+        for rows, floor in ((states.double(), STATE_STD_FLOOR), (actions.double(), ACTION_STD_FLOOR)):
+            numbers += [tuple(rows.mean(0).tolist()), tuple(rows.std(0).clamp_min(floor).tolist())]
+        return cls(*numbers)
 
 
 @dataclass(frozen=True)
@@ -160,10 +157,10 @@ class Contract:
                     fields = [(k, v, getattr(b, k)) for k, v in vars(a).items() if v != getattr(b, k)]
                     detail = ", ".join(f"{k} {v!r} against {w!r}" for k, v, w in fields)
                     lines.append(f"{what}[{i}]: {detail}")
-        for what, value in vars(self.statistics).items() if self.statistics and other.statistics else ():
+        for what, mine in vars(self.statistics).items() if self.statistics and other.statistics else ():
             theirs = getattr(other.statistics, what)
-            if value != theirs:
-                changed = [i for i, (a, b) in enumerate(zip(value, theirs, strict=False)) if a != b]
+            if mine != theirs:
+                changed = [i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b]
                 lines.append(f"statistics: {what} differs in columns {changed}")
         return lines
 

@@ -82,10 +82,10 @@ class FrameTable:
 
 def _joined(parts: list[np.ndarray]) -> Tensor:
     """The parts as one array: the one that they lie in already, as `read_dataset` leaves them, or a copy."""
-    whole, rows = parts[0].base, sum(len(part) for part in parts)
-    shape = (rows, *parts[0].shape[1:])
+    whole, ends = parts[0].base, np.cumsum([len(part) for part in parts])
+    shape = (ends[-1], *parts[0].shape[1:])
     if isinstance(whole, np.ndarray) and whole.flags["C_CONTIGUOUS"] and whole.shape == shape:
-        pieces = np.split(whole, np.cumsum([len(part) for part in parts[:-1]]))
+        pieces = np.split(whole, ends[:-1])
         pairs = zip(parts, pieces, strict=True)
         if all(part.base is whole and len(part) and np.shares_memory(part, piece) for part, piece in pairs):
             return torch.from_numpy(whole)

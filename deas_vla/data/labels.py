@@ -31,12 +31,11 @@ class LabelRules:
     @property
     def columns(self) -> tuple[str, ...]:
         """The columns that the rules read."""
-        read = (REWARD_RULES[self.reward], SUCCESS_RULES[self.success])
-        return tuple(dict.fromkeys(name for name in read if name is not None))
+        return tuple(dict.fromkeys(filter(None, (REWARD_RULES[self.reward], SUCCESS_RULES[self.success]))))
 
     def of(self, columns: Mapping[str, np.ndarray], rows: int) -> tuple[np.ndarray, np.ndarray]:
         """(rows,) bool success and (rows,) float32 reward of one episode, from its (rows,) columns."""
-        if (name := SUCCESS_RULES[self.success]) is not None:
+        if name := SUCCESS_RULES[self.success]:
             success = columns[name].reshape(rows) > 0
         else:
             success = np.zeros(rows, bool)

@@ -93,11 +93,10 @@ def own_contract(folder: LerobotFolder, layout: Layout) -> tuple[Contract, bool]
 
 def declared_labels(folder: LerobotFolder, labels: LabelRules) -> LabelRules:
     """What the data set itself declares of success and reward, else what the caller does."""
-    declared = folder.sidecar.get("labels")
-    if declared is None:
+    if folder.sidecar.get("labels") is None:
         return labels
     with as_user_error(f"{folder.root / SIDECAR}: labels cannot be read", UserError):
-        return LabelRules(**declared)
+        return LabelRules(**folder.sidecar["labels"])
 
 
 def _episode(

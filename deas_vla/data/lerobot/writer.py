@@ -1,6 +1,6 @@
 """Episodes as a LeRobotDataset v3 on disk: any tool that reads LeRobot's format reads what is written here.
 
-A data set has one row for each of the T + 1 observations of an episode. Besides LeRobot's own columns:
+One row for each of the T + 1 observations of an episode. Besides LeRobot's own columns:
 
 ====================  =================================================================================
 next.reward           the task's reward of the step
@@ -12,8 +12,8 @@ frame.is_final        the observation after the last action: no step follows, th
 scene                 number of the initial state
 ====================  =================================================================================
 
-They are not called ``observation.*`` because LeRobot takes every such column for an input of its policies. The
-contract with its statistics, the source and free metadata are in ``meta/deas_vla.json``.
+LeRobot takes every column ``observation.*`` for an input of its policies, hence the names. Contract, source and
+metadata are in ``meta/deas_vla.json``.
 """
 
 import io
@@ -105,10 +105,8 @@ def features(contract: Contract, storage: str) -> dict[str, dict]:
 
 def columns_of(episode: Episode) -> dict[str, np.ndarray]:
     """The T + 1 rows of an episode, images left out."""
-    rows = episode.length + 1
-    ends = np.arange(rows) >= rows - 2
-    fresh = np.zeros(rows, bool)
-    fresh[episode.frame_steps] = True
+    rows = np.arange(episode.length + 1)
+    ends = rows >= episode.length - 1
     return {
         "observation.state": episode.states,
         "action": np.concatenate([episode.actions, episode.actions[-1:]]),
@@ -116,9 +114,9 @@ def columns_of(episode: Episode) -> dict[str, np.ndarray]:
         "next.success": np.append(episode.success, episode.success[-1]),
         "next.done": ends,
         "next.truncated": ends & episode.truncated,
-        "frame.is_fresh": fresh,
-        "frame.is_final": np.arange(rows) == rows - 1,
-        "scene": np.full(rows, episode.scene, np.int64),
+        "frame.is_fresh": np.isin(rows, episode.frame_steps),
+        "frame.is_final": rows == episode.length,
+        "scene": np.full(len(rows), episode.scene, np.int64),
     }
 
 
@@ -192,8 +190,7 @@ class ImageWriter:
             if size * (1 + len(table) / self.rows_in_file) >= self.meta.data_files_size_in_mb:
                 self.writer.close()
                 self.writer, self.rows_in_file = None, 0
-                indices = self.chunk, self.file, self.meta.chunks_size
-                self.chunk, self.file = update_chunk_file_indices(*indices)
+                self.chunk, self.file = update_chunk_file_indices(self.chunk, self.file, self.meta.chunks_size)
         if self.writer is None:
             self._path().parent.mkdir(parents=True, exist_ok=True)
             self.writer = self.pq.ParquetWriter(self._path(), self.schema, compression="snappy", use_dictionary=True)
