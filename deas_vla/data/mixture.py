@@ -42,14 +42,11 @@ def read_mixture(
 ) -> tuple[list[list[Episode]], Contract | None]:
     """Reads several data sets of one robot.
 
-    They must agree on names, units, limits, cameras and rate. Normalisation statistics may differ: those of one data
-    set are not those of all.
+    They must agree on names, units, limits, cameras and rate, else a ContractMismatch says which two do not fit.
+    Normalisation statistics may differ: those of one data set are not those of all.
 
     Returns:
         The episodes of each, and the contract that they agree with: `expected`, or the first one's without statistics.
-
-    Raises:
-        ContractMismatch: with every difference, and which two do not fit.
     """
     contract = None if expected is None else expected.with_statistics(None)
     first, parts, options = "what is expected", [], {"labels": config.labels, "image_every": config.image_every}

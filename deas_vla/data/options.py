@@ -120,11 +120,7 @@ class Options(Chunks):
 
 
 def build_chunks(episodes: list[Episode], contract: Contract, *, horizon: int) -> Chunks:
-    """One chunk of H = horizon actions from each stored frame that is followed by an action; rewards are not read.
-
-    Raises:
-        UserError: if no frame is followed by an action.
-    """
+    """One chunk of H = horizon actions from each stored frame that an action follows; without any, a UserError."""
     lengths = np.array([episode.length for episode in episodes])
     counts = np.array([len(episode.frame_steps) for episode in episodes])
     number = np.repeat(np.arange(len(episodes)), counts)
@@ -273,14 +269,11 @@ def returns_to_go(
         done: (T,) bool, the task was done by this step; the recording may go on.
         horizon: H.
         reward_discount: γ₁.
-        bootstrap_discount: γ₂, in (0, 1).
+        bootstrap_discount: γ₂, in (0, 1), else a ValueError.
         forever: r; read only if the last step is not done.
 
     Returns:
         (T + 1,) float64; entry T belongs to the last observation.
-
-    Raises:
-        ValueError: if γ₂ is not in (0, 1).
     """
     if not 0 < bootstrap_discount < 1:
         raise ValueError(f"bootstrap_discount must be in (0, 1), got {bootstrap_discount}")

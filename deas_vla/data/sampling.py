@@ -10,16 +10,13 @@ from deas_vla.errors import UserError
 def group_probabilities(
     group: Tensor, weights: dict[str, float], dataset: Tensor | None = None, dataset_weights: list[float] | None = None
 ) -> np.ndarray:
-    """Probabilities that balance demonstrations, successes and failures, and data sets, whatever their number.
+    """(O,) probabilities that balance demonstrations, successes and failures, and data sets, whatever their number.
 
     Args:
         group: (O,) codes as in `Options.group`.
         weights: share of each group by name, at least 0; groups without options leave theirs to the others.
         dataset: (O,) int64 which data set an option comes from; None: all from one.
         dataset_weights: how a group's share is divided among the data sets that have options of that group.
-
-    Returns:
-        (O,) float64, sum 1; options of one group and data set are equally likely.
     """
     if set(weights) != set(GROUPS) or min(weights.values()) < 0:
         raise UserError(f"group weights are {weights}; give one of at least 0 to each of {', '.join(GROUPS)}")

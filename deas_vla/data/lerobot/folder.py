@@ -150,10 +150,10 @@ class LerobotFolder:
 
         Args:
             key: column of the camera.
-            size: height and width that they must have; an image of another size is a UserError.
+            size: height and width; an image of another size is a UserError.
             episodes: of `rows`.
             wanted: for each episode its rows whose images are wanted, (F,) increasing.
-            name: of the progress bar, which is shown for many episodes.
+            name: of the progress bar.
         """
         ends = np.cumsum([len(part) for part in wanted])
         images = np.empty((ends[-1], *size, 3), np.uint8)

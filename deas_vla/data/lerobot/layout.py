@@ -67,16 +67,14 @@ class Layout:
 
     def misfits(self, folder: LerobotFolder, contract: Contract) -> list[str]:
         """Every way in which a data set does not have what a contract names, one line each."""
-        lines = []
+        lines = self.column_misfits(folder, contract)
         if folder.rate_hz != contract.rate_hz:
-            lines.append(f"rate: {folder.rate_hz:g} Hz against {contract.rate_hz:g} Hz")
-        lines += self.column_misfits(folder, contract)
+            lines.insert(0, f"rate: {folder.rate_hz:g} Hz against {contract.rate_hz:g} Hz")
         for camera in contract.cameras:
+            wanted = (camera.height, camera.width)
             if camera.name not in self.cameras:
                 lines.append(f"camera {camera.name} is missing")
-                continue
-            size, wanted = image_size(folder, self.cameras[camera.name]), (camera.height, camera.width)
-            if size != wanted:
+            elif (size := image_size(folder, self.cameras[camera.name])) != wanted:
                 lines.append(f"camera {camera.name}: {(*size, 3)} against {(*wanted, 3)}")
         return lines
 
