@@ -17,6 +17,7 @@ from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.policies.lerobot.batched import Batched
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
 from deas_vla.policies.lerobot.processing import Processors
+from deas_vla.policies.lerobot.standalone import make_standalone
 
 STORED = ("diffusion", "dit_flow", "smolvla", "pi0", "pi05", "groot", "xvla")
 
@@ -336,3 +337,13 @@ def test_a_context_of_another_policy_is_refused(policies):
     context.extras.clear()
     with pytest.raises(UserError, match="another policy"):
         policy.sample(context, normal(1, 1, H, A))
+
+
+def test_a_tokenizer_that_knows_slashes_names_no_folder(tmp_path):
+    """Pairs of pieces of text that a tokenizer merges were read as paths."""
+    for name, content in {"config": {}, "policy_preprocessor": {"steps": []}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    pieces = {"model": {"merges": [["/", "/"]], "vocab": {"/": 0, "//": 1}}, "name_or_path": "/old/folder"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(pieces))
+    make_standalone(tmp_path, [], {})
+    assert json.loads((tmp_path / "tokenizer.json").read_text()) == {"model": pieces["model"]}

@@ -250,7 +250,7 @@ def test_a_policy_that_names_an_unknown_folder_is_not_exported(exports, tmp_path
     policy, scorer, _ = exports("diffusion")
     policy.policy.config.tags = [str(tmp_path)]
     try:
-        with pytest.raises(UserError, match=r"config.json of the policy names another folder \(tags.0"):
+        with pytest.raises(UserError, match=r"config.json of the policy names another folder \(tags = "):
             Export(policy=policy, scorer=scorer, observation=observations(2)).write(tmp_path / "reranker")
     finally:
         policy.policy.config.tags = None

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from deas_vla.data.observation import TEXT
+from deas_vla.policies.lerobot import adapters
 from deas_vla.policies.lerobot.noise import widen
 from deas_vla.registry import Registry
 
@@ -81,26 +82,20 @@ class Adapter(ABC):
 
     @abstractmethod
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """Squared error of what the model predicts, in the units of its own training loss.
+        """(M, H, A) squared error of what the model predicts, in the units of its own training loss.
 
         Args:
             memory: of M rows.
             actions: (M, H, A) chunks as the preprocessor makes them, which may have padded steps and columns.
             noise: (M, steps, width) standard normal.
             time: (M,) flow times, 0 for noise and 1 for the clean chunk.
-
-        Returns:
-            (M, H, A).
         """
-
-    # ---- files ---------------------------------------------------------------------------------------------
 
     @staticmethod
     def write_parts(policy: nn.Module, folder: Path) -> dict[str, object]:
-        """Writes what the policy is built from beside its weights, to `standalone.PARTS` in its folder.
+        """Writes what the policy is built from beside its weights to `standalone.PARTS` in its folder.
 
-        Returns:
-            The fields of LeRobot's configuration that name the parts, with their new values.
+        Returns the fields of LeRobot's configuration that name the parts, with their new values.
         """
         return {}
 
@@ -114,10 +109,7 @@ class Adapter(ABC):
 ADAPTERS: Registry[type[Adapter]] = Registry(
     "kind of LeRobot policy",
     "deas_vla.lerobot_adapters",
-    {
-        module.name: f"{__package__}.adapters.{module.name}"
-        for module in pkgutil.iter_modules([str(Path(__file__).parent / "adapters")])
-    },
+    {name: f"{adapters.__name__}.{name}" for _, name, _ in pkgutil.iter_modules(adapters.__path__)},
 )
 register_adapter = ADAPTERS.register
 
@@ -135,10 +127,7 @@ def outputs_of(*modules: nn.Module) -> Iterator[list]:
 
 
 def join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """One batch of several; where they differ in length (dimension 1), the shorter ones are padded with zeros.
-
-    Padding of ``camera`` is `TEXT`.
-    """
+    """One batch of several; the shorter ones are padded along dimension 1, with zeros, ``camera`` with `TEXT`."""
     joined = {}
     for name in parts[0]:
         tensors = [part[name] for part in parts]

@@ -22,18 +22,10 @@ AUTOCAST = ("evo1", "groot", "molmoact2", "vla_jepa")
 
 
 class Batched(Adapter):
-    """Tokens are what the named module returns, for one camera after another; there are none of the text.
+    """Tokens are what the module named `feature` returns, for one camera after another; there are none of the text.
 
     Observations are encoded one by one: of a module that is called once for several observations and cameras, nothing
     says in which order it sees them.
-
-    Args:
-        policy: LeRobot's.
-        cameras: see `Adapter`.
-        feature: name of the module in the policy, for example ``model.vision_encoder``.
-
-    Raises:
-        UserError: if there is no such module, or the policy cannot be run on a batch.
     """
 
     largest_batch = 1

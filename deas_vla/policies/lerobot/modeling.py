@@ -31,7 +31,7 @@ from deas_vla.policies.registry import register_policy
 # How what is in a context's extras is called; the sampler's own memory has this before its names.
 RAW_STATE, MEMORY = "raw_state", "memory."
 WEIGHTS, CONTRACT, FEATURE = "model.safetensors", "contract.json", "critic_feature.json"
-PROCESSORS = (PREPROCESSOR, "policy_postprocessor.json")
+POSTPROCESSOR = "policy_postprocessor.json"
 # Kinds whose chunk is a function of the observation alone.
 ONE_CHUNK = {"act": "its latent is zero at inference"}
 
@@ -46,8 +46,7 @@ class LeRobotPolicy(ChunkPolicy):
 
     Args:
         policy: of a kind with an adapter in `adapters/`, or any that draws normal noise, with a `feature`.
-        preprocessor: LeRobot's, made for this policy.
-        postprocessor: likewise.
+        preprocessor, postprocessor: LeRobot's, made for this policy.
         contract: what the columns mean. Without statistics it gets those of the data that the policy was trained on.
         feature: for another kind of policy: name of the module that encodes its images, whose output the critic reads.
 
@@ -89,11 +88,9 @@ class LeRobotPolicy(ChunkPolicy):
         return Context(tokens, mask, camera, self.contract.normalize_state(state), parts | {RAW_STATE: state.float()})
 
     def sample(self, context: Context, noise: Tensor) -> Tensor:
-        count, rows = noise.shape[1], noise.flatten(0, 1)
-        memory, raw_state = self._memory(context, count)
-        actions = self.adapter.sample(memory, self.adapter.widened(rows))
-        commands = self.processors.commands(actions, raw_state)
-        return self.contract.normalize_action(commands).view(noise.shape)
+        memory, raw_state = self._memory(context, noise.shape[1])
+        actions = self.adapter.sample(memory, self.adapter.widened(noise.flatten(0, 1)))
+        return self.contract.normalize_action(self.processors.commands(actions, raw_state)).view(noise.shape)
 
     def loss(
         self, context: Context, chunks: Tensor, noise: Tensor, time: Tensor, valid: Tensor | None = None
@@ -127,7 +124,7 @@ class LeRobotPolicy(ChunkPolicy):
 
     @property
     def encoder_fingerprint(self) -> str:
-        config = self.adapter.config
+        config = self.policy.config
         settings = {
             "kind": config.type,
             "processing": self.processors.fingerprint,
@@ -150,13 +147,12 @@ class LeRobotPolicy(ChunkPolicy):
 
         Args:
             folder: empty.
-            standalone: LeRobot refers to the checkpoints that a policy was built from by path or by name; True
-                writes what is needed of them too, so that the folder can be moved and asks no hub.
+            standalone: write what is needed of the checkpoints too that the policy was built from, which LeRobot names
+                only, so that the folder can be moved and asks no hub.
         """
         self.policy.save_pretrained(folder)
-        pipelines = (self.processors.preprocessor, self.processors.postprocessor)
-        for name, pipeline in zip(PROCESSORS, pipelines, strict=True):
-            pipeline.save_pretrained(folder, config_filename=name)
+        self.processors.preprocessor.save_pretrained(folder, config_filename=PREPROCESSOR)
+        self.processors.postprocessor.save_pretrained(folder, config_filename=POSTPROCESSOR)
         write_json(folder / CONTRACT, self.contract.to_json())
         if self.feature is not None:
             write_json(folder / FEATURE, {"module": self.feature})
@@ -182,7 +178,7 @@ class LeRobotPolicy(ChunkPolicy):
         from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
         folder = Path(folder)
-        for name in (CONFIG, WEIGHTS, *PROCESSORS):
+        for name in (CONFIG, WEIGHTS, PREPROCESSOR, POSTPROCESSOR):
             if not (folder / name).is_file():
                 adapted = (folder / "adapter_config.json").is_file()
                 hint = "merge its adapter first" if adapted else "copy it again"

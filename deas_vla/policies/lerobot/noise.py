@@ -1,10 +1,9 @@
-"""More noise from given noise.
+"""More noise from given noise, for policies that pad actions, or draw fresh noise at every step of their sampler.
 
-A candidate is a pure function of its noise, (H, A) standard normal numbers. Some policies want more: columns that
-pad the action to a fixed width, or fresh noise at every step of a stochastic sampler. That noise is drawn from a
-generator that the candidate's own noise seeds, so that candidates stay nested and independent of their batch (design
-rules 6 and 8). A candidate whose noise is zero gets zeros: the control `zero_noise` stays one deterministic chunk.
-Noise at another scale is followed by noise at scale 1.
+A candidate is a pure function of its noise, (H, A) standard normal numbers: further noise comes from a generator that
+these seed, so that candidates stay nested and independent of their batch (design rules 6 and 8). A candidate whose
+noise is zero gets zeros: the control `zero_noise` stays one deterministic chunk. Noise at another scale is followed by
+noise at scale 1.
 """
 
 import hashlib
@@ -19,11 +18,7 @@ from deas_vla.policies.chunk_policy import seeded
 
 
 class MoreNoise:
-    """Standard normal numbers for each of M candidates, from a generator that its noise seeds.
-
-    Args:
-        noise: (M, ...) of the candidates.
-    """
+    """Standard normal numbers for each of M candidates, from a generator that its noise (M, ...) seeds."""
 
     def __init__(self, noise: Tensor) -> None:
         rows = noise.detach().float().cpu().flatten(1).numpy()
@@ -57,7 +52,7 @@ class GivenNoise(TorchFunctionMode):
     """Inside, normal numbers that a policy draws for itself are those it is given.
 
     For policies whose sampler has no argument for noise: `torch.randn` and its like are answered here, in this thread
-    and only inside the block. The alternative, a copy of LeRobot's samplers, would have to follow every change of them.
+    and only inside the block, where a copy of LeRobot's samplers would have to follow every change of them.
 
     Args:
         noise: (M, H, W) one row a candidate.
@@ -98,5 +93,4 @@ class GivenNoise(TorchFunctionMode):
 
 
 NORMAL = {torch.randn, torch.randn_like, torch.normal, Tensor.normal_}
-OTHER_RANDOM = {torch.rand, torch.rand_like, torch.randint, torch.randperm}
-OTHER_RANDOM |= {torch.multinomial, torch.bernoulli}
+OTHER_RANDOM = {torch.rand, torch.rand_like, torch.randint, torch.randperm, torch.multinomial, torch.bernoulli}

@@ -1,8 +1,7 @@
 """A LeRobot policy's folder that refers to no other folder and to no hub, so that it can be moved.
 
-LeRobot stores a policy's weights, and of the checkpoints that it was built from the name alone: where they lay on the
-machine that trained it, or a name on a hub. When it reads the policy it looks there again for architectures,
-tokenizers and image processors, and for weights that it then replaces. Here all of that but the weights is written to
+LeRobot stores of the checkpoints that a policy was built from the name alone, and looks there again for architectures,
+tokenizers, image processors, and weights that it then replaces. Here all of that but the weights is written to
 ``parts/`` beside the policy's own files, and the names become ``parts/…``.
 """
 
@@ -41,12 +40,12 @@ STEPS = {
 
 
 def make_standalone(folder: Path, steps: Sequence, fields: dict[str, object]) -> None:
-    """Turns the folder of a LeRobot policy into one that needs nothing else.
+    """Turns the folder of a LeRobot policy, with the parts that its adapter wrote, into one that needs nothing else.
 
     Args:
-        folder: with LeRobot's files and the parts that the policy's adapter wrote.
-        steps: of the policy's preprocessor.
-        fields: of the configuration, as `Adapter.write_parts` gives them.
+        folder: of the policy.
+        steps: of its preprocessor.
+        fields: of its configuration, as `Adapter.write_parts` gives them.
 
     Raises:
         UserError: if its configuration names another folder that this version does not know to replace.
@@ -73,14 +72,7 @@ def make_standalone(folder: Path, steps: Sequence, fields: dict[str, object]) ->
             settings[field] = part_name
     write_json(folder / PREPROCESSOR, written)
     for path in sorted(folder.rglob("*.json")):
-        content = _without_notes(json.loads(path.read_text(encoding="utf-8")))
-        write_json(path, content)
-        for key, text in _texts(content):
-            if os.path.isabs(text):
-                raise UserError(
-                    f"{path.name} of the policy names another folder ({key} = {text}), and this version does not know "
-                    "how to do without it; train the policy from a checkpoint of a kind that it knows"
-                )
+        _remove_notes(path)
 
 
 def save_config(model: "PreTrainedModel", folder: Path) -> None:
@@ -89,19 +81,21 @@ def save_config(model: "PreTrainedModel", folder: Path) -> None:
     model.config.save_pretrained(folder)
 
 
-def _without_notes(value: object) -> object:
-    if isinstance(value, dict):
-        return {key: _without_notes(item) for key, item in value.items() if key not in NOTES}
-    return [_without_notes(item) for item in value] if isinstance(value, list) else value
+def _remove_notes(path: Path) -> None:
+    """Removes the notes of where things were read from, and refuses any other absolute path."""
 
+    def cleaned(value: dict) -> dict:
+        value = {key: item for key, item in value.items() if key not in NOTES}
+        for key, item in value.items():
+            for text in item if isinstance(item, list) else [item]:
+                if isinstance(text, str) and os.path.isabs(text):
+                    raise UserError(
+                        f"{path.name} of the policy names another folder ({key} = {text}), and this version does not "
+                        "know how to do without it; train the policy from a checkpoint of a kind that it knows"
+                    )
+        return value
 
-def _texts(value: object, key: str = "") -> Iterator[tuple[str, str]]:
-    if isinstance(value, str):
-        yield key, value
-    elif isinstance(value, dict | list):
-        items = value.items() if isinstance(value, dict) else enumerate(value)
-        for name, item in items:
-            yield from _texts(item, f"{key}.{name}".lstrip("."))
+    write_json(path, json.loads(path.read_text(encoding="utf-8"), object_hook=cleaned))
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------
@@ -139,10 +133,9 @@ def _there(part: Path) -> Path:
 def without_weights(folder: Path) -> Iterator[None]:
     """A block in which the parts of a standalone folder are built from their configurations.
 
-    LeRobot builds a policy with the weights of the checkpoints that it started from, and then replaces them with the
-    policy's own; a standalone folder holds only these. LeRobot calls `PreTrainedModel.from_pretrained` for that and
-    takes no argument that says otherwise, so that method is replaced, for the length of the block and in the whole
-    process: read one policy at a time. Other folders are read as always.
+    LeRobot calls `PreTrainedModel.from_pretrained` for weights that it then replaces, and takes no argument that says
+    otherwise, so that method is replaced, for the length of the block and in the whole process: read one policy at a
+    time. Other folders are read as always.
     """
     if not (folder / PARTS).is_dir():
         yield
