@@ -37,11 +37,11 @@ from deas_vla.training.imitation import (
     AdvantageWeighting,
     Examples,
     FlowImitation,
-    ImitationBatches,
     advantage_weights,
     advantages_among,
     advantages_of,
     cloning_weights,
+    imitation_batches,
 )
 from deas_vla.training.loop import TrainingConfig, make_accelerator, step_generator, train
 from deas_vla.training.stages import numbered, run_stage
@@ -117,7 +117,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
         policy.to(accelerator.device)
         frames = FrameTable.of(episodes)
         recorded = build_chunks(episodes, contract, horizon=policy.horizon)
-        batches = ImitationBatches(
+        batches = imitation_batches(
             accelerator,
             frames,
             what_to_imitate(accelerator, config, inputs, policy, frames, recorded, folder),

@@ -23,6 +23,7 @@ from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.data.sampling import group_probabilities, sample_indices, split_by_episode
 from deas_vla.errors import UserError
+from deas_vla.features.cache import FeatureCache
 from deas_vla.features.features import FeatureConfig, Features, fit_projection
 from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.files import write_json
@@ -36,7 +37,6 @@ from deas_vla.scorers.deas import DeasScorer
 from deas_vla.scorers.scorer import SCORERS
 from deas_vla.training.critic import (
     CandidateCache,
-    cached_features,
     critic_batch,
     filled,
     require_fit,
@@ -118,9 +118,6 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
     rollouts = numbered("rollouts", config.rollouts)
     paths = {"demonstrations": config.demonstrations, **rollouts, "policy": config.policy}
     inputs = {name: Path(path) for name, path in paths.items() if path}
-
-    cache = Path(config.cache) if config.cache else None
-
     scorer_class = SCORERS.get(config.scorer)
 
     def work(folder: Path) -> None:
@@ -154,16 +151,18 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
         require_joined(options)
         held_out = split_by_episode(episodes, config.held_out, config.seed)
 
+        cache_folder = Path(config.cache) if config.cache else folder / "features"
         # The backbone runs here, once for each stored frame, and never again.
-        pooled = cached_features(accelerator, policy, frames, config.features, cache or folder / "features")
+        cache = FeatureCache(cache_folder, policy, frames, config.features)
+        pooled = filled(accelerator, cache, "features")
         seen = torch.from_numpy(~held_out)[frames.episode]
         projection = fit_projection(pooled, config.features.dim, among=torch.where(seen)[0])
         image_encoder = train_image_encoder(
             accelerator, config.image_encoder, config.image_encoder_training, episodes, frames, policy.contract, seen,
-            cache or folder / "features", horizon=policy.horizon, seed=config.seed,
+            cache_folder, horizon=policy.horizon, seed=config.seed,
         )  # fmt: skip
         reads = Features(policy.contract, config.features, projection, image_encoder).to(accelerator.device)
-        features = stored_features(accelerator, reads, pooled, frames, cache or folder / "features")
+        features = stored_features(accelerator, reads, pooled, frames, cache_folder)
         state = policy.contract.normalize_state(frames.state)
         del pooled
 

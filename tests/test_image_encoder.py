@@ -113,14 +113,15 @@ def test_it_learns_where_the_hand_will_be(episodes, tmp_path):
 def test_rule_12_a_killed_training_ends_the_same(episodes, tmp_path, monkeypatch):
     whole = learn(episodes, tmp_path / "whole", steps=25)
 
-    class Killed(training_of.ImageBatches):
-        def __call__(self, step):
-            if step == 17:
-                raise KeyboardInterrupt
-            return super().__call__(step)
+    step_generator = training_of.step_generator
+
+    def killed(seed, step):
+        if step == 17:
+            raise KeyboardInterrupt
+        return step_generator(seed, step)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training_of, "ImageBatches", Killed)
+        patch.setattr(training_of, "step_generator", killed)
         with pytest.raises(KeyboardInterrupt):
             learn(episodes, tmp_path / "killed", steps=25)
     resumed = learn(episodes, tmp_path / "killed", steps=25)

@@ -14,9 +14,9 @@ from deas_vla.training.imitation import (
     AdvantageWeighting,
     Examples,
     FlowImitation,
-    ImitationBatches,
     advantage_weights,
     advantages_among,
+    imitation_batches,
 )
 from deas_vla.training.loop import TrainingConfig, make_accelerator
 from recipes.finetune_policy import FinetunePolicyConfig, what_to_imitate
@@ -128,7 +128,7 @@ def test_without_proposals_recorded_chunks_are_weighted(asked, tmp_path):
 def batches_of(asked, examples, size=16):
     frames = asked[1]
     config = TrainingConfig(batch_size=size)
-    return ImitationBatches(make_accelerator(), frames, examples, config, flow_samples=1, max_shift=0, seed=0)
+    return imitation_batches(make_accelerator(), frames, examples, config, flow_samples=1, max_shift=0, seed=0)
 
 
 def test_steps_after_an_episodes_end_are_not_imitated(asked):
@@ -159,6 +159,6 @@ def test_chunks_are_drawn_in_proportion_to_their_weights(asked):
     _, _, options, *_ = asked
     weight = torch.zeros(len(options))
     weight[:3] = torch.tensor([1.0, 2.0, 5.0])
-    batches = batches_of(asked, Examples.recorded(options, weight), size=4000)
-    probabilities = torch.from_numpy(batches.probabilities)
+    examples = Examples.recorded(options, weight)
+    probabilities = torch.from_numpy(examples.probabilities())
     assert probabilities[:3].tolist() == pytest.approx([1 / 8, 2 / 8, 5 / 8]) and probabilities[3:].sum() == 0

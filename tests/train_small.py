@@ -19,7 +19,7 @@ from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig, SmallVLAConfig
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.training.image_encoder import train_image_encoder
-from deas_vla.training.imitation import Examples, FlowImitation, ImitationBatches
+from deas_vla.training.imitation import Examples, FlowImitation, imitation_batches
 from deas_vla.training.loop import TrainingConfig, make_accelerator, my_share, train
 
 CONFIG = TrainingConfig(steps=6, batch_size=8, learning_rate=1e-3, log_every=2, checkpoint_every=4)
@@ -42,7 +42,7 @@ def main(folder: Path) -> None:
     # The head starts at zero output, where a difference in the noise or the images would not be seen.
     for parameter in policy.parameters():
         parameter.data += 0.02 * torch.randn(parameter.shape)
-    batches = ImitationBatches(
+    batches = imitation_batches(
         accelerator,
         frames,
         Examples.recorded(options, torch.ones(len(options))),

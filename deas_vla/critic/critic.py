@@ -220,7 +220,7 @@ class DeasCritic(nn.Module):
 
     def next_value(self, batch: CriticBatch) -> Tensor:
         """(B,) what a target takes for the value of the observation after the option: V (design rule 4)."""
-        return self.head.mean(self.v(self._observation(batch.next_features, batch.next_state))[0])
+        return self.value(batch.next_features, batch.next_state)
 
     def update_target(self) -> None:
         """`polyak_update` of the target Q networks; call it after every optimiser step.

@@ -15,7 +15,7 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Options, RewardSpec
 from deas_vla.errors import UserError
 from deas_vla.features.cache import BLOCK, FeatureCache, FrameCache, ImageCache
-from deas_vla.features.features import FeatureConfig, Features
+from deas_vla.features.features import Features
 from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise, require_noise_scale
 from deas_vla.scorers.scorer import Encoded, Scorer
 from deas_vla.training.loop import progress_bar
@@ -38,13 +38,6 @@ def filled(accelerator: Accelerator, cache: FrameCache, name: str) -> Tensor:
         )
     accelerator.wait_for_everyone()
     return cache.read()
-
-
-def cached_features(
-    accelerator: Accelerator, policy: ChunkPolicy, frames: FrameTable, config: FeatureConfig, folder: Path
-) -> Tensor:
-    """(F, P) pooled tokens of all frames."""
-    return filled(accelerator, FeatureCache(folder, policy, frames, config), "features")
 
 
 def stored_features(
@@ -73,7 +66,7 @@ def encode_frames(
     state = policy.contract.normalize_state(frames.state if rows is None else frames.state[rows])
     features = getattr(scorer, "features", None)
     if isinstance(features, Features):
-        pooled = cached_features(accelerator, policy, frames, features.config, folder)
+        pooled = filled(accelerator, FeatureCache(folder, policy, frames, features.config), "features")
         if rows is None:
             return Encoded(stored_features(accelerator, features, pooled, frames, folder), state)
         return Encoded(features.of_pooled(pooled[rows], frames.subset(rows).images), state)

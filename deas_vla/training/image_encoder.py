@@ -48,9 +48,6 @@ def train_image_encoder(
         folder: where such encoders are kept; this one gets a subfolder named after its fingerprint.
         horizon: H, control steps of a chunk.
         seed: names initial weights and the sequence of batches.
-
-    Returns:
-        The encoder in evaluation mode, on the accelerator's device.
     """
     if not config.dim:
         return None
@@ -66,65 +63,42 @@ def train_image_encoder(
         "seed": seed,
     }
     folder = Path(folder) / f"image-encoder-{fingerprint(key)[:16]}"
+    images = [frames.images[camera.name] for camera in contract.cameras]
+    # Means over the frames that count, whatever their number in one batch.
+    success_weight = outcomes.labelled / outcomes.labelled[rows].mean()
+    future_weight = outcomes.success / outcomes.success[rows].mean().clamp_min(1e-6)
+    state = contract.normalize_state(frames.state)
+    tables = (state, outcomes.success, success_weight, outcomes.future, future_weight)
+    share = my_share(accelerator, training.batch_size)
+
+    def batch_at(step: int) -> tuple[list[Tensor] | Tensor, ...]:
+        # The whole batch is drawn by every process, which keeps its share: two processes train as one would, but for
+        # dropout. Frames of training episodes are drawn evenly.
+        generator = step_generator(seed, step)
+        chosen = rows[torch.randint(len(rows), (training.batch_size,), generator=generator)]
+        shifted = [random_shift(image[chosen], config.max_shift, generator, share) for image in images]
+        picked = (table[chosen[share]].to(accelerator.device) for table in tables)
+        return [image.to(accelerator.device) for image in shifted], *picked
+
     torch.manual_seed(seed)
     encoder = ImageEncoder(len(contract.cameras), config.dim).to(accelerator.device)
     with lock_for_run(accelerator, folder):  # another run may share the folder
         if not (folder / WEIGHTS).is_file():
             learning = ImageEncoderLearning(encoder, config, frames.state.shape[1], outcomes.future.shape[1])
-            batch_at = ImageBatches(accelerator, config, training, outcomes, frames, contract, rows, seed)
             learning.to(accelerator.device)
             train(accelerator, learning, batch_at, training, folder, name="image_encoder", seed=seed)
             if accelerator.is_main_process:
-                encoder.eval().standardise(_encode(encoder, batch_at.images, rows))
+                some = rows[:: math.ceil(len(rows) / STANDARD_FRAMES)].split(BLOCK)
+                with torch.inference_mode():
+                    encoder.eval()
+                    parts = [encoder([image[part].to(accelerator.device) for image in images]) for part in some]
+                    encoder.standardise(torch.cat(parts))
                 with atomic_path(folder / WEIGHTS) as temporary:
                     save_file({k: v.cpu().contiguous() for k, v in encoder.state_dict().items()}, temporary)
             accelerator.wait_for_everyone()
     # Read back by everyone, so that a first run and a later one go on with the same weights.
     encoder.load_state_dict(load_file(folder / WEIGHTS))
     return encoder.eval().requires_grad_(False)
-
-
-@torch.inference_mode()
-def _encode(encoder: ImageEncoder, images: list[Tensor], rows: Tensor) -> Tensor:
-    """The encoder's output for at most `STANDARD_FRAMES` of the frames, evenly spaced."""
-    device = encoder.norm.weight.device
-    some = rows[:: math.ceil(len(rows) / STANDARD_FRAMES)]
-    return torch.cat([encoder([image[part].to(device) for image in images]) for part in some.split(BLOCK)])
-
-
-class ImageBatches:
-    """Step number to this process's share of the batch, drawn evenly from the frames of training episodes."""
-
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        config: ImageEncoderConfig,
-        training: TrainingConfig,
-        outcomes: FrameOutcomes,
-        frames: FrameTable,
-        contract: Contract,
-        rows: Tensor,
-        seed: int,
-    ):
-        self.images = [frames.images[camera.name] for camera in contract.cameras]
-        self.state = contract.normalize_state(frames.state)
-        self.outcomes, self.rows, self.max_shift, self.seed = outcomes, rows, config.max_shift, seed
-        self.size, self.share = training.batch_size, my_share(accelerator, training.batch_size)
-        self.device = accelerator.device
-        # Means over the frames that count, whatever their number in one batch.
-        self.success_weight = outcomes.labelled / outcomes.labelled[rows].mean()
-        self.future_weight = outcomes.success / outcomes.success[rows].mean().clamp_min(1e-6)
-
-    def __call__(self, step: int) -> tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor, Tensor]:
-        # The whole batch is drawn by every process, which keeps its share: two processes train as one would, but for
-        # dropout.
-        generator = step_generator(self.seed, step)
-        chosen = self.rows[torch.randint(len(self.rows), (self.size,), generator=generator)]
-        images = [random_shift(image[chosen], self.max_shift, generator, self.share) for image in self.images]
-        success, future = self.outcomes.success, self.outcomes.future
-        tables = (self.state, success, self.success_weight, future, self.future_weight)
-        rows = (table[chosen[self.share]].to(self.device) for table in tables)
-        return [image.to(self.device) for image in images], *rows
 
 
 def _digest(*tensors: Tensor) -> str:

@@ -23,8 +23,10 @@ Shapes: O chunks to imitate, F stored frames, M frames at which the policy is as
 A action columns.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
@@ -69,6 +71,12 @@ class Examples:
         flat = chunks.flatten(0, 1)
         valid = torch.ones(flat.shape[:2], dtype=torch.bool)
         return cls(rows.repeat_interleave(chunks.shape[1]), flat, valid, weight.flatten())
+
+    def probabilities(self) -> np.ndarray:
+        """(O,) float64 how often each is drawn."""
+        if not (self.weight > 0).any():
+            raise UserError("no chunk has a weight above 0: nothing to imitate (did every rollout fail?)")
+        return (self.weight / self.weight.sum()).double().numpy()
 
 
 # ---- weights -----------------------------------------------------------------------------------------------------
@@ -143,7 +151,7 @@ class FlowImitation(nn.Module):
         self.policy = policy
 
     def forward(self, *batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss over what `ImitationBatches` returns.
+        """Mean loss over what `imitation_batches` gives.
 
         Steps after an episode's end are masked, as LeRobot masks ``action_is_pad``, though each chunk counts alike
         however many steps it has.
@@ -151,48 +159,37 @@ class FlowImitation(nn.Module):
         return self.policy(*batch).mean(), {}
 
 
-class ImitationBatches:
-    """Step number to this process's share of the batch, on its device.
+def imitation_batches(
+    accelerator: Accelerator,
+    frames: FrameTable,
+    examples: Examples,
+    config: TrainingConfig,
+    *,
+    flow_samples: int,
+    max_shift: int,
+    seed: int,
+) -> Callable[[int], tuple[Observation | Tensor, ...]]:
+    """From a step's number to this process's share of the batch, on its device.
 
     B observations, (B, H, A) normalised chunks, (B, K, H, A) noise, (B, K) flow times and (B, H) valid steps.
 
     Args:
-        frames: the stored frames, images included.
-        examples: what to imitate.
-        config: batch size.
         flow_samples: K noise samples for each encoded observation.
         max_shift: images are shifted by up to this many pixels, anew at every use.
         seed: names the sequence of batches.
     """
+    size, share, probabilities = config.batch_size, my_share(accelerator, config.batch_size), examples.probabilities()
 
-    def __init__(
-        self,
-        accelerator: Accelerator,
-        frames: FrameTable,
-        examples: Examples,
-        config: TrainingConfig,
-        *,
-        flow_samples: int,
-        max_shift: int,
-        seed: int,
-    ):
-        weight = examples.weight
-        if not (weight > 0).any():
-            raise UserError("no chunk has a weight above 0: nothing to imitate (did every rollout fail?)")
-        self.frames, self.examples = frames, examples
-        self.probabilities = (weight / weight.sum()).double().numpy()
-        self.size, self.share = config.batch_size, my_share(accelerator, config.batch_size)
-        self.flow_samples, self.max_shift, self.seed = flow_samples, max_shift, seed
-        self.device = accelerator.device
-
-    def __call__(self, step: int) -> tuple[Observation, Tensor, Tensor, Tensor, Tensor]:
+    def batch_at(step: int) -> tuple[Observation | Tensor, ...]:
         # The whole batch is drawn by every process, which keeps its share: two processes train as one would.
-        index = torch.from_numpy(sample_indices(self.seed, step, self.size, self.probabilities))
-        generator = step_generator(self.seed, step)
-        chunks, valid = self.examples.chunk[index], self.examples.valid[index]
-        noise = torch.randn((self.size, self.flow_samples, *chunks.shape[1:]), generator=generator)
-        time = sample_time((self.size, self.flow_samples), generator)
-        observation = self.frames.observation(self.examples.start_frame[index])
-        observation = shift_observation(observation, self.max_shift, generator, self.share)
-        parts = (part[self.share].to(self.device) for part in (chunks, noise, time, valid))
-        return observation.to(self.device), *parts
+        index = torch.from_numpy(sample_indices(seed, step, size, probabilities))
+        generator = step_generator(seed, step)
+        chunks, valid = examples.chunk[index], examples.valid[index]
+        noise = torch.randn((size, flow_samples, *chunks.shape[1:]), generator=generator)
+        time = sample_time((size, flow_samples), generator)
+        observation = frames.observation(examples.start_frame[index])
+        observation = shift_observation(observation, max_shift, generator, share)
+        parts = (part[share].to(accelerator.device) for part in (chunks, noise, time, valid))
+        return observation.to(accelerator.device), *parts
+
+    return batch_at
