@@ -37,10 +37,7 @@ class Batched(Adapter):
             hint = "name no feature: its kind has an adapter" if known else "it needs an adapter"
             raise UserError(f"the {kind} policy samples from queues of observations, not a batch; {hint}")
         if not hasattr(policy.config, "n_action_steps"):
-            raise UserError(
-                f"the {kind} policy has no n_action_steps, so nothing says how long its chunks are; "
-                "it needs an adapter of its own"
-            )
+            raise UserError(f"the {kind} policy has no n_action_steps, the length of its chunks; it needs an adapter")
         try:
             self.module = policy.get_submodule(feature)
         except AttributeError as error:

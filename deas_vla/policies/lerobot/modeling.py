@@ -1,12 +1,7 @@
 """LeRobotPolicy: a policy that LeRobot made, as a chunk policy.
 
-Files of a saved policy:
-
-config.json, model.safetensors                         LeRobot's policy
-policy_preprocessor.json, policy_postprocessor.json    its processors, and their statistics as safetensors
-contract.json                                          columns, cameras, rate and statistics
-critic_feature.json                                    the module that was named for a kind without an adapter
-parts/                                                 of a standalone folder: what else it is built from
+A saved one is LeRobot's folder (configuration, weights, processors), contract.json, critic_feature.json (the module
+named for a kind without an adapter), and parts/ (of a standalone folder: what else it is built from).
 """
 
 from pathlib import Path
@@ -238,10 +233,8 @@ def _adapter_of(policy: nn.Module, cameras: list[int], feature: str | None) -> A
 
     kind, known = policy.config.type, ", ".join(ADAPTERS.names())
     if kind in ONE_CHUNK:
-        raise UserError(
-            f"the policy is of kind '{kind}': {ONE_CHUNK[kind]}, so that all candidates would be one and the same "
-            f"chunk; train one that samples ({known})"
-        )
+        same = f"{ONE_CHUNK[kind]}, so that all candidates would be one and the same chunk"
+        raise UserError(f"the policy is of kind '{kind}': {same}; train one that samples ({known})")
     if feature is not None:
         return Batched(policy, cameras, feature)
     made_for = _class_of(policy)

@@ -71,11 +71,9 @@ class GivenNoise(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        if function in NORMAL:
-            return self._answer(result)
         if function in OTHER_RANDOM:
             raise UserError(f"the policy draws {function.__name__} while it samples; only normal noise can be given")
-        return result
+        return self._answer(result) if function in NORMAL else result
 
     def _answer(self, drawn: Tensor) -> Tensor:
         self.draws += 1

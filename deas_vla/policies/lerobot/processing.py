@@ -27,6 +27,8 @@ from deas_vla.errors import ContractMismatch, UserError
 STATE, ACTION, TASK = "observation.state", "action", "task"
 # Settings that say where something lies, not what it is.
 PATHS = ("tokenizer_name", "model_name", "device")
+# LeRobot would leave the numbers as they are.
+REMEDY = "save its processors with the statistics of its data set"
 
 
 def camera_name(key: str) -> str:
@@ -45,13 +47,13 @@ class Processors:
         self.config, self.preprocessor, self.postprocessor = config, preprocessor, postprocessor
         # Every prompt is padded to one length, as masked tokens: what a frame becomes then does not depend on the
         # other instructions of its batch.
-        steps = [
+        padded = [
             replace(step, padding="max_length", tokenizer=step.input_tokenizer)
             if isinstance(step, TokenizerProcessorStep)
             else step
             for step in preprocessor.steps
         ]
-        self._padded = replace(preprocessor, steps=steps)
+        self._padded = replace(preprocessor, steps=padded)
         # What happens to an action on its way into the model, in this order.
         inwards = RelativeActionsProcessorStep | NormalizerProcessorStep
         self._inwards = [s for s in preprocessor.steps if isinstance(s, inwards) or _packs(s)]
@@ -67,29 +69,22 @@ class Processors:
         self._require_supported()
 
     def _require_supported(self) -> None:
-        kind = self.config.type
-        known = {STATE, *self.config.image_features}
+        kind, known = self.config.type, {STATE, *self.config.image_features}
         other = [key for key in self.config.input_features if key not in known]
         if other:
             raise UserError(f"the {kind} policy reads {other[0]}, which an observation here does not have")
-        if getattr(self.config, "n_obs_steps", 1) != 1:
-            raise UserError(
-                f"the {kind} policy sees {self.config.n_obs_steps} observations at once, and a critic sees one; "
-                "train it with --policy.n_obs_steps=1"
-            )
+        count = getattr(self.config, "n_obs_steps", 1)
+        if count != 1:
+            hint = "train it with --policy.n_obs_steps=1"
+            raise UserError(f"the {kind} policy sees {count} observations at once, and a critic sees one; {hint}")
         for step in [*self.preprocessor.steps, *self.postprocessor.steps]:
             if isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep):
                 for key, feature in step.features.items():
                     mode = step.norm_map.get(feature.type, NormalizationMode.IDENTITY)
                     if mode is not NormalizationMode.IDENTITY and not step.stats.get(key):
-                        raise UserError(
-                            f"the {kind} policy has no normalisation statistics of {key}; LeRobot would leave it "
-                            "as it is; save its processors with the statistics of its data set"
-                        )
+                        raise UserError(f"the {kind} policy has no normalisation statistics of {key}; {REMEDY}")
             elif _packs(step) and not (step.raw_stats or {STATE, ACTION} <= (step.stats or {}).keys()):
-                raise UserError(f"the {kind} policy has no normalisation statistics of {STATE} and {ACTION}")
-
-    # ---- the contract --------------------------------------------------------------------------------------
+                raise UserError(f"the {kind} policy has no normalisation statistics of {STATE} and {ACTION}; {REMEDY}")
 
     def cameras(self, contract: Contract) -> list[int]:
         """The contract's index of each camera in the order in which the policy sees them.
@@ -144,12 +139,8 @@ class Processors:
                     mean, std = (torch.as_tensor(stats[key][k]).double() for k in ("mean", "std"))
                     numbers += [tuple(mean.tolist()), tuple(std.clamp_min(floor).tolist())]
                 return Statistics(*numbers)
-        raise UserError(
-            f"the {self.config.type} policy does not hold mean and standard deviation of its data; "
-            "give a contract with statistics"
-        )
-
-    # ---- observations --------------------------------------------------------------------------------------
+        what = f"the {self.config.type} policy does not hold mean and standard deviation of its data"
+        raise UserError(f"{what}; give a contract with statistics")
 
     def batch(self, observation: Observation) -> dict[str, Tensor]:
         """What the policy's model reads, for B observations; ``task`` holds the instructions: see `instructions_of`."""
@@ -159,8 +150,6 @@ class Processors:
         made = self._padded(batch)
         tensors = {key: value for key, value in made.items() if isinstance(value, Tensor)}
         return tensors | {TASK: _as_bytes(made.get(TASK, observation.instruction))}
-
-    # ---- actions -------------------------------------------------------------------------------------------
 
     def actions(self, commands: Tensor, raw_state: Tensor) -> Tensor:
         """(B, H, A) commands to what the model learns to make, which may be relative to the (B, S) raw state."""
@@ -180,8 +169,6 @@ class Processors:
     def _transition(self, raw_state: Tensor, commands: Tensor | None = None) -> dict:
         text = {TASK: [""] * len(raw_state)}
         return create_transition(observation={STATE: raw_state}, action=commands, complementary_data=text)
-
-    # ---- identity ------------------------------------------------------------------------------------------
 
     @cached_property
     def fingerprint(self) -> str:

@@ -36,9 +36,6 @@ STEPS = {
 }
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------
-
-
 def make_standalone(folder: Path, steps: Sequence, fields: dict[str, object]) -> None:
     """Turns the folder of a LeRobot policy, with the parts that its adapter wrote, into one that needs nothing else.
 
@@ -98,9 +95,6 @@ def _remove_notes(path: Path) -> None:
     write_json(path, json.loads(path.read_text(encoding="utf-8"), object_hook=cleaned))
 
 
-# ---- reading ---------------------------------------------------------------------------------------------------
-
-
 def find_parts(config, folder: Path) -> dict[str, dict[str, str]]:
     """Makes the relative paths in LeRobot's configuration of a policy absolute, in place.
 
@@ -110,23 +104,21 @@ def find_parts(config, folder: Path) -> dict[str, dict[str, str]]:
     Raises:
         UserError: naming the part that is missing; LeRobot would look for it on a hub.
     """
+    needed = []
     for field, value in vars(config).items():
         if isinstance(value, str) and value.startswith(f"{PARTS}/"):
-            setattr(config, field, str(_there(folder / value)))
+            needed.append(folder / value)
+            setattr(config, field, str(folder / value))
     overrides = {}
     for entry in read_json(folder / PREPROCESSOR).get("steps", []):
         field, part_name = STEPS.get(entry.get("registry_name"), (None, None))
         if field is not None and entry["config"].get(field) == part_name:
-            for name in TOKENIZER_FILES:
-                _there(folder / part_name / name)
+            needed += [folder / part_name / name for name in TOKENIZER_FILES]
             overrides[entry["registry_name"]] = {field: str(folder / part_name)}
+    for part in needed:
+        if not part.exists():
+            raise UserError(f"{part}: missing, and the policy is not whole without it; copy it again")
     return overrides
-
-
-def _there(part: Path) -> Path:
-    if not part.exists():
-        raise UserError(f"{part}: missing, and the policy is not whole without it; copy it again")
-    return part
 
 
 @contextmanager

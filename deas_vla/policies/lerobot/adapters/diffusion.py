@@ -26,10 +26,7 @@ def uniform_of(time: Tensor) -> Tensor:
 
 
 def diffusion_steps(time: Tensor, count: int) -> Tensor:
-    """(...) flow times, 1 is clean, to (...) int64 numbers of diffusion steps, of which 0 is nearly clean.
-
-    Each of the `count` steps is equally likely, as LeRobot trains.
-    """
+    """Flow times to int64 numbers of `count` diffusion steps, 0 nearly clean, each equally likely as in LeRobot."""
     return (uniform_of(time) * count).long().clamp(0, count - 1)
 
 
@@ -41,8 +38,7 @@ def denoising_error(
     Args:
         scheduler: of `diffusers`.
         predict: takes (M, H, A) noisy chunks and (M,) numbers of diffusion steps.
-        actions: (M, H, A) clean chunks; `noise` likewise.
-        time: (M,) flow times.
+        actions: (M, H, A) clean chunks; noise likewise; time: (M,) flow times.
     """
     steps = diffusion_steps(time, scheduler.config.num_train_timesteps)
     target = noise if scheduler.config.prediction_type == "epsilon" else actions
