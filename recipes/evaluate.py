@@ -8,7 +8,6 @@ the methods; the scenes are never those of collection. About 0.05 s an episode o
 1 s a scene.
 """
 
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -187,7 +186,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
     run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True)
     if accelerator.is_main_process:
         with lock(Path(config.output).parent / "report"):
-            report = write_run_report(Path(config.output), ["accelerate", "launch", *sys.argv])
+            report = write_run_report(Path(config.output))
         headline, file = report["headline"], Path(config.output).parent / "report.html"
         print(f"\n{headline['text']}\n{headline['detail']}\nThe report: {file}", flush=True)
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -78,6 +79,7 @@ def numbers(output: Path) -> dict:
 
 def test_the_recipe_leaves_a_whole_report(run):
     report = json.loads((run / "report.json").read_text())
+    assert shlex.split(report["command"]) == ["accelerate", "launch", *command(run)[3:]]
     assert set(report["methods"]) == METHODS
     for name, method in report["methods"].items():
         # Without noise the two samples of a scene would be one episode twice.

@@ -213,6 +213,13 @@ def test_videos_show_the_right_frames(tmp_path):
         assert seen.shape == (len(options), 64, 64, 3) and seen.dtype == torch.uint8
 
 
+def test_images_that_would_crash_the_video_encoder_are_refused(tmp_path):
+    contract = example_contract(cameras=(Camera("left", 64, 16), Camera("wrist", 64, 64)))
+    with pytest.raises(UserError, match=r'images of left are under 32 pixels wide.*storage="image"'):
+        write_dataset(tmp_path / "dataset", [], contract, "local/toy", storage="video")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("storage", ["image", "video"])
 def test_a_vector_of_one_column_comes_back(tmp_path, storage):
     """LeRobot stores it as a number a row."""

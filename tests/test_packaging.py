@@ -2,6 +2,7 @@
 
 import configparser
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -162,6 +163,25 @@ def test_an_error_of_all_processes_is_told_once_and_repeated_by_the_launcher(tmp
     assert [line for line in done.stderr.splitlines() if line.startswith("error: ")] == ["error: no such task 'Lfit'"]
     assert "error: no such task 'Lfit'" in done.stderr.rpartition("Root Cause")[2]
     assert "recipe.py" not in "".join(line for line in done.stderr.splitlines() if line.lstrip().startswith("File "))
+
+
+@pytest.mark.slow
+def test_the_command_of_the_report_is_the_one_that_was_typed(tmp_path):
+    script = tmp_path / "recipe.py"
+    script.write_text(
+        "import os\nfrom deas_vla.report.run import launch_command\n"
+        "if os.environ.get('RANK', '0') == '0': print('typed:', launch_command(), flush=True)\n"
+    )
+    config, arguments = str(ROOT / "accelerate_configs" / "cpu.yaml"), [str(script), "--seed=3", "--task=pick up"]
+    launcher = [sys.executable, "-m", "accelerate.commands.launch", "--config_file", config]
+    for start, expected in (
+        (launcher, ["accelerate", "launch", "--config_file", config, *arguments]),
+        ([sys.executable], ["python", *arguments]),
+    ):
+        environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        done = subprocess.run([*start, *arguments], env=environment, capture_output=True, text=True, check=True)
+        (typed,) = (line for line in done.stdout.splitlines() if line.startswith("typed: "))
+        assert shlex.split(typed.removeprefix("typed: ")) == expected
 
 
 ORPHANED = """

@@ -266,6 +266,24 @@ def test_degenerate_data_makes_a_report(tmp_path, name):
     assert "To be kept in mind" in page.text
 
 
+def test_rule_13_the_head_of_the_page_names_the_preset(tmp_path):
+    write_report(tmp_path, methods(ONE, ~ONE, preset="published (hl-gauss head)"))
+    text = read(tmp_path)[2]
+    assert text.count("preset published (hl-gauss head)") == 1
+    assert "preset published (hl-gauss head)" in text[text.index("<header>") : text.index("</header>")]
+
+
+def test_one_of_a_thing_is_not_plural(tmp_path):
+    data = methods(ONE, ~ONE, value_traces=[ValueTrace(np.arange(3), np.ones(3), False)])
+    data.oracle_decisions = OracleDecisions(np.zeros((1, 4)), np.ones((1, 4)), np.zeros(1), "x")
+    data.calibration = Calibration(np.array([-3.0]), np.array([-2.0]), np.array(["success"]))
+    write_report(tmp_path, data)
+    shown = " ".join(read(tmp_path)[1].text)
+    assert "At 1 decision in 1 scene each of 4 candidates" in shown
+    assert "0 successes and 1 failure while" in shown and "1 chunk that was played" in shown
+    assert not re.search(r"\b1 (decision|scene|candidate|success|failure|episode|sample|chunk)e?s\b", shown)
+
+
 def test_versions_name_what_ran():
     versions = collect_versions()
     assert versions["numpy"] == np.__version__ and versions["python"].startswith("3.")

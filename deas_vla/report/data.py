@@ -37,23 +37,18 @@ class Outcomes:
     def episodes(self) -> int:
         return self.success.size
 
-    def on(self, scenes: np.ndarray, samples: int) -> np.ndarray:
-        """(len(scenes), samples) bool: the outcomes in these scenes, first noise samples."""
-        row = {int(scene): i for i, scene in enumerate(self.scenes)}
-        return self.success[[row[int(scene)] for scene in scenes], :samples]
-
 
 def paired_outcomes(*methods: Outcomes) -> list[np.ndarray] | None:
     """The methods' (S, D) outcomes on the scenes and samples that all of them played; None if there are none.
 
     An oracle, which is expensive, may have played fewer scenes and samples than the other methods.
     """
-    common = methods[0].scenes
-    for method in methods[1:]:
-        common = common[np.isin(common, method.scenes)]
-    if not len(common):
+    rows = [{int(scene): row for row, scene in enumerate(method.scenes)} for method in methods]
+    common = [scene for scene in rows[0] if all(scene in row for row in rows)]
+    samples = min(method.success.shape[1] for method in methods)
+    if not common:
         return None
-    return [method.on(common, min(a.success.shape[1] for a in methods)) for method in methods]
+    return [method.success[[row[s] for s in common], :samples] for method, row in zip(methods, rows, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -79,19 +74,12 @@ class Calibration:
 
 @dataclass(frozen=True)
 class OracleDecisions:
-    """Decisions in which every candidate was played in a branch of the simulator.
+    """Decisions in which every candidate was played in a branch of the simulator."""
 
-    Attributes:
-        scores: (K, N) the critic's scores.
-        returns: (K, N) the Monte-Carlo return of each candidate, more is better.
-        scenes: (K,) int, the scene of each decision.
-        meaning: what `returns` are, in words: "share of 2 continuations that succeeded".
-    """
-
-    scores: np.ndarray
-    returns: np.ndarray
-    scenes: np.ndarray
-    meaning: str
+    scores: np.ndarray  # (K, N) the critic's scores
+    returns: np.ndarray  # (K, N) the Monte-Carlo return of each candidate, more is better
+    scenes: np.ndarray  # (K,) int, the scene of each decision
+    meaning: str  # what `returns` are, in words: "share of 2 continuations that succeeded"
 
 
 @dataclass(frozen=True)
@@ -133,16 +121,11 @@ class ReportData:
     video_caption: str = ""
 
     def validate(self) -> None:
-        """Refuses a report that would not mean what it says.
-
-        Raises:
-            UserError: if a scene of the evaluation is in the training data (design rule 10), or a method that is to
-                be compared was not played.
-        """
+        """UserError if a scene of the evaluation is in the training data (design rule 10), or a method to be compared
+        was not played."""
         for pair in [self.primary, *self.comparisons]:
-            for method in pair:
-                if method not in self.methods:
-                    raise UserError(f"'{pair[0]} - {pair[1]}' needs method {method}; evaluate it too")
+            for missing in set(pair) - self.methods.keys():
+                raise UserError(f"'{pair[0]} - {pair[1]}' needs method {missing}; evaluate it too")
         if self.collection_scenes is not None:
             played = [*self.methods.values(), *self.success_by_n.values()]
             shared = np.intersect1d(self.collection_scenes, np.concatenate([m.scenes for m in played]))

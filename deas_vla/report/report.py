@@ -14,10 +14,6 @@ from deas_vla.report.data import ReportData
 def write_report(folder: str | Path, data: ReportData) -> dict:
     """Writes ``report.json`` and ``report.html`` into a folder; the same data gives the same bytes.
 
-    Args:
-        folder: is made if need be.
-        data: what to report.
-
     Returns:
         The content of report.json. What is not a finite number (the loss of a run that diverged) is null in it.
 
@@ -33,12 +29,7 @@ def write_report(folder: str | Path, data: ReportData) -> dict:
 
 
 def render(data: ReportData, found: dict) -> str:
-    """The report as one HTML document that refers to nothing outside it.
-
-    Args:
-        data: the raw outcomes, for the plots.
-        found: `summarize(data)`, for every number in words.
-    """
+    """The report as one HTML document that refers to nothing outside it; every number in words is of `found`."""
     jinja2 = require("jinja2", "report")
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
@@ -51,8 +42,8 @@ def render(data: ReportData, found: dict) -> str:
         found,
         data=data,
         colors=plots.COLORS,
-        plots={title: _embedded(svg, "image/svg+xml") for title, svg in _plots(data, found).items()},
-        curves=[(title, _embedded(svg, "image/svg+xml")) for title, svg in plots.curve_plots(data.curves)],
+        plots=_plots(data, found["critic"]),
+        curves=[(title, _embedded(svg.encode(), "image/svg+xml")) for title, svg in plots.curve_plots(data.curves)],
         video=_embedded(data.video.read_bytes(), "video/mp4") if data.video else None,
         title_of=lambda name: summary.method_title(name, data.candidates),
         reach=_reach(found["paired"]),
@@ -61,8 +52,8 @@ def render(data: ReportData, found: dict) -> str:
     return text.replace(" %", "\u00a0%")  # no line break between a number and its per cent sign
 
 
-def _plots(data: ReportData, found: dict) -> dict[str, str]:
-    critic, made = found["critic"], {}
+def _plots(data: ReportData, critic: dict) -> dict[str, str]:
+    made = {}
     if data.success_by_n:
         made["by_n"] = plots.success_by_n_plot(data)
     if critic["ranking"] and critic["ranking"]["informative_decisions"]:
@@ -71,7 +62,7 @@ def _plots(data: ReportData, found: dict) -> dict[str, str]:
         made["values"] = plots.value_plot(data.value_traces)
     if critic["calibration"]:
         made["calibration"] = plots.calibration_plot(data.calibration)
-    return made
+    return {name: _embedded(svg.encode(), "image/svg+xml") for name, svg in made.items()}
 
 
 def _reach(paired: dict) -> float:
@@ -80,8 +71,7 @@ def _reach(paired: dict) -> float:
     return next((r for r in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8) if r >= max([0.1, *ends]) - 1e-9), 1.0)
 
 
-def _embedded(content: str | bytes, kind: str) -> str:
-    content = content.encode() if isinstance(content, str) else content
+def _embedded(content: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode()}"
 
 

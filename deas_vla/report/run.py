@@ -1,7 +1,10 @@
 """From the folders of a run to its report: nothing is computed that is not in a file."""
 
 import json
+import re
 import shlex
+import sys
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,8 @@ import numpy as np
 from deas_vla.config import fingerprint, to_json
 from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.options import RewardSpec, returns_to_go
-from deas_vla.files import sha256_of
+from deas_vla.errors import require
+from deas_vla.files import read_json, sha256_of
 from deas_vla.report.data import Calibration, Curve, OracleDecisions, Outcomes, ReportData, ValueTrace
 from deas_vla.report.report import write_report
 from deas_vla.rollouts.collect import DATASET
@@ -22,16 +26,13 @@ from deas_vla.versions import collect_versions
 
 # Scenes of one task are told from those of another by this distance in the report.
 TASK_STRIDE = 10_000_000
+LAUNCHER = re.compile(r"(^|/)accelerate(-launch|\.commands\.launch)?$")
 # Training curves that are shown: each group is a plot of its own.
 CURVES = {"loss": ("loss", "value_loss", "q_loss"), "values": ("value", "q")}
 
 
-def write_run_report(evaluation: Path, command: list[str]) -> dict:
-    """Writes ``report.json`` and ``report.html`` into the folder above an evaluation's.
-
-    Args:
-        evaluation: stage folder of recipes/evaluate.py.
-        command: the command line that makes the whole run again.
+def write_run_report(evaluation: Path) -> dict:
+    """Writes ``report.json`` and ``report.html`` of a run into the folder above the stage of recipes/evaluate.py.
 
     Returns:
         The content of report.json.
@@ -41,13 +42,14 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
     """
     stages = _stages(evaluation)
     settings = stages[evaluation.name]["settings"]
-    plan, tasks, seed = settings["evaluation"], settings["tasks"], settings["seed"]
+    plan, tasks = settings["evaluation"], settings["tasks"]
     methods = _read_methods([evaluation / "methods" / task for task in tasks])
     outcomes = {name: _outcomes(episodes) for name, episodes in methods.items()}
 
     by_count = {n: f"best_of_{n}" for n in plan["candidate_counts"]} | {plan["num_candidates"]: "best_of_n"}
     if plan["noise_scale"] == 1:  # one candidate with the policy's own noise is the policy
         by_count[1] = "policy"
+    only_in_table = set(by_count.values()) - {"policy", "best_of_1", "best_of_n"}
     # Not by the names of folders, which are the user's.
     critic_stage = Path(stages[evaluation.name]["sources"]["critic"])
     critic = stage_report(critic_stage)["settings"]
@@ -61,12 +63,8 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
     data = ReportData(
         title=f"deas_vla · {', '.join(tasks)} in {settings['env']}",
         task=_task_in_words(stages, tasks),
-        command=shlex.join(command),
-        methods={
-            name: outcome
-            for name, outcome in outcomes.items()
-            if name not in by_count.values() or name in ("policy", "best_of_1", "best_of_n")
-        },
+        command=launch_command(),
+        methods={name: outcome for name, outcome in outcomes.items() if name not in only_in_table},
         candidates=plan["num_candidates"],
         success_by_n={n: outcomes[by_count[n]] for n in sorted(plan["candidate_counts"])},
         value_traces=_value_traces(methods["policy"]),
@@ -77,14 +75,28 @@ def write_run_report(evaluation: Path, command: list[str]) -> dict:
         peak_memory_bytes=max(stage["peak_memory_bytes"] for stage in stages.values()),
         collection_scenes=trained_on,
         preset=_preset(critic, trained=(critic_stage / "validation.json").is_file()),
-        seeds={"run": seed},
+        seeds={"run": settings["seed"]},
         hashes=_hashes(stages),
         versions=collect_versions(),
         config={name: stage["settings"] for name, stage in stages.items()},
         video=video if video.is_file() else None,
-        video_caption=json.loads(caption.read_text())["caption"] if caption.is_file() else "",
+        video_caption=read_json(caption)["caption"] if caption.is_file() else "",
     )
     return write_report(evaluation.parent, data)
+
+
+def launch_command() -> str:
+    """The command line that started this process; where a launcher did, the launcher's, with its flags."""
+    psutil = require("psutil", "report")
+    mine, arguments = psutil.Process(), sys.argv[1:]
+    for process in mine.parents():
+        with suppress(psutil.Error):
+            words = process.cmdline()
+            launcher = next((i for i, word in enumerate(words) if LAUNCHER.search(word)), None)
+            if launcher is not None and words[len(words) - len(arguments) :] == arguments:
+                words = words[launcher + 1 :]
+                return shlex.join(["accelerate", "launch", *words[words[:1] == ["launch"] :]])
+    return shlex.join(["python", *mine.cmdline()[1:]])
 
 
 def _preset(settings: dict, trained: bool = True) -> str:
@@ -199,6 +211,6 @@ def _hashes(stages: dict[str, dict]) -> dict[str, str]:
 def _task_in_words(stages: dict[str, dict], tasks: list[str]) -> str:
     if "demonstrations" not in stages:
         return ", ".join(tasks)
-    facts = json.loads((stages["demonstrations"]["folder"] / DATASET / SIDECAR).read_text())
+    facts = read_json(stages["demonstrations"]["folder"] / DATASET / SIDECAR)
     sentences = " and ".join(f"“{sentence}”" for sentence in facts["metadata"]["instructions"])
     return f"The robot ({facts['contract']['embodiment']}) is told {sentences}."

@@ -114,8 +114,9 @@ def percent(rate: float) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """1 scene, 2 scenes."""
-    return f"{number} {noun}{'' if number == 1 else 's'}"
+    """1 scene, 2 scenes, 2 successes."""
+    plural = "es" if noun.endswith("s") else "s"
+    return f"{number} {noun}{'' if number == 1 else plural}"
 
 
 def signed(number: float) -> str:

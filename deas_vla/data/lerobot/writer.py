@@ -34,6 +34,8 @@ from deas_vla.files import atomic_path
 STATISTICS_FRAMES, STATISTICS_STRIDE = 8, 2
 # Rows of the table of episodes that are written together; LeRobot's default of ten writes often.
 EPISODES_A_FLUSH = 500
+# LeRobot's encoder (SVT-AV1) ends the whole process at images narrower than 28 pixels.
+NARROWEST_VIDEO = 32
 
 
 def write_dataset(
@@ -56,7 +58,7 @@ def write_dataset(
         metadata: anything JSON that says how the episodes came about: seeds, versions, settings of the environment.
 
     Raises:
-        UserError: if `root` exists, an episode is not valid, or there is none.
+        UserError: if `root` exists, an episode is not valid, there is none, or images are too narrow for a video.
     """
     root = Path(root)
     if root.exists():
@@ -64,6 +66,12 @@ def write_dataset(
     writers = {"image": ImageWriter, "video": VideoWriter}
     if storage not in writers:
         raise UserError(f"storage is {storage!r}; choose image or video")
+    narrow = [camera.name for camera in contract.cameras if camera.width < NARROWEST_VIDEO]
+    if storage == "video" and narrow:
+        raise UserError(
+            f"{root}: images of {', '.join(narrow)} are under {NARROWEST_VIDEO} pixels wide, too narrow for LeRobot's "
+            'video encoder; store them as images (storage="image"), or enlarge them'
+        )
     require("lerobot", "lerobot")
     # An integer where it is one, as LeRobot has it.
     fps = int(contract.rate_hz) if contract.rate_hz == int(contract.rate_hz) else contract.rate_hz
