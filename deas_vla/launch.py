@@ -26,14 +26,8 @@ PR_SET_PDEATHSIG = 1
 def run_recipe[T](main: Callable[[T], object], config_class: type[T], argv: list[str] | None = None) -> NoReturn:
     """Parses the command line, runs a recipe and ends the process.
 
-    Exit status: 0 when `main` returns; 2 for a `UserError` and for a full disk, reported in one line and without a
-    traceback; 130 when interrupted. Any other exception is a defect and keeps its traceback. When several processes
-    run, each error is reported once.
-
-    Args:
-        main: the recipe; takes the configuration.
-        config_class: its dataclass, see `deas_vla.config.parse`.
-        argv: the arguments; None: those of this process.
+    Exit status: 0 when `main` returns; 2 for a `UserError` and for a full disk, reported in one line, once for all
+    processes; 130 when interrupted. Any other exception is a defect and keeps its traceback.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
@@ -41,18 +35,15 @@ def run_recipe[T](main: Callable[[T], object], config_class: type[T], argv: list
     try:
         if rank == 0 or not {"--help", "-h"} & set(sys.argv[1:] if argv is None else argv):
             main(parse(config_class, argv))
-    except UserError as error:
-        _report(f"error: {error}", rank)
-        sys.exit(2)
     except KeyboardInterrupt:
         if rank == 0:
             print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
         sys.exit(130)
     except Exception as error:
-        full = disk_full(error)
-        if full is None:
+        line = str(error) if isinstance(error, UserError) else disk_full(error)
+        if line is None:
             raise
-        _report(f"error: {full}", rank)
+        _report(f"error: {line}", rank)
         sys.exit(2)
     sys.exit(0)
 

@@ -34,7 +34,7 @@ from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.collect import Reader, collected
 from deas_vla.rollouts.scenes import record_scenes
 from deas_vla.scorers.deas import DeasScorer
-from deas_vla.scorers.scorer import SCORERS
+from deas_vla.scorers.scorer import SCORERS, EnsembleScorer
 from deas_vla.training.critic import (
     CandidateCache,
     critic_batch,
@@ -93,6 +93,7 @@ class TrainCriticConfig:
     # Its optimisation, before the critic's.
     image_encoder_training: TrainingConfig = field(default_factory=lambda: preset("default").image_encoder_training)
     # What is trained: deas, q_chunking, iql, or your own, FILE.py:NAME; one that needs no training is stored as it is.
+    # An ensemble is not trained here: it joins trained critics (docs/critic.md).
     scorer: str = "deas"
     # The critic and its losses.
     critic: CriticConfig = field(default_factory=CriticConfig)
@@ -119,6 +120,8 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
     paths = {"demonstrations": config.demonstrations, **rollouts, "policy": config.policy}
     inputs = {name: Path(path) for name, path in paths.items() if path}
     scorer_class = SCORERS.get(config.scorer)
+    if issubclass(scorer_class, EnsembleScorer):
+        raise UserError("--scorer=ensemble joins critics that are trained already: train each, then see docs/critic.md")
 
     def work(folder: Path) -> None:
         policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)

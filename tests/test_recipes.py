@@ -11,6 +11,7 @@ from torch import nn
 
 from deas_vla.config import parse
 from deas_vla.errors import UserError
+from deas_vla.files import write_json
 from deas_vla.launch import run_recipe
 from deas_vla.scorers.scorer import Scorer
 from deas_vla.training import critic
@@ -73,6 +74,7 @@ CONFIGS = {
         (second_iteration_ablation, ["--runs="], "needs a run and a scene"),
         (second_iteration_ablation, ["--runs={folder}/none"], "rollouts_2 is not a finished stage"),
         (evaluate, ["--critic="], "an evaluation needs --critic=FOLDER"),
+        (train_critic, ["--scorer=ensemble"], "--scorer=ensemble joins critics that are trained already"),
         (evaluate, ["--scorers=mine"], "'mine' is not NAME:FOLDER with a name of its own"),
         (evaluate, ["--policies=a:b,a:c"], "'a:c' is not NAME:FOLDER or NAME:FOLDER:CRITIC"),
         (collect_demos, ["--demos.dataset={folder}/none"], "{folder}/none"),
@@ -86,6 +88,36 @@ def test_bad_input_gets_one_line(recipe, arguments, words, tmp_path, capsys):
     assert caught.value.code == 2
     error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(error) == 1 and words.format(folder=tmp_path) in error[0]
+
+
+@pytest.mark.parametrize(
+    ("recipe", "flags"),
+    [
+        (evaluate, ["--policy={folder}/policy"]),
+        (
+            finetune_policy,
+            [
+                "--method=advantage_weighted",
+                "--start_from={folder}/policy",
+                "--demonstrations={folder}/policy",
+                "--rollouts={folder}/policy",
+            ],
+        ),
+    ],
+)
+def test_an_empty_folder_as_critic_gets_one_clear_message(recipe, flags, tmp_path, capsys):
+    (tmp_path / "critic").mkdir()
+    write_json(tmp_path / "policy" / "stage.json", {"made": "policy", "sources": {}})
+    argv = ["--critic={folder}/critic", *flags]
+    test_bad_input_gets_one_line(recipe, argv, "{folder}/critic is not a finished stage", tmp_path, capsys)
+
+
+def test_the_help_of_training_a_critic_names_the_size_of_the_ensemble_and_the_scorer_kinds(capsys):
+    with pytest.raises(SystemExit):
+        run_recipe(train_critic.main, train_critic.TrainCriticConfig, ["--help"])
+    shown = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    assert "--critic.num_q INT K, size of the ensemble of Q networks" in shown
+    assert "deas, q_chunking, iql, or your own" in shown and "An ensemble is not trained here" in shown
 
 
 @pytest.mark.parametrize("arguments", [[], *([f"--preset={name}"] for name in PRESETS)])

@@ -39,7 +39,7 @@ class CriticConfig:
     sigma_bins: float = 0.75
     # distance from the extreme returns to the ends of the bins, in standard deviations of the Gaussian (hl_gauss)
     margin_sigmas: float = 4.0
-    # K, number of Q networks; scores and targets take the smallest
+    # K, size of the ensemble of Q networks; scores and targets take the smallest
     num_q: int = 2
     # how far the target Q networks move towards the online ones at every optimiser step, in (0, 1]
     polyak: float = 0.005

@@ -1,8 +1,7 @@
 """Golden inputs: stored observations and what the reranker made of them, to be replayed anywhere.
 
-Images, states and instructions are kept as they were, so that the whole path can be replayed: backbone, action head,
-critic, choice. The features and candidates on the way are kept too: they show which part differs, and a computer that
-has only the critic can check its scores.
+Features and candidates on the way are kept too: they show which part differs, and a computer that has only the critic
+can check its scores.
 """
 
 import json
@@ -26,8 +25,6 @@ from deas_vla.scorers.scorer import Encoded, Scorer
 GOLDEN = "golden.safetensors"
 IMAGE = "image."
 RESULTS = ("features", "candidates", "scores", "value", "index")
-
-
 # Which part of a reranker makes what.
 MADE_BY = {
     "features": "the backbone and the projection of its tokens",
@@ -100,15 +97,12 @@ class Golden:
         return scorer.score(encoded, scorer.chunks(self.candidates))
 
     def distances(self, other: "Golden", contract: Contract, support: tuple[float, float]) -> dict[str, Tensor]:
-        """How far another recording of the same observations is from this one.
+        """Part to (G,) largest difference of a replay on each input, in the units of `Tolerance`; NaN is infinite.
 
         Args:
             other: the replay, of as many candidates.
             contract: whose normalisation gives the actions one unit.
             support: lowest and highest score.
-
-        Returns:
-            Part to (G,) largest difference on each observation, in the units of `Tolerance`; NaN is infinite.
         """
         width, found = support[1] - support[0], {}
         for name in Tolerance._fields:

@@ -24,13 +24,12 @@ MEANING = {
 }
 
 
-# ---- writing ---------------------------------------------------------------------------------------------------
-
-
 def sections_of_parts(policy: ChunkPolicy, scorer: Scorer) -> dict:
     """The sections of a manifest that follow from the parts."""
     settings = scorer.description()
     del settings["contract"]  # it is the policy's
+    contract = policy.contract.to_json()
+    statistics = json.dumps(contract["statistics"], sort_keys=True)
     return {
         "policy": {
             "kind": policy.type_name,
@@ -40,13 +39,8 @@ def sections_of_parts(policy: ChunkPolicy, scorer: Scorer) -> dict:
             "image_keys": policy.image_keys(),
         },
         "scorer": {**flat(settings), "score_range": list(scorer.score_range), "fingerprint": scorer.fingerprint()},
-        "contract": policy.contract.to_json() | {"statistics_sha256": statistics_sha256(policy.contract)},
+        "contract": contract | {"statistics_sha256": hashlib.sha256(statistics.encode()).hexdigest()},
     }
-
-
-def statistics_sha256(contract: Contract) -> str:
-    """SHA-256 over the normalisation statistics alone."""
-    return hashlib.sha256(json.dumps(contract.to_json()["statistics"], sort_keys=True).encode()).hexdigest()
 
 
 def selection_section(num_candidates: int, selection: SelectionConfig, execute_steps: int) -> dict:
@@ -58,9 +52,6 @@ def selection_section(num_candidates: int, selection: SelectionConfig, execute_s
         "parameters": {name: getattr(selection, name) for name in used},
         "execute_steps": execute_steps,
     }
-
-
-# ---- reading ---------------------------------------------------------------------------------------------------
 
 
 def read_manifest(folder: Path) -> dict:

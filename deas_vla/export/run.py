@@ -60,14 +60,16 @@ def export_run(config: ExportConfig) -> Reranker:
         stage_report(run / stage)
     origins = {"policy": run / config.policy / POLICY, "critic": run / critic / CRITIC}
     policy = load_policy(origins["policy"])
-    report = run / "report.json"
+    report, evaluation, executed = run / "report.json", run / "evaluation", None
+    if evaluation.is_dir():
+        executed = stage_report(evaluation)["settings"]["evaluation"]["execute_steps"]
     return Export(
         policy=policy,
         scorer=load_scorer(origins["critic"], policy.contract),
         observation=stored_frames(run, policy.contract),
         num_candidates=config.candidates,
         selection=config.selection,
-        execute_steps=config.execute_steps or _executed(run),
+        execute_steps=config.execute_steps or executed,
         origins=origins,
         results=json.loads(report.read_text())["methods"] if report.is_file() else {},
     ).write(config.output)
@@ -99,10 +101,3 @@ def some_frames(episodes: list[Episode], count: int) -> list[dict]:
         state = episode.states[episode.frame_steps[row]]
         frames.append({"images": images, "state": state, "instruction": episode.instruction})
     return frames
-
-
-def _executed(run: Path) -> int | None:
-    """What the run's evaluation played of each chunk; None if it has none."""
-    if not (run / "evaluation").is_dir():
-        return None
-    return stage_report(run / "evaluation")["settings"]["evaluation"]["execute_steps"]

@@ -50,9 +50,6 @@ def verify(folder: str | Path) -> str:
     return f"{folder}: {files} files unchanged, parts as in {MANIFEST}, {decided}"
 
 
-# ---- files -----------------------------------------------------------------------------------------------------
-
-
 def write_sums(folder: Path) -> None:
     """Writes SHA256SUMS: one line for every file of a folder, as ``sha256sum --check`` reads it."""
     with atomic_path(Path(folder) / SUMS) as temporary:

@@ -68,8 +68,6 @@ class DeasPolicy(PreTrainedPolicy):
         self.scorer: Scorer = made.scorer.requires_grad_(False)
         self.reset()
 
-    # ---- decisions -----------------------------------------------------------------------------------------
-
     def reset(self) -> None:
         """Forgets the chunk that is being played, and begins the noise of new episodes."""
         self._queue: deque[Tensor] = deque()
@@ -115,14 +113,16 @@ class DeasPolicy(PreTrainedPolicy):
             )
         keys = [NoiseKey(self.config.seed, scene, 0, self._decisions) for scene in self._episodes]
         self._decisions += 1
-        prefix = self._prefix(prev_chunk_left_over, inference_delay or 0, execution_horizon)
+        prefix, left_over = None, prev_chunk_left_over
+        if left_over is not None:
+            rest = (left_over if left_over.dim() == 3 else left_over[None])[:, :execution_horizon]
+            if real := commands_in(rest, self._last_chunk):
+                prefix = Prefix(rest[:, :real], inference_delay or 0)
         self._last_chunk = self.reranker.choose(observation, keys, prefix).commands
         return self._last_chunk
 
     def supports_rtc(self) -> bool:
         return True
-
-    # ---- training ------------------------------------------------------------------------------------------
 
     def forward(self, batch: dict[str, Tensor]) -> NoReturn:
         """Refused, with a UserError: what is exported is final."""
@@ -131,8 +131,6 @@ class DeasPolicy(PreTrainedPolicy):
     def get_optim_params(self) -> NoReturn:
         """Refused, as `forward` is."""
         raise UserError(NO_TRAINING)
-
-    # ---- files ---------------------------------------------------------------------------------------------
 
     @classmethod
     def from_pretrained(
@@ -178,16 +176,6 @@ class DeasPolicy(PreTrainedPolicy):
             selection=decider.selection,
             execute_steps=self.config.n_action_steps,
         ).write(save_directory)
-
-    # ---- details -------------------------------------------------------------------------------------------
-
-    def _prefix(self, left_over: Tensor | None, committed: int, horizon: int | None) -> Prefix | None:
-        """What LeRobot says is left of the last chunk; None if nothing is."""
-        if left_over is None:
-            return None
-        rest = (left_over if left_over.dim() == 3 else left_over[None])[:, :horizon]
-        real = commands_in(rest, self._last_chunk)
-        return Prefix(rest[:, :real], committed) if real else None
 
 
 def observation_of(batch: dict, image_keys: dict[str, str], contract: Contract) -> Observation:
