@@ -41,8 +41,8 @@ class MujocoState:
 class MujocoEnv(SteppedEnv, ABC):
     """Base of a `ChunkEnv` on MuJoCo.
 
-    A subclass sets `contract`, `instruction` and `horizon`, calls `use`, and has `begin`, `step`, `state`, `own`,
-    `resume` and an `expert` with `reset` and a `memory`.
+    A subclass calls `use`, and has `contract_for`, `begin`, `step`, `state`, `own`, `resume` and an `expert` with
+    `reset`, `command` and a `memory`.
 
     Attributes:
         policy_groups, people_groups: groups of geometry that the policy's cameras show, and those that people see.
@@ -60,6 +60,11 @@ class MujocoEnv(SteppedEnv, ABC):
     restores_any_scene = True
     settings: EnvSettings
     expert: Any
+
+    def __init__(self, settings: EnvSettings, task: str, instruction: str, horizon: int):
+        self.settings, self.task, self.instruction = settings, task, instruction
+        self.horizon = settings.horizon or horizon
+        self.contract = self.contract_for(settings, task)
 
     def use(self, model, data) -> None:
         """Takes the simulator's model, as it is at the beginning of every scene, and its data."""
@@ -91,6 +96,9 @@ class MujocoEnv(SteppedEnv, ABC):
         self.begin(np.random.default_rng([zlib.crc32(self.task.encode()), self.scene]))
         self.expert.reset()
         return self.frame()
+
+    def expert_command(self, noise: np.random.Generator) -> np.ndarray:
+        return self.expert.command(noise)
 
     def save(self) -> MujocoState:
         """The complete state; see `ChunkEnv`. It can be restored in any process with the same configuration."""

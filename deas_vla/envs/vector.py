@@ -70,12 +70,8 @@ class EnvWorkers:
 
     def play(self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0) -> list[ChunkResult]:
         """Plays one chunk of (n, A) commands in each slot; see `ChunkEnv.play`."""
-        return self._run(
-            [
-                (slot, "play", (np.asarray(chunk, np.float32), frame_every))
-                for slot, chunk in zip(slots, chunks, strict=True)
-            ]
-        )
+        pairs = zip(slots, chunks, strict=True)
+        return self._run([(slot, "play", (np.asarray(chunk, np.float32), frame_every)) for slot, chunk in pairs])
 
     def save(self, slots: Sequence[int]) -> list[object]:
         """The complete states of these slots."""
@@ -95,12 +91,8 @@ class EnvWorkers:
             seeds: seed of the expert's imperfections in each episode.
             frame_every: as in `play`.
         """
-        return self._stream(
-            [
-                (EXPERT_SLOT, "expert", (int(scene), int(seed), frame_every))
-                for scene, seed in zip(scenes, seeds, strict=True)
-            ]
-        )
+        pairs = zip(scenes, seeds, strict=True)
+        return self._stream([(EXPERT_SLOT, "expert", (int(scene), int(seed), frame_every)) for scene, seed in pairs])
 
     def close(self) -> None:
         """Ends the workers; nothing can be called after it."""
@@ -213,12 +205,12 @@ class _Host:
         self._envs.clear()
 
     def _env(self, slot: int) -> ChunkEnv:
-        if not self._envs:
+        shared = next(iter(self._envs.values()), None)
+        if shared is not None and shared.restores_any_scene:
+            return shared
+        if slot not in self._envs:
             self._envs[slot] = make_env(self.config)
-        first = next(iter(self._envs.values()))
-        if not first.restores_any_scene and slot not in self._envs:
-            self._envs[slot] = make_env(self.config)
-        return first if first.restores_any_scene else self._envs[slot]
+        return self._envs[slot]
 
     def _at(self, slot: int, fresh: bool = False) -> ChunkEnv:
         """The environment, standing where the slot stands; `fresh`: about to be reset or restored."""

@@ -28,10 +28,6 @@ PLAIN = (bool, int, float, str, tuple, list, dict, np.ndarray, np.generic, type(
 class MetaworldEnv(MujocoEnv):
     """One Meta-World task; a `ChunkEnv`.
 
-    Args:
-        settings: how the task is seen and played.
-        task: its name.
-
     Raises:
         UserError: if Meta-World or an OpenGL library is missing, or the settings do not fit.
 
@@ -48,10 +44,8 @@ class MetaworldEnv(MujocoEnv):
     camera_names = {name: view.camera for name, view in VIEWS.items()}  # noqa: RUF012
 
     def __init__(self, settings: MetaworldSettings, task: str):
-        self.settings, self.task = settings, task
-        self.contract = metaworld_contract(settings, task)
         spec = task_of(task)
-        self.instruction, self.horizon = spec.instruction, settings.horizon or spec.horizon
+        super().__init__(settings, task, spec.instruction, spec.horizon)
         choose_gl()
         environments = require("metaworld.env_dict", "metaworld").ALL_V3_ENVIRONMENTS
         experts = require("metaworld.policies", "metaworld").ENV_POLICY_MAP

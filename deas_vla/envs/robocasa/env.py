@@ -10,10 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deas_vla.data.contract import Contract
 from deas_vla.envs.panda_omron import ACTION_GROUPS, ROBOCASA_CAMERAS, STATE_GROUPS, columns_of
 from deas_vla.envs.registry import register_simulator
-from deas_vla.envs.robocasa.experts import make_expert
 from deas_vla.envs.robocasa.tasks import RobocasaSettings, robocasa_contract
 from deas_vla.envs.stepping import SteppedEnv
 from deas_vla.errors import UserError, unknown
@@ -44,19 +42,16 @@ class RobocasaState:
 class RobocasaEnv(SteppedEnv):
     """One of RoboCasa's tasks; a `ChunkEnv`.
 
-    Args:
-        settings: how the task is seen and played.
-        task: its name.
-
     Raises:
         UserError: if RoboCasa, its versions or its assets are missing, or the task is unknown.
     """
 
     settings_class = RobocasaSettings
+    contract_for = staticmethod(robocasa_contract)
 
     def __init__(self, settings: RobocasaSettings, task: str):
         self.settings, self.task = settings, task
-        self.contract = robocasa_contract(settings)
+        self.contract = robocasa_contract(settings, task)
         wrapper = _import_wrapper()
         tasks = list(importlib.import_module("robocasa").ALL_KITCHEN_ENVIRONMENTS)
         if task not in tasks:
@@ -79,11 +74,6 @@ class RobocasaEnv(SteppedEnv):
         self.scene = -1
         self._commands: list[np.ndarray] = []
 
-    @classmethod
-    def contract_for(cls, settings: RobocasaSettings, task: str) -> Contract:
-        """See `Simulator`."""
-        return robocasa_contract(settings)
-
     @property
     def steps(self) -> int:
         """Control steps played in this episode."""
@@ -100,8 +90,11 @@ class RobocasaEnv(SteppedEnv):
         return frame
 
     def expert_command(self, noise: np.random.Generator) -> np.ndarray:
-        """See `experts.py`."""
-        return make_expert(self.task).command(noise)
+        """There are no scripted experts of RoboCasa's tasks yet: always a UserError."""
+        raise UserError(
+            f"RoboCasa has no scripted expert for {self.task}; give recorded ones, --demos.dataset=LEROBOT_FOLDER; "
+            "its own: python -m robocasa.scripts.download_datasets"
+        )
 
     def step(self, command: np.ndarray) -> bool:
         """Plays one command; returns whether the task has succeeded."""

@@ -21,7 +21,7 @@ class RobocasaSettings(EnvSettings):
     split: str = "pretrain"
 
 
-def robocasa_contract(settings: RobocasaSettings) -> Contract:
+def robocasa_contract(settings: RobocasaSettings, task: str) -> Contract:
     """RoboCasa's contract with the configured cameras, the same for all tasks; imports no simulator.
 
     Raises:

@@ -132,7 +132,7 @@ def _write_torques(state, frames, dynamics, goal, home, address, limits, control
     control[torso_u] = min(max(force, limits[torso_u, 0]), limits[torso_u, 1])
 
 
-def rotation_vector_to_matrix(vector: np.ndarray) -> np.ndarray:
+def _rotation_matrix(vector: np.ndarray) -> np.ndarray:
     """(3,) axis times angle in radians to a (3, 3) rotation (Rodrigues)."""
     angle = float(np.linalg.norm(vector))
     if angle < 1e-12:
@@ -189,10 +189,12 @@ class MobileControl:
             self._base_velocity,
         )
         self._dynamics = (self._mass, self._jacobian, data.qfrc_bias)
-        self.home = np.zeros(7)
-        self.gripper = np.zeros(2)
-        self.base_yaw = np.zeros(1)
-        self.goal_position, self.goal_rotation, self.goal_torso = np.zeros(3), np.eye(3), np.zeros(1)
+        # Everything that the next command depends on, and its parts: views of one array, saved as a whole.
+        self.memory = np.zeros(23)
+        self.home, self.gripper, self.base_yaw, self.goal_position, rotation, self.goal_torso = np.split(
+            self.memory, [7, 9, 10, 13, 22]
+        )
+        self.goal_rotation = rotation.reshape(3, 3)
         self._goal = (self.goal_position, self.goal_rotation, self.goal_torso)
 
     def reset(self) -> None:
@@ -228,7 +230,7 @@ class MobileControl:
         if not base_mode:
             self.goal_position[:], self.goal_rotation[:] = self._hand_in_base()
         self.goal_position += POSITION_STEP * position
-        self.goal_rotation[:] = rotation_vector_to_matrix(ROTATION_STEP * rotation) @ self.goal_rotation
+        self.goal_rotation[:] = _rotation_matrix(ROTATION_STEP * rotation) @ self.goal_rotation
         self.goal_torso[:] = self.data.qpos[self.torso_q] + TORSO_STEP * torso
 
         sign = 1.0 if gripper_close else -1.0
@@ -257,17 +259,6 @@ class MobileControl:
         )
         mujoco.mj_step2(model, data)
         mujoco.mj_step1(model, data)
-
-    def save(self) -> np.ndarray:
-        """Everything that the next command depends on, (25,) float64."""
-        return np.concatenate(
-            [self.home, self.gripper, self.base_yaw, self.goal_position, self.goal_rotation.ravel(), self.goal_torso]
-        )
-
-    def restore(self, saved: np.ndarray) -> None:
-        self.home[:], self.gripper[:], self.base_yaw[:] = saved[:7], saved[7:9], saved[9:10]
-        self.goal_position[:], self.goal_rotation[:] = saved[10:13], saved[13:22].reshape(3, 3)
-        self.goal_torso[:] = saved[22:]
 
     def _hand_in_base(self) -> tuple[np.ndarray, np.ndarray]:
         data = self.data

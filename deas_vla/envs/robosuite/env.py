@@ -28,10 +28,6 @@ ARM_START_SPREAD = 0.02  # radians, robosuite's own
 class RobosuiteEnv(MujocoEnv):
     """One robosuite task; a `ChunkEnv`.
 
-    Args:
-        settings: how the task is seen and played.
-        task: its name.
-
     Raises:
         UserError: if robosuite or an OpenGL library is missing, or the settings do not fit.
     """
@@ -42,11 +38,8 @@ class RobosuiteEnv(MujocoEnv):
     people_camera = "robot0_agentview_left"
 
     def __init__(self, settings: RobosuiteSettings, task: str):
-        self.settings, self.task = settings, task
-        self.contract = robosuite_contract(settings, task)
         spec = task_of(task)
-        self.instruction = spec.instruction
-        self.horizon = settings.horizon or spec.horizon
+        super().__init__(settings, task, spec.instruction, spec.horizon)
         timestep = settings.simulation_timestep
         self._substeps = round(1 / RATE_HZ / timestep) if timestep > 0 else 0
         if self._substeps < 1 or abs(self._substeps * timestep * RATE_HZ - 1) > 1e-9:
@@ -79,10 +72,6 @@ class RobosuiteEnv(MujocoEnv):
         self._mujoco.mj_step1(self.model, self.data)
         self.control.reset()
 
-    def expert_command(self, noise: np.random.Generator) -> np.ndarray:
-        """(12,) the scripted expert's next command."""
-        return self.expert.command(noise)
-
     def step(self, command: np.ndarray) -> bool:
         """Plays one (12,) command within the limits; returns whether the task has succeeded."""
         of = {group: command[columns].astype(np.float64) for group, columns in self._columns.items()}
@@ -108,7 +97,7 @@ class RobosuiteEnv(MujocoEnv):
         has w near zero, so that its quaternion jumps; here its largest component, x, is positive.
         """
         data, control = self.data, self.control
-        base_position, base = (data.site_xpos[control.base_site], data.site_xmat[control.base_site].reshape(3, 3))
+        base_position, base = data.site_xpos[control.base_site], data.site_xmat[control.base_site].reshape(3, 3)
         hand_position, hand = data.site_xpos[control.hand_site], data.xmat[control.hand_body].reshape(3, 3)
         out = np.empty(16, dtype=np.float32)
         out[0:3] = base_position
@@ -127,13 +116,13 @@ class RobosuiteEnv(MujocoEnv):
     # ---- branching and scenes ------------------------------------------------------------------------------
 
     def own(self) -> np.ndarray:
-        """(25,) state of the controllers and of the gripper."""
-        return self.control.save()
+        """(23,) state of the controllers and of the gripper."""
+        return self.control.memory.copy()
 
     def resume(self, own: np.ndarray) -> None:
         """See `MujocoEnv`."""
         self._mujoco.mj_step1(self.model, self.data)
-        self.control.restore(own)
+        self.control.memory[:] = own
 
     def _place_objects(self, rng: np.random.Generator) -> None:
         """Draws the objects' poses with robosuite's samplers: into the joints, or into the model if there are none."""

@@ -140,24 +140,20 @@ class PickExpert(Expert):
         memory, hand, grasp = self.memory, self.hand, self.grasp
         aside = math.hypot(*(grasp - hand)[:2])
         if memory.phase == "hover":
-            if aside < 0.012 and abs(self.turn()) < 0.12 and hand[2] < grasp[2] + HOVER + 0.03:
-                self.enter("lower")
-            else:
-                height = grasp[2] + HOVER
-                # Up first if low and not yet over the object, so as not to push it.
-                if aside > 0.03 and hand[2] < grasp[2] + 0.06:
-                    return np.array([hand[0], hand[1], height]), 0.0, False
-                return np.array([grasp[0], grasp[1], height]), self.turn(), False
+            # Up first if low and not yet over the object, so as not to push it.
+            if aside > 0.03 and hand[2] < grasp[2] + 0.06:
+                return np.array([hand[0], hand[1], grasp[2] + HOVER]), 0.0, False
+            if aside >= 0.012 or abs(self.turn()) >= 0.12 or hand[2] >= grasp[2] + HOVER + 0.03:
+                return grasp + HOVER * UP, self.turn(), False
+            self.enter("lower")
         if memory.phase == "lower":
-            if abs(hand[2] - grasp[2]) < 0.01 or memory.steps > 25:
-                self.enter("close")
-            else:
+            if abs(hand[2] - grasp[2]) >= 0.01 and memory.steps <= 25:
                 return grasp, self.turn(), False
+            self.enter("close")
         if memory.phase == "close":
-            if memory.steps >= CLOSE_STEPS:
-                self.enter("raise")
-            else:
+            if memory.steps < CLOSE_STEPS:
                 return grasp, 0.0, True
+            self.enter("raise")
         raised = memory.phase == "carry" or (memory.phase == "raise" and memory.steps > 8)
         if raised and not self.holds():
             self._attempt(noise)
