@@ -22,7 +22,7 @@ class Encoded:
     """What a policy's encoder makes of B observations.
 
     Attributes:
-        tokens: (B, L, D), what the critic reads; what stands in padding is not read.
+        tokens: (B, L, D), what the critic reads; in padding anything.
         camera: (L,) or (B, L) int64, index of the token's camera in the contract, `TEXT` or `OTHER`.
         memory: what the sampler reads, first dimension B.
         mask: (B, L) bool, True for real tokens; None: all are.
@@ -39,19 +39,17 @@ class Adapter(ABC):
 
     Args:
         policy: LeRobot's.
-        cameras: for each of the policy's image features, in its order, the camera's index in the contract;
-            `OTHER` for one that the robot lacks.
+        cameras: of each of the policy's image features, its index in the contract; `OTHER` where the robot lacks it.
         encoder: the modules that the critic's tokens depend on, and nothing else.
         horizon: steps of the chunks that the model makes, from the observation's own step on.
-        width: columns of the model's noise, at least A; the columns beyond A pad. None: A.
+        width: columns of the model's noise, of which those beyond A pad; None: A.
 
     Attributes:
-        steps: steps of the model's noise, at least `horizon`; the steps beyond it pad.
+        steps: steps of the model's noise, of which those beyond `horizon` pad.
         settings: names of the configuration's fields, beside weights and processing, that tokens depend on.
         sees_padding: whether the encoder reads padding like text, so that only prompts of one length share a batch.
         largest_batch: most observations that are encoded together.
-        autocasts: whether it computes in bfloat16 whatever the type of its weights is.
-        any_noise_scale: see `ChunkPolicy`.
+        autocasts, any_noise_scale: see `ChunkPolicy`.
     """
 
     settings: tuple[str, ...] = ()
@@ -138,22 +136,16 @@ def join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
     return joined
 
 
-def square_grid(maps: Tensor) -> Tensor:
-    """(B, C, h, w) feature maps to (B, side * side, C) tokens, row-major; side is the shorter of h and w."""
-    return F.adaptive_avg_pool2d(maps, min(maps.shape[-2:])).flatten(2).transpose(1, 2)
-
-
-def by_camera(grids: list[Tensor], count: int) -> Tensor:
-    """(B, cameras, L, D) tokens of B observations.
+def camera_tokens(grids: list[Tensor], count: int, cameras: list[int]) -> tuple[Tensor, Tensor]:
+    """(B, L, D) tokens of B = `count` observations, and the camera of each, (L,): one camera after another.
 
     Args:
-        grids: one of all cameras of one observation after another, or one a camera; (…, L, D) tokens or (…, C, h, w).
-        count: B.
+        grids: one of all cameras of one observation after another, or one a camera; tokens (…, L, D) or maps
+            (…, C, h, w), which become a square of the shorter side, row-major.
     """
-    grids = [square_grid(grid) if grid.dim() == 4 else grid for grid in grids]
-    return grids[0].unflatten(0, (count, -1)) if len(grids) == 1 else torch.stack(grids, 1)
-
-
-def camera_layout(cameras: list[int], tokens: int) -> Tensor:
-    """(L,) the camera of each token, for the same number of tokens a camera, one camera after another."""
-    return torch.tensor(cameras).repeat_interleave(tokens)
+    grids = [
+        F.adaptive_avg_pool2d(grid, min(grid.shape[-2:])).flatten(2).transpose(1, 2) if grid.dim() == 4 else grid
+        for grid in grids
+    ]
+    tokens = grids[0].unflatten(0, (count, -1)) if len(grids) == 1 else torch.stack(grids, 1)
+    return tokens.flatten(1, 2), torch.tensor(cameras).repeat_interleave(tokens.shape[2])

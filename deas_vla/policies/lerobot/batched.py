@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from deas_vla.errors import UserError
-from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, Encoded, by_camera, camera_layout, outputs_of
+from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, Encoded, camera_tokens, outputs_of
 from deas_vla.policies.lerobot.noise import GivenNoise, seed_of
 from deas_vla.policies.lerobot.processing import TASK, instructions_of
 
@@ -61,8 +61,7 @@ class Batched(Adapter):
             grids = grids[:1]
         elif len(grids) != views or any(len(grid) != count for grid in grids):
             raise UserError(f"the module that was named does not return one grid for each of {views} cameras")
-        tokens = by_camera(grids, count)
-        return Encoded(tokens.flatten(1, 2), camera_layout(self.cameras, tokens.shape[2]), batch)
+        return Encoded(*camera_tokens(grids, count, self.cameras), batch)
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
         self.policy.reset()

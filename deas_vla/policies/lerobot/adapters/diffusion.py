@@ -16,29 +16,26 @@ from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
 from deas_vla.policies.flow import TIME_BETA, TIME_CUTOFF
-from deas_vla.policies.lerobot.base import Adapter, Encoded, by_camera, camera_layout, outputs_of, register_adapter
+from deas_vla.policies.lerobot.base import Adapter, Encoded, camera_tokens, outputs_of, register_adapter
 from deas_vla.policies.lerobot.noise import GivenNoise
 
 
 def uniform_of(time: Tensor) -> Tensor:
-    """Flow times from `deas_vla.policies.flow.sample_time` back to uniform numbers: 0 is clean, 1 is noise."""
+    """Flow times of `flow.sample_time` back to uniform numbers: 0 is clean, 1 is noise."""
     return (TIME_CUTOFF * (1 - time)) ** TIME_BETA
 
 
 def diffusion_steps(time: Tensor, count: int) -> Tensor:
-    """Flow times to int64 numbers of `count` diffusion steps, 0 nearly clean, each equally likely as in LeRobot."""
+    """Flow times to numbers of diffusion steps, int64 from 0 (nearly clean) on, equally likely as in LeRobot."""
     return (uniform_of(time) * count).long().clamp(0, count - 1)
 
 
 def denoising_error(
     scheduler, predict: Callable[[Tensor, Tensor], Tensor], actions: Tensor, noise: Tensor, time: Tensor
 ) -> Tensor:
-    """(M, H, A) squared error of a denoising network, whichever of noise and chunk it predicts.
+    """(M, H, A) squared error of a network that predicts noise or chunk from noisy chunks and diffusion steps (M,).
 
-    Args:
-        scheduler: of `diffusers`.
-        predict: takes (M, H, A) noisy chunks and (M,) numbers of diffusion steps.
-        actions: (M, H, A) clean chunks; noise likewise; time: (M,) flow times.
+    The scheduler is of `diffusers`; the rest is as in `Adapter.error`.
     """
     steps = diffusion_steps(time, scheduler.config.num_train_timesteps)
     target = noise if scheduler.config.prediction_type == "epsilon" else actions
@@ -67,9 +64,7 @@ class Diffusion(Adapter):
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         with outputs_of(*self.encoder) as maps:
             condition = self.model._prepare_global_conditioning(history_of_one(batch, self.config))
-        tokens = by_camera(maps, len(condition))
-        camera = camera_layout(self.cameras, tokens.shape[2])
-        return Encoded(tokens.flatten(1, 2), camera, {"condition": condition})
+        return Encoded(*camera_tokens(maps, len(condition), self.cameras), {"condition": condition})
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
         # DDIM draws none.

@@ -38,13 +38,6 @@ class Groot(Adapter):
         super().__init__(policy, cameras, [self.model.backbone], horizon, self.head.action_dim)
         self.steps, self.autocasts = self.head.action_horizon, config.use_bf16
 
-    def encoder(self) -> list[nn.Module]:
-        return [self.model.backbone]
-
-    @property
-    def prefix(self) -> list[nn.Module]:
-        return [self.model.backbone, self.head.vlln, self.head.vl_self_attention, self.head.state_encoder]
-
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         inputs = self.policy._filter_groot_inputs(batch, include_action=False)
         with self._autocast():

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deas_vla.data.observation import TEXT
 from deas_vla.policies.lerobot.adapters.diffusion import denoising_error, history_of_one
-from deas_vla.policies.lerobot.base import Adapter, Encoded, by_camera, camera_layout, outputs_of, register_adapter
+from deas_vla.policies.lerobot.base import Adapter, Encoded, camera_tokens, outputs_of, register_adapter
 from deas_vla.policies.lerobot.noise import GivenNoise
 from deas_vla.policies.lerobot.standalone import PARTS, save_config
 
@@ -35,12 +35,12 @@ class MultiTaskDiT(Adapter):
         with outputs_of(*vision) as image_outputs, outputs_of(language) as text_outputs:
             condition = self.observer.encode(history)
         # The first token is CLIP's summary of the image; the patches follow it, row by row.
-        images = by_camera([self._as_map(output.last_hidden_state[:, 1:]) for output in image_outputs], len(condition))
-        parts = [images.flatten(1, 2), text_outputs[0].pooler_output[:, None]]
+        maps = [self._as_map(output.last_hidden_state[:, 1:]) for output in image_outputs]
+        images, camera = camera_tokens(maps, len(condition), self.cameras)
+        parts = [images, text_outputs[0].pooler_output[:, None]]
         width = max(part.shape[-1] for part in parts)
         tokens = torch.cat([F.pad(part, (0, width - part.shape[-1])) for part in parts], 1)
-        camera = F.pad(camera_layout(self.cameras, images.shape[2]), (0, 1), value=TEXT)
-        return Encoded(tokens, camera, {"condition": condition})
+        return Encoded(tokens, F.pad(camera, (0, 1), value=TEXT), {"condition": condition})
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
         with GivenNoise(noise, first=True):

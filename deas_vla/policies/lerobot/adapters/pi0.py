@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from lerobot.policies.common.flow_matching import euler_integrate
 from lerobot.policies.common.vla_utils import make_att_2d_masks, pad_vector, prepare_attention_masks_4d
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from deas_vla.data.observation import TEXT
-from deas_vla.policies.lerobot.base import Adapter, Encoded, camera_layout, register_adapter
+from deas_vla.policies.lerobot.base import Adapter, Encoded, register_adapter
 
 
 class SharedPrefix(Adapter):
@@ -84,8 +85,8 @@ class Pi0(SharedPrefix):
         if self.reads_state:
             memory["state"] = self.policy.prepare_state(batch)
         text = text_tokens.shape[1]
-        layout = camera_layout(self.cameras, (pad.shape[1] - text) // len(images))
-        return Encoded(hidden, torch.cat([layout, layout.new_full((text,), TEXT)]), memory, pad)
+        camera = torch.tensor(self.cameras).repeat_interleave((pad.shape[1] - text) // len(images))
+        return Encoded(hidden, F.pad(camera, (0, text), value=TEXT), memory, pad)
 
     @staticmethod
     def renamed(policy: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:

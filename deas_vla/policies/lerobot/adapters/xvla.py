@@ -37,9 +37,6 @@ class XVLA(Adapter):
         super().__init__(policy, cameras, [self.model.vlm], policy.config.chunk_size, self.model.dim_action)
         self.dtype = self.model._get_target_dtype()
 
-    def encoder(self) -> list[nn.Module]:
-        return [self.model.vlm]
-
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         inputs = self.policy._build_model_inputs(batch)
         present = inputs["image_mask"]
