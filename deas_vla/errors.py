@@ -1,7 +1,7 @@
 """Errors a user can fix: one line that names what is wrong and the fix, and no traceback at the command line."""
 
 import difflib
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
 
@@ -24,6 +24,24 @@ def unknown(what: str, name: str, known: Collection[str]) -> str:
     hint = f"; did you mean '{by_lower[near[0]]}'?" if near else ""
     more = f" and {len(known) - 20} more" if len(known) > 20 else ""
     return f"unknown {what} '{name}'{hint} (known: {', '.join(list(known)[:20])}{more})"
+
+
+RANGES: dict[str, Callable[[float], bool]] = {
+    "at least 0": lambda number: number >= 0,
+    "at least 1": lambda number: number >= 1,
+    "above 0": lambda number: number > 0,
+    "above 0 and at most 1": lambda number: 0 < number <= 1,
+    "above 0 and below 1": lambda number: 0 < number < 1,
+    "at least 0 and below 1": lambda number: 0 <= number < 1,
+}
+
+
+def require_ranges(config: object, prefix: str, ranges: dict[str, str]) -> None:
+    """Refuses fields out of range, by their flags: ``{"at least 1": "horizon num_q"}`` with the prefix "critic."."""
+    for limit, names in ranges.items():
+        for name in names.split():
+            if not RANGES[limit](getattr(config, name)):
+                raise UserError(f"{prefix}{name}={getattr(config, name)} must be {limit}")
 
 
 @contextmanager

@@ -78,11 +78,12 @@ def test_only_a_last_line_that_was_cut_off_is_left_out_of_the_metrics(tmp_path):
 
 def test_missing_tensorboard_is_reported_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    loop._print_once.cache_clear()
+    loop._tensorboard.cache_clear()
     for name in ("one", "two"):
         run(tmp_path / name)
     assert capsys.readouterr().out.count("TensorBoard is not installed") == 1
     assert not (tmp_path / "one" / "tensorboard").exists()
+    loop._tensorboard.cache_clear()
 
 
 def test_another_seed_gives_other_weights(tmp_path):

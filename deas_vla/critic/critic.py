@@ -3,7 +3,7 @@
 import copy
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from deas_vla.critic import losses
 from deas_vla.critic.heads import HLGauss, Scalar, ValueHead, return_bounds
 from deas_vla.critic.networks import EnsembleLinear, EnsembleMLP, ResidualMLP, feature_encoder
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, require_ranges
 
 # Named, because the help of the command line is read from the source and sees no quotes in an annotation.
 HeadName = Literal["hl_gauss", "scalar"]
@@ -67,30 +67,27 @@ class CriticConfig:
     support: list[float] = field(default_factory=list)
 
     def __post_init__(self):
-        def check(holds: bool, name: str, rule: str) -> None:
+        ranges = {
+            "at least 1": "horizon num_q hidden_dim num_layers v_hidden_dim",
+            "at least 0": "v_blocks margin_sigmas future_weight",
+            "above 0": "sigma_bins",
+            "above 0 and at most 1": "reward_discount polyak",
+            "above 0 and below 1": "bootstrap_discount expectile",
+            "at least 0 and below 1": "dropout",
+        }
+        require_ranges(self, "critic.", ranges)
+        ordered = len(self.support) == 2 and -math.inf < self.support[0] < self.support[1] < math.inf
+        rewards = -math.inf < self.reward_min < self.reward_max < math.inf
+        others = {
+            "backup_horizon": (self.backup >= self.horizon, f"0 or at least critic.horizon={self.horizon}"),
+            "encoder": (all(width >= 1 for width in self.encoder), "empty or widths of at least 1"),
+            "head": (self.head in get_args(HeadName), "hl_gauss or scalar"),
+            "reward_min": (rewards, f"below critic.reward_max={self.reward_max}, both finite"),
+            "support": (not self.support or ordered, "empty or two finite numbers, the lower first"),
+        }
+        for name, (holds, rule) in others.items():
             if not holds:
                 raise UserError(f"critic.{name}={getattr(self, name)} must be {rule}")
-
-        for name in ("horizon", "num_q", "hidden_dim", "num_layers", "v_hidden_dim"):
-            check(getattr(self, name) >= 1, name, "at least 1")
-        backup_fits = self.backup_horizon == 0 or self.backup_horizon >= self.horizon
-        check(backup_fits, "backup_horizon", f"0 or at least critic.horizon={self.horizon}")
-        check(0 < self.reward_discount <= 1, "reward_discount", "above 0 and at most 1")
-        check(0 < self.bootstrap_discount < 1, "bootstrap_discount", "above 0 and below 1")
-        check(0 < self.expectile < 1, "expectile", "above 0 and below 1")
-        check(0 < self.polyak <= 1, "polyak", "above 0 and at most 1")
-        check(self.v_blocks >= 0, "v_blocks", "at least 0")
-        check(all(width >= 1 for width in self.encoder), "encoder", "empty or widths of at least 1")
-        check(self.margin_sigmas >= 0, "margin_sigmas", "at least 0")
-        check(self.future_weight >= 0, "future_weight", "at least 0")
-        check(0 <= self.dropout < 1, "dropout", "at least 0 and below 1")
-        check(self.head in ("hl_gauss", "scalar"), "head", "hl_gauss or scalar")
-        check(self.sigma_bins > 0, "sigma_bins", "above 0")
-        for name in ("reward_min", "reward_max"):
-            check(math.isfinite(getattr(self, name)), name, "a finite number")
-        check(self.reward_min < self.reward_max, "reward_min", f"below critic.reward_max={self.reward_max}")
-        ordered = len(self.support) == 2 and -math.inf < self.support[0] < self.support[1] < math.inf
-        check(not self.support or ordered, "support", "empty or two finite numbers, the lower first")
         try:
             self.value_head()
         except ValueError as error:
@@ -172,10 +169,6 @@ class DeasCritic(nn.Module):
 
     # ---- training ------------------------------------------------------------------------------------------
 
-    def forward(self, batch: CriticBatch) -> tuple[Tensor, dict[str, Tensor]]:
-        """`loss`, a scalar, where distributed wrappers look for it."""
-        return self.loss(batch)
-
     def loss(self, batch: CriticBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """L = L_V + L_Q of a batch, and with a `future_weight` that many times `future_loss`: a scalar, and metrics.
 
@@ -217,6 +210,9 @@ class DeasCritic(nn.Module):
                 "disagreement": (q.amax(0) - smallest).mean(),
             }
         return loss, metrics
+
+    # Where distributed wrappers look for it.
+    forward = loss
 
     def next_value(self, batch: CriticBatch) -> Tensor:
         """(B,) what a target takes for the value of the observation after the option: V (design rule 4)."""

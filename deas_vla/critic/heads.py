@@ -51,12 +51,8 @@ class ValueHead(ABC):
         """(..., M) logits to (..., M) what the network predicts, in the form of a regression target."""
 
     @abstractmethod
-    def expected(self, prediction: Tensor) -> Tensor:
-        """(..., M) predictions to (...) scalar values, in the unit of the return."""
-
     def mean(self, logits: Tensor) -> Tensor:
         """(..., M) logits to (...) scalar values, in the unit of the return."""
-        return self.expected(self.prediction(logits))
 
     @abstractmethod
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
@@ -112,10 +108,10 @@ class HLGauss(ValueHead):
     def prediction(self, logits: Tensor) -> Tensor:
         return logits.float().softmax(-1)
 
-    def expected(self, prediction: Tensor) -> Tensor:
-        centers = self.edges(prediction.device)[:-1] + self.bin_width / 2
+    def mean(self, logits: Tensor) -> Tensor:
+        centers = self.edges(logits.device)[:-1] + self.bin_width / 2
         # Not a matrix product: autocast would round it to half precision.
-        return (prediction * centers).sum(-1)
+        return (self.prediction(logits) * centers).sum(-1)
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Cross-entropy."""
@@ -138,8 +134,8 @@ class Scalar(ValueHead):
     def prediction(self, logits: Tensor) -> Tensor:
         return logits.float()
 
-    def expected(self, prediction: Tensor) -> Tensor:
-        return (prediction.squeeze(-1) * (self.high - self.low) + (self.low + self.high)) / 2
+    def mean(self, logits: Tensor) -> Tensor:
+        return (logits.float().squeeze(-1) * (self.high - self.low) + (self.low + self.high)) / 2
 
     def loss(self, logits: Tensor, target: Tensor) -> Tensor:
         """Squared error."""

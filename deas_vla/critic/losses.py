@@ -41,11 +41,11 @@ def smallest_head(head: ValueHead, q_logits_KBM: Tensor) -> tuple[Tensor, Tensor
 
     For HL-Gauss it is the categorical distribution itself, not a re-projection of its mean.
     """
-    predictions_KBM = head.prediction(q_logits_KBM.detach())
-    mean_B, chosen_B = head.expected(predictions_KBM).min(dim=0)
+    logits_KBM = q_logits_KBM.detach()
+    mean_B, chosen_B = head.mean(logits_KBM).min(dim=0)
     # Whole rows are taken: a gather, number by number, is several times slower.
     rows_B = chosen_B * len(mean_B) + torch.arange(len(mean_B), device=mean_B.device)
-    return predictions_KBM.flatten(0, 1).index_select(0, rows_B), mean_B
+    return head.prediction(logits_KBM.flatten(0, 1).index_select(0, rows_B)), mean_B
 
 
 def value_loss(head: ValueHead, v_logits_BM: Tensor, target_q_logits_KBM: Tensor, expectile: float) -> Tensor:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import TEXT, Context, Observation
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, require_ranges
 from deas_vla.features.image_encoder import ImageEncoder
 
 # Components are fitted on at most this many frames, evenly spaced: the exact decomposition then takes seconds.
@@ -38,10 +38,7 @@ class FeatureConfig:
     text_weight: float = 1.0
 
     def __post_init__(self):
-        if self.grid < 0 or self.dim < 0:
-            raise UserError(f"features.grid ({self.grid}) and features.dim ({self.dim}) must be at least 0")
-        if not self.text_weight > 0:
-            raise UserError(f"features.text_weight={self.text_weight} must be above 0")
+        require_ranges(self, "features.", {"at least 0": "grid dim", "above 0": "text_weight"})
 
 
 class Projection(NamedTuple):

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
-from deas_vla.errors import UserError
+from deas_vla.errors import require_ranges
 
 # Images are brought to this many pixels a side first; the network is made for it.
 SIDE = 64
@@ -47,11 +47,8 @@ class ImageEncoderConfig:
     max_shift: int = 4
 
     def __post_init__(self):
-        for name in ("dim", "future_weight", "max_shift"):
-            if getattr(self, name) < 0:
-                raise UserError(f"image_encoder.{name}={getattr(self, name)} must be at least 0")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"image_encoder.dropout={self.dropout} must be at least 0 and below 1")
+        ranges = {"at least 0": "dim future_weight max_shift", "at least 0 and below 1": "dropout"}
+        require_ranges(self, "image_encoder.", ranges)
 
 
 class ImageEncoder(nn.Module):

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deas_vla.errors import UserError, unknown
+from deas_vla.errors import UserError, require_ranges, unknown
 
 RuleName = Literal["first", "random", "best", "worst", "lower_bound", "consensus"]
 
@@ -73,15 +73,8 @@ class SelectionConfig:
     def __post_init__(self):
         if self.rule not in RULES:
             raise UserError(f"selection.rule={self.rule!r}: {unknown('rule', str(self.rule), RULES)}")
-        self.require("at least 0", pessimism=self.pessimism >= 0, noise_scale=self.noise_scale >= 0)
-        self.require("at least 1", as_best_of=self.as_best_of >= 1)
-        self.require("above 0", bandwidth=self.bandwidth > 0)
-
-    def require(self, limit: str, **holds: bool) -> None:
-        """Refuses the hyper-parameters for which the limit does not hold."""
-        for name, good in holds.items():
-            if not good:
-                raise UserError(f"selection.{name}={getattr(self, name)} must be {limit}")
+        ranges = {"at least 0": "pessimism noise_scale", "at least 1": "as_best_of", "above 0": "bandwidth"}
+        require_ranges(self, "selection.", ranges)
 
 
 class Candidates(NamedTuple):

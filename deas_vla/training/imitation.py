@@ -35,7 +35,7 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.data.observation import Observation
 from deas_vla.data.options import Chunks
 from deas_vla.data.sampling import sample_indices
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, require_ranges
 from deas_vla.improvement.selection import CANDIDATE_NOISE
 from deas_vla.policies.augment import shift_observation
 from deas_vla.policies.chunk_policy import ChunkPolicy
@@ -104,13 +104,10 @@ class AdvantageWeighting:
     noise_scale: float = CANDIDATE_NOISE
 
     def __post_init__(self):
-        if self.temperature <= 0 or self.maximum < 1:
-            raise UserError(f"temperature ({self.temperature}) must be above 0 and maximum ({self.maximum}) at least 1")
-        if self.proposals < 0 or self.proposals == 1 or self.frames < 1 or self.noise_scale <= 0:
-            raise UserError(
-                f"proposals ({self.proposals}) must be 0 or at least 2, frames ({self.frames}) at least 1 and "
-                f"noise_scale ({self.noise_scale}) above 0"
-            )
+        ranges = {"above 0": "temperature noise_scale", "at least 1": "maximum frames", "at least 0": "proposals"}
+        require_ranges(self, "weighting.", ranges)
+        if self.proposals == 1:
+            raise UserError("weighting.proposals=1 must be 0 or at least 2: one chunk has no better one")
 
 
 def advantage_weights(advantages: Tensor, weighting: AdvantageWeighting) -> Tensor:

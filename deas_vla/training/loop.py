@@ -11,6 +11,7 @@ import json
 import math
 import os
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from deas_vla.config import incidental
-from deas_vla.errors import UserError, as_user_error
+from deas_vla.config import flat, incidental
+from deas_vla.errors import UserError, as_user_error, require_ranges
 from deas_vla.files import atomic_path
 
 
@@ -54,8 +55,7 @@ class TrainingConfig:
     checkpoint_every: int = incidental(250)
 
     def __post_init__(self):
-        if self.steps < 1 or self.batch_size < 1:
-            raise UserError(f"steps ({self.steps}) and batch_size ({self.batch_size}) must be at least 1")
+        require_ranges(self, "", {"at least 1": "steps batch_size"})
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then a cosine to zero or a constant."""
@@ -132,9 +132,13 @@ def train(
         share = config.batch_size // accelerator.num_processes
         accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = share
     wrapped, optimizer = accelerator.prepare(module, optimizer)
-    checkpoint = Checkpoint(folder / "checkpoint.safetensors", accelerator, module, optimizer)
-    start = checkpoint.load()
-    log = MetricLog(accelerator, folder, name, start)
+    # ZeRO keeps only a part of the optimiser's state on each process: an interrupted DeepSpeed stage starts over, and,
+    # being counter-based, ends with the same weights.
+    resumable = accelerator.distributed_type != DistributedType.DEEPSPEED
+    checkpoint = folder / "checkpoint.safetensors"
+    start = _load_checkpoint(checkpoint, module, optimizer) if resumable and checkpoint.is_file() else 0
+    log = MetricLog(folder, start) if accelerator.is_main_process else None
+    window, began = [], time.perf_counter()
 
     # To seed the generators of all kinds of devices takes 0.1 ms, as much as drawing a small batch.
     on_cpu = accelerator.device.type == "cpu"
@@ -156,14 +160,24 @@ def train(
         last = step + 1 == config.steps
         # A number under DeepSpeed, which also clips by itself (gradient_clipping in its configuration).
         norm = torch.as_tensor(norm, device=loss.device).detach()
-        log.add({"loss": loss.detach(), **metrics, "gradient_norm": norm})
+        window.append({"loss": loss.detach(), **metrics, "gradient_norm": norm})
         if (step + 1) % config.log_every == 0 or last:
-            bar.set_postfix(loss=f"{log.flush(step + 1, config.learning_rate_at(step)):.4g}", refresh=False)
-        if (step + 1) % config.checkpoint_every == 0 and not last:
-            checkpoint.save(step + 1)
+            line = _means(accelerator, window) | {"learning_rate": config.learning_rate_at(step)}
+            line["steps_per_second"] = len(window) / (time.perf_counter() - began)
+            window, began = [], time.perf_counter()
+            if log is not None:
+                log.write(step + 1, line)
+            if not math.isfinite(line["loss"]):
+                raise UserError(
+                    f"the loss is not finite at step {step + 1}; lower the learning rate or look for NaN in the data"
+                )
+            bar.set_postfix(loss=f"{line['loss']:.4g}", refresh=False)
+        if resumable and accelerator.is_main_process and (step + 1) % config.checkpoint_every == 0 and not last:
+            _save_checkpoint(checkpoint, module, optimizer, step + 1)
         bar.update()
     bar.close()
-    log.close()
+    if log is not None:
+        log.close()
     module.eval()
     # Another module may be trained by the same accelerator next.
     accelerator.free_memory()
@@ -175,91 +189,58 @@ def progress_bar(accelerator: Accelerator, total: int, name: str, **settings) ->
     return tqdm(total=total, desc=name, dynamic_ncols=True, disable=hidden, **settings)
 
 
-class Checkpoint:
-    """Weights, optimiser state and step in one safetensors file, replaced in one move.
+def _save_checkpoint(path: Path, module: nn.Module, optimizer, step: int) -> None:
+    """One safetensors file: Accelerate's `save_state` pickles, and a file that is read must not be able to run code."""
+    tensors = flat({"module": module.state_dict(), "optimizer": optimizer.state_dict()["state"]})
+    # Tied or sliced weights share memory, which safetensors refuses: write plain copies.
+    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"step": str(step)})
 
-    Accelerate's own `save_state` pickles the optimiser's state, and a file that is read must not be able to run code.
-    """
 
-    def __init__(self, path: Path, accelerator: Accelerator, module: nn.Module, optimizer):
-        self.path, self.accelerator, self.module, self.optimizer = path, accelerator, module, optimizer
-        # ZeRO keeps only a part of the optimiser's state on each process: an interrupted DeepSpeed stage starts
-        # over, and, being counter-based, ends with the same weights.
-        self.possible = accelerator.distributed_type != DistributedType.DEEPSPEED
+def _load_checkpoint(path: Path, module: nn.Module, optimizer) -> int:
+    """Restores it, on every process; returns the number of steps already done."""
+    with as_user_error(f"{path} cannot be read; delete it and run again: this stage starts over", Exception):
+        with safe_open(path, "pt") as file:
+            step = int(file.metadata()["step"])
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        weights, state = {}, defaultdict(dict)
+        for key, value in tensors.items():
+            kind, _, name = key.partition(".")
+            if kind == "module":
+                weights[name] = value
+            else:
+                index, field = name.split(".")
+                state[int(index)][field] = value
+        module.load_state_dict(weights)
+        optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})
+    return step
 
-    def save(self, step: int) -> None:
-        if not (self.possible and self.accelerator.is_main_process):
-            return
-        tensors = {f"module.{key}": value for key, value in self.module.state_dict().items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{key}": value for key, value in state.items()}
-        # Tied or sliced weights share memory, which safetensors refuses: write plain copies.
-        tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
-        with atomic_path(self.path) as temporary:
-            save_file(tensors, temporary, metadata={"step": str(step)})
 
-    def load(self) -> int:
-        """Restores the last checkpoint, on every process; returns the number of steps already done."""
-        if not (self.possible and self.path.is_file()):
-            return 0
-        broken = f"{self.path} cannot be read; delete it and run again: this stage starts over"
-        with as_user_error(broken, Exception):
-            with safe_open(self.path, "pt") as file:
-                step = int(file.metadata()["step"])
-                tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-            weights, state = {}, {}
-            for key, value in tensors.items():
-                kind, _, name = key.partition(".")
-                if kind == "module":
-                    weights[name] = value
-                else:
-                    index, field = name.split(".")
-                    state.setdefault(int(index), {})[field] = value
-            self.module.load_state_dict(weights)
-            groups = self.optimizer.state_dict()["param_groups"]
-            self.optimizer.load_state_dict({"state": state, "param_groups": groups})
-        return step
+def _means(accelerator: Accelerator, window: list[dict[str, Tensor]]) -> dict[str, float]:
+    """Means over some steps and all processes: the only time that metrics leave the device."""
+    keys = sorted(window[0])
+    means = torch.stack([torch.stack([metrics[key].float() for metrics in window]).mean() for key in keys])
+    return dict(zip(keys, accelerator.reduce(means, "mean").tolist(), strict=True))
 
 
 class MetricLog:
-    """Means of metrics to ``metrics.jsonl`` and TensorBoard, gathered only when a line is due."""
+    """``metrics.jsonl`` and TensorBoard's files, without what was written after step `start`: it is written again."""
 
-    def __init__(self, accelerator: Accelerator, folder: Path, name: str, start: int):
-        self.accelerator, self.path = accelerator, folder / "metrics.jsonl"
-        self.sums: dict[str, Tensor] = {}
-        self.count, self.began = 0, time.perf_counter()
-        self.board = None
-        if accelerator.is_main_process:
-            # Lines that were written after the checkpoint from which this run goes on will be written again.
-            lines = [line for line in read_metrics(self.path) if line["step"] <= start]
-            folder.mkdir(parents=True, exist_ok=True)
-            self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-            self.board = _tensorboard(folder / "tensorboard", start)
+    def __init__(self, folder: Path, start: int):
+        self.path = folder / "metrics.jsonl"
+        lines = [line for line in read_metrics(self.path) if line["step"] <= start]
+        folder.mkdir(parents=True, exist_ok=True)
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        writer = _tensorboard()
+        self.board = None if writer is None else writer(str(folder / "tensorboard"), purge_step=start + 1)
 
-    def add(self, metrics: dict[str, Tensor]) -> None:
-        for key, value in metrics.items():
-            self.sums[key] = self.sums[key] + value if key in self.sums else value.clone()
-        self.count += 1
-
-    def flush(self, step: int, learning_rate: float) -> float:
-        """Writes one line; returns the mean loss since the last one."""
-        keys = sorted(self.sums)
-        means = torch.stack([self.sums[key].float() for key in keys]) / self.count
-        means = self.accelerator.reduce(means, "mean")
-        line = dict(zip(keys, means.tolist(), strict=True)) | {"learning_rate": learning_rate}
-        rate = self.count / (time.perf_counter() - self.began)
-        self.sums, self.count, self.began = {}, 0, time.perf_counter()
-        if self.accelerator.is_main_process:
-            with self.path.open("a") as file:
-                file.write(json.dumps({"step": step, **line, "steps_per_second": rate}) + "\n")
-            if self.board is not None:
-                for key, value in line.items():
-                    self.board.add_scalar(key, value, step)
-        if not math.isfinite(line["loss"]):
-            raise UserError(
-                f"the loss is not finite at step {step}; lower the learning rate or look for NaN in the data"
-            )
-        return line["loss"]
+    def write(self, step: int, line: dict[str, float]) -> None:
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **line}) + "\n")
+        if self.board is not None:
+            for key, value in line.items():
+                self.board.add_scalar(key, value, step)
 
     def close(self) -> None:
         if self.board is not None:
@@ -280,14 +261,12 @@ def read_metrics(path: Path) -> list[dict]:
     return lines
 
 
-def _tensorboard(folder: Path, start: int):
-    """A writer of TensorBoard's files that forgets what was written after step `start`; None without TensorBoard."""
+@functools.cache
+def _tensorboard():
+    """The class of its writers; None, said once, where it is not installed."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        _print_once("TensorBoard is not installed: curves are in metrics.jsonl; EXTRAS=train tools/install.sh")
+        tqdm.write("TensorBoard is not installed: curves are in metrics.jsonl; EXTRAS=train tools/install.sh")
         return None
-    return SummaryWriter(str(folder), purge_step=start + 1)
-
-
-_print_once = functools.cache(tqdm.write)
+    return SummaryWriter

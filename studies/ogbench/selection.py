@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deas_vla.errors import require_ranges
 from deas_vla.improvement.selection import RULES, TINY, Candidates, Rule, SelectionConfig, kernel
 
 StudyRule = Literal[
@@ -31,7 +32,7 @@ class StudySelection(SelectionConfig):
 
     def __post_init__(self):
         super().__post_init__()
-        self.require("at least 0", temperature=self.temperature >= 0, density_weight=self.density_weight >= 0)
+        require_ranges(self, "selection.", {"at least 0": "temperature density_weight"})
 
 
 def softmax(scores: Tensor, gumbel: Tensor, temperature: float) -> Tensor:

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, require_ranges
 
 TUNE_MODES = ("frozen", "lora", "full")
 
@@ -81,6 +81,5 @@ class SmallVLAConfig:
             raise UserError(f"backbone_dtype={self.backbone_dtype!r} is unknown; choose float32 or bfloat16")
         if self.width % self.head_width:
             raise UserError(f"width={self.width} is not a multiple of head_width={self.head_width}")
-        for name in ("horizon", "layers", "denoising_steps", "max_instruction_tokens", "encode_batch"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)} must be at least 1")
+        counts = "horizon layers denoising_steps max_instruction_tokens encode_batch"
+        require_ranges(self, "", {"at least 1": counts})
