@@ -87,9 +87,9 @@ def test_report_json_has_the_promised_fields(tmp_path):
     expected = paired_difference(data.methods["best_of_n"].success, data.methods["policy"].success)
     got = report["paired"]["best_of_n - policy"]
     assert (got["difference"], got["ci95"], got["p_value"]) == (
-        expected.difference,
-        list(expected.ci95),
-        expected.p_value,
+        expected["difference"],
+        list(expected["ci95"]),
+        expected["p_value"],
     )
     assert set(report["success_by_n"]) == {"1", "2", "4", "8", "16", "32"}
     assert report["success_by_n"]["8"]["ci95"] == report["methods"]["best_of_n"]["ci95"]

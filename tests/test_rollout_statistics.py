@@ -102,10 +102,10 @@ def test_rule_10_paired_difference_is_reproducible_and_antisymmetric():
     a, b = rng.random((50, 3)) < 0.6, rng.random((50, 3)) < 0.4
     result, mirrored = paired_difference(a, b), paired_difference(b, a)
     assert result == paired_difference(a, b)
-    assert result.difference == pytest.approx(a.mean() - b.mean())
-    assert mirrored.ci95 == pytest.approx((-result.ci95[1], -result.ci95[0]))
-    assert (mirrored.wins, mirrored.losses) == (result.losses, result.wins)
-    assert result.ci95 != paired_difference(a, b, seed=1).ci95
+    assert result["difference"] == pytest.approx(a.mean() - b.mean())
+    assert mirrored["ci95"] == pytest.approx((-result["ci95"][1], -result["ci95"][0]))
+    assert (mirrored["wins"], mirrored["losses"]) == (result["losses"], result["wins"])
+    assert result["ci95"] != paired_difference(a, b, seed=1)["ci95"]
 
 
 @pytest.mark.parametrize("difference", [-1, 0, 1])
@@ -113,7 +113,7 @@ def test_rule_10_paired_difference_is_reproducible_and_antisymmetric():
 def test_rule_10_agreement_of_all_scenes_is_not_certainty(difference, scenes):
     """At the interval's ends, S scenes that all agree are just as unlikely as the confidence allows."""
     a, b = np.full((scenes, 2), difference > 0), np.full((scenes, 2), difference < 0)
-    low, high = paired_difference(a, b).ci95
+    low, high = paired_difference(a, b)["ci95"]
     assert -1 <= low <= difference <= high <= 1
     for end, extreme in ((low, -1), (high, 1)):
         if extreme != difference:
@@ -133,9 +133,9 @@ def test_rule_10_intervals_cover_with_draws_that_are_alike():
     rng, covered, naive, repeats = np.random.default_rng(1), 0, 0, 300
     for _ in range(repeats):
         a, b = clustered(rng, 40, 4)
-        low, high = paired_difference(a, b, resamples=500).ci95
+        low, high = paired_difference(a, b, resamples=500)["ci95"]
         covered += low <= 0 <= high
-        low, high = paired_difference(a.reshape(-1, 1), b.reshape(-1, 1), resamples=500).ci95
+        low, high = paired_difference(a.reshape(-1, 1), b.reshape(-1, 1), resamples=500)["ci95"]
         naive += low <= 0 <= high
     assert 0.90 <= covered / repeats <= 0.985
     assert naive / repeats < 0.8
@@ -151,17 +151,17 @@ def test_rule_10_p_values_are_small_as_often_as_they_say():
 def test_rule_10_no_verdict_without_evidence():
     for scenes in (1, 3, 4):
         few = np.ones((scenes, 1), bool)
-        low, high = paired_difference(few, ~few).ci95
-        assert low < 0 < high == 1 and paired_difference(few, ~few).verdict == "no_gain"
+        low, high = paired_difference(few, ~few)["ci95"]
+        assert low < 0 < high == 1 and paired_difference(few, ~few)["verdict"] == "no_gain"
     # Five scenes, all won: the bootstrap interval excludes zero, the exact test knows better.
     won = np.ones((5, 2), bool)
     won[0, 0] = False
     result = paired_difference(won, np.zeros((5, 2), bool))
-    assert result.ci95[0] > 0 and result.p_value_scenes == 2 / 32 and result.verdict == "no_gain"
+    assert result["ci95"][0] > 0 and result["p_value_scenes"] == 2 / 32 and result["verdict"] == "no_gain"
     many = np.ones((40, 1), bool)
-    assert paired_difference(many, ~many).verdict == "gain"
-    assert paired_difference(~many, many).verdict == "worse"
-    assert paired_difference(many, many).verdict == "no_gain"
+    assert paired_difference(many, ~many)["verdict"] == "gain"
+    assert paired_difference(~many, many)["verdict"] == "worse"
+    assert paired_difference(many, many)["verdict"] == "no_gain"
 
 
 def test_rule_10_unpaired_methods_are_refused():
@@ -198,23 +198,27 @@ def test_ranking_of_a_perfect_an_inverted_and_an_indifferent_critic():
     rng = np.random.default_rng(3)
     returns, scenes = rng.random((30, 8)), np.repeat(np.arange(10), 3)
     perfect = rank_against_oracle(3 * returns - 50, returns, scenes)
-    assert (perfect.spearman, perfect.regret, perfect.captured) == pytest.approx((1, 0, 1))
+    assert (perfect["spearman"], perfect["regret"], perfect["captured"]) == pytest.approx((1, 0, 1))
     inverted = rank_against_oracle(-returns, returns, scenes)
-    assert inverted.spearman == pytest.approx(-1)
-    assert inverted.regret == pytest.approx(np.ptp(returns, axis=1).mean()) and inverted.captured < 0
+    assert inverted["spearman"] == pytest.approx(-1)
+    assert inverted["regret"] == pytest.approx(np.ptp(returns, axis=1).mean()) and inverted["captured"] < 0
     # One score for all: its "choice" must not depend on the order of the candidates.
     flat = rank_against_oracle(np.zeros_like(returns), returns, scenes)
-    assert (flat.spearman, flat.captured) == pytest.approx((0, 0)) and flat.regret == pytest.approx(flat.regret_random)
+    assert (flat["spearman"], flat["captured"]) == pytest.approx((0, 0)) and flat["regret"] == pytest.approx(
+        flat["regret_random"]
+    )
 
 
 def test_ranking_leaves_out_decisions_that_say_nothing():
     returns = np.array([[1.0, 1.0, 1.0], [0.0, 1.0, 0.5]])
     scores = np.array([[3.0, 2.0, 1.0], [0.0, 2.0, 1.0]])
     ranking = rank_against_oracle(scores, returns, np.array([0, 1]))
-    assert (ranking.decisions, ranking.informative) == (2, 1) and ranking.spearman == pytest.approx(1)
-    assert ranking.spearman_ci95 is None  # one scene: nothing to resample
+    assert (ranking["decisions"], ranking["informative_decisions"]) == (2, 1) and ranking["spearman"] == pytest.approx(
+        1
+    )
+    assert ranking["spearman_ci95"] is None  # one scene: nothing to resample
     nothing = rank_against_oracle(scores[:1], returns[:1], np.array([0]))
-    assert nothing.informative == 0 and nothing.spearman is None and nothing.captured is None
+    assert nothing["informative_decisions"] == 0 and nothing["spearman"] is None and nothing["captured"] is None
 
 
 def test_ranking_refuses_what_is_not_finite_or_does_not_fit():

@@ -1,13 +1,11 @@
 """The numbers of a report, and the sentences that say what they mean: the content of report.json."""
 
 import math
-from dataclasses import asdict
 
 import numpy as np
 
-from deas_vla.report.data import Outcomes, ReportData, paired_outcomes
+from deas_vla.report.data import Outcomes, ReportData, ValueTrace, paired_outcomes
 from deas_vla.rollouts.statistics import (
-    PairedDifference,
     paired_difference,
     pearson,
     rank_against_oracle,
@@ -62,20 +60,20 @@ def summarize(data: ReportData) -> dict:
         UserError: as `ReportData.validate`.
     """
     data.validate()
-    paired = {f"{a} - {b}": _compare(data.methods[a], data.methods[b]) for a, b in _pairs_to_compare(data)}
-    paired = {name: result for name, result in paired.items() if result is not None}
+    paired = _paired(data)
+    in_order = dict.fromkeys([*(name for name in METHODS if name in data.methods), *data.methods])
     return {
         **{name: getattr(data, name) for name in GIVEN},
         "headline": _headline(data, paired),
-        "methods": {name: _rate(data.methods[name]) for name in _in_order(data.methods)},
-        "paired": {name: _paired_json(result) for name, result in paired.items()},
+        "methods": {name: _rate(data.methods[name]) for name in in_order},
+        "paired": paired,
         "success_by_n": {str(n): _rate(data.success_by_n[n]) for n in sorted(data.success_by_n)},
-        "more_candidates": _more_candidates(data),
+        "more_candidates": _more_candidates(data.success_by_n),
         "critic": {
-            "values": _values(data),
+            "values": _values(data.value_traces),
             "calibration": _calibration(data),
             "ranking": _ranking(data),
-            "headroom": _headroom(data),
+            "headroom": _headroom(data.methods),
         },
         "training": {
             name: {"first": float(values[0]), "last": float(values[-1]), "steps": int(curve.steps[-1])}
@@ -159,19 +157,13 @@ def scene_runs(numbers) -> str:
     return f"{counted(len(numbers), 'scene')} ({shown})"
 
 
-def _in_order(methods: dict) -> list[str]:
-    return [name for name in METHODS if name in methods] + [name for name in methods if name not in METHODS]
-
-
-def _pairs_to_compare(data: ReportData) -> list[tuple[str, str]]:
-    pairs = [(method, other) for method, others in COMPARED_WITH.items() for other in others]
-    known = [pair for pair in pairs if set(pair) <= set(data.methods)]
-    return list(dict.fromkeys([tuple(data.primary), *known, *map(tuple, data.comparisons)]))
-
-
-def _compare(a: Outcomes, b: Outcomes) -> PairedDifference | None:
-    both = paired_outcomes(a, b)
-    return None if both is None else paired_difference(*both)
+def _paired(data: ReportData) -> dict[str, dict]:
+    """`paired_difference` of the headline's pair, the known pairs and those asked for, where they share a scene."""
+    known = [(method, other) for method, others in COMPARED_WITH.items() for other in others]
+    known = [pair for pair in known if set(pair) <= set(data.methods)]
+    pairs = dict.fromkeys([tuple(data.primary), *known, *map(tuple, data.comparisons)])
+    played = {f"{a} - {b}": paired_outcomes(data.methods[a], data.methods[b]) for a, b in pairs}
+    return {name: paired_difference(*both) for name, both in played.items() if both}
 
 
 def _rate(outcomes: Outcomes) -> dict:
@@ -183,74 +175,66 @@ def _rate(outcomes: Outcomes) -> dict:
     }
 
 
-def _paired_json(result: PairedDifference) -> dict:
-    return asdict(result) | {"verdict": result.verdict}
-
-
-def _headline(data: ReportData, paired: dict[str, PairedDifference]) -> dict:
+def _headline(data: ReportData, paired: dict[str, dict]) -> dict:
     method, baseline = data.primary
     name = f"{method} - {baseline}"
     if name not in paired:
         text = f"Not measured: {method} and {baseline} share no scene."
         return {"verdict": "not_measured", "comparison": name, "text": text, "detail": ""}
     result = paired[name]
-    low, high = result.ci95
+    low, high = result["ci95"]
     a, b = paired_outcomes(data.methods[method], data.methods[baseline])
     who, than = method_title(method, data.candidates), lowered(method_title(baseline, data.candidates))
-    rates = f"{who} succeeds in {percent(a.mean())}, the {than} in {percent(b.mean())}."
     unseen = "" if data.collection_scenes is None else "unseen "
-    size = f"{counted(result.pairs, 'paired episode')} in {counted(result.scenes, f'{unseen}scene')}"
-    difference = f"{points(result.difference, 1)} percentage points, 95 % interval {point_range(result.ci95)}"
-    verdict = {"gain": "Gain", "worse": "Worse", "no_gain": "No gain could be shown"}[result.verdict]
-    text, detail = f"{verdict}: {rates}", f"{difference}, over {size}."
-    if result.verdict == "no_gain":
-        why = "which holds zero" if low <= 0 <= high else "from too few scenes to tell it from chance"
+    size = f"{counted(result['pairs'], 'paired episode')} in {counted(result['scenes'], f'{unseen}scene')}"
+    detail = f"{points(result['difference'], 1)} percentage points, 95 % interval {point_range(result['ci95'])}, "
+    if result["verdict"] == "no_gain":
+        detail += "which holds zero" if low <= 0 <= high else "from too few scenes to tell it from chance"
         half = math.ceil(50 * (high - low))
-        detail = (
-            f"{difference}, {why}; {size}. "
-            f"A true difference of less than about {half} points would not be visible at this size."
-        )
-    return {"verdict": result.verdict, "comparison": name, "text": text, "detail": detail}
+        detail += f"; {size}. A true difference of less than about {half} points would not be visible at this size."
+    else:
+        detail += f"over {size}."
+    verdict = {"gain": "Gain", "worse": "Worse", "no_gain": "No gain could be shown"}[result["verdict"]]
+    text = f"{verdict}: {who} succeeds in {percent(a.mean())}, the {than} in {percent(b.mean())}."
+    return {"verdict": result["verdict"], "comparison": name, "text": text, "detail": detail}
 
 
-def _more_candidates(data: ReportData) -> dict | None:
+def _more_candidates(by_n: dict[int, Outcomes]) -> dict | None:
     """Whether success still rises with N, or falls after a peak."""
-    numbers = sorted(data.success_by_n)
-    if len(numbers) < 2:
+    if len(by_n) < 2:
         return None
-    peak, last = max(numbers, key=lambda n: data.success_by_n[n].success.mean()), numbers[-1]
-    text = f"Success is highest at N = {peak}"
+    rates = {n: by_n[n].success.mean() for n in sorted(by_n)}
+    peak, last, result = max(rates, key=rates.get), max(rates), None
+    both = paired_outcomes(by_n[last], by_n[peak])
     if peak == last:
-        text = f"Success is highest at the largest N that was tried, {last}"
-    result = None if peak == last else _compare(data.success_by_n[last], data.success_by_n[peak])
-    if result is None:
-        return {"peak": peak, "last_minus_peak": None, "text": f"{text}."}
-    fall = f"N = {last} is {points(result.difference, 1)} points against N = {peak} ({point_range(result.ci95)})"
-    hurts = result.verdict == "worse"
-    text = f"More candidates hurt: {fall}." if hurts else f"{text}; {fall}: the fall may be chance."
-    if data.success_by_n[last].success.mean() == data.success_by_n[peak].success.mean():
-        text = f"No larger N does better than N = {peak}: success at N = {last} is the same."
-    return {"peak": peak, "last_minus_peak": _paired_json(result), "text": text}
+        text = f"Success is highest at the largest N that was tried, {last}."
+    elif both is None:
+        text = f"Success is highest at N = {peak}."
+    else:
+        result = paired_difference(*both)
+        fall = f"N = {last} is {points(result['difference'], 1)} points against N = {peak}"
+        fall += f" ({point_range(result['ci95'])})"
+        text = f"Success is highest at N = {peak}; {fall}: the fall may be chance."
+        if rates[last] == rates[peak]:
+            text = f"No larger N does better than N = {peak}: success at N = {last} is the same."
+        elif result["verdict"] == "worse":
+            text = f"More candidates hurt: {fall}."
+    return {"peak": peak, "last_minus_peak": result, "text": text}
 
 
-def _values(data: ReportData) -> dict | None:
+def _values(traces: list[ValueTrace]) -> dict | None:
     """How well V tells later successes from failures, at each step at which both kinds were still running."""
-    if not data.value_traces:
+    if not traces:
         return None
-    by_step: dict[int, list[tuple[float, bool]]] = {}
-    for trace in data.value_traces:
-        for step, value in zip(trace.steps, trace.values, strict=True):
-            by_step.setdefault(int(step), []).append((float(value), bool(trace.success)))
-    told_apart = {}
-    for step in sorted(by_step):
-        values, success = map(np.array, zip(*by_step[step], strict=True))
-        area = separation(values, success)
-        if area is not None:
-            told_apart[str(step)] = area
+    success = np.array([trace.success for trace in traces], bool)
+    steps = np.concatenate([trace.steps for trace in traces]).astype(int)
+    values = np.concatenate([trace.values for trace in traces])
+    succeeded = np.repeat(success, [len(trace.steps) for trace in traces])
+    areas = {str(step): separation(values[steps == step], succeeded[steps == step]) for step in np.unique(steps)}
     return {
-        "successes": sum(bool(trace.success) for trace in data.value_traces),
-        "failures": sum(not trace.success for trace in data.value_traces),
-        "separation_by_step": told_apart,
+        "successes": int(success.sum()),
+        "failures": int((~success).sum()),
+        "separation_by_step": {step: area for step, area in areas.items() if area is not None},
     }
 
 
@@ -268,26 +252,20 @@ def _calibration(data: ReportData) -> dict | None:
 
 
 def _ranking(data: ReportData) -> dict | None:
-    if data.oracle_decisions is None or not len(data.oracle_decisions.scores):
-        return None
     oracle = data.oracle_decisions
-    ranking = asdict(rank_against_oracle(oracle.scores, oracle.returns, oracle.scenes))
-    return {
-        "informative_decisions": ranking.pop("informative"),
-        "spearman_per_decision": ranking.pop("per_decision").tolist(),
+    if oracle is None or not len(oracle.scores):
+        return None
+    return rank_against_oracle(oracle.scores, oracle.returns, oracle.scenes) | {
         "scenes": len(np.unique(oracle.scenes)),
         "candidates": np.shape(oracle.scores)[1],
         "returns": oracle.meaning,
-        **ranking,
     }
 
 
-def _headroom(data: ReportData) -> dict | None:
+def _headroom(methods: dict[str, Outcomes]) -> dict | None:
     """The oracle's gain over the policy, and how much of it best-of-N gets."""
     names = ("policy", "best_of_n", "oracle")
-    if not set(names) <= set(data.methods):
-        return None
-    played = paired_outcomes(*(data.methods[name] for name in names))
+    played = paired_outcomes(*(methods[name] for name in names)) if set(names) <= set(methods) else None
     if played is None:
         return None
     share, interval = share_of_headroom(*played)
@@ -295,7 +273,7 @@ def _headroom(data: ReportData) -> dict | None:
     return {"scenes": len(played[0]), **rates, "share": share, "share_ci95": interval}
 
 
-def _caveats(data: ReportData, paired: dict[str, PairedDifference]) -> list[str]:
+def _caveats(data: ReportData, paired: dict[str, dict]) -> list[str]:
     caveats = list(data.caveats)
     samples = max(method.success.shape[1] for method in data.methods.values())
     if samples > 1:
@@ -315,19 +293,18 @@ def _caveats(data: ReportData, paired: dict[str, PairedDifference]) -> list[str]
             "scenes are unseen was not checked."
         )
     one = "best_of_1" if "best_of_1" in data.methods else "policy"
-    placebo = paired.get(f"random_candidate - {one}")
-    if placebo is not None and placebo.verdict != "no_gain":
+    placebo, quiet = paired.get(f"random_candidate - {one}"), paired.get("best_of_n - zero_noise")
+    if placebo is not None and placebo["verdict"] != "no_gain":
         caveats.append(
             f"A random candidate and {lowered(method_title(one, 1))} have the same distribution, yet they differ by "
-            f"{points(placebo.difference, 1)} points ({point_range(placebo.ci95)}): differences of this size can be "
-            "chance here, or the methods are not paired as they should be."
+            f"{points(placebo['difference'], 1)} points ({point_range(placebo['ci95'])}): differences of this size "
+            "can be chance here, or the methods are not paired as they should be."
         )
-    quiet = paired.get("best_of_n - zero_noise")
-    if quiet is not None and quiet.verdict != "gain":
+    if quiet is not None and quiet["verdict"] != "gain":
         caveats.append(
             f"Best of {data.candidates} is not shown to be better than the policy without noise "
-            f"({points(quiet.difference, 1)} points, {point_range(quiet.ci95)}): what it gains over the policy may be "
-            "steadier chunks and not the critic's knowledge."
+            f"({points(quiet['difference'], 1)} points, {point_range(quiet['ci95'])}): what it gains over the policy "
+            "may be steadier chunks and not the critic's knowledge."
         )
     if "filtered_bc" in data.methods:
         caveats.append(

@@ -3,8 +3,6 @@
 Two noise samples of one scene resemble each other: what is resampled, and what is flipped, is always the whole scene.
 """
 
-from dataclasses import dataclass, field
-
 import numpy as np
 from scipy import stats
 
@@ -12,43 +10,6 @@ RESAMPLES = 10_000
 _BLOCK = 1_000_000  # indices drawn at a time: bounds memory, does not change the numbers
 
 Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class PairedDifference:
-    """Success rate of method a minus that of method b, over the same scenes and noise."""
-
-    difference: float  # mean of a − b, in [-1, 1]
-    ci95: Interval  # bootstrap that resamples scenes; where all scenes agree, see `agreement_interval`
-    p_value: float  # exact McNemar test over the discordant pairs; takes pairs for independent
-    p_value_scenes: float  # exact sign-flip test over scenes: the one to believe with several samples a scene
-    wins: int  # pairs in which only a succeeded
-    losses: int  # pairs in which only b succeeded
-    pairs: int
-    scenes: int
-
-    @property
-    def verdict(self) -> str:
-        """``gain`` or ``worse`` where interval and scene-level test both say so, else ``no_gain``."""
-        low, high = self.ci95
-        if self.p_value_scenes >= 0.05 or low <= 0 <= high:
-            return "no_gain"
-        return "gain" if low > 0 else "worse"
-
-
-@dataclass(frozen=True)
-class Ranking:
-    """How well a critic orders candidates whose Monte-Carlo returns an oracle knows; intervals resample scenes."""
-
-    decisions: int
-    informative: int = 0  # decisions whose returns differ; the others say nothing and are left out below
-    spearman: float | None = None  # mean rank correlation
-    spearman_ci95: Interval | None = None
-    regret: float | None = None  # mean of the best return − the return of the critic's choice
-    regret_random: float | None = None  # the same for a choice at random
-    captured: float | None = None  # 1 − regret / regret_random: 1 is the oracle, 0 is chance
-    captured_ci95: Interval | None = None
-    per_decision: np.ndarray = field(default_factory=lambda: np.zeros(0))  # (informative,) rank correlations
 
 
 def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> Interval:
@@ -65,12 +26,20 @@ def wilson_interval(successes: int, episodes: int, confidence: float = 0.95) -> 
     return min(float(found.low), rate), max(float(found.high), rate)  # at 0 and 1 they are off by a rounding
 
 
-def paired_difference(a: np.ndarray, b: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> PairedDifference:
+def paired_difference(a: np.ndarray, b: np.ndarray, *, resamples: int = RESAMPLES, seed: int = 0) -> dict:
     """Compares two methods over the same scenes and noise samples.
 
     Args:
         a, b: (S, D) bool, success of the method in scene s with noise sample d; (S,) is taken for one sample.
         resamples, seed: of the bootstrap; the same seed gives the same interval.
+
+    Returns:
+        ``difference``: success rate of a minus that of b, in [-1, 1].
+        ``ci95``: bootstrap that resamples scenes; where all scenes agree, `agreement_interval`.
+        ``p_value``: exact McNemar test over the discordant pairs; takes pairs for independent.
+        ``p_value_scenes``: exact sign-flip test over scenes: the one to believe with several samples a scene.
+        ``wins``, ``losses``: pairs in which only a, or only b, succeeded; of so many ``pairs`` and ``scenes``.
+        ``verdict``: ``gain`` or ``worse`` where interval and scene-level test both say so, else ``no_gain``.
 
     Raises:
         ValueError: if the shapes differ or there is no pair.
@@ -79,19 +48,23 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, resamples: int = RESAMPLE
     delta = a.astype(int) - b.astype(int)
     per_scene = delta.mean(1)
     if np.ptp(per_scene) == 0:
-        ci = agreement_interval(float(per_scene[0]), len(per_scene))
+        low, high = agreement_interval(float(per_scene[0]), len(per_scene))
     else:
-        ci = ratio_interval(per_scene, np.ones(len(per_scene)), resamples=resamples, seed=seed)
-    return PairedDifference(
-        difference=float(delta.mean()),
-        ci95=ci,
-        p_value=mcnemar_exact(a, b),
-        p_value_scenes=scene_sign_flip_exact(a, b),
-        wins=int((delta > 0).sum()),
-        losses=int((delta < 0).sum()),
-        pairs=delta.size,
-        scenes=len(delta),
-    )
+        low, high = ratio_interval(per_scene, np.ones(len(per_scene)), resamples=resamples, seed=seed)
+    p_value_scenes, verdict = scene_sign_flip_exact(a, b), "no_gain"
+    if p_value_scenes < 0.05 and not low <= 0 <= high:
+        verdict = "gain" if low > 0 else "worse"
+    return {
+        "difference": float(delta.mean()),
+        "ci95": (low, high),
+        "p_value": mcnemar_exact(a, b),
+        "p_value_scenes": p_value_scenes,
+        "wins": int((delta > 0).sum()),
+        "losses": int((delta < 0).sum()),
+        "pairs": delta.size,
+        "scenes": len(delta),
+        "verdict": verdict,
+    }
 
 
 def mcnemar_exact(a: np.ndarray, b: np.ndarray) -> float:
@@ -135,13 +108,20 @@ def share_of_headroom(
 
 def rank_against_oracle(
     scores: np.ndarray, returns: np.ndarray, scenes: np.ndarray, *, resamples: int = RESAMPLES
-) -> Ranking:
-    """Compares a critic's scores of N candidates with what playing each of them really led to.
+) -> dict:
+    """How well a critic orders N candidates, by what playing each of them really led to.
 
     Args:
         scores: (K, N) critic's score of each candidate at each of K decisions.
         returns: (K, N) the Monte-Carlo return that the oracle found, more is better.
         scenes: (K,) scene of each decision: what the bootstrap (`resamples`) resamples.
+
+    Returns:
+        ``decisions``, and ``informative_decisions``: those whose returns differ. The others say nothing and are left
+        out of the rest, which is None without any:
+        ``spearman`` and ``spearman_ci95``: mean of the rank correlations ``spearman_per_decision`` (a list).
+        ``regret``: mean of the best return − the return of the critic's choice; ``regret_random``: of a random choice.
+        ``captured`` and ``captured_ci95``: 1 − regret / regret_random: 1 is the oracle, 0 is chance.
 
     Raises:
         ValueError: if the shapes differ or a number is not finite.
@@ -152,29 +132,28 @@ def rank_against_oracle(
     if not (np.isfinite(scores).all() and np.isfinite(returns).all()):
         raise ValueError("scores and returns must be finite")
     differs = np.ptp(returns, axis=1) > 0 if scores.size else np.zeros(len(scores), bool)
+    found = {"decisions": len(scores), "informative_decisions": int(differs.sum()), "spearman_per_decision": []}
     if not differs.any():
-        return Ranking(len(scores))
-    decisions, scores, returns, scenes = len(scores), scores[differs], returns[differs], scenes[differs]
+        unknown = ("spearman", "spearman_ci95", "regret", "regret_random", "captured", "captured_ci95")
+        return found | dict.fromkeys(unknown)
+    scores, returns, scene = scores[differs], returns[differs], np.unique(scenes[differs], return_inverse=True)[1]
     # A critic that gives all candidates one score knows nothing: correlation 0, and any of them may be its choice.
     correlation = np.array([spearman(s, r) or 0.0 for s, r in zip(scores, returns, strict=True)])
     best, chosen = returns.max(1), scores == scores.max(1, keepdims=True)
     lost, lost_random = best - (returns * chosen).sum(1) / chosen.sum(1), best - returns.mean(1)
 
     def interval(above: np.ndarray, below: np.ndarray) -> Interval | None:
-        scene = np.unique(scenes, return_inverse=True)[1]
         return ratio_interval(np.bincount(scene, above), np.bincount(scene, below), resamples=resamples)
 
-    return Ranking(
-        decisions=decisions,
-        informative=len(scores),
-        spearman=float(correlation.mean()),
-        spearman_ci95=interval(correlation, np.ones(len(scores))),
-        regret=float(lost.mean()),
-        regret_random=float(lost_random.mean()),
-        captured=float(1 - lost.sum() / lost_random.sum()),
-        captured_ci95=interval(lost_random - lost, lost_random),
-        per_decision=correlation,
-    )
+    return found | {
+        "spearman": float(correlation.mean()),
+        "spearman_ci95": interval(correlation, np.ones(len(scores))),
+        "spearman_per_decision": correlation.tolist(),
+        "regret": float(lost.mean()),
+        "regret_random": float(lost_random.mean()),
+        "captured": float(1 - lost.sum() / lost_random.sum()),
+        "captured_ci95": interval(lost_random - lost, lost_random),
+    }
 
 
 def spearman(x: np.ndarray, y: np.ndarray) -> float | None:

@@ -46,9 +46,9 @@ def score(q_values: np.ndarray, returns: np.ndarray, success: np.ndarray, scene:
     chosen = _chosen_by_each(q_values, rate) - rate.mean(1)
     worst = _chosen_by_each(-q_values, rate) - rate.mean(1)
     possible = _possible(returns, success)
-    low, high = np.mean([ranking.spearman_ci95 or (np.nan, np.nan) for ranking in rankings], 0)
+    low, high = np.mean([ranking["spearman_ci95"] or (np.nan, np.nan) for ranking in rankings], 0)
     return Score(
-        spearman=float(np.mean([ranking.spearman or 0.0 for ranking in rankings])),
+        spearman=float(np.mean([ranking["spearman"] or 0.0 for ranking in rankings])),
         spearman_ci95=(float(low), float(high)) if np.isfinite(low) else None,
         gain=float(chosen.mean()),
         gain_ci95=_interval(chosen, scene),
