@@ -20,7 +20,7 @@ import torch
 from best_of_n import decision_makers, random_observation
 
 from deas_vla.data.observation import Observation
-from deas_vla.export.export import Export
+from deas_vla.export.export import export_reranker
 
 PROBE = """
 import sys, time
@@ -28,7 +28,7 @@ began = time.perf_counter()
 import torch
 torch.set_num_threads({threads})
 imported = time.perf_counter()
-from deas_vla.export.golden import GOLDEN, Golden
+from deas_vla.export.verify import GOLDEN, Golden
 from deas_vla.scorers.scorer import load_scorer
 scorer = load_scorer({folder!r} + "/critic")
 golden = Golden.load({folder!r} + "/" + GOLDEN)
@@ -49,7 +49,7 @@ def export_demo(folder: Path, seed: int) -> None:
         torch.cat([frame.state for frame in frames]),
         [frame.instruction[0] for frame in frames],
     )
-    Export(policy=maker.policy, scorer=maker.scorer, observation=observation).write(folder)
+    export_reranker(folder, policy=maker.policy, scorer=maker.scorer, observation=observation)
 
 
 def measure(folder: Path, repeats: int, threads: int) -> list[tuple[float, float]]:

@@ -13,9 +13,8 @@ from safetensors.torch import load_file, save_file
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Observation
-from deas_vla.export.golden import Golden
-from deas_vla.export.manifest import sections_of_parts
-from deas_vla.export.verify import write_sums
+from deas_vla.export.reranker import sections_of_parts
+from deas_vla.export.verify import Golden, write_sums
 from deas_vla.features.features import FeatureConfig, Features, fit_projection, pool_tokens
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy

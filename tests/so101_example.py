@@ -14,7 +14,7 @@ from reranker_example import FEATURES
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.contract import Camera, Column, Contract, Statistics
 from deas_vla.data.observation import Observation
-from deas_vla.export.export import Export
+from deas_vla.export.export import export_reranker
 from deas_vla.features.features import Features, fit_projection, pool_tokens
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.scorers.deas import DeasScorer
@@ -101,7 +101,7 @@ def so101_contract(**changes) -> Contract:
     return Contract(**(values | changes))
 
 
-def export_reranker(folder: Path, contract: Contract) -> Path:
+def random_reranker(folder: Path, contract: Contract) -> Path:
     """A reranker of random weights, whose chunks go all over the place."""
     torch.manual_seed(0)
     policy = shake(SmallVLAPolicy(small_config(), contract, SENTENCES)).eval()
@@ -112,7 +112,9 @@ def export_reranker(folder: Path, contract: Contract) -> Path:
     features = Features(contract, FEATURES, projection)
     config = CriticConfig(horizon=policy.horizon, hidden_dim=16, num_layers=2)
     scorer = DeasScorer.untrained(features, config, policy.encoder_fingerprint).eval()
-    Export(policy=policy, scorer=scorer, observation=observation[:2], num_candidates=3, execute_steps=3).write(folder)
+    export_reranker(
+        folder, policy=policy, scorer=scorer, observation=observation[:2], num_candidates=3, execute_steps=3
+    )
     return folder
 
 

@@ -11,7 +11,7 @@ from deas_vla.data.audit.agreement import reference_at
 from deas_vla.data.audit.audit import audit
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.errors import UserError
-from deas_vla.export.export import Export
+from deas_vla.export.export import export_reranker
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def trained(tmp_path):
     scorer = small_scorer(policy)
     policy.save(tmp_path / "policy" / "policy")
     scorer.save(tmp_path / "critic" / "critic")
-    Export(policy=policy, scorer=scorer, observation=observations(2), num_candidates=2).write(tmp_path / "reranker")
+    export_reranker(tmp_path / "reranker", policy=policy, scorer=scorer, observation=observations(2), num_candidates=2)
     return tmp_path
 
 

@@ -17,7 +17,7 @@ from source_tree import ROOT
 
 from deas_vla import cli, launch
 from deas_vla.config import parse
-from deas_vla.export.run import ExportConfig
+from deas_vla.export.export import ExportConfig
 
 NAMES = [str(path.relative_to(ROOT)) for path in GUIDES]
 # Guides whose commands are run for real, at a tiny size, in this order: one uses what another has made.

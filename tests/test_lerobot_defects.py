@@ -20,11 +20,10 @@ from reranker_example import small_scorer
 
 from deas_vla.critic.critic import DeasCritic
 from deas_vla.errors import ContractMismatch
-from deas_vla.export.export import Export
+from deas_vla.export.export import export_reranker
 from deas_vla.export.lerobot_plugin.configuration_deas import DeasConfig
 from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy
-from deas_vla.export.manifest import read_manifest
-from deas_vla.export.reranker import Reranker
+from deas_vla.export.reranker import Reranker, read_manifest
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.training.loop import TrainingConfig
 
@@ -36,13 +35,23 @@ LONG_AND_SHORT = ["lift the red cube", "open the left drawer of the cabinet"]
 def place(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("defects")
     policy = small_policy()
-    Export(
-        policy=policy, scorer=small_scorer(policy), observation=observations(2), num_candidates=8, selection=BEST
-    ).write(place / "own")
+    export_reranker(
+        place / "own",
+        policy=policy,
+        scorer=small_scorer(policy),
+        observation=observations(2),
+        num_candidates=8,
+        selection=BEST,
+    )
     policy = smolvla(place / "smolvlm")
     scorer = small_scorer(policy, frames=lerobot_observations(12, seed=5))
-    Export(policy=policy, scorer=scorer, observation=lerobot_observations(2), num_candidates=3, selection=BEST).write(
-        place / "lerobot"
+    export_reranker(
+        place / "lerobot",
+        policy=policy,
+        scorer=scorer,
+        observation=lerobot_observations(2),
+        num_candidates=3,
+        selection=BEST,
     )
     return place
 
@@ -168,8 +177,8 @@ def test_defect_4_adapters_are_merged_and_not_forgotten(place, tmp_path):
                 parameter.normal_(std=0.5)
         adapted = policy.eval().sample(context, noise)
     assert not torch.allclose(plain, adapted, atol=1e-3)
-    Export(policy=policy, scorer=scorer, observation=lerobot_observations(2), selection=BEST).write(
-        tmp_path / "reranker"
+    export_reranker(
+        tmp_path / "reranker", policy=policy, scorer=scorer, observation=lerobot_observations(2), selection=BEST
     )
     merged = read_manifest(tmp_path / "reranker")["merged"]
     assert merged["layers"] == merged["changed"] > 0

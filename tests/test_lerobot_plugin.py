@@ -21,7 +21,7 @@ from reranker_example import reseal, rewrite_json, small_scorer
 from deas_vla.data.lerobot.writer import features
 from deas_vla.data.observation import episode_ids
 from deas_vla.errors import ContractMismatch, UserError
-from deas_vla.export.export import Export
+from deas_vla.export.export import export_reranker
 from deas_vla.export.lerobot_plugin.configuration_deas import DeasConfig
 from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy, observation_of
 from deas_vla.export.lerobot_plugin.processor_deas import make_deas_pre_post_processors
@@ -40,14 +40,15 @@ RULE = SelectionConfig(rule="consensus", as_best_of=3)
 def exported(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "reranker"
     policy = small_policy()
-    Export(
+    export_reranker(
+        folder,
         policy=policy,
         scorer=small_scorer(policy),
         observation=observations(4),
         num_candidates=5,
         selection=RULE,
         execute_steps=3,
-    ).write(folder)
+    )
     return folder
 
 
@@ -234,7 +235,7 @@ def test_a_mean_is_a_mean_in_lerobot_too(tmp_path):
     """Defect: the class and the aggregation of a scorer were not saved, so all were scored by their minimum."""
     own = small_policy()
     scorer = small_scorer(own, kind=QChunkingScorer, num_q=3)
-    Export(policy=own, scorer=scorer, observation=observations(2)).write(tmp_path / "reranker")
+    export_reranker(tmp_path / "reranker", policy=own, scorer=scorer, observation=observations(2))
     loaded, observation = DeasPolicy.from_pretrained(tmp_path / "reranker"), observations(3, seed=4)
     with torch.no_grad():
         context = own.encode(observation)

@@ -16,7 +16,7 @@ from lerobot_plugin_example import write_environment
 from policy_example import observations, small_policy
 from reranker_example import small_scorer
 
-from deas_vla.export.export import Export
+from deas_vla.export.export import export_reranker
 from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy
 from deas_vla.improvement.selection import SelectionConfig
 
@@ -32,24 +32,26 @@ def place(tmp_path_factory) -> Path:
     place = tmp_path_factory.mktemp("eval")
     write_environment(place / "plugins")
     policy = small_policy()
-    Export(
+    export_reranker(
+        place / "groot",
         policy=policy,
         scorer=small_scorer(policy),
         observation=observations(4),
         num_candidates=4,
         selection=RULE,
         execute_steps=3,
-    ).write(place / "groot")
+    )
     policy = smolvla(place / "smolvlm", LEROBOT_CONTRACT)
     scorer = small_scorer(policy, frames=lerobot_observations(12, seed=5))
-    Export(
+    export_reranker(
+        place / "smolvla",
         policy=policy,
         scorer=scorer,
         observation=lerobot_observations(2),
         num_candidates=2,
         selection=RULE,
         execute_steps=8,
-    ).write(place / "smolvla")
+    )
     return place
 
 

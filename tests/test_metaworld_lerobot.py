@@ -25,7 +25,7 @@ from deas_vla.envs.metaworld.tasks import TASKS
 from deas_vla.envs.registry import env_config
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
-from deas_vla.export.export import Export
+from deas_vla.export.export import export_reranker
 from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import SelectionConfig
@@ -116,14 +116,15 @@ def test_an_export_plays_in_lerobot_what_our_evaluation_plays(tmp_path, vector, 
     jobs = [Job(scene) for scene in SEEDS]
     played = play_episodes(ours, best, jobs, seed=3, parallel=3, execute_steps=2)
 
-    Export(
+    export_reranker(
+        tmp_path / "reranker",
         policy=policy,
         scorer=scorer,
         observation=frames,
         num_candidates=4,
         selection=SelectionConfig(rule="best"),
         execute_steps=2,
-    ).write(tmp_path / "reranker")
+    )
     config = PreTrainedConfig.from_pretrained(tmp_path / "reranker")
     config.seed = 3
     theirs = DeasPolicy.from_pretrained(tmp_path / "reranker", config=config)

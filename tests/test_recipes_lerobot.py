@@ -18,7 +18,7 @@ from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.errors import ContractMismatch, UserError
-from deas_vla.export.run import ExportConfig, export_run
+from deas_vla.export.export import ExportConfig, export_run
 from deas_vla.export.verify import verify
 from deas_vla.files import write_json
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy

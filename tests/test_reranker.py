@@ -26,11 +26,9 @@ from rollout_example import LinePolicy, MovesRight
 from deas_vla.data.contract import Contract
 from deas_vla.errors import UserError
 from deas_vla.export import export as exporting
-from deas_vla.export.export import Export
-from deas_vla.export.golden import Golden, Tolerance
-from deas_vla.export.manifest import read_manifest
-from deas_vla.export.reranker import Reranker
-from deas_vla.export.verify import check_sums, verify, write_sums
+from deas_vla.export.export import export_reranker
+from deas_vla.export.reranker import Reranker, read_manifest
+from deas_vla.export.verify import Golden, check_sums, verify, write_sums
 from deas_vla.features.features import Features
 from deas_vla.files import sha256_of
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
@@ -53,9 +51,15 @@ def parts():
 @pytest.fixture(scope="module")
 def exported(parts, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("export") / "reranker"
-    Export(
-        policy=parts[0], scorer=parts[1], observation=observations(4), num_candidates=5, selection=RULE, execute_steps=3
-    ).write(folder)
+    export_reranker(
+        folder,
+        policy=parts[0],
+        scorer=parts[1],
+        observation=observations(4),
+        num_candidates=5,
+        selection=RULE,
+        execute_steps=3,
+    )
     return folder
 
 
@@ -90,13 +94,19 @@ def test_a_fresh_export_is_verified_and_may_move(folder):
 
 def test_two_exports_of_the_same_parts_are_equal(parts, exported, tmp_path):
     again = tmp_path / "again"
-    Export(
-        policy=parts[0], scorer=parts[1], observation=observations(4), num_candidates=5, selection=RULE, execute_steps=3
-    ).write(again)
+    export_reranker(
+        again,
+        policy=parts[0],
+        scorer=parts[1],
+        observation=observations(4),
+        num_candidates=5,
+        selection=RULE,
+        execute_steps=3,
+    )
     for path in ("policy", "critic", "config.json", "policy_preprocessor.json", "policy_postprocessor.json"):
         assert sha256_of(again / path) == sha256_of(exported / path), path
     one, two = (Golden.load(folder / "golden.safetensors") for folder in (again, exported))
-    assert not one.differences(two, parts[0].contract, parts[1].score_range, Tolerance.of(parts[0]))
+    assert not one.differences(two, BestOfN(parts[0], 5, "consensus", parts[1], RULE))
 
 
 def test_the_critic_alone_gives_the_expected_scores(exported):
@@ -108,7 +118,7 @@ def test_the_critic_alone_gives_the_expected_scores(exported):
 def test_scoring_needs_torch_and_safetensors_only(exported):
     code = (
         "import sys\n"
-        "from deas_vla.export.golden import Golden\n"
+        "from deas_vla.export.verify import Golden\n"
         "from deas_vla.scorers.scorer import load_scorer\n"
         f"scorer = load_scorer({str(exported / 'critic')!r})\n"
         f"golden = Golden.load({str(exported / 'golden.safetensors')!r})\n"
@@ -149,10 +159,11 @@ def test_rule_08_no_action_is_played_that_was_never_scored(parts, tmp_path):
     """Defect: all of a chunk was played, though the critic scores only how it begins."""
     policy, scorer = parts[0], small_scorer(parts[0], horizon=3)
     given = {"policy": policy, "scorer": scorer, "observation": observations(2)}
-    assert Export(**given).write(tmp_path / "reranker").execute_steps == 3
+    assert export_reranker(tmp_path / "reranker", **given).execute_steps == 3
     with pytest.raises(UserError, match=r"4 actions .* the critic scores the first 3: play 3 \(--execute_steps=3"):
-        Export(**given, execute_steps=4)
-    Export(**given, execute_steps=4, selection=SelectionConfig(rule="first"))  # no score is looked at
+        export_reranker(tmp_path / "longer", **given, execute_steps=4)
+    # No score is looked at.
+    export_reranker(tmp_path / "first", **given, execute_steps=4, selection=SelectionConfig(rule="first"))
 
 
 def test_rule_11_no_pickle(exported):
@@ -419,15 +430,15 @@ def test_parts_that_do_not_belong_together_are_not_exported(parts, tmp_path):
     policy, scorer = parts
     output = tmp_path / "reranker"
     with pytest.raises(UserError, match="another backbone"):
-        Export(policy=small_policy(seed=1), scorer=scorer, observation=observations(2)).write(output)
+        export_reranker(output, policy=small_policy(seed=1), scorer=scorer, observation=observations(2))
     longer = small_scorer(policy, horizon=5)
     with pytest.raises(UserError, match="chunks of 5 steps"):
-        Export(policy=policy, scorer=longer, observation=observations(2)).write(output)
+        export_reranker(output, policy=policy, scorer=longer, observation=observations(2))
     with pytest.raises(UserError, match="execute_steps=9 must be 1 to 4"):
-        Export(policy=policy, scorer=scorer, observation=observations(2), execute_steps=9).write(output)
+        export_reranker(output, policy=policy, scorer=scorer, observation=observations(2), execute_steps=9)
     line = LinePolicy()
     with pytest.raises(UserError, match="LinePolicy cannot be saved: decorate it with @register_policy"):
-        Export(policy=line, scorer=MovesRight(line), observation=observations(2)).write(output)
+        export_reranker(output, policy=line, scorer=MovesRight(line), observation=observations(2))
     assert not list(tmp_path.iterdir())
 
 
@@ -437,14 +448,14 @@ def test_rule_12_a_failed_export_leaves_nothing(parts, tmp_path, monkeypatch):
 
     monkeypatch.setattr(exporting, "card", full_disk)
     with pytest.raises(OSError, match="No space"):
-        Export(policy=parts[0], scorer=parts[1], observation=observations(2)).write(tmp_path / "reranker")
+        export_reranker(tmp_path / "reranker", policy=parts[0], scorer=parts[1], observation=observations(2))
     assert not list(tmp_path.iterdir())
 
 
 def test_an_export_does_not_replace_another(parts, folder):
     before = sha256_of(folder)
     with pytest.raises(UserError, match="exists already"):
-        Export(policy=parts[0], scorer=parts[1], observation=observations(2)).write(folder)
+        export_reranker(folder, policy=parts[0], scorer=parts[1], observation=observations(2))
     assert sha256_of(folder) == before
 
 

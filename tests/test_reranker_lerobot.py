@@ -12,11 +12,9 @@ from lerobot_example import A, H, maker, normal, observations, small_pi
 from reranker_example import reseal, rewrite_json, rewrite_tensors, small_scorer
 
 from deas_vla.errors import UserError
-from deas_vla.export.export import Export
-from deas_vla.export.golden import Golden, Tolerance
-from deas_vla.export.manifest import read_manifest
-from deas_vla.export.reranker import Reranker
-from deas_vla.export.verify import verify
+from deas_vla.export.export import export_reranker
+from deas_vla.export.reranker import Reranker, read_manifest
+from deas_vla.export.verify import Golden, allowed, verify
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
@@ -45,14 +43,15 @@ def exports(tmp_path_factory):
             policy = maker(place / "sources")(kind)
             scorer = small_scorer(policy, frames=observations(12, seed=5))
             folder = place / "reranker"
-            Export(
+            export_reranker(
+                folder,
                 policy=policy,
                 scorer=scorer,
                 observation=observations(3),
                 num_candidates=4,
                 selection=RULE,
                 execute_steps=8,
-            ).write(folder)
+            )
             policy.save(place / "plain", standalone=False)
             shutil.rmtree(place / "sources", ignore_errors=True)
             made[kind] = policy, scorer, folder
@@ -97,14 +96,15 @@ def test_an_exported_policy_can_be_exported_again(exports, kind, tmp_path):
     reranker = Reranker.load(exported)
     decider = reranker.decider
     again = tmp_path / "again"
-    Export(
+    export_reranker(
+        again,
         policy=decider.policy,
         scorer=decider.scorer,
         observation=observations(3),
         num_candidates=4,
         selection=RULE,
         execute_steps=8,
-    ).write(again)
+    )
     for path in sorted(exported.rglob("*.safetensors")):
         assert path.read_bytes() == (again / path.relative_to(exported)).read_bytes(), path
     settings = [json.loads((each / "policy" / "config.json").read_text()) for each in (exported, again)]
@@ -132,7 +132,9 @@ def test_what_lerobots_own_command_trains_is_exported(kind, tmp_path):
     torch.set_float32_matmul_precision(precise)
     scorer = small_scorer(policy, frames=observations(12, seed=5))
     exported = tmp_path / "reranker"
-    Export(policy=policy, scorer=scorer, observation=observations(3), num_candidates=4, selection=RULE).write(exported)
+    export_reranker(
+        exported, policy=policy, scorer=scorer, observation=observations(3), num_candidates=4, selection=RULE
+    )
     shutil.rmtree(tmp_path / "sources")
     verify(exported)
     its = Reranker.load(exported)
@@ -251,7 +253,7 @@ def test_a_policy_that_names_an_unknown_folder_is_not_exported(exports, tmp_path
     policy.policy.config.tags = [str(tmp_path)]
     try:
         with pytest.raises(UserError, match=r"config.json of the policy names another folder \(tags = "):
-            Export(policy=policy, scorer=scorer, observation=observations(2)).write(tmp_path / "reranker")
+            export_reranker(tmp_path / "reranker", policy=policy, scorer=scorer, observation=observations(2))
     finally:
         policy.policy.config.tags = None
     assert not (tmp_path / "reranker").exists()
@@ -284,15 +286,16 @@ def test_a_policy_that_computes_in_bfloat16_is_replayed_as_one(tmp_path):
     """GR00T keeps its weights as float32 and computes with less: another processor gives other last bits."""
     policy = maker(tmp_path / "sources")("groot", use_bf16=True)
     assert {parameter.dtype for parameter in policy.parameters()} == {torch.float32}
-    assert Tolerance.of(policy).features == 0.2 > Tolerance.of(maker(tmp_path / "other")("groot")).features
-    Export(
+    assert allowed(policy)["features"] == 0.2 > allowed(maker(tmp_path / "other")("groot"))["features"]
+    export_reranker(
+        tmp_path / "reranker",
         policy=policy,
         scorer=small_scorer(policy, frames=observations(12, seed=5)),
         observation=observations(3),
         num_candidates=4,
         selection=RULE,
         execute_steps=8,
-    ).write(tmp_path / "reranker")
+    )
     rewrite_tensors(tmp_path / "reranker" / "golden.safetensors", lambda tensors: tensors["features"].add_(0.01))
     reseal(tmp_path / "reranker")
     assert "3 golden inputs decided as before" in verify(tmp_path / "reranker")
@@ -300,10 +303,9 @@ def test_a_policy_that_computes_in_bfloat16_is_replayed_as_one(tmp_path):
 
 def test_two_candidates_of_one_score_may_change_places(exports):
     golden = Golden.load(exports("smolvla")[2] / "golden.safetensors")
-    tolerance, support = Tolerance(1e-3, 1e-3, 1e-4, 1e-4), (-10.0, 0.0)
     golden.scores = torch.tensor([[-3.0, -3.0005, -5.0, -5.0]]).repeat(3, 1)
     golden.index = torch.zeros(3, dtype=torch.int64)
     other = replace(golden, index=torch.tensor([0, 1, 2]))
-    assert golden.other_choices(other, support, tolerance) == ["choice on input 2: candidate 2 instead of 0"]
+    assert golden.other_choices(other, 1e-3) == ["choice on input 2: candidate 2 instead of 0"]
     golden.scores[1, 1] = torch.nan
-    assert len(golden.other_choices(other, support, tolerance)) == 2
+    assert len(golden.other_choices(other, 1e-3)) == 2

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from tiny_checkpoints import FAMILIES, write_checkpoint
 
 from deas_vla.errors import UserError
-from deas_vla.export.export import Export
+from deas_vla.export.export import export_reranker
 from deas_vla.export.reranker import Reranker
 from deas_vla.export.verify import verify
 from deas_vla.policies import lora
@@ -45,7 +45,7 @@ def test_merged_outputs_are_equal_and_weights_are_changed(checkpoint, tmp_path, 
     assert (expected - sampled(untuned)).abs().max() > 1e-3  # the adapters matter
     scorer = small_scorer(policy)
     folder = tmp_path / "reranker"
-    exported = Export(policy=policy, scorer=scorer, observation=observations(4)).write(folder)
+    exported = export_reranker(folder, policy=policy, scorer=scorer, observation=observations(4))
 
     shutil.rmtree(home)
     verify(folder)
@@ -72,7 +72,7 @@ def test_a_frozen_backbone_is_exported_with_the_policy(checkpoint, tmp_path):
     home = checkpoint("llava")
     policy = shake(policy_of(home, "frozen"))
     expected = sampled(policy)
-    Export(policy=policy, scorer=small_scorer(policy), observation=observations(2)).write(tmp_path / "reranker")
+    export_reranker(tmp_path / "reranker", policy=policy, scorer=small_scorer(policy), observation=observations(2))
     shutil.rmtree(home)
     verify(tmp_path / "reranker")
     loaded = Reranker.load(tmp_path / "reranker")
@@ -89,12 +89,12 @@ def test_adapters_of_the_action_head_are_merged_too(tmp_path):
     names = [n for n, m in policy.head.named_modules() if isinstance(m, torch.nn.Linear) and n.endswith("up")]
     peft.inject_adapter_in_model(peft.LoraConfig(r=2, target_modules=names), policy.head)
     with pytest.raises(UserError, match=f"adapters of {len(names)} layers change nothing"):
-        Export(policy=policy, scorer=scorer, observation=observations(2)).write(tmp_path / "reranker")
+        export_reranker(tmp_path / "reranker", policy=policy, scorer=scorer, observation=observations(2))
     plain = sampled(policy)
     shake(policy.requires_grad_(True)).eval()
     scorer.encoder_fingerprint = policy.encoder_fingerprint
     assert (sampled(policy) - plain).abs().max() > 1e-3
-    loaded = Export(policy=policy, scorer=scorer, observation=observations(2)).write(tmp_path / "reranker")
+    loaded = export_reranker(tmp_path / "reranker", policy=policy, scorer=scorer, observation=observations(2))
     assert loaded.manifest["merged"]["layers"] == len(names) > 0
     torch.testing.assert_close(sampled(loaded.policy), sampled(policy), rtol=0, atol=1e-4)
     verify(tmp_path / "reranker")
@@ -103,7 +103,7 @@ def test_adapters_of_the_action_head_are_merged_too(tmp_path):
 def test_adapters_that_were_never_trained_are_refused(checkpoint, tmp_path):
     policy = policy_of(checkpoint("llava"))
     with pytest.raises(UserError, match=r"LoRA adapters of \d+ layers change nothing"):
-        Export(policy=policy, scorer=small_scorer(policy), observation=observations(2)).write(tmp_path / "reranker")
+        export_reranker(tmp_path / "reranker", policy=policy, scorer=small_scorer(policy), observation=observations(2))
     assert not (tmp_path / "reranker").exists()
 
 
@@ -119,7 +119,7 @@ def test_a_merge_that_is_lost_on_the_way_is_found(checkpoint, tmp_path, monkeypa
 
     monkeypatch.setattr("deas_vla.policies.small_vla.modeling.merge_adapters", drop)
     with pytest.raises(UserError, match=r"the written policy does not decide as the given one does.*features"):
-        Export(policy=policy, scorer=small_scorer(policy), observation=observations(2)).write(tmp_path / "reranker")
+        export_reranker(tmp_path / "reranker", policy=policy, scorer=small_scorer(policy), observation=observations(2))
     assert not (tmp_path / "reranker").exists()
 
 

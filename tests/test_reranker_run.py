@@ -12,9 +12,9 @@ from reranker_example import small_scorer
 
 from deas_vla import cli
 from deas_vla.data.lerobot.writer import write_dataset
-from deas_vla.export.golden import Golden
+from deas_vla.export.export import some_frames
 from deas_vla.export.reranker import Reranker
-from deas_vla.export.run import some_frames
+from deas_vla.export.verify import Golden
 from deas_vla.files import write_json
 from deas_vla.scorers.scorer import load_scorer
 

@@ -18,7 +18,7 @@ pytest.importorskip("deepdiff", reason="needs the extra `robots`")
 
 from feetech_bus import IDS, PING, READ, REGISTERS, SERVO, WRITE, FeetechBus, answer, checksum, obey, packets
 from policy_example import SENTENCES
-from so101_example import CALIBRATION, RATE_HZ, calibration_file, export_reranker, flags, so101_contract
+from so101_example import CALIBRATION, RATE_HZ, calibration_file, flags, random_reranker, so101_contract
 
 from deas_vla.config import parse
 from deas_vla.data.lerobot.reader import read_dataset
@@ -43,7 +43,7 @@ pytestmark = pytest.mark.realtime
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory) -> Path:
-    return export_reranker(tmp_path_factory.mktemp("so101") / "reranker", so101_contract())
+    return random_reranker(tmp_path_factory.mktemp("so101") / "reranker", so101_contract())
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from policy_example import SENTENCES, shake, small_config
-from so101_example import export_reranker
+from so101_example import random_reranker
 
 from deas_vla.config import parse
 from deas_vla.data.contract import Statistics
@@ -37,7 +37,7 @@ def contract_with_statistics():
 
 @pytest.fixture(scope="module")
 def reranker(tmp_path_factory) -> Path:
-    return export_reranker(tmp_path_factory.mktemp("sim") / "reranker", contract_with_statistics())
+    return random_reranker(tmp_path_factory.mktemp("sim") / "reranker", contract_with_statistics())
 
 
 def settings(folder: Path, reranker: Path, *more: str):

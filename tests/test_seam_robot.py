@@ -7,7 +7,7 @@ import pytest
 
 pytest.importorskip("lerobot", reason="needs the extra `lerobot`")
 
-from so101_example import export_reranker
+from so101_example import random_reranker
 
 from deas_vla.config import parse
 from deas_vla.data.contract import Statistics
@@ -119,7 +119,7 @@ def log(folder) -> list[str]:
 
 def test_a_robot_from_outside_is_played_recorded_and_left_safe(folder):
     contract = trained_contract(folder)
-    export_reranker(folder / "reranker", contract)
+    random_reranker(folder / "reranker", contract)
     main(settings(folder))
     calls = log(folder)
     assert calls[0] == "connect" and calls[-3:] == ["hold", "torque_off", "disconnect"]
@@ -134,7 +134,7 @@ def test_a_robot_from_outside_is_played_recorded_and_left_safe(folder):
 
 
 def test_an_error_of_its_device_is_one_line_and_it_is_left_safe(folder, monkeypatch):
-    export_reranker(folder / "reranker", trained_contract(folder))
+    random_reranker(folder / "reranker", trained_contract(folder))
     import toy_lift
 
     def fail(self, command):

@@ -17,7 +17,7 @@ from test_reranker_run import finished
 from deas_vla import cli
 from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
-from deas_vla.export.export import Export
+from deas_vla.export.export import export_reranker
 from deas_vla.export.reranker import Reranker
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
@@ -51,7 +51,7 @@ def shortest(tmp_path, monkeypatch):
 def test_it_is_exported_verified_and_loaded_by_its_name(shortest, tmp_path, capsys):
     policy, folder = small_policy(), tmp_path / "reranker"
     scorer = shortest(policy.contract, policy.horizon)
-    Export(policy=policy, scorer=scorer, observation=observations(3), num_candidates=4).write(folder)
+    export_reranker(folder, policy=policy, scorer=scorer, observation=observations(3), num_candidates=4)
     assert cli.main(["verify", str(folder)]) == 0
     assert cli.main(["inspect", str(folder)]) == 0
     assert "shortest_of_a_test" in capsys.readouterr().out
@@ -104,7 +104,9 @@ def test_it_is_a_stage_and_evaluated_by_its_name(shortest, tmp_path, monkeypatch
 
 def test_another_program_finds_it_where_the_environment_says_so(shortest, tmp_path):
     policy, folder = small_policy(), tmp_path / "reranker"
-    Export(policy=policy, scorer=shortest(policy.contract, policy.horizon), observation=observations(2)).write(folder)
+    export_reranker(
+        folder, policy=policy, scorer=shortest(policy.contract, policy.horizon), observation=observations(2)
+    )
     verify = [sys.executable, "-m", "deas_vla.cli", "verify", str(folder)]
     found = {"DEAS_VLA_PLUGINS": str(tmp_path / "toy_scorer.py")}
     done = subprocess.run(verify, env=os.environ | found, cwd=ROOT, capture_output=True, text=True)
@@ -116,7 +118,9 @@ def test_another_program_finds_it_where_the_environment_says_so(shortest, tmp_pa
 def test_a_name_in_a_file_imports_nothing(shortest, tmp_path):
     """Rule 11: what is registered may be named, a module may not."""
     policy, folder = small_policy(), tmp_path / "reranker"
-    Export(policy=policy, scorer=shortest(policy.contract, policy.horizon), observation=observations(2)).write(folder)
+    export_reranker(
+        folder, policy=policy, scorer=shortest(policy.contract, policy.horizon), observation=observations(2)
+    )
     (tmp_path / "evil_of_a_test.py").write_text("raise SystemExit('it ran')")
     path = folder / "critic" / "scorer.safetensors"
     data = path.read_bytes()

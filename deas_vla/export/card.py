@@ -1,8 +1,8 @@
 """The model card of a reranker, and what ``deas-vla inspect`` prints: the manifest in words."""
 
-from deas_vla.data.contract import Column, Contract
+from deas_vla.data.contract import Column
 from deas_vla.errors import as_user_error
-from deas_vla.export.manifest import MANIFEST
+from deas_vla.export.reranker import MANIFEST, contract_of
 
 CARD = """---
 library_name: deas_vla
@@ -58,7 +58,7 @@ def card(manifest: dict, results: dict) -> str:
         manifest: its manifest.
         results: method to outcome, as in ``report.json``; empty if it was not evaluated.
     """
-    contract, selection = Contract.from_json(manifest["contract"], MANIFEST), manifest["selection"]
+    contract, selection = contract_of(manifest), manifest["selection"]
     return CARD.format(
         embodiment=contract.embodiment,
         count=selection["num_candidates"],
@@ -72,22 +72,14 @@ def card(manifest: dict, results: dict) -> str:
     )
 
 
-def inspect_text(manifest: dict) -> str:
-    """What ``deas-vla inspect`` prints."""
-    return "\n".join(f"{name:14s} {text}" for name, text in facts(manifest).items())
-
-
+@as_user_error(f"{MANIFEST} is not whole; export the reranker again")
 def facts(manifest: dict) -> dict[str, str]:
     """What a reranker is made of, a line a part.
 
     Raises:
         UserError: if something is missing in the manifest.
     """
-    with as_user_error(f"{MANIFEST} is not whole; export the reranker again"):
-        return _facts(manifest, Contract.from_json(manifest["contract"], MANIFEST))
-
-
-def _facts(manifest: dict, contract: Contract) -> dict[str, str]:
+    contract = contract_of(manifest)
     policy, scorer, selection = manifest["policy"], manifest["scorer"], manifest["selection"]
     merged, (low, high) = manifest["merged"], scorer["score_range"]
     adapters = f"LoRA of {merged['layers']} layers, merged ({merged['changed']} changed weights)"

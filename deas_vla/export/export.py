@@ -1,119 +1,201 @@
-"""Writing a reranker."""
+"""Writing a reranker: from its parts, or (``deas-vla export``) from a run of recipes/finetune_robocasa.py."""
 
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+
+from deas_vla.data.contract import Contract
+from deas_vla.data.episodes import Episode
+from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
 from deas_vla.export.card import card
-from deas_vla.export.golden import GOLDEN, Golden, Tolerance
 from deas_vla.export.lerobot_files import lerobot_files
-from deas_vla.export.manifest import FORMAT, MANIFEST, sections_of_parts, selection_section
-from deas_vla.export.reranker import CRITIC, POLICY, Reranker
-from deas_vla.export.verify import write_sums
-from deas_vla.files import atomic_path, sha256_of, write_json
-from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
-from deas_vla.improvement.selection import RULES, SelectionConfig
+from deas_vla.export.reranker import CRITIC, FORMAT, MANIFEST, POLICY, Reranker, sections_of_parts
+from deas_vla.export.verify import GOLDEN, Golden, write_sums
+from deas_vla.files import atomic_path, read_json, sha256_of, write_json
+from deas_vla.improvement.best_of_n import BestOfN
+from deas_vla.improvement.selection import CANDIDATE_NOISE, RULES, SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.policies.registry import load_policy
+from deas_vla.rollouts.collect import DATASET
 from deas_vla.scorers.scorer import Scorer, load_scorer
+from deas_vla.training.stages import stage_report
 from deas_vla.versions import collect_versions
 
 # Folders are named by their last parts: where somebody keeps a run is private.
 NAMED_PARTS = 3
+# Stored frames that become golden inputs, of demonstrations and of rollouts each.
+FRAMES_A_SOURCE = 4
 
 
-@dataclass(kw_only=True)
-class Export:
-    """What becomes a reranker.
+@dataclass
+class ExportConfig:
+    """Exports policy and critic of a run as one folder, which deas-vla verify checks."""
+
+    # Folder of the run.
+    run: str = "outputs/lift"
+    # Folder of the reranker; must not exist.
+    output: str = "outputs/reranker"
+    # Stage of the run whose policy proposes the chunks: policy, filtered_bc, advantage_weighted, and with _2 those of
+    # the second iteration.
+    policy: str = "policy"
+    # Stage of the run whose critic scores them; empty: critic, or for a policy of the second iteration critic_2.
+    critic: str = ""
+    # Chunks that the policy proposes at a decision.
+    candidates: int = 8
+    # Which of them is played: the one with the highest score, of chunks made with the evaluation's half noise.
+    selection: SelectionConfig = field(
+        default_factory=lambda: SelectionConfig(rule="best", noise_scale=CANDIDATE_NOISE)
+    )
+    # Actions played of each chunk before the policy decides again; 0: as many as the run's evaluation played.
+    execute_steps: int = 0
+
+
+def export_run(config: ExportConfig) -> Reranker:
+    """Exports what a run left; its golden inputs are frames of the run's own data.
+
+    Raises:
+        UserError: if a stage is missing or not finished, or the parts do not belong together.
+    """
+    run = Path(config.run)
+    iteration = re.search(r"_\d+$", config.policy)
+    critic = config.critic or f"critic{iteration.group() if iteration else ''}"
+    for stage in (config.policy, critic):
+        stage_report(run / stage)
+    origins = {"policy": run / config.policy / POLICY, "critic": run / critic / CRITIC}
+    policy = load_policy(origins["policy"])
+    report, evaluation, executed = run / "report.json", run / "evaluation", None
+    if evaluation.is_dir():
+        executed = stage_report(evaluation)["settings"]["evaluation"]["execute_steps"]
+    return export_reranker(
+        config.output,
+        policy=policy,
+        scorer=load_scorer(origins["critic"], policy.contract),
+        observation=stored_frames(run, policy.contract),
+        num_candidates=config.candidates,
+        selection=config.selection,
+        execute_steps=config.execute_steps or executed,
+        origins=origins,
+        results=read_json(report)["methods"] if report.is_file() else {},
+    )
+
+
+def stored_frames(run: Path, contract: Contract) -> Observation:
+    """A few of the observations that the run recorded, from its demonstrations and its rollouts.
+
+    Raises:
+        UserError: if it has neither, or their columns are not those of the contract.
+    """
+    frames = []
+    for name in ("demonstrations", "rollouts"):
+        root = run / name / DATASET
+        if root.is_dir():
+            frames += some_frames(read_dataset(root, contract)[0], FRAMES_A_SOURCE)
+    if not frames:
+        raise UserError(f"{run} has no recorded frames (demonstrations/{DATASET}, rollouts/{DATASET})")
+    return Observation.stack(frames)
+
+
+def some_frames(episodes: list[Episode], count: int) -> list[dict]:
+    """Frames of different episodes, from different moments of them."""
+    frames = []
+    for number, index in enumerate(np.linspace(0, len(episodes) - 1, count).round().astype(int)):
+        episode = episodes[index]
+        row = number * len(episode.frame_steps) // count
+        images = {name: images[row] for name, images in episode.images.items()}
+        state = episode.states[episode.frame_steps[row]]
+        frames.append({"images": images, "state": state, "instruction": episode.instruction})
+    return frames
+
+
+def export_reranker(
+    folder: str | Path,
+    *,
+    policy: ChunkPolicy,
+    scorer: Scorer,
+    observation: Observation,
+    num_candidates: int = 8,
+    selection: SelectionConfig | None = None,
+    execute_steps: int | None = None,
+    origins: dict[str, Path] | None = None,
+    results: dict | None = None,
+) -> Reranker:
+    """Writes a reranker, whole or not at all.
+
+    The policy is written with its adapters merged and all its weights. It is read back, and must decide as the one
+    that was given, within rounding; the golden inputs are recorded on the CPU from what was read.
 
     Args:
+        folder: where; must not exist.
         policy: of a registered class; it is put into evaluation mode.
         scorer: made for it.
         observation: G observations to keep as golden inputs; stored frames of the policy's own robot.
         num_candidates: N.
-        selection: the rule and its parameters.
+        selection: the rule and its parameters; None: the highest score. Up to `as_best_of` candidates consensus is the
+            highest score, and is called so.
         execute_steps: actions of a chunk that are played; None: all that the critic scores.
         origins: ``policy`` and ``critic`` to the folders they were read from, for the manifest.
         results: method to outcome, as in ``report.json``, for the model card.
 
+    Returns:
+        What was written, as `Reranker.load` reads it.
+
     Raises:
-        UserError: if the parts do not belong together, or actions would be played that were never scored.
+        UserError: if the folder exists, the parts do not belong together, actions would be played that were never
+            scored, or the written policy is not the one that was given.
     """
-
-    policy: ChunkPolicy
-    scorer: Scorer
-    observation: Observation
-    num_candidates: int = 8
-    selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(rule="best"))
-    execute_steps: int | None = None
-    origins: dict[str, Path] = field(default_factory=dict)
-    results: dict = field(default_factory=dict)
-
-    def __post_init__(self):
-        policy, scorer = self.policy.eval(), self.scorer
-        self.selection = what_is_played(self.selection, self.num_candidates)
-        self.decider = BestOfN(policy, self.num_candidates, self.selection.rule, scorer, self.selection)
-        if self.execute_steps is None:
-            self.execute_steps = scorer.horizon if RULES[self.selection.rule].needs_scorer else policy.horizon
-        if not 1 <= self.execute_steps <= policy.horizon:
-            raise UserError(f"execute_steps={self.execute_steps} must be 1 to {policy.horizon}, the steps of a chunk")
-        require_scored(self.execute_steps, scorer.horizon, self.selection.rule)
-        self.observation.require_fits(policy.contract)
-
-    def write(self, folder: str | Path) -> Reranker:
-        """Writes the folder, whole or not at all.
-
-        The policy is written with its adapters merged and all its weights. It is read back, and must decide as the one
-        that was given, within rounding; the golden inputs are recorded on the CPU from what was read.
-
-        Returns:
-            What was written, as `Reranker.load` reads it.
-
-        Raises:
-            UserError: if the folder exists, or the written policy is not the one that was given.
-        """
-        folder = Path(folder)
-        if folder.exists():
-            raise UserError(f"{folder} exists already; choose another --output, or delete it to export anew")
-        origin = {"policy": self.policy.origin(), "critic": {}}
-        for part, path in self.origins.items():
-            named = "/".join(Path(path).parts[-NAMED_PARTS:])
-            origin[part] |= {"folder": named, "sha256": sha256_of(Path(path))}
-
-        with atomic_path(folder) as temporary:
-            temporary.mkdir()
-            standalone, merged = self.policy.standalone()
-            standalone.save(temporary / POLICY)
-            # The same tokens but for rounding, which is checked below, under the fingerprint of the merged weights.
-            self.scorer.bound_to(standalone.encoder_fingerprint).save(temporary / CRITIC)
-            del standalone
-
-            # All that follows is made of what was written.
-            policy, scorer = type(self.policy).load(temporary / POLICY), load_scorer(temporary / CRITIC)
-            written = BestOfN(policy, self.num_candidates, self.selection.rule, scorer, self.selection)
-            distances = _require_same_decisions(self.decider, written, self.observation)
-            Golden.record(written, self.observation, _keys(self.observation)).save(temporary / GOLDEN)
-            manifest = {
-                "format": FORMAT,
-                **sections_of_parts(policy, scorer),
-                "selection": selection_section(self.num_candidates, self.selection, self.execute_steps),
-                "golden": {"inputs": len(self.observation)},
-                "origin": origin,
-                "merged": asdict(merged) | {"largest_differences": distances},
-                "versions": collect_versions(),
-            }
-            for name, content in {MANIFEST: manifest, **lerobot_files(manifest)}.items():
-                write_json(temporary / name, content)
-            (temporary / "README.md").write_text(card(manifest, self.results), encoding="utf-8")
-            write_sums(temporary)
-        return Reranker(written, manifest)
-
-
-def what_is_played(selection: SelectionConfig, num_candidates: int) -> SelectionConfig:
-    """The selection by the name of what it does: up to as_best_of candidates, consensus is the highest score."""
+    folder, selection = Path(folder), selection or SelectionConfig(rule="best")
+    if folder.exists():
+        raise UserError(f"{folder} exists already; choose another --output, or delete it to export anew")
     if selection.rule == "consensus" and num_candidates <= selection.as_best_of:
-        return replace(selection, rule="best")
-    return selection
+        selection = replace(selection, rule="best")
+    rule = RULES[selection.rule]
+    given = BestOfN(policy.eval(), num_candidates, selection.rule, scorer, selection)
+    if execute_steps is None:
+        execute_steps = scorer.horizon if rule.needs_scorer else policy.horizon
+    if not 1 <= execute_steps <= policy.horizon:
+        raise UserError(f"execute_steps={execute_steps} must be 1 to {policy.horizon}, the steps of a chunk")
+    require_scored(execute_steps, scorer.horizon, selection.rule)
+    observation.require_fits(policy.contract)
+    origin = {"policy": policy.origin(), "critic": {}}
+    for part, path in (origins or {}).items():
+        origin[part] |= {"folder": "/".join(Path(path).parts[-NAMED_PARTS:]), "sha256": sha256_of(Path(path))}
+
+    with atomic_path(folder) as temporary:
+        temporary.mkdir()
+        standalone, merged = policy.standalone()
+        standalone.save(temporary / POLICY)
+        # The same tokens but for rounding, which is checked below, under the fingerprint of the merged weights.
+        scorer.bound_to(standalone.encoder_fingerprint).save(temporary / CRITIC)
+        del standalone
+
+        # All that follows is made of what was written.
+        policy, scorer = type(policy).load(temporary / POLICY), load_scorer(temporary / CRITIC)
+        written = BestOfN(policy, num_candidates, selection.rule, scorer, selection)
+        distances = _require_same_decisions(given, written, observation)
+        Golden.record(written, observation).save(temporary / GOLDEN)
+        manifest = {
+            "format": FORMAT,
+            **sections_of_parts(policy, scorer),
+            "selection": {
+                "num_candidates": num_candidates,
+                "rule": selection.rule,
+                "parameters": {name: getattr(selection, name) for name in ("noise_scale", *rule.hyper_parameters)},
+                "execute_steps": execute_steps,
+            },
+            "golden": {"inputs": len(observation)},
+            "origin": origin,
+            "merged": asdict(merged) | {"largest_differences": distances},
+            "versions": collect_versions(),
+        }
+        for name, content in {MANIFEST: manifest, **lerobot_files(manifest)}.items():
+            write_json(temporary / name, content)
+        (temporary / "README.md").write_text(card(manifest, results or {}), encoding="utf-8")
+        write_sums(temporary)
+    return Reranker(written, manifest)
 
 
 def require_scored(execute_steps: int, horizon: int, rule: str) -> None:
@@ -126,29 +208,17 @@ def require_scored(execute_steps: int, horizon: int, rule: str) -> None:
         )
 
 
-def _keys(observation: Observation) -> list[NoiseKey]:
-    return [NoiseKey(seed=0, scene=number, sample=0, decision=0) for number in range(len(observation))]
-
-
 def _require_same_decisions(given: BestOfN, written: BestOfN, observation: Observation) -> dict[str, float]:
-    """Compares what was given with what was written, on the same processor.
+    """Compares what was given with what was written, on the same processor: part to largest difference.
 
-    Returns:
-        Part to largest difference, see `Golden.distances`.
-
-    Raises:
-        UserError: if they differ by more than rounding.
+    Choices are not compared: two equal scores may change places by rounding.
     """
-    device = next(given.policy.parameters()).device
-    reranker = Reranker(written, {}).to(device)
-    before, after = (Golden.record(d, observation, _keys(observation)) for d in (given, written))
+    reranker = Reranker(written, {}).to(next(given.policy.parameters()).device)
+    before, after = (Golden.record(decider, observation) for decider in (given, written))
     reranker.to("cpu")
-    contract, score_range = given.policy.contract, given.scorer.score_range
-    # Choices are not compared: two equal scores may change places by rounding.
-    lines = before.differences(after, contract, score_range, Tolerance.of(given.policy))
-    if lines:
+    if lines := before.differences(after, given):
         raise UserError(
             "the written policy does not decide as the given one does, so its adapters are not all merged or its "
             f"files not all read: {'; '.join(lines)}"
         )
-    return {name: float(tensor.amax()) for name, tensor in before.distances(after, contract, score_range).items()}
+    return {name: float(distance.amax()) for name, distance in before.distances(after, given).items()}

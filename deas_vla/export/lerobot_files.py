@@ -11,9 +11,8 @@ All of it follows from the manifest. Nothing is normalised outside of the policy
 from pathlib import Path
 from typing import Any
 
-from deas_vla.data.contract import Contract
 from deas_vla.errors import ContractMismatch, UserError
-from deas_vla.export.manifest import MANIFEST
+from deas_vla.export.reranker import MANIFEST, contract_of
 from deas_vla.files import read_json
 
 CONFIG = "config.json"
@@ -41,24 +40,26 @@ def lerobot_config(manifest: dict) -> dict:
     }
 
 
-def lerobot_files(manifest: dict) -> dict[str, dict]:
-    """Name to content of every file that LeRobot reads."""
-    move = {"registry_name": "device_processor", "config": {"device": "cpu", "float_dtype": None}}
+def processors(device: str) -> dict[str, dict]:
+    """The steps before and after the policy, as LeRobot's processors are written; the policy is on the device."""
+    there, back = (
+        {"registry_name": "device_processor", "config": {"device": to, "float_dtype": None}} for to in (device, "cpu")
+    )
     rename = {"registry_name": "rename_observations_processor", "config": {"rename_map": {}}}
     batch = {"registry_name": "to_batch_processor", "config": {}}
     return {
-        CONFIG: lerobot_config(manifest),
-        PREPROCESSOR: {"name": "policy_preprocessor", "steps": [rename, batch, move]},
-        POSTPROCESSOR: {"name": "policy_postprocessor", "steps": [move]},
+        PREPROCESSOR: {"name": "policy_preprocessor", "steps": [rename, batch, there]},
+        POSTPROCESSOR: {"name": "policy_postprocessor", "steps": [back]},
     }
 
 
-def check_lerobot_files(manifest: dict, folder: Path) -> None:
-    """Compares what LeRobot reads with the manifest.
+def lerobot_files(manifest: dict) -> dict[str, dict]:
+    """Name to content of every file that LeRobot reads."""
+    return {CONFIG: lerobot_config(manifest), **processors("cpu")}
 
-    Raises:
-        UserError: naming the file that says something else.
-    """
+
+def check_lerobot_files(manifest: dict, folder: Path) -> None:
+    """Refuses a folder in which a file that LeRobot reads says something else than the manifest."""
     for name, content in lerobot_files(manifest).items():
         if read_json(folder / name) != content:
             raise UserError(f"{folder / name} does not say what {MANIFEST} says; export the reranker again")
@@ -75,42 +76,30 @@ def require_fits(config: Any, manifest: dict, dataset_meta: Any = None) -> None:
     Raises:
         ContractMismatch: with every difference.
     """
-    exported = lerobot_config(manifest)
-    lines = []
-    for what in ("chunk_size", "rate_hz"):
-        if getattr(config, what) != exported[what]:
-            lines.append(f"{what}: {getattr(config, what):g} against {exported[what]:g}")
-    lines += _sizes(config.input_features or {}, exported["input_features"])
-    lines += _sizes(config.output_features or {}, exported["output_features"])
+    exported, contract = lerobot_config(manifest), contract_of(manifest)
+    asked = {name: (getattr(config, name), exported[name]) for name in ("chunk_size", "rate_hz")}
+    lines = [f"{name}: {theirs:g} against {mine:g}" for name, (theirs, mine) in asked.items() if theirs != mine]
+    wanted = exported["input_features"] | exported["output_features"]
+    lines += _sizes((config.input_features or {}) | (config.output_features or {}), wanted)
     if dataset_meta is not None:
-        lines += _dataset(dataset_meta, exported, Contract.from_json(manifest["contract"], MANIFEST))
+        from lerobot.utils.feature_utils import dataset_to_policy_features
+
+        if dataset_meta.fps != contract.rate_hz:
+            lines.append(f"rate of the data set: {dataset_meta.fps:g} Hz against {contract.rate_hz:g} Hz")
+        lines += _sizes(dataset_to_policy_features(dataset_meta.features), wanted)
+        for key, columns in (("observation.state", contract.state), ("action", contract.action)):
+            names, mine = dataset_meta.features.get(key, {}).get("names"), [column.name for column in columns]
+            if isinstance(names, list) and len(names) == len(mine) and names != mine:
+                lines.append(f"{key}: {', '.join(names)} against {', '.join(mine)}")
     if lines:
         raise ContractMismatch(f"what is asked for and the policy do not fit together: {'; '.join(lines)}")
 
 
-def _dataset(meta: Any, exported: dict, contract: Contract) -> list[str]:
-    """Every way in which a data set is not of the policy's robot, one line each."""
-    from lerobot.utils.feature_utils import dataset_to_policy_features
-
-    lines = []
-    if meta.fps != contract.rate_hz:
-        lines.append(f"rate of the data set: {meta.fps:g} Hz against {contract.rate_hz:g} Hz")
-    wanted = exported["input_features"] | exported["output_features"]
-    lines += _sizes(dataset_to_policy_features(meta.features), wanted)
-    for key, columns in (("observation.state", contract.state), ("action", contract.action)):
-        names = meta.features.get(key, {}).get("names")
-        mine = [column.name for column in columns]
-        if isinstance(names, list) and len(names) == len(mine) and names != mine:
-            lines.append(f"{key}: {', '.join(names)} against {', '.join(mine)}")
-    return lines
-
-
-def _sizes(features: dict, exported: dict) -> list[str]:
+def _sizes(features: dict, wanted: dict) -> list[str]:
     """Features that are missing or of another size; more of them than the policy reads do no harm."""
-    lines = []
-    for key, wanted in exported.items():
-        if key not in features:
-            lines.append(f"{key} is missing")
-        elif list(features[key].shape) != wanted["shape"]:
-            lines.append(f"{key}: {tuple(features[key].shape)} against {tuple(wanted['shape'])}")
-    return lines
+    found = {key: list(features[key].shape) if key in features else None for key in wanted}
+    return [
+        f"{key} is missing" if found[key] is None else f"{key}: {tuple(found[key])} against {tuple(feature['shape'])}"
+        for key, feature in wanted.items()
+        if found[key] != feature["shape"]
+    ]

@@ -1,26 +1,176 @@
-"""Is an exported reranker what it was? Its files (SHA256SUMS), its parts, and what it decides."""
+"""Is an exported reranker what it was? Its files (SHA256SUMS), its parts, and what it decides on golden inputs.
 
+Golden inputs are stored observations and what the reranker made of them. Features and candidates on the way are kept
+too: they show which part differs, and a computer that has only the critic can check its scores.
+"""
+
+import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
-from deas_vla.errors import UserError
-from deas_vla.export.golden import GOLDEN, Golden, Tolerance
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from deas_vla.data.observation import Observation
+from deas_vla.errors import UserError, as_user_error
 from deas_vla.export.lerobot_files import check_lerobot_files
-from deas_vla.export.manifest import MANIFEST
-from deas_vla.export.reranker import Reranker
+from deas_vla.export.reranker import MANIFEST, Reranker
 from deas_vla.files import atomic_path, sha256_of
+from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
+from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.scorers.scorer import Encoded, Scorer
 
-SUMS = "SHA256SUMS"
+GOLDEN, SUMS = "golden.safetensors", "SHA256SUMS"
+IMAGE = "image."
 # What git and download tools put beside the files of a folder.
 IGNORED = (".git", ".gitattributes", ".cache")
 # Longer lists of files are cut in a message.
 MOST_LISTED = 5
 
 
-def verify(folder: str | Path) -> str:
-    """Checks a reranker from the outside in, on the CPU.
+class Part(NamedTuple):
+    """What makes a result, and how far a replay may be from it: rounding on another processor, and nothing else.
 
-    First that every file is there and unchanged, then that the parts are those of the manifest, then that the golden
-    inputs still give the same scores and the same choices.
+    In units of the result: features have variance 1, candidates are normalised actions, scores and V are shares of the
+    scorer's range. It is some 50 times what tokens that are off by one part in a million do to the demo's reranker, and
+    10 times what tokens rounded to bfloat16 do.
+    """
+
+    made_by: str
+    float32: float
+    rounded: float
+
+
+PARTS = {
+    "features": Part("the backbone and the projection of its tokens", 1e-3, 0.2),
+    "candidates": Part("the policy", 1e-3, 0.1),
+    "scores": Part("the critic's Q networks", 1e-4, 1e-2),
+    "value": Part("the critic's V network", 1e-4, 1e-2),
+}
+RESULTS = (*PARTS, "index")
+
+
+def allowed(policy: ChunkPolicy) -> dict[str, float]:
+    """Part to tolerance, by the floating-point type that a policy computes with, which may be less than its weights."""
+    whole = all(p.dtype == torch.float32 for p in policy.parameters()) and not getattr(policy, "autocasts", False)
+    return {name: part.float32 if whole else part.rounded for name, part in PARTS.items()}
+
+
+@dataclass
+class Golden:
+    """G observations and the decisions on them.
+
+    Attributes:
+        observation: G observations, in raw units.
+        contract: fingerprint of the contract that gives the columns their meaning.
+        features: (G, F) the critic's features.
+        candidates: (G, N, H, A) the chunks as they would be played.
+        scores, value: (G, N) and (G,) the critic's scores and V.
+        index: (G,) which candidate is chosen.
+    """
+
+    observation: Observation
+    contract: str
+    features: Tensor
+    candidates: Tensor
+    scores: Tensor
+    value: Tensor
+    index: Tensor
+
+    @classmethod
+    @torch.inference_mode()
+    def record(cls, decider: BestOfN, observation: Observation) -> "Golden":
+        """Decides on every observation, with the same calls as at any other time (design rule 1)."""
+        keys = [NoiseKey(seed=0, scene=number, sample=0, decision=0) for number in range(len(observation))]
+        choice = decider.choose(observation, keys)
+        encoded = decider.scorer.encode(decider.policy.encode(observation), observation)
+        results = (encoded.features, choice.candidates, choice.scores, choice.value, choice.index)
+        return cls(observation, decider.policy.contract.fingerprint, *(each.cpu() for each in results))
+
+    @torch.inference_mode()
+    def rescored(self, scorer: Scorer) -> Tensor:
+        """(G, N) scores by the scorer alone, from the stored features: needs no policy."""
+        encoded = Encoded(self.features, scorer.contract.normalize_state(self.observation.state))
+        return scorer.score(encoded, scorer.chunks(self.candidates))
+
+    def distances(self, other: "Golden", decider: BestOfN) -> dict[str, Tensor]:
+        """Part to (G,) largest difference of a replay on each input, in the units of `Part`; NaN is infinite.
+
+        Args:
+            other: the replay, of as many candidates.
+            decider: whose normalisation gives the actions one unit, and whose range the scores.
+        """
+        low, high = decider.scorer.score_range
+        found = {}
+        for name in PARTS:
+            a, b = getattr(self, name), getattr(other, name)
+            if name == "candidates":
+                a, b = map(decider.policy.contract.normalize_action, (a, b))
+            # The column of zeros is for a scorer without features.
+            distance = torch.cat([(b - a).abs()[:, None].flatten(1), torch.zeros(len(a), 1)], 1).amax(1)
+            found[name] = (distance / (high - low) if name in ("scores", "value") else distance).nan_to_num(torch.inf)
+        return found
+
+    def differences(self, other: "Golden", decider: BestOfN) -> list[str]:
+        """What a replay made differently beyond rounding, one line a part; the arguments are those of `distances`."""
+        shapes = {name: (tuple(getattr(self, name).shape), tuple(getattr(other, name).shape)) for name in RESULTS}
+        if lines := [f"{name}: {b} instead of {a}" for name, (a, b) in shapes.items() if a != b]:
+            return lines
+        tolerance = allowed(decider.policy)
+        return [
+            f"{name} ({PARTS[name].made_by}): input {int(distance.argmax())} is {float(distance.amax()):.3g} away, "
+            f"{tolerance[name]:.3g} is allowed"
+            for name, distance in self.distances(other, decider).items()
+            if distance.amax() > tolerance[name]
+        ]
+
+    def other_choices(self, other: "Golden", close: float) -> list[str]:
+        """The inputs on which a replay of as many candidates chose another one, one line each.
+
+        Two candidates whose scores are so close that they change places by rounding: either will do.
+        """
+        chosen = zip(self.scores, self.index.tolist(), other.index.tolist(), strict=True)
+        return [
+            f"choice on input {i}: candidate {found} instead of {expected}"
+            for i, (scores, expected, found) in enumerate(chosen)
+            if expected != found and not (scores[expected] - scores[found]).abs() <= close
+        ]
+
+    def save(self, path: Path) -> None:
+        """Writes one safetensors file, whole or not at all."""
+        tensors = {IMAGE + name: images for name, images in self.observation.images.items()}
+        tensors |= {"state": self.observation.state} | {name: getattr(self, name) for name in RESULTS}
+        header = {"instruction": self.observation.instruction, "contract": self.contract}
+        with atomic_path(path) as temporary:
+            tensors = {name: tensor.clone().contiguous() for name, tensor in tensors.items()}
+            # One entry: safetensors writes several in random order.
+            save_file(tensors, temporary, metadata={"golden": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: Path) -> "Golden":
+        """Reads what `save` wrote.
+
+        Raises:
+            UserError: if the file is missing, cut off or something else.
+        """
+        broken = f"{path}: not the golden inputs of a reranker; export it again"
+        with as_user_error(broken, SafetensorError), safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            header = json.loads(file.metadata()["golden"])
+            images = {k.removeprefix(IMAGE): v for k, v in tensors.items() if k.startswith(IMAGE)}
+            observation = Observation(images, tensors["state"], header["instruction"])
+            counts = {len(observation), *(len(tensor) for tensor in tensors.values())}
+            if len(counts) != 1:
+                raise ValueError(f"its parts are of {sorted(counts)} observations")
+            return cls(observation, header["contract"], *(tensors[name] for name in RESULTS))
+
+
+def verify(folder: str | Path) -> str:
+    """Checks a reranker from the outside in, on the CPU: that every file is there and unchanged, that the parts are
+    those of the manifest, that the golden inputs still give the same scores and choices.
 
     Returns:
         What was checked, in one line.
@@ -29,49 +179,51 @@ def verify(folder: str | Path) -> str:
         UserError: naming what differs.
     """
     folder = Path(folder)
+    files, reranker, golden = load_checked(folder)
+    decider, fingerprint = reranker.decider, reranker.contract.fingerprint
+    if golden.contract != fingerprint:
+        raise UserError(
+            f"{folder / GOLDEN} was recorded under another contract "
+            f"({golden.contract[:12]} against {fingerprint[:12]}); export the reranker again"
+        )
+    golden.observation.require_fits(reranker.contract)
+    replay = Golden.record(decider, golden.observation)
+    lines = golden.differences(replay, decider)
+    if golden.scores.shape == replay.scores.shape:
+        low, high = decider.scorer.score_range
+        lines += golden.other_choices(replay, allowed(decider.policy)["scores"] * (high - low))
+    if lines:
+        raise UserError(f"{folder} does not decide as it did when it was exported: {'; '.join(lines)}")
+    decided = f"{len(golden.index)} golden inputs decided as before"
+    return f"{folder}: {files} files unchanged, parts as in {MANIFEST}, {decided}"
+
+
+def load_checked(folder: Path) -> tuple[int, Reranker, Golden]:
+    """Number of files, reranker and golden inputs of a folder whose files are unchanged and agree with each other.
+
+    Raises:
+        UserError: naming what differs.
+    """
     files = check_sums(folder)
     reranker = Reranker.load(folder)
     check_lerobot_files(reranker.manifest, folder)
-    golden = Golden.load(folder / GOLDEN)
-    contract, scorer = reranker.contract, reranker.decider.scorer
-    if golden.contract != contract.fingerprint:
-        raise UserError(
-            f"{folder / GOLDEN} was recorded under another contract "
-            f"({golden.contract[:12]} against {contract.fingerprint[:12]}); export the reranker again"
-        )
-    golden.observation.require_fits(contract)
-    replay = Golden.record(reranker.decider, golden.observation, golden.keys)
-    tolerance = Tolerance.of(reranker.policy)
-    lines = golden.differences(replay, contract, scorer.score_range, tolerance)
-    lines += golden.other_choices(replay, scorer.score_range, tolerance)
-    if lines:
-        raise UserError(f"{folder} does not decide as it did when it was exported: {'; '.join(lines)}")
-    decided = f"{len(golden.keys)} golden inputs decided as before"
-    return f"{folder}: {files} files unchanged, parts as in {MANIFEST}, {decided}"
+    return files, reranker, Golden.load(folder / GOLDEN)
 
 
 def write_sums(folder: Path) -> None:
     """Writes SHA256SUMS: one line for every file of a folder, as ``sha256sum --check`` reads it."""
-    with atomic_path(Path(folder) / SUMS) as temporary:
-        temporary.write_text(_text(_sums(Path(folder))), encoding="utf-8")
+    with atomic_path(folder / SUMS) as temporary:
+        temporary.write_text(_text(_sums(folder)), encoding="utf-8")
 
 
 def check_sums(folder: Path) -> int:
-    """Compares every file of a folder with SHA256SUMS.
-
-    Returns:
-        How many files there are.
+    """Compares every file of a folder with SHA256SUMS; returns how many there are.
 
     Raises:
         UserError: naming the files that are missing, changed, or not listed.
     """
-    folder = Path(folder)
-    try:
+    with as_user_error(f"{folder / SUMS} cannot be read; is {folder} a reranker made by deas-vla export?"):
         text = (folder / SUMS).read_bytes().decode("utf-8", "surrogateescape")
-    except OSError as error:
-        raise UserError(
-            f"{folder / SUMS} cannot be read ({error.strerror}); is {folder} a reranker made by deas-vla export?"
-        ) from error
     expected = dict(reversed(line.split("  ", 1)) for line in text.split("\n") if "  " in line)
     found = _sums(folder)
     problems = [
@@ -82,9 +234,9 @@ def check_sums(folder: Path) -> int:
     if not problems and text != _text(found):
         problems = [f"{SUMS} was changed"]
     if problems:
-        listed = [repr(problem)[1:-1] for problem in problems[:MOST_LISTED]]
-        listed += [f"and {len(problems) - MOST_LISTED} more"] * (len(problems) > MOST_LISTED)
-        raise UserError(f"{folder}, by its {SUMS}: {'; '.join(listed)}; copy or export it again")
+        listed = "; ".join(repr(problem)[1:-1] for problem in problems[:MOST_LISTED])
+        more = f"; and {len(problems) - MOST_LISTED} more" if len(problems) > MOST_LISTED else ""
+        raise UserError(f"{folder}, by its {SUMS}: {listed}{more}; copy or export it again")
     return len(found)
 
 

@@ -27,7 +27,7 @@ from deas_vla.envs.metaworld.tasks import RATE_HZ, TASKS
 from deas_vla.envs.rendering import choose_gl
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
-from deas_vla.export.run import ExportConfig, export_run
+from deas_vla.export.export import ExportConfig, export_run
 from deas_vla.features.features import FeatureConfig
 from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.files import write_json

@@ -1,6 +1,7 @@
 """DeasConfig: the settings of an exported reranker inside LeRobot."""
 
 from dataclasses import dataclass, field
+from typing import NoReturn
 
 from lerobot.configs import PreTrainedConfig
 
@@ -45,24 +46,16 @@ class DeasConfig(PreTrainedConfig):
                 f"--policy.n_action_steps={self.n_action_steps} must be 1 to {self.chunk_size}, the steps of a chunk"
             )
 
-    @property
-    def observation_delta_indices(self) -> None:
-        return None
+    # What LeRobot's classes must have: nothing but the current observation is read.
+    observation_delta_indices = None
+    reward_delta_indices = None
 
     @property
     def action_delta_indices(self) -> list[int]:
         return list(range(self.chunk_size))
 
-    @property
-    def reward_delta_indices(self) -> None:
-        return None
-
-    def get_optimizer_preset(self) -> None:
-        """What lerobot-train asks for before anything else.
-
-        Raises:
-            UserError: always.
-        """
+    def get_optimizer_preset(self) -> NoReturn:
+        """What lerobot-train asks for before anything else: refused, with a UserError."""
         raise UserError(NO_TRAINING)
 
     def get_scheduler_preset(self) -> None:

@@ -20,15 +20,15 @@ from torch import Tensor
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Observation, episode_ids
 from deas_vla.errors import UserError, as_user_error
-from deas_vla.export.export import Export, require_scored
-from deas_vla.export.golden import GOLDEN, Golden
-from deas_vla.export.lerobot_files import check_lerobot_files, require_fits
+from deas_vla.export.export import export_reranker, require_scored
+from deas_vla.export.lerobot_files import require_fits
 from deas_vla.export.lerobot_plugin.configuration_deas import NO_TRAINING, DeasConfig
 from deas_vla.export.reranker import Reranker
-from deas_vla.export.verify import check_sums
+from deas_vla.export.verify import load_checked
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey, Prefix
-from deas_vla.policies.chunk_policy import ChunkPolicy
-from deas_vla.scorers.scorer import Scorer
+
+# What a look-up on the hub may be told.
+HUB_SETTINGS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
 
 
 class DeasPolicy(PreTrainedPolicy):
@@ -58,14 +58,13 @@ class DeasPolicy(PreTrainedPolicy):
         if reranker is None:
             raise UserError("a deas policy is read from a folder of deas-vla export: --policy.path=FOLDER")
         require_fits(config, reranker.manifest, dataset_meta)
-        made, selection = reranker.decider, config.selection
-        require_scored(config.n_action_steps, made.scorer.horizon, selection.rule)
-        decider = BestOfN(made.policy, config.num_candidates, selection.rule, made.scorer, selection)
-        self.reranker, self.golden = Reranker(decider, reranker.manifest), golden
         # The critic belongs to the encoder as it is: neither is ever trained here.
-        made.policy.freeze_encoder()
-        self.policy: ChunkPolicy = made.policy
-        self.scorer: Scorer = made.scorer.requires_grad_(False)
+        self.policy, self.scorer = reranker.policy, reranker.decider.scorer.requires_grad_(False)
+        self.policy.freeze_encoder()
+        rule = config.selection.rule
+        require_scored(config.n_action_steps, self.scorer.horizon, rule)
+        decider = BestOfN(self.policy, config.num_candidates, rule, self.scorer, config.selection)
+        self.reranker, self.golden = Reranker(decider, reranker.manifest), golden
         self.reset()
 
     def reset(self) -> None:
@@ -79,8 +78,7 @@ class DeasPolicy(PreTrainedPolicy):
     def select_action(self, batch: dict[str, Tensor]) -> Tensor:
         """(B, A) the next command; every `n_action_steps` calls the policy decides anew."""
         if not self._queue:
-            chunk = self.predict_action_chunk(batch)
-            self._queue.extend(chunk[:, : self.config.n_action_steps].unbind(1))
+            self._queue.extend(self.predict_action_chunk(batch)[:, : self.config.n_action_steps].unbind(1))
         return self._queue.popleft()
 
     @torch.no_grad()
@@ -91,7 +89,7 @@ class DeasPolicy(PreTrainedPolicy):
         prev_chunk_left_over: Tensor | None = None,
         execution_horizon: int | None = None,
     ) -> Tensor:
-        """Decides once.
+        """(B, H, A) commands: decides once.
 
         Args:
             batch: see `observation_of`.
@@ -99,12 +97,8 @@ class DeasPolicy(PreTrainedPolicy):
             prev_chunk_left_over: (B, P, A) or (P, A) the rest of the last chunk, from the command that is played
                 next on.
             execution_horizon: how many of these count; None: all.
-
-        Returns:
-            (B, H, A) commands.
         """
-        image_keys = self.reranker.manifest["policy"]["image_keys"]
-        observation = observation_of(batch, image_keys, self.reranker.contract)
+        observation = observation_of(batch, self.policy.image_keys(), self.policy.contract)
         if self._episodes is None:
             self._episodes = episode_ids(observation)
         if len(observation) != len(self._episodes):
@@ -113,9 +107,9 @@ class DeasPolicy(PreTrainedPolicy):
             )
         keys = [NoiseKey(self.config.seed, scene, 0, self._decisions) for scene in self._episodes]
         self._decisions += 1
-        prefix, left_over = None, prev_chunk_left_over
-        if left_over is not None:
-            rest = (left_over if left_over.dim() == 3 else left_over[None])[:, :execution_horizon]
+        prefix = None
+        if (rest := prev_chunk_left_over) is not None:
+            rest = (rest if rest.dim() == 3 else rest[None])[:, :execution_horizon]
             if real := commands_in(rest, self._last_chunk):
                 prefix = Prefix(rest[:, :real], inference_delay or 0)
         self._last_chunk = self.reranker.choose(observation, keys, prefix).commands
@@ -136,7 +130,7 @@ class DeasPolicy(PreTrainedPolicy):
     def from_pretrained(
         cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **settings
     ) -> "DeasPolicy":
-        """Reads an exported reranker, and that its files are unchanged.
+        """Reads an exported reranker whose files are unchanged.
 
         Args:
             pretrained_name_or_path: folder, or name of a repository on the hub.
@@ -146,36 +140,35 @@ class DeasPolicy(PreTrainedPolicy):
         Raises:
             UserError: naming what is missing, was changed or does not fit.
         """
-        folder = _local(pretrained_name_or_path, settings)
-        check_sums(folder)
-        reranker = Reranker.load(folder)
-        check_lerobot_files(reranker.manifest, folder)
+        folder = Path(pretrained_name_or_path)
+        if not folder.is_dir():
+            from huggingface_hub import snapshot_download
+
+            asked = {key: settings[key] for key in HUB_SETTINGS if settings.get(key) is not None}
+            with as_user_error(f"{folder} is no folder, and no repository that can be read"):
+                folder = Path(snapshot_download(str(folder), **asked))
+        _, reranker, golden = load_checked(folder)
         config = config or PreTrainedConfig.from_pretrained(folder)
-        golden = Golden.load(folder / GOLDEN).observation
-        policy = cls(config, reranker, golden, settings.get("dataset_meta"))
+        policy = cls(config, reranker, golden.observation, settings.get("dataset_meta"))
         return policy.to(config.device).eval()
 
     def _save_pretrained(self, save_directory: Path, state_dict: dict[str, Tensor] | None = None) -> None:
-        """Exports what this is now, its choices included.
-
-        Raises:
-            UserError: if there is something in the folder already; nothing of it is touched.
-        """
+        """Exports what this is now, its choices included; into an empty folder only."""
         if state_dict is not None:
             raise UserError("a deas policy is exported from whole weights; shards cannot be saved")
         if any(save_directory.iterdir()):
             raise UserError(f"{save_directory} holds files already; save into a new folder, or delete it")
         # LeRobot has just made it, empty: an export makes its folder, whole or not at all.
         save_directory.rmdir()
-        decider = self.reranker.decider
-        Export(
-            policy=decider.policy,
-            scorer=decider.scorer,
+        export_reranker(
+            save_directory,
+            policy=self.policy,
+            scorer=self.scorer,
             observation=self.golden,
-            num_candidates=decider.num_candidates,
-            selection=decider.selection,
+            num_candidates=self.config.num_candidates,
+            selection=self.config.selection,
             execute_steps=self.config.n_action_steps,
-        ).write(save_directory)
+        )
 
 
 def observation_of(batch: dict, image_keys: dict[str, str], contract: Contract) -> Observation:
@@ -237,15 +230,3 @@ def commands_in(rest: Tensor, last_chunk: Tensor | None) -> int:
             if torch.equal(rest[:, :real], end) and not rest[:, real:].any():
                 return real
     return int(rest.ne(0).any(2).any(0).nonzero().amax()) + 1 if rest.any() else 0
-
-
-def _local(name: str | Path, settings: dict) -> Path:
-    """The folder of that name, or what a hub has under it."""
-    if Path(name).is_dir():
-        return Path(name)
-    from huggingface_hub import snapshot_download
-
-    known = ("revision", "cache_dir", "force_download", "token", "local_files_only")
-    asked = {key: settings[key] for key in known if settings.get(key) is not None}
-    with as_user_error(f"{name} is no folder, and no repository that can be read"):
-        return Path(snapshot_download(str(name), **asked))
