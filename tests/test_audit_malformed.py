@@ -11,7 +11,7 @@ from data_example import example_contract, example_episode
 from v2_example import FRONT, edit_json, edit_rows, write_v2
 
 from deas_vla.cli import main
-from deas_vla.data.audit import dataset
+from deas_vla.data.audit import rows
 from deas_vla.data.audit.audit import audit, report_text
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.lerobot.writer import write_dataset
@@ -108,7 +108,7 @@ def test_what_nobody_foresaw_is_a_finding(originals, monkeypatch, capsys):
     def fail(*_):
         raise ZeroDivisionError("of a kind\nthat no check knows")
 
-    monkeypatch.setattr(dataset.rows, "times", fail)
+    monkeypatch.setattr(rows, "times", fail)
     assert main(["audit", str(originals["v2"]), str(originals["v3"]), "--json"]) == 1
     for each in json.loads(capsys.readouterr().out)["datasets"]:
         (finding,) = [f for f in each["findings"] if f["code"] == "audit-stopped"]

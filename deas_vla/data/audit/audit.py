@@ -1,19 +1,28 @@
 """The compatibility report: is each data set fit for training, do they fit to each other, to a policy, to a critic?
 
-Data sets are read as they are, v2 or v3, one episode at a time, and every fault is reported, not only the first. What
+Data sets are read as they are, v2 or v3, an episode at a time, and every fault is reported, not only the first. What
 the reader would refuse is an error here; so is what it could not see and training would learn nonsense from.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import hashlib
+import itertools
+from collections.abc import Callable, Generator, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
+from tqdm import tqdm
+
+from deas_vla.data.audit import columns, images, rows
 from deas_vla.data.audit.agreement import Reference, differences, reference_at
-from deas_vla.data.audit.dataset import Audited, audit_dataset
-from deas_vla.data.audit.findings import SEVERITIES, Finding, found
+from deas_vla.data.audit.columns import ColumnFacts
+from deas_vla.data.audit.findings import ERROR, SEVERITIES, Finding, Findings, found
 from deas_vla.data.contract import Contract
 from deas_vla.data.labels import RECORDED, LabelRules
-from deas_vla.data.lerobot.reader import own_contract
+from deas_vla.data.lerobot import SIDECAR
+from deas_vla.data.lerobot.folder import EPISODES_WORTH_A_BAR, LerobotFolder, Rows, split_episodes
+from deas_vla.data.lerobot.layout import KEYS, Layout, gather
+from deas_vla.data.lerobot.reader import declared_labels, own_contract
 from deas_vla.errors import UserError, require
 
 # Episodes that are named in a finding, and instructions of a data set; the rest is counted.
@@ -21,13 +30,26 @@ NAMED = 8
 
 
 @dataclass
-class Report:
-    """What an audit found.
+class Audited:
+    """One data set and what was found."""
 
-    Attributes:
-        datasets: in the order in which they were given.
-        against: the policy, critic or reranker that they were compared with, or "".
-    """
+    root: Path
+    findings: Findings = field(default_factory=Findings)
+    folder: LerobotFolder | None = None  # None if it is none
+    layout: Layout | None = None  # None if it does not say
+    contract: Contract | None = None  # what it declares, else what it says of itself
+    rows: int = 0  # of all files
+    lengths: dict[int, int] = field(default_factory=dict)  # rows of each episode, by number
+    successes: int | None = None  # episodes that succeed, or None if nothing says so
+    rewards: tuple[float, float] | None = None  # smallest and largest of a step
+    facts: dict[str, ColumnFacts] = field(default_factory=dict)  # of ``state`` and ``action``
+    instructions: set[str] = field(default_factory=set)
+    content: dict[bytes, int] = field(default_factory=dict)  # hash of states and actions to their first episode
+
+
+@dataclass
+class Report:
+    """What an audit found, of each data set, and with what they were compared: a policy, critic or reranker, or ""."""
 
     datasets: list[Audited]
     against: str
@@ -35,13 +57,10 @@ class Report:
     @property
     def fit(self) -> bool:
         """Whether training may use the data: there is no error."""
-        return not any(audited.findings.errors for audited in self.datasets)
+        return all(finding.severity != ERROR for each in self.datasets for finding in each.findings.sorted())
 
     def to_json(self) -> dict:
-        datasets = [
-            facts_of(audited) | {"findings": [asdict(finding) for finding in audited.findings.sorted()]}
-            for audited in self.datasets
-        ]
+        datasets = [_facts_of(each) | {"findings": list(map(asdict, each.findings.sorted()))} for each in self.datasets]
         return {"fit": self.fit, "against": self.against, "datasets": datasets}
 
 
@@ -58,75 +77,206 @@ def audit(roots: list[Path], against: Path | None = None, labels: LabelRules = R
     """
     require("pyarrow", "lerobot")
     reference = None if against is None else reference_at(Path(against))
-    datasets = [audit_dataset(Path(root), labels, reference) for root in roots]
-    for number, later in enumerate(datasets):
-        for earlier in datasets[:number]:
-            later.findings.extend(_between(earlier, later, compare=earlier is _first(datasets)))
+    datasets = [Audited(Path(root)) for root in roots]
+    for number, each in enumerate(datasets):
+        try:
+            for finding in _dataset(each, labels, reference):
+                each.findings.add(finding)
+        except Exception as error:
+            # Of a kind that no check foresees: the rest of the report is still worth having.
+            problem = " ".join(f"{type(error).__name__}: {error}".split())
+            each.findings.add(found("audit-stopped", f"it cannot be looked at to its end ({problem})"))
+        for finding in _between(datasets[:number], each):
+            each.findings.add(finding)
     return Report(datasets, "" if reference is None else reference.name)
 
 
-def facts_of(audited: Audited) -> dict:
+def _dataset(data: Audited, labels: LabelRules, reference: Reference | None) -> Iterator[Finding]:
+    try:
+        data.folder = folder = LerobotFolder(data.root)
+    except UserError as error:
+        yield found("not-a-data-set", error)
+        return
+    # All of them are asked for before one stops the audit.
+    modality = yield from _readable("broken-modality", lambda: folder.modality)
+    sidecar = yield from _readable("broken-sidecar", lambda: folder.sidecar)
+    episodes = yield from _readable("missing-episode-list", lambda: folder.episodes)
+    has_tasks = yield from _readable("missing-tasks", lambda: folder.tasks)
+    if not (modality and sidecar and episodes):
+        return
+    try:
+        data.layout = Layout.of(folder)
+        data.contract, declared = own_contract(folder, data.layout)
+        labels = declared_labels(folder, labels)
+    except UserError as error:
+        yield found("missing-column" if "is missing" in str(error) else "unclear-columns", error)
+        return
+    for name in labels.columns:
+        if name not in folder.features:
+            flag = "--reward=success" if name == "next.reward" else "--success=done|reward|always|never"
+            message = f"column {name} is missing: nothing says what it would"
+            hint = f"record it, or declare what holds ({flag})"
+            yield found("missing-column", message, hint=hint, file="meta/info.json", column=name)
+    for line in data.layout.misfits(folder, data.contract) if declared else ():
+        yield found("other-contract", f"info.json and {SIDECAR} do not fit together: {line}", file=SIDECAR)
+    declared = declared and not data.layout.column_misfits(folder, data.contract)
+    if declared:
+        data.layout = data.layout.with_columns_of(data.contract)
+    yield from images.unused_cameras(folder, data.layout)
+    parts = yield from _files(data, labels, folder.tasks if has_tasks else None)
+    yield from rows.counts(folder, data.lengths, data.rows)
+    yield from columns.stored_statistics(folder, data.layout.keys, parts)
+    data.facts = _column_facts(data.layout, parts)
+    yield from _whole(data, declared)
+    for what, facts in data.facts.items() if declared else ():
+        whose = f"the contract in {SIDECAR}"
+        yield from columns.against_columns(facts, getattr(data.contract, what), what, whose)
+    if reference is not None:
+        yield from differences(folder, data.layout, reference)
+        wanted = reference.contract
+        if wanted is not None and not data.layout.column_misfits(folder, wanted):
+            for what, facts in _column_facts(data.layout.with_columns_of(wanted), parts).items():
+                yield from columns.against_columns(facts, getattr(wanted, what), what, reference.name)
+                if wanted.statistics is not None:
+                    yield from columns.unlike(facts, getattr(wanted, what), what, wanted.statistics)
+
+
+def _readable(code: str, read: Callable[[], object]) -> Generator[Finding, None, bool]:
+    try:
+        read()
+    except (UserError, KeyError) as error:
+        yield found(code, error if isinstance(error, UserError) else UserError(f"{error!r}"))
+        return False
+    return True
+
+
+def _column_facts(layout: Layout, parts: list[Rows]) -> dict[str, ColumnFacts]:
+    """Facts of ``state`` and ``action``, in the order of a layout, as far as the episodes have them."""
+    whole = {key: np.concatenate([part.columns[key] for part in parts]) for key in layout.keys if parts}
+    facts = {what: whole and ColumnFacts.of(gather(getattr(layout, what), whole)) for what in KEYS}
+    return {what: each for what, each in facts.items() if each}
+
+
+def _files(data: Audited, labels: LabelRules, tasks: dict[int, str] | None) -> Generator[Finding, None, list[Rows]]:
+    """The one pass over the rows; returns states and actions of each episode. `tasks` is None if it cannot be read."""
+    folder, episodes = data.folder, data.folder.episodes
+    ends = itertools.accumulate((row["length"] for row in episodes.values()), initial=0)
+    first_index = dict(zip(episodes, ends, strict=False))
+    try:
+        files = folder.data_files()
+    except UserError as error:
+        yield found("missing-rows", error)
+        return []
+    parts = []
+    few = len(episodes) < EPISODES_WORTH_A_BAR
+    with tqdm(total=len(episodes), desc=f"audit {folder.root.name}", disable=few, dynamic_ncols=True) as bar:
+        for file, only in zip(files, episodes if folder.episodic else itertools.repeat(None), strict=False):
+            table = yield from rows.read_file(folder, file, only)
+            data.rows += len(next(iter(table.values()), ()))
+            if "episode_index" not in table:
+                continue
+            for part in split_episodes(file.relative_to(folder.root), table):
+                kept = yield from _episode(data, part, labels, tasks, first_index.get(part.number))
+                parts += [kept] if kept else []
+                bar.update()
+            yield from images.stored_images(folder, data.layout, file, table["episode_index"].ravel())
+    return parts
+
+
+def _episode(
+    data: Audited, part: Rows, labels: LabelRules, tasks: dict[int, str] | None, first_index: int | None
+) -> Generator[Finding, None, Rows | None]:
+    """All checks of one episode; returns its states and actions, if it has them."""
+    folder, layout, number = data.folder, data.layout, part.number
+    if number in data.lengths:
+        yield rows.fault(part, "episode-twice", f"it begins again in {part.file.name}", "episode_index")
+    data.lengths[number] = data.lengths.get(number, 0) + len(part)
+    yield from rows.numbering(part, first_index)
+    yield from rows.times(part, folder.rate_hz)
+    yield from rows.finite(part, layout)
+    if (labelled := rows.step_labels(part, labels)) is not None:
+        success, rewards = labelled
+        data.successes = (data.successes or 0) + int(success.any())
+        if np.isfinite(rewards).all():
+            low, high = data.rewards or (np.inf, -np.inf)
+            data.rewards = (min(low, float(rewards.min())), max(high, float(rewards.max())))
+            yield from rows.ends(part, success, rewards, labels, "frame.is_final" in folder.features)
+    yield from images.episode_videos(folder, layout, number, len(part))
+    if tasks is not None and layout.instruction in part.columns:
+        data.instructions |= {tasks.get(int(rows.flat(part, layout.instruction)[0]))} - {None, ""}
+        yield from rows.instruction(part, layout.instruction, tasks)
+    if any(key not in part.columns for key in layout.keys):
+        return None
+    kept = {key: np.ascontiguousarray(part.columns[key]) for key in layout.keys}
+    digest = hashlib.sha256(b"".join(values.tobytes() for values in kept.values())).digest()
+    if (before := data.content.setdefault(digest, number)) != number:
+        yield rows.fault(part, "duplicated-episode", f"it has the states and actions of episode {before}")
+    return replace(part, columns=kept)
+
+
+def _whole(data: Audited, declared: bool) -> Iterator[Finding]:
+    """What only the whole data set shows."""
+    for what, facts in data.facts.items():
+        yield from columns.signatures(facts, getattr(data.layout, what), what, declared)
+    if data.rewards is not None and data.rewards[0] == data.rewards[1]:
+        yield found("constant-reward", f"every next.reward is {data.rewards[0]:g}", column="next.reward")
+    if data.successes == 0:
+        yield found("no-success", "no episode succeeds: a critic cannot learn from it alone what success is")
+    elif data.successes == len(data.lengths):
+        yield found("no-failure", "every episode succeeds: rollouts that fail teach a critic more")
+
+
+def _between(earlier: list[Audited], later: Audited) -> Iterator[Finding]:
+    """What keeps a data set from being one with the first that says what its columns are, and what it repeats."""
+    first = next((each for each in earlier if each.contract is not None), None)
+    if first is not None and later.contract is not None:
+        reference = Reference(f"data set {first.root}", first.contract.with_statistics(None))
+        yield from differences(later.folder, later.layout, reference)
+    for each in earlier:
+        if twice := sorted(later.content[digest] for digest in later.content.keys() & each.content.keys()):
+            message = f"{len(twice)} episodes have the states and actions of episodes in {each.root}"
+            yield found("duplicated-episode", message, file=str(each.root), episodes=tuple(twice))
+
+
+# ---- the report -------------------------------------------------------------------------------------------------
+
+
+def _facts_of(data: Audited) -> dict:
     """What a data set holds, as JSON values."""
-    folder, layout = audited.folder, audited.layout
+    folder, lengths = data.folder, data.lengths.values()
     if folder is None:
-        return {"root": str(audited.root)}
-    rows, lengths = sum(audited.lengths.values()), audited.lengths.values()
-    facts = {
-        "root": str(audited.root),
+        return {"root": str(data.root)}
+    columns = {
+        what: [
+            {"name": position.name, "signature": facts.signature(i)}
+            | {name: float(values[i]) for name, values in facts.numbers.items()}
+            for i, position in enumerate(getattr(data.layout, what))
+        ]
+        for what, facts in data.facts.items()
+    }
+    return {
+        "root": str(data.root),
         "version": folder.version,
         "embodiment": str(folder.info.get("robot_type")),
         "rate_hz": folder.rate_hz,
-        "episodes": len(audited.lengths),
-        "rows": rows,
-        "minutes": round(rows / folder.rate_hz / 60, 2) if folder.rate_hz > 0 else None,
-        "lengths": [min(lengths), max(lengths)] if rows else None,
-        "successes": audited.successes,
-        "rewards": audited.rewards and list(audited.rewards),
-        "instructions": sorted(audited.instructions),
+        "episodes": len(lengths),
+        "rows": sum(lengths),
+        "minutes": round(sum(lengths) / folder.rate_hz / 60, 2),
+        "lengths": [min(lengths), max(lengths)] if lengths else None,
+        "successes": data.successes,
+        "rewards": data.rewards and list(data.rewards),
+        "instructions": sorted(data.instructions),
+        "cameras": [] if data.contract is None else [asdict(camera) for camera in data.contract.cameras],
+        "columns": columns,
     }
-    if layout is None:
-        return facts
-    contract = _contract(audited)
-    columns = {
-        what: each.as_json([position.name for position in getattr(layout, what)])
-        for what, each in audited.facts.items()
-    }
-    cameras = [] if contract is None else [asdict(camera) for camera in contract.cameras]
-    return facts | {"cameras": cameras, "columns": columns}
-
-
-def _contract(audited: Audited) -> Contract | None:
-    try:
-        return own_contract(audited.folder, audited.layout)[0]
-    except UserError:
-        return None
-
-
-def _first(datasets: list[Audited]) -> Audited | None:
-    """The data set that the others are compared with: the first that says what its columns are."""
-    return next((audited for audited in datasets if audited.layout is not None), None)
-
-
-def _between(earlier: Audited, later: Audited, *, compare: bool) -> Iterator[Finding]:
-    """What keeps two data sets from being one."""
-    if earlier.layout is None or later.layout is None:
-        return
-    contract = _contract(earlier)
-    if compare and contract is not None and _contract(later) is not None:
-        reference = Reference(f"data set {earlier.root}", contract)
-        yield from differences(later.folder, later.layout, reference, statistics=False)
-    twice = sorted(number for digest, number in later.content.items() if digest in earlier.content)
-    if twice:
-        message = f"{len(twice)} episodes have the states and actions of episodes in {earlier.root}"
-        yield found("duplicated-episode", message, file=str(earlier.root), episodes=tuple(twice))
 
 
 def report_text(report: Report) -> str:
     """Facts, columns and findings of each data set, and whether training may use them."""
     lines, severities = [], []
-    for audited in report.datasets:
-        facts, findings = facts_of(audited), audited.findings.sorted()
-        lines += [*_facts(facts), *_columns(facts), ""]
+    for data in report.datasets:
+        findings = data.findings.sorted()
+        lines += [*_summary(_facts_of(data)), ""]
         lines += [line for finding in findings for line in _finding(finding)] + [""] * bool(findings)
         severities += [finding.severity for finding in findings]
     numbers = [(severity, severities.count(severity)) for severity in SEVERITIES]
@@ -136,30 +286,25 @@ def report_text(report: Report) -> str:
     return "\n".join([*lines, f"{verdict}{against}: {counted}"])
 
 
-def _facts(facts: dict) -> list[str]:
+def _summary(facts: dict) -> list[str]:
     if "version" not in facts:
-        return [f"{facts['root']}"]
-    cameras = [f"{c['name']} {c['height']}x{c['width']}" for c in facts.get("cameras", ())]
+        return [facts["root"]]
+    cameras = [f"{camera['name']} {camera['height']}x{camera['width']}" for camera in facts["cameras"]]
     lines = [
         f"{facts['root']}: LeRobot {facts['version']}, {facts['embodiment']}, {facts['rate_hz']:g} Hz, "
         f"{facts['episodes']} episodes, {facts['rows']} rows ({facts['minutes']} min)",
         f"  cameras: {', '.join(cameras) or 'none'}",
     ]
     if facts["lengths"]:
-        lines.append(f"  rows an episode: {facts['lengths'][0]} to {facts['lengths'][1]}")
+        lines.append("  rows an episode: {} to {}".format(*facts["lengths"]))
     success = "nothing says" if facts["successes"] is None else f"{facts['successes']} of {facts['episodes']}"
     rewards = "none" if facts["rewards"] is None else "{:g} to {:g}".format(*facts["rewards"])
     lines.append(f"  success: {success}; rewards: {rewards}; instructions: {len(facts['instructions'])}")
     lines += [f"    {text}" for text in facts["instructions"][:NAMED]]
-    return lines
-
-
-def _columns(facts: dict) -> list[str]:
-    rows = [(what, column) for what, columns in facts.get("columns", {}).items() for column in columns]
-    if not rows:
-        return []
-    width = max(len(column["name"]) for _, column in rows)
-    lines = [f"  {'':<7}{'column':<{width}}  signature        min        max       mean        std"]
+    rows = [(what, column) for what, columns in facts["columns"].items() for column in columns]
+    width = max((len(column["name"]) for _, column in rows), default=0)
+    if rows:
+        lines.append(f"  {'':<7}{'column':<{width}}  signature        min        max       mean        std")
     for what, column in rows:
         numbers = "".join(f" {column[key]:>10.4g}" for key in ("min", "max", "mean", "std"))
         lines.append(f"  {what:<7}{column['name']:<{width}}  {column['signature']:<9}{numbers}")
@@ -169,8 +314,7 @@ def _columns(facts: dict) -> list[str]:
 def _finding(finding: Finding) -> list[str]:
     position = [finding.file] if finding.file else []
     if len(finding.episodes) > 1:
-        named = ", ".join(str(number) for number in finding.episodes[:NAMED])
-        more = len(finding.episodes) - NAMED
+        named, more = ", ".join(map(str, finding.episodes[:NAMED])), len(finding.episodes) - NAMED
         position.append(f"episodes {named}{f' and {more} more' if more > 0 else ''}")
     lines = [f"{finding.severity:<8}{finding.code}: {finding.message}"]
     if position:

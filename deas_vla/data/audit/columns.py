@@ -1,15 +1,16 @@
 """What the numbers of each column look like over a whole data set, and what contradicts that."""
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from deas_vla.data.audit.findings import ERROR, Finding, found, of_error
-from deas_vla.data.contract import Column
+from deas_vla.data.audit.findings import ERROR, Finding, found
+from deas_vla.data.contract import ACTION_STD_FLOOR, STATE_STD_FLOOR, Column, Statistics
 from deas_vla.data.lerobot.files import read_lines
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
-from deas_vla.data.lerobot.layout import Position
+from deas_vla.data.lerobot.layout import Position, feature_names
 from deas_vla.errors import UserError
 from deas_vla.files import read_json
 
@@ -18,20 +19,13 @@ STATISTICS_TOLERANCE = 0.1
 ROUNDING = 1e-3
 # Commands may be beyond their limits by rounding: this share of the range.
 LIMIT_TOLERANCE = 1e-3
+FLOORS = {"state": STATE_STD_FLOOR, "action": ACTION_STD_FLOOR}
 ALL, EACH = "meta/stats.json", "meta/episodes_stats.jsonl"
 
 
 @dataclass(frozen=True)
 class ColumnFacts:
-    """Moments, range and, where they are few, the different values of D columns.
-
-    Attributes:
-        mean: (D,) mean.
-        std: (D,) standard deviation.
-        low: (D,) smallest value.
-        high: (D,) largest value.
-        values: for each column its different values, or None if there are more than two.
-    """
+    """Mean, standard deviation and range of D columns, (D,) each, and their different values, if at most two."""
 
     mean: np.ndarray
     std: np.ndarray
@@ -59,71 +53,52 @@ class ColumnFacts:
         values = self.values[i]
         return "range" if values is None else ("constant", "binary")[len(values) - 1]
 
-    def as_json(self, names: list[str]) -> list[dict]:
-        """One object a column."""
-        return [
-            {"name": name, "signature": self.signature(i)} | {k: float(v[i]) for k, v in self.numbers.items()}
-            for i, name in enumerate(names)
-        ]
-
 
 def against_columns(facts: ColumnFacts, columns: tuple[Column, ...], what: str, whose: str) -> Iterator[Finding]:
     """Numbers that the kinds and limits of a contract's columns (``state`` or ``action``) do not allow."""
-    for i, column in enumerate(columns):
+    for column, values, least, most in zip(columns, facts.values, facts.low, facts.high, strict=True):
         low = -np.inf if column.low is None else column.low
         high = np.inf if column.high is None else column.high
-        values, range_ = facts.values[i], (facts.low[i], facts.high[i])
-        if column.kind == "binary":
-            if values is None or not values <= {low, high}:
-                seen = "many values" if values is None else " and ".join(f"{v:g}" for v in sorted(values))
-                message = f"{what} {column.name} takes {seen} in [{range_[0]:g}, {range_[1]:g}], {whose} says that"
-                yield found("not-binary", f"{message} it is {low:g} or {high:g}", column=column.name)
-            continue
         slack = LIMIT_TOLERANCE * (high - low) if np.isfinite(high - low) else 0.0
-        if range_[0] < low - slack or range_[1] > high + slack:
-            message = f"{what} {column.name} goes from {range_[0]:g} to {range_[1]:g}, {whose} allows"
-            yield found("out-of-range", f"{message} {low:g} to {high:g}", column=column.name)
+        if column.kind == "binary" and (values is None or not values <= {low, high}):
+            seen = "many values" if values is None else " and ".join(f"{v:g}" for v in sorted(values))
+            message = f"{what} {column.name} takes {seen} in [{least:g}, {most:g}], {whose} says that"
+            yield found("not-binary", f"{message} it is {low:g} or {high:g}", column=column.name)
+        elif column.kind != "binary" and (least < low - slack or most > high + slack):
+            message = f"{what} {column.name} goes from {least:g} to {most:g}, {whose} allows {low:g} to {high:g}"
+            yield found("out-of-range", message, column=column.name)
 
 
 def signatures(facts: ColumnFacts, positions: tuple[Position, ...], what: str, declared: bool) -> Iterator[Finding]:
     """Columns that never move, and columns that look binary where nothing says that they are."""
-    named = {"constant": [], "binary": [], "range": []}
-    for i, position in enumerate(positions):
-        named[facts.signature(i)].append(position.name)
-    if still := named["constant"]:
+    still, binary = (
+        [position.name for i, position in enumerate(positions) if facts.signature(i) == signature]
+        for signature in ("constant", "binary")
+    )
+    if still:
         message = f"{len(still)} of {len(positions)} {what} columns never move: {_list(still)}"
         yield found(f"constant-{what}", message, column=still[0])
-    if (binary := named["binary"]) and what == "action" and not declared:
+    if binary and what == "action" and not declared:
         yield found("looks-binary", f"{what} columns with two values only: {_list(binary)}", column=binary[0])
 
 
-def unlike(
-    facts: ColumnFacts, columns: tuple[Column, ...], mean: np.ndarray, std: np.ndarray, floor: float
-) -> Iterator[Finding]:
-    """Columns that look like others of the policy: swapped, or with other units.
-
-    Args:
-        facts: of the data's columns, in the policy's order.
-        columns: the policy's.
-        mean: (D,) the policy's mean of each column.
-        std: (D,) the policy's standard deviation of each column.
-        floor: the smallest that such a standard deviation can be.
-    """
+def unlike(facts: ColumnFacts, columns: tuple[Column, ...], what: str, statistics: Statistics) -> Iterator[Finding]:
+    """Columns (``state`` or ``action``), in a policy's order, that look like others of it or in other units."""
     names = [column.name for column in columns]
-    own_std = np.maximum(facts.std, floor)  # as the policy's statistics have it for columns that hardly move
+    mean, std = (np.array(getattr(statistics, f"{what}_{each}")) for each in ("mean", "std"))
+    own_std = np.maximum(facts.std, FLOORS[what])  # as the policy's statistics have it for columns that hardly move
     # Distance of the data's column i from the policy's column j, in standard deviations and in factors of e.
     shift = np.abs(facts.mean[:, None] - mean) / np.maximum(std, own_std[:, None])
     scale = np.abs(np.log(own_std[:, None] / std))
     distance = shift + scale
-    own = np.diag(distance)
+    own = distance.diagonal()
     swapped = set()
-    for i in range(len(names)):
-        for j in range(i + 1, len(names)):
-            if own[i] + own[j] > 3.0 and distance[i, j] + distance[j, i] < 0.2 * (own[i] + own[j]):
-                swapped |= {i, j}
-                message = f"{names[i]} looks like the policy's {names[j]}, and the other way round: mean"
-                numbers = f"{facts.mean[i]:.3g} and {facts.mean[j]:.3g}, the policy's {mean[i]:.3g} and {mean[j]:.3g}"
-                yield found("looks-swapped", f"{message} {numbers}", column=names[i])
+    for i, j in itertools.combinations(range(len(names)), 2):
+        if own[i] + own[j] > 3.0 and distance[i, j] + distance[j, i] < 0.2 * (own[i] + own[j]):
+            swapped |= {i, j}
+            message = f"{names[i]} looks like the policy's {names[j]}, and the other way round: mean"
+            numbers = f"{facts.mean[i]:.3g} and {facts.mean[j]:.3g}, the policy's {mean[i]:.3g} and {mean[j]:.3g}"
+            yield found("looks-swapped", f"{message} {numbers}", column=names[i])
     for i in np.flatnonzero((shift.diagonal() > 3.0) | (scale.diagonal() > 2.5)):
         if i not in swapped:
             message = f"{names[i]} has mean {facts.mean[i]:.3g} and std {facts.std[i]:.3g}, the policy's data"
@@ -131,12 +106,9 @@ def unlike(
 
 
 def stored_statistics(folder: LerobotFolder, keys: list[str], parts: list[Rows]) -> Iterator[Finding]:
-    """Faults in the statistics that a data set brings along: missing, unreadable, or not those of its numbers.
+    """Statistics of these columns that a data set brings along and that are missing, unreadable, or not of its numbers.
 
-    Args:
-        folder: the data set; ``stats.json`` of v2.0 and v3, ``episodes_stats.jsonl`` of v2.1.
-        keys: columns whose statistics matter: those that policies normalise.
-        parts: the episodes, each with these columns.
+    v2.0 and v3 have them in ``stats.json``, v2.1 has them in ``episodes_stats.jsonl``.
     """
     whole, each = None, {}
     try:
@@ -146,54 +118,49 @@ def stored_statistics(folder: LerobotFolder, keys: list[str], parts: list[Rows])
             lines = read_lines(folder.root / EACH, episode_index=int, stats=dict)
             each = {line["episode_index"]: line["stats"] for line in lines}
     except UserError as error:
-        yield of_error(error, "broken-statistics")
+        yield found("broken-statistics", error)
         return
     if whole is None and not each:
         yield found("no-statistics", f"there is no {ALL}", file=ALL)
-    for key in keys:
-        stored = [(EACH, (part.number,), [part], each.get(part.number, {})) for part in parts]
-        stored += [(ALL, (), parts, whole)] if whole is not None and parts else []
-        for file, episodes, members, statistics in stored:
-            position = {"file": file, "column": key, "episodes": episodes}
-            if key not in statistics:
-                if file == ALL:
-                    message = f"{ALL} has no statistics of {key}"
-                    yield found("wrong-statistics", message, severity=ERROR, **position)
-                continue
-            rows = np.concatenate([part.columns[key].reshape(len(part), -1) for part in members])
-            if (facts := ColumnFacts.of(rows)) is None:
-                continue
+    stored = [(EACH, (part.number,), [part], each.get(part.number, {})) for part in parts]
+    stored += [(ALL, (), parts, whole)] if whole is not None and parts else []
+    for key, (file, episodes, members, statistics) in itertools.product(keys, stored):
+        if key not in statistics and file == EACH:
+            continue
+        position = {"file": file, "column": key, "episodes": episodes}
+        facts = ColumnFacts.of(np.concatenate([part.columns[key].reshape(len(part), -1) for part in members]))
+        if key not in statistics:
+            yield found("wrong-statistics", f"{ALL} has no statistics of {key}", severity=ERROR, **position)
+        elif facts is not None:
+            names = feature_names(folder.features[key])
             try:
-                yield from _differences(folder, facts, statistics[key], position)
+                wrong, severity = _differences(facts, statistics[key], key, names)
             except (AttributeError, TypeError, ValueError) as error:
-                message = f"the statistics of {key} are not numbers ({error})"
-                yield found("broken-statistics", message, **position)
+                yield found("broken-statistics", f"the statistics of {key} are not numbers ({error})", **position)
+                continue
+            if wrong:
+                yield found("wrong-statistics", wrong, severity=severity, **position)
 
 
-def _differences(folder: LerobotFolder, facts: ColumnFacts, stored: dict, position: dict) -> list[Finding]:
-    key = position["column"]
-    names, width = folder.features[key].get("names"), len(facts.mean)
-    if not isinstance(names, list) or len(names) != width:
-        names = [f"{key}.{i}" for i in range(width)]
+def _differences(facts: ColumnFacts, stored: dict, key: str, names: list[str] | None) -> tuple[str, str]:
+    """How the stored statistics of a column differ from the data, or "", and how severe it is."""
+    if names is None or len(names) != len(facts.mean):
+        names = [f"{key}.{i}" for i in range(len(facts.mean))]
     # Some tools compute in float32: a column far from 0 loses the last digits of its std.
     size = np.maximum(np.abs(facts.low), np.abs(facts.high))
     slack = STATISTICS_TOLERANCE * facts.std + ROUNDING * size + 1e-6
     # Other extremes alone are what a part of a larger data set has; another mean or std is another normalisation.
-    severity, wrong, example = "", [], ""
+    severity, wrong, example = "", {}, ""
     for what, mine in facts.numbers.items():
         theirs = np.asarray(stored.get(what, mine), np.float64).ravel()
         if theirs.shape != mine.shape:
-            message = f"{what} of {key} has {theirs.size} entries, the data {mine.size} columns"
-            return [found("wrong-statistics", message, severity=ERROR, **position)]
+            return f"{what} of {key} has {theirs.size} entries, the data {mine.size} columns", ERROR
         # Not `>`: a NaN in the file is wrong too.
         for i in np.flatnonzero(~(np.abs(theirs - mine) <= slack)):
             severity = ERROR if what in ("mean", "std") else severity
-            wrong.append(names[i])
+            wrong[names[i]] = None
             example = example or f"{what} of {names[i]} is {theirs[i]:g}, of the data {mine[i]:g}"
-    if not wrong:
-        return []
-    message = f"{key}: {_list(list(dict.fromkeys(wrong)))} differ from the data; {example}"
-    return [found("wrong-statistics", message, severity=severity, **position)]
+    return f"{key}: {_list(list(wrong))} differ from the data; {example}" if wrong else "", severity
 
 
 def _list(names: list[str]) -> str:

@@ -1,7 +1,6 @@
 """What an audit finds: where, what, and how to fix it; one fault in many episodes is one finding."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from deas_vla.errors import UserError
 
@@ -10,9 +9,8 @@ SEVERITIES = (ERROR, WARNING, NOTE)
 
 COPY, RECORD = "copy the data set again", "record it again or leave it out"
 STATISTICS = "compute the statistics anew"
-ROBOTS = "use data, policy and critic of one robot and one order of columns, or convert the data"
 COUNT = "copy the data set again, or correct the number"
-# Code of each kind of fault: how severe it is, and what to do about it.
+# Code of each kind of fault: how severe it is, and what to do about it. Of any other: an error, and COPY.
 KINDS = {
     "audit-stopped": (ERROR, "fix what was found besides this; if nothing was, report this as a bug"),
     "both-ends": (ERROR, RECORD),
@@ -37,8 +35,6 @@ KINDS = {
     "missing-column": (ERROR, "record the data set again, or take the column out of info.json"),
     "missing-image": (ERROR, "copy the data set again, or record the episode again"),
     "missing-instruction": (ERROR, "write it into the list of tasks in meta/"),
-    "missing-rows": (ERROR, COPY),
-    "missing-video": (ERROR, COPY),
     "no-failure": (NOTE, ""),
     "no-rows": (ERROR, "leave it out"),
     "no-statistics": (WARNING, "this project computes its own; LeRobot's tools need it"),
@@ -47,7 +43,6 @@ KINDS = {
     "not-finite": (ERROR, RECORD),
     "other-contract": (ERROR, "correct the one that is wrong"),
     "other-precision": (NOTE, ""),
-    "other-size": (ERROR, ROBOTS),
     "out-of-range": (ERROR, "look whether columns were swapped or have another unit; correct data or limits"),
     "reward-after-end": (ERROR, "set rewards after the end to 0, or leave those rows out"),
     "rows-after-success": (WARNING, "cut the episode at its success"),
@@ -75,63 +70,42 @@ KINDS = {
 class Finding:
     """One fault, or one thing to know.
 
-    Attributes:
-        severity: ``error``: training would refuse the data, or silently learn nonsense from it; ``warning``: look
-            before you train; ``note``: good to know.
-        code: short name of the kind of fault, for programs, for example ``missing-video``.
-        message: what is wrong.
-        hint: what to do about it.
-        file: where, below the data set's folder; "" for all of it.
-        column: which column or camera, or "".
-        episodes: which episodes, as far as it is about single ones.
+    An ``error``: training would refuse the data, or silently learn nonsense from it; a ``warning``: look before you
+    train; a ``note``: good to know.
     """
 
     severity: str
-    code: str
+    code: str  # short name of the kind of fault, for programs, for example ``missing-video``
     message: str
-    hint: str = ""
-    file: str = ""
-    column: str = ""
+    hint: str = ""  # what to do about it
+    file: str = ""  # below the data set's folder; "" for all of it
+    column: str = ""  # or camera
     episodes: tuple[int, ...] = ()
 
 
-def found(code: str, message: str, *, severity: str = "", hint: str = "", **position) -> Finding:
-    """A finding of one of `KINDS`; `position` is file, column and episodes."""
-    usual, fix = KINDS[code]
-    return Finding(severity or usual, code, message, hint or fix, **position)
+def found(code: str, what: str | UserError, *, severity: str = "", hint: str = "", **position) -> Finding:
+    """A finding; `position` is file, column and episodes. A UserError ends with its fix, after the last semicolon."""
+    usual, fix = KINDS.get(code, (ERROR, COPY))
+    if isinstance(what, UserError):
+        what, *end = str(what).rsplit("; ", 1)
+        hint = "".join(end)
+    return Finding(severity or usual, code, what, hint or fix, **position)
 
 
-def of_error(error: UserError, code: str, **position) -> Finding:
-    """The finding of something that could not be read; its line ends with the fix after the last semicolon."""
-    message, semicolon, hint = str(error).rpartition("; ")
-    if not semicolon:
-        message, hint = hint, KINDS.get(code, (ERROR, COPY))[1]
-    return Finding(ERROR, code, message, hint, **position)
-
-
-@dataclass
 class Findings:
-    """The findings of one data set; equal faults of the same column are gathered, the first one gives the details."""
+    """The findings of one data set; of equal faults of one column, the first gives the details."""
 
-    found: dict[tuple, Finding] = field(default_factory=dict)
+    def __init__(self):
+        self._found: dict[tuple, tuple[Finding, dict[int, None]]] = {}
 
     def add(self, finding: Finding) -> None:
         # A fault of a file as a whole is one for each file.
         key = (finding.severity, finding.code, finding.column)
         key += () if finding.episodes else (finding.file, finding.message)
-        before = self.found.setdefault(key, finding)
-        if before is not finding and finding.episodes:
-            episodes = tuple(dict.fromkeys(before.episodes + finding.episodes))
-            self.found[key] = replace(before, episodes=episodes)
-
-    def extend(self, findings: Iterable[Finding]) -> None:
-        for finding in findings:
-            self.add(finding)
+        _, episodes = self._found.setdefault(key, (finding, {}))
+        episodes.update(dict.fromkeys(finding.episodes))
 
     def sorted(self) -> list[Finding]:
         """The worst first, otherwise in the order in which they were found."""
-        return sorted(self.found.values(), key=lambda finding: SEVERITIES.index(finding.severity))
-
-    @property
-    def errors(self) -> int:
-        return sum(finding.severity == ERROR for finding in self.found.values())
+        findings = [replace(finding, episodes=tuple(episodes)) for finding, episodes in self._found.values()]
+        return sorted(findings, key=lambda finding: SEVERITIES.index(finding.severity))

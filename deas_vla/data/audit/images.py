@@ -1,21 +1,19 @@
 """Videos and images that are missing, broken, too short, of another size or rate, or show nothing.
 
 Frames are counted from a video's packets and decoded at both its ends, with PyAV: milliseconds, where LeRobot's decoder
-would have to decode every frame to count them. Images in parquet files are checked by their checksums. Neither is kept:
-the memory is that of a few frames.
+would have to decode every frame to count them. Images in parquet files are checked by their checksums. Neither is kept.
 """
 
 import io
 import itertools
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from deas_vla.data.audit.findings import Finding, found, of_error
+from deas_vla.data.audit.findings import Finding, found
 from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.data.lerobot.layout import Layout, image_size
 from deas_vla.errors import UserError, as_user_error, require
@@ -26,29 +24,11 @@ FLAT = 2.0
 ROWS = 64
 
 
-@dataclass(frozen=True)
-class VideoFacts:
-    """What a video file holds.
-
-    Attributes:
-        frames: how many, counted, not what its header says.
-        size: height and width of a frame in pixels.
-        rate_hz: frames a second.
-        flat: whether its first and its last frame show one colour.
-    """
-
-    frames: int
-    size: tuple[int, int]
-    rate_hz: float
-    flat: bool
-
-
 @lru_cache(maxsize=16)
-def video_facts(path: Path, modified_ns: int) -> VideoFacts:
-    """Facts of a file, which in v3 holds many episodes.
+def _video_facts(path: Path, modified_ns: int) -> tuple[int, tuple[int, int], float, bool]:
+    """Frames (counted, not what the header says), (height, width), frames a second, whether both ends show one colour.
 
-    Raises:
-        UserError: if the file holds no video, or is damaged at one of these places.
+    Cached, since a file of v3 holds many episodes. One that holds no video, or is damaged there, is a UserError.
     """
     av = require("av", "lerobot")
     broken = f"{path} cannot be decoded; copy it again"
@@ -67,7 +47,7 @@ def video_facts(path: Path, modified_ns: int) -> VideoFacts:
         if first is None or last is None:
             raise UserError(broken)
         flat = all(frame.to_ndarray(format="rgb24").std() < FLAT for frame in (first, last))
-        return VideoFacts(len(times), (first.height, first.width), float(stream.average_rate or 0), flat)
+        return len(times), (first.height, first.width), float(stream.average_rate or 0), flat
 
 
 def episode_videos(folder: LerobotFolder, layout: Layout, number: int, rows: int) -> Iterator[Finding]:
@@ -86,26 +66,23 @@ def _video(folder: LerobotFolder, camera: str, key: str, number: int, rows: int)
         yield found("missing-video", f"episode {number}: {path.name} of camera {camera} is missing", **position)
         return
     try:
-        facts = video_facts(path, path.stat().st_mtime_ns)
+        frames, size, rate_hz, flat = _video_facts(path, path.stat().st_mtime_ns)
     except UserError as error:
-        yield of_error(error, "broken-video", **position)
+        yield found("broken-video", error, **position)
         return
-    (height, width), size = facts.size, image_size(folder, key)
-    if facts.size != size:
-        message = f"camera {camera} is {height}x{width} pixels, info.json says {size[0]}x{size[1]}"
-        yield found("wrong-image-size", message, **position)
-    if facts.rate_hz and abs(facts.rate_hz / folder.rate_hz - 1) > 0.01:
-        message = f"camera {camera} has {facts.rate_hz:g} frames a second, info.json says {folder.rate_hz:g}"
+    if other := _other_size(size, folder, key):
+        yield found("wrong-image-size", f"camera {camera} {other}", **position)
+    if rate_hz and abs(rate_hz / folder.rate_hz - 1) > 0.01:
+        message = f"camera {camera} has {rate_hz:g} frames a second, info.json says {folder.rate_hz:g}"
         yield found("wrong-video-rate", message, **position)
-    first = round(begin * folder.rate_hz)
-    message = f"episode {number} has {rows} rows, camera {camera} has {max(facts.frames - first, 0)} frames"
-    if first + rows > facts.frames:
+    own = frames - round(begin * folder.rate_hz)
+    message = f"episode {number} has {rows} rows, camera {camera} has {max(own, 0)} frames"
+    if own < rows:
         yield found("short-video", f"{message} for them", **position)
-    elif folder.episodic and facts.frames > rows:
+    elif folder.episodic and own > rows:
         yield found("long-video", message, **position)
-    if facts.flat:
-        message = f"camera {camera} shows one colour in its first and last frame"
-        yield found("flat-video", message, **position)
+    if flat:
+        yield found("flat-video", f"camera {camera} shows one colour in its first and last frame", **position)
 
 
 def unused_cameras(folder: LerobotFolder, layout: Layout) -> Iterator[Finding]:
@@ -125,35 +102,39 @@ def stored_images(folder: LerobotFolder, layout: Layout, file: Path, numbers: np
     for camera, key in layout.cameras.items():
         if folder.features[key]["dtype"] != "image":
             continue
-        size, row, before = image_size(folder, key), 0, b""
+        row, before = 0, b""
         with pq.ParquetFile(file) as parquet:
             if key not in parquet.schema_arrow.names:
                 continue  # found with the other missing columns
-            for batch in parquet.iter_batches(ROWS, columns=[key]):
-                for value in batch.column(0).to_pylist():
-                    encoded = value.get("bytes") if isinstance(value, dict) else value
-                    # A repeated image is the last one again.
-                    problem = None if encoded == before and encoded else _problem(encoded, size)
-                    if problem:
-                        code, what = problem
-                        number = int(numbers[row])
-                        message = f"episode {number}: camera {camera} at row {row} of the file {what}"
-                        position = {"file": str(file.relative_to(folder.root)), "column": camera}
-                        yield found(code, message, episodes=(number,), **position)
-                    row, before = row + 1, encoded
+            for value in (value for batch in parquet.iter_batches(ROWS, columns=[key]) for value in batch.column(0)):
+                value = value.as_py()
+                encoded = value.get("bytes") if isinstance(value, dict) else value
+                # A repeated image is the last one again.
+                code, what = ("", "") if encoded and encoded == before else _problem(encoded, folder, key)
+                if code:
+                    number = int(numbers[row])
+                    message = f"episode {number}: camera {camera} at row {row} of the file {what}"
+                    where = str(file.relative_to(folder.root))
+                    yield found(code, message, file=where, column=camera, episodes=(number,))
+                row, before = row + 1, encoded
 
 
-def _problem(encoded: object, size: tuple[int, int]) -> tuple[str, str] | None:
+def _problem(encoded: object, folder: LerobotFolder, key: str) -> tuple[str, str]:
+    """Code and message of what is wrong with an image."""
     from PIL import Image
 
     if not isinstance(encoded, bytes):
         return "missing-image", "has no image"
     try:
         with Image.open(io.BytesIO(encoded)) as image:
-            height, width = image.height, image.width
+            size = image.height, image.width
             image.verify()
     except (OSError, SyntaxError, ValueError) as error:
         return "broken-image", f"is not an image ({error})"
-    if (height, width) != size:
-        return "wrong-image-size", f"is {height}x{width} pixels, info.json says {size[0]}x{size[1]}"
-    return None
+    other = _other_size(size, folder, key)
+    return "wrong-image-size" if other else "", other
+
+
+def _other_size(size: tuple[int, int], folder: LerobotFolder, key: str) -> str:
+    wanted = image_size(folder, key)
+    return "" if size == wanted else "is {}x{} pixels, info.json says {}x{}".format(*size, *wanted)
