@@ -8,18 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from deas_vla.report import (
-    Calibration,
-    Curve,
-    Decision,
-    OracleDecisions,
-    Outcomes,
-    Panel,
-    ReportData,
-    ValueTrace,
-    write_report,
-    write_video,
-)
+from deas_vla.report.data import Calibration, Curve, OracleDecisions, Outcomes, ReportData, ValueTrace
+from deas_vla.report.report import write_report
+from deas_vla.report.video import Panel, write_video
+from deas_vla.rollouts.play import Decision
 from deas_vla.versions import collect_versions
 
 

@@ -9,20 +9,11 @@ import pytest
 from report_example import example, panels
 
 from deas_vla.errors import UserError
-from deas_vla.report import (
-    Calibration,
-    Curve,
-    Decision,
-    OracleDecisions,
-    Outcomes,
-    Panel,
-    ReportData,
-    ValueTrace,
-    write_report,
-    write_video,
-)
+from deas_vla.report.data import Calibration, Curve, OracleDecisions, Outcomes, ReportData, ValueTrace
+from deas_vla.report.report import write_report
 from deas_vla.report.summary import summarize
-from deas_vla.report.video import compose
+from deas_vla.report.video import Panel, compose, write_video
+from deas_vla.rollouts.play import Decision
 from deas_vla.rollouts.statistics import paired_difference, wilson_interval
 from deas_vla.versions import collect_versions
 

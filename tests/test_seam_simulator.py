@@ -17,8 +17,8 @@ from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.report.video import film
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
-from deas_vla.rollouts.film import film
 from deas_vla.rollouts.oracle import play_branches
 from deas_vla.rollouts.play import Job, play_episodes
 from deas_vla.training.loop import make_accelerator
@@ -204,7 +204,7 @@ def test_it_plays_is_evaluated_branched_and_filmed(simulator, workers, tmp_path)
         # Whatever was tried, the slot goes on from where it was.
         source.restore([0], [state])
         assert source.play([0], candidates[1:])[0].states[0, 0] == pytest.approx(-0.2 + 0.4)
-    frames, filmed = film(make_env(config), decider, Job(4), side=24, **play)
+    frames, filmed = film(make_env(config), decider, 4, side=24, **play)
     assert len(frames) == filmed.episode.length + 1 and frames[0].shape == (24, 24, 3)
     same = rollouts[4].episode
     assert np.array_equal(filmed.episode.states, same.states)

@@ -60,12 +60,7 @@ def new_figure(width: float = 5.6, height: float = 3.6, rows: int = 1, columns: 
 
 
 def themed_svg(figure, colors: dict[str, tuple[str, str]] = COLORS) -> str:
-    """A figure as SVG that carries its colours for light and dark, without dates and random names.
-
-    Args:
-        figure: from `new_figure`; it uses the light ones of `colors`.
-        colors: name to colour on a light and on a dark screen.
-    """
+    """A figure from `new_figure` as SVG without dates and random names, which carries the light and dark `colors`."""
     buffer = io.StringIO()
     with require("matplotlib", "report").rc_context(STYLE):
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
@@ -81,8 +76,7 @@ def themed_svg(figure, colors: dict[str, tuple[str, str]] = COLORS) -> str:
 
 def success_by_n_plot(data: ReportData) -> str:
     """Best-of-N success against N, with Wilson intervals, the policy and a random candidate for comparison."""
-    figure, axes = new_figure()
-    axis, numbers = axes[0, 0], sorted(data.success_by_n)
+    axis, numbers = _new_axis(), sorted(data.success_by_n)
     rates = np.array([data.success_by_n[n].success.mean() for n in numbers])
     bounds = np.array([wilson_interval(o.successes, o.episodes) for n in numbers for o in [data.success_by_n[n]]])
     for name, color in (("policy", "base"), ("random_candidate", "control")):
@@ -95,34 +89,28 @@ def success_by_n_plot(data: ReportData) -> str:
     axis.set_xticks(numbers, map(str, numbers))
     axis.minorticks_off()
     axis.yaxis.set_major_formatter(lambda value, _: percent(value))
-    _label(axis, "candidates N", "success")
-    return themed_svg(figure)
+    return _finished(axis, "candidates N", "success")
 
 
 def value_plot(traces: list[ValueTrace]) -> str:
     """V against time: median and middle half of successes and of failures that are still running."""
-    figure, axes = new_figure()
+    axis = _new_axis()
     for success, color in ((False, "bad"), (True, "good")):
         mine = [trace for trace in traces if bool(trace.success) is success]
         for trace in mine[:12]:
-            axes[0, 0].plot(trace.steps, trace.values, color=C[color], lw=0.8, alpha=0.3)
-        by_step: dict[int, list[float]] = {}
-        for trace in mine:
-            for step, value in zip(trace.steps, trace.values, strict=True):
-                by_step.setdefault(int(step), []).append(float(value))
-        steps = [step for step in sorted(by_step) if len(by_step[step]) >= min(MIN_TRACES, len(mine))]
-        middle = np.array([np.quantile(by_step[step], [0.25, 0.5, 0.75]) for step in steps]).reshape(-1, 3)
-        axes[0, 0].fill_between(steps, middle[:, 0], middle[:, 2], color=C[color], alpha=0.15, lw=0)
-        axes[0, 0].plot(steps, middle[:, 1], color=C[color], lw=2, label="successes" if success else "failures")
-    _label(axes[0, 0], "control steps since the start", "value V")
-    return themed_svg(figure)
+            axis.plot(trace.steps, trace.values, color=C[color], lw=0.8, alpha=0.3)
+        steps, values = np.concatenate([np.zeros((2, 0)), *([trace.steps, trace.values] for trace in mine)], axis=1)
+        common = [step for step in np.unique(steps) if (steps == step).sum() >= min(MIN_TRACES, len(mine))]
+        middle = np.array([np.quantile(values[steps == step], [0.25, 0.5, 0.75]) for step in common]).reshape(-1, 3)
+        axis.fill_between(common, middle[:, 0], middle[:, 2], color=C[color], alpha=0.15, lw=0)
+        axis.plot(common, middle[:, 1], color=C[color], lw=2, label="successes" if success else "failures")
+    return _finished(axis, "control steps since the start", "value V")
 
 
 def calibration_plot(calibration: Calibration) -> str:
     """Predicted Q against the return that followed: dots by group, means of ten equal bins, the diagonal."""
     q, returns = np.asarray(calibration.q, np.float64), np.asarray(calibration.returns, np.float64)
-    figure, axes = new_figure()
-    axis = axes[0, 0]
+    axis = _new_axis()
     axis.axline((q.mean(), q.mean()), slope=1, color=C["control"], ls="--", lw=1.5, label="perfect")
     shown = np.unique(np.linspace(0, len(q) - 1, min(DOTS, len(q))).round().astype(int))
     for name in dict.fromkeys(map(str, calibration.group)):
@@ -132,20 +120,18 @@ def calibration_plot(calibration: Calibration) -> str:
     bins = [b for b in np.array_split(np.argsort(q, kind="stable"), 10) if len(b)]
     means = np.array([(q[b].mean(), returns[b].mean()) for b in bins])
     axis.plot(*means.T, color=C["ink"], marker="o", ms=4, lw=2, label="mean of a tenth")
-    _label(axis, "Q, predicted", "return that followed")
-    return themed_svg(figure)
+    return _finished(axis, "Q, predicted", "return that followed")
 
 
 def ranking_plot(correlations: list[float]) -> str:
     """Histogram of the rank correlation between scores and Monte-Carlo returns, one count a decision."""
-    figure, axes = new_figure()
+    axis = _new_axis()
     counts, edges = np.histogram(correlations, np.linspace(-1, 1, 11))
     colors = [C["good"] if left >= -1e-9 else C["bad"] for left in edges[:-1]]
-    axes[0, 0].bar(edges[:-1], counts, 0.18, align="edge", color=colors)
-    axes[0, 0].axvline(float(np.mean(correlations)), color=C["ink"], lw=2, label="mean")
-    axes[0, 0].yaxis.get_major_locator().set_params(integer=True)
-    _label(axes[0, 0], "rank correlation of scores and Monte-Carlo returns", "decisions")
-    return themed_svg(figure)
+    axis.bar(edges[:-1], counts, 0.18, align="edge", color=colors)
+    axis.axvline(float(np.mean(correlations)), color=C["ink"], lw=2, label="mean")
+    axis.yaxis.get_major_locator().set_params(integer=True)
+    return _finished(axis, "rank correlation of scores and Monte-Carlo returns", "decisions")
 
 
 def curve_plots(curves: dict[str, Curve]) -> list[tuple[str, str]]:
@@ -154,24 +140,27 @@ def curve_plots(curves: dict[str, Curve]) -> list[tuple[str, str]]:
     for name, curve in curves.items():
         if len(curve.values):
             group, _, rest = name.rpartition("/")
-            groups.setdefault(group or name, {})[rest] = curve
-    return [(group.replace("_", " "), _curves(members)) for group, members in groups.items()]
+            groups.setdefault(group or name, {})[rest.replace("_", " ")] = curve
+    plots = []
+    for group, members in groups.items():
+        axis = _new_axis()
+        for (name, curve), color in zip(members.items(), ("main", "oracle", "good", "demo", "bad") * 9, strict=False):
+            values = np.asarray(curve.values, np.float64)
+            marker = "o" if np.isfinite(values).sum() == 1 else None
+            label = f"{name}, {values[-1]:.3g} at the end"
+            axis.plot(curve.steps, values, color=C[color], lw=1.5, marker=marker, label=label)
+        plots.append((group.replace("_", " "), _finished(axis, "update", "")))
+    return plots
 
 
-def _curves(members: dict[str, Curve]) -> str:
-    figure, axes = new_figure()
-    for (name, curve), color in zip(members.items(), ("main", "oracle", "good", "demo", "bad") * 9, strict=False):
-        values = np.asarray(curve.values, np.float64)
-        marker = "o" if np.isfinite(values).sum() == 1 else None
-        label = f"{name.replace('_', ' ')}, {values[-1]:.3g} at the end"
-        axes[0, 0].plot(curve.steps, values, color=C[color], lw=1.5, marker=marker, label=label)
-    _label(axes[0, 0], "update", "")
-    return themed_svg(figure)
+def _new_axis():
+    return new_figure()[1][0, 0]
 
 
-def _label(axis, x: str, y: str) -> None:
-    axis.set_xlabel(x)
-    axis.set_ylabel(y)
+def _finished(axis, x: str, y: str) -> str:
+    """The plot with its labels and legend, as SVG."""
+    axis.set(xlabel=x, ylabel=y)
     axis.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.17), ncols=4, frameon=False, fontsize=9, labelcolor=C["soft"]
     )
+    return themed_svg(axis.figure)

@@ -2,18 +2,17 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 
-from deas_vla.envs.protocol import ChunkEnv
+from deas_vla.envs.protocol import ChunkEnv, ChunkResult
 from deas_vla.errors import require
 from deas_vla.files import atomic_path, write_json
 from deas_vla.report.plots import COLORS, STYLE
-from deas_vla.rollouts.film import film
-from deas_vla.rollouts.play import Decider, Decision, Job
+from deas_vla.rollouts.play import Decider, Decision, Job, Rollout, play_episodes
 
 HEADER, STRIP = 30, 132  # heights of the line of text and of the plot above the picture, pixels
 C = {name: dark for name, (_, dark) in COLORS.items()} | {"page": "#10151c"}
@@ -22,28 +21,53 @@ _DPI = 128  # a power of two: pixels come out whole
 
 @dataclass(frozen=True)
 class Panel:
-    """One rollout.
-
-    Attributes:
-        label: stands over the picture.
-        frames: T pictures (h, w, 3) uint8; the first shows the start, each next one control step later.
-        decisions: choices of the policy with the critic's values, in the order of their steps.
-        success_step: control step of the success, or None.
-    """
+    """A rollout and its label; of T pictures (h, w, 3) uint8 the first shows the start, each next one a step later."""
 
     label: str
     frames: Sequence[np.ndarray]
-    decisions: list[Decision] = field(default_factory=list)
+    decisions: list[Decision] = field(default_factory=list)  # with the critic's values, in the order of their steps
     success_step: int | None = None
+
+
+@dataclass
+class _Filmed:
+    """A `Source` of one simulator that renders after each step; the simulator itself plays as ever."""
+
+    env: ChunkEnv
+    side: int
+    frames: list[np.ndarray] = field(default_factory=list)
+
+    def reset(self, slots: Sequence[int], scenes: Sequence[int]) -> list[dict]:
+        first = self.env.reset(scenes[0])
+        self.frames = [self.env.render(self.side, self.side)]
+        return [first]
+
+    def play(self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0) -> list[ChunkResult]:
+        steps: list[ChunkResult] = []
+        for command in chunks[0]:
+            steps.append(self.env.play(command[None]))
+            self.frames.append(self.env.render(self.side, self.side))
+            if steps[-1].done:
+                break
+        columns = ("states", "actions", "rewards", "success")
+        joined = {name: np.concatenate([getattr(step, name) for step in steps]) for name in columns}
+        # Images that the policy sees are kept where it decides; the others were drawn for nothing, one a step.
+        return [replace(steps[-1], **joined, frames=np.array([len(steps)]))]
+
+
+def film(
+    env: ChunkEnv, decider: Decider, scene: int, *, seed: int, execute_steps: int, side: int = 288
+) -> tuple[list[np.ndarray], Rollout]:
+    """Plays a scene; returns (side, side, 3) uint8 images, the start first and one more a step, and the rollout."""
+    source = _Filmed(env, side)
+    (rollout,) = play_episodes(source, decider, [Job(scene)], seed=seed, parallel=1, execute_steps=execute_steps)
+    return source.frames, rollout
 
 
 def film_methods(
     env: ChunkEnv, deciders: dict[str, Decider], methods: list[Path], path: Path, *, seed: int, execute_steps: int
 ) -> None:
-    """Plays the same scene once with each decider and writes a video of them side by side.
-
-    The scene is the first in which the methods ended differently, so that there is something to see; if there is
-    none, the first. A caption beside the video says so.
+    """Plays the first scene in which the methods ended differently, or else the first, and films them side by side.
 
     Args:
         env: the simulator; it is closed.
@@ -60,7 +84,7 @@ def film_methods(
     panels = []
     try:
         for label, decider in deciders.items():
-            frames, rollout = film(env, decider, Job(scene), seed=seed, execute_steps=execute_steps)
+            frames, rollout = film(env, decider, scene, seed=seed, execute_steps=execute_steps)
             success_step = rollout.episode.length if rollout.episode.terminated else None
             panels.append(Panel(label, frames, rollout.decisions, success_step))
     finally:
@@ -74,13 +98,8 @@ def write_video(path: str | Path, panels: list[Panel], rate_hz: float, *, hold_s
     """Writes an mp4 (h264) of rollouts side by side, on one time axis and one value axis.
 
     Over each picture: the value so far as a line, a tick at each decision, the candidates' scores as dots with the
-    one that was played in another colour. A rollout that ends earlier stays on its last picture.
-
-    Args:
-        path: the mp4 file; it is complete or not there.
-        panels: one or more rollouts with pictures of the same size.
-        rate_hz: pictures a second.
-        hold_seconds: how long the end is shown.
+    one that was played in another colour. A rollout that ends earlier stays on its last picture, and all of them for
+    `hold_seconds` at the end.
 
     Raises:
         UserError: if PyAV, matplotlib or Pillow is not installed.
