@@ -8,8 +8,7 @@ import numpy as np
 
 from deas_vla.data.episodes import Episode
 from deas_vla.data.observation import Observation
-from deas_vla.envs.protocol import ChunkResult
-from deas_vla.envs.stepping import play_steps
+from deas_vla.envs.protocol import ChunkResult, play_steps
 from deas_vla.export.reranker import Reranker
 from deas_vla.improvement.best_of_n import Choice, NoiseKey
 from deas_vla.rollouts.play import Job, play_episodes

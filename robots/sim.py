@@ -10,8 +10,8 @@ from typing import Self
 
 import numpy as np
 
+from deas_vla.envs.protocol import EnvSettings
 from deas_vla.envs.registry import SIMULATORS, EnvConfig, contract_of, make_env
-from deas_vla.envs.settings import EnvSettings
 from deas_vla.envs.simulator import with_simulator
 from robots.robot import Robot, register_robot
 
@@ -79,7 +79,7 @@ class Sim(Robot):
         self.reset(0)
 
     def reset(self, scene: int) -> None:
-        """Starts a scene, see `deas_vla.envs.protocol.ChunkEnv`; the clock starts with it."""
+        """Starts a scene, see `deas_vla.envs.protocol.Simulator`; the clock starts with it."""
         self.instruction = self._env.reset(scene)["instruction"]
         self.succeeded, self.held = False, 0
         self._hold[:] = 0

@@ -7,14 +7,14 @@ from hypothesis import strategies as st
 
 from deas_vla.envs import rendering
 from deas_vla.envs.panda_omron import columns_of, panda_omron_contract
+from deas_vla.envs.protocol import EnvSettings, as_commands
 from deas_vla.envs.registry import EnvConfig, contract_of, env_config, make_env
-from deas_vla.envs.stepping import as_commands
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 
 pytestmark = pytest.mark.unit
 
-CONTRACT = panda_omron_contract(("robot0_agentview_left",), 64)
+CONTRACT = panda_omron_contract(EnvSettings(["robot0_agentview_left"]))
 # Start and end of each group in RoboCasa's data sets (its PandaOmron_modality.json).
 MODALITY = {
     "state": {

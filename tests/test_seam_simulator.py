@@ -32,9 +32,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from deas_vla.data.contract import Camera, Column, Contract
-from deas_vla.envs.protocol import ChunkResult
+from deas_vla.envs.protocol import ChunkResult, EnvSettings
 from deas_vla.envs.registry import register_simulator
-from deas_vla.envs.settings import EnvSettings
 from deas_vla.errors import UserError, unknown
 
 

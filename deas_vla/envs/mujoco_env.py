@@ -9,9 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from deas_vla.envs.protocol import EnvSettings, SteppedEnv
 from deas_vla.envs.rendering import SceneRenderer
-from deas_vla.envs.settings import EnvSettings
-from deas_vla.envs.stepping import SteppedEnv
 
 # What a scene may move in the model itself.
 POSES = ("body_pos", "body_quat", "site_pos")
@@ -39,7 +38,7 @@ class MujocoState:
 
 
 class MujocoEnv(SteppedEnv, ABC):
-    """Base of a `ChunkEnv` on MuJoCo.
+    """Base of a `Simulator` on MuJoCo.
 
     A subclass calls `use`, and has `contract_for`, `begin`, `step`, `state`, `own`, `resume` and an `expert` with
     `reset`, `command` and a `memory`.
@@ -89,7 +88,7 @@ class MujocoEnv(SteppedEnv, ABC):
         """Takes up what `own` gave; physics, poses and expert are back, but nothing is computed from them."""
 
     def reset(self, scene: int) -> dict:
-        """Starts a scene; see `ChunkEnv`. Nothing of what was played before is left."""
+        """Starts a scene; see `Simulator`. Nothing of what was played before is left."""
         self.scene, self.steps = int(scene), 0
         self._mujoco.mj_resetData(self.model, self.data)
         self._set_poses(self._first_poses)
@@ -101,14 +100,14 @@ class MujocoEnv(SteppedEnv, ABC):
         return self.expert.command(noise)
 
     def save(self) -> MujocoState:
-        """The complete state; see `ChunkEnv`. It can be restored in any process with the same configuration."""
+        """The complete state; see `Simulator`. It can be restored in any process with the same configuration."""
         physics = np.empty(self._mujoco.mj_stateSize(self.model, self._integration))
         self._mujoco.mj_getState(self.model, self.data, physics, self._integration)
         memory = deepcopy(self.expert.memory)
         return MujocoState(self.scene, self.steps, physics, self._poses(), memory, self.own())
 
     def restore(self, state: MujocoState) -> None:
-        """Goes back to a saved state; see `ChunkEnv`."""
+        """Goes back to a saved state; see `Simulator`."""
         self.scene, self.steps = state.scene, state.steps
         self._set_poses(state.poses)
         self._mujoco.mj_setState(self.model, self.data, state.physics, self._integration)

@@ -6,7 +6,10 @@ rotation, gripper. The simulator, and RoboCasa's HDF5 files, keep the same numbe
 goes by name.
 """
 
-from deas_vla.data.contract import Camera, Column, Contract
+from dataclasses import dataclass, field
+
+from deas_vla.data.contract import Column, Contract
+from deas_vla.envs.protocol import EnvSettings
 from deas_vla.errors import UserError
 
 RATE_HZ = 20.0
@@ -29,15 +32,23 @@ ACTION_GROUPS = {
 }
 
 
-def panda_omron_contract(cameras: tuple[str, ...], camera_size: int) -> Contract:
-    """The contract of a PandaOmron robot with square cameras.
+@dataclass
+class PandaOmronSettings(EnvSettings):
+    """How PandaOmron's tasks are seen and played.
 
-    Args:
-        cameras: camera names, in the order in which the policy sees them.
-        camera_size: height and width of each image in pixels.
+    Attributes:
+        cameras: cameras that the policy sees, in order: of robot0_agentview_left, robot0_agentview_right and
+            robot0_eye_in_hand.
+    """
 
-    Returns:
-        A contract without statistics: 16 state columns, 12 action columns, 20 Hz.
+    cameras: list[str] = field(default_factory=lambda: ["robot0_agentview_left", "robot0_eye_in_hand"])
+
+
+def panda_omron_contract(settings: EnvSettings) -> Contract:
+    """The contract of PandaOmron with the configured cameras: 16 state columns, 12 action columns, 20 Hz.
+
+    Raises:
+        UserError: if a camera is unknown, or the size is too small.
     """
     action = []
     for group, (axes, unit) in ACTION_GROUPS.items():
@@ -48,7 +59,7 @@ def panda_omron_contract(cameras: tuple[str, ...], camera_size: int) -> Contract
         rate_hz=RATE_HZ,
         state=tuple(Column(f"{group}.{axis}", unit) for group, (axes, unit) in STATE_GROUPS.items() for axis in axes),
         action=tuple(action),
-        cameras=tuple(Camera(name, camera_size, camera_size) for name in cameras),
+        cameras=settings.require_cameras(ROBOCASA_CAMERAS),
     )
 
 

@@ -1,12 +1,41 @@
-"""What a simulator offers: play whole chunks, render only where asked, branch."""
+"""What a simulator offers: play whole chunks, render only where asked, branch; and a base for stepped ones."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import numpy as np
 
-from deas_vla.data.contract import Contract
-from deas_vla.envs.settings import EnvSettings
+from deas_vla.data.contract import Camera, Contract
+from deas_vla.errors import UserError, unknown
+
+
+@dataclass
+class EnvSettings:
+    """How a simulator's tasks are seen and played; each has its own class, with more fields and its own defaults.
+
+    Attributes:
+        cameras: cameras that the policy sees, in order.
+        camera_size: height and width of each image in pixels.
+        horizon: time limit in control steps; 0 takes the task's own.
+    """
+
+    cameras: list[str] = field(default_factory=list)
+    camera_size: int = 64
+    horizon: int = 0
+
+    def require_cameras(self, known: Collection[str]) -> tuple[Camera, ...]:
+        """The contract's cameras, of those that the robot has.
+
+        Raises:
+            UserError: if a camera is unknown or given twice, there is none, or the size is too small.
+        """
+        for camera in self.cameras:
+            if camera not in known:
+                raise UserError(unknown("camera", camera, known))
+        if not self.cameras or len(set(self.cameras)) < len(self.cameras) or self.camera_size < 8:
+            raise UserError("a policy needs one to three different cameras of at least 8 pixels")
+        return tuple(Camera(name, self.camera_size, self.camera_size) for name in self.cameras)
 
 
 @dataclass
@@ -37,20 +66,18 @@ class ChunkResult:
 
     def last_frame(self, instruction: str) -> dict:
         """What the policy sees after the chunk: ``images``, ``state``, ``instruction``."""
-        return {
-            "images": {name: image[-1] for name, image in self.images.items()},
-            "state": self.states[-1],
-            "instruction": instruction,
-        }
+        images = {name: image[-1] for name, image in self.images.items()}
+        return {"images": images, "state": self.states[-1], "instruction": instruction}
 
 
-class ChunkEnv(Protocol):
+class Simulator(Protocol):
     """One simulated task: all that is asked of a simulator, by workers, films, branches and the robot of `robots/`.
 
     A scene is a number: the same one gives the same initial state in every process, whatever was played before.
-    Most simulators get `play`, `play_expert` and `over` from `SteppedEnv`.
+    Most simulators get `play` and `play_expert` from `SteppedEnv`.
 
     Attributes:
+        settings_class: dataclass of its settings; recipes show it as ``--simulator.*``.
         contract: columns, units, rate and cameras.
         horizon: time limit in control steps.
         task: name of the task.
@@ -58,10 +85,22 @@ class ChunkEnv(Protocol):
             environment between its slots; otherwise it makes one for each slot.
     """
 
+    settings_class: ClassVar[type[EnvSettings]]
     contract: Contract
     horizon: int
     task: str
     restores_any_scene: bool
+
+    def __init__(self, settings: EnvSettings, task: str): ...
+
+    @classmethod
+    def contract_for(cls, settings: EnvSettings, task: str) -> Contract:
+        """The contract of an environment, without starting the simulator or importing its packages.
+
+        Raises:
+            UserError: if the task or a camera is unknown.
+        """
+        ...
 
     def reset(self, scene: int) -> dict:
         """Starts a scene; returns the first frame: ``images``, ``state``, ``instruction``."""
@@ -101,22 +140,119 @@ class ChunkEnv(Protocol):
     def close(self) -> None: ...
 
 
-class Simulator(ChunkEnv, Protocol):
-    """What `register_simulator` takes: a class of environments.
+class Stepped(Protocol):
+    """What `play_steps` needs: a simulator, one that is filmed, or a robot.
 
     Attributes:
-        settings_class: dataclass of its settings, an `EnvSettings`; recipes show it as ``--simulator.*``.
+        over: whether the episode ends here without a success: at the time limit, or because it was aborted.
+        steps: control steps played in this episode.
     """
 
-    settings_class: ClassVar[type[EnvSettings]]
+    @property
+    def over(self) -> bool: ...
 
-    def __init__(self, settings: EnvSettings, task: str): ...
+    @property
+    def steps(self) -> int: ...
 
-    @classmethod
-    def contract_for(cls, settings: EnvSettings, task: str) -> Contract:
-        """The contract of an environment, without starting the simulator or importing its packages.
+    def step(self, command: np.ndarray) -> bool:
+        """Plays one (A,) command, on a robot until the end of its control period; returns whether the task is done."""
+        ...
+
+    def state(self) -> np.ndarray:
+        """(S,) float32 the state now, raw units."""
+        ...
+
+    def images(self) -> dict[str, np.ndarray]:
+        """Camera name to (h, w, 3) uint8 now, upright; asked for only where an image is needed."""
+        ...
+
+
+def play_steps(env: Stepped, next_command: Callable[[], np.ndarray], count: int, frame_every: int = 0) -> ChunkResult:
+    """Plays up to `count` commands, as in `Simulator.play`; `next_command` gives the (A,) one to play and record now.
+
+    Raises:
+        ValueError: if the episode is over, or there is nothing to play.
+    """
+    if env.over or count < 1:
+        raise ValueError(f"nothing to play: {count} commands after step {env.steps}, over: {env.over}")
+    states, actions, success, frames, images = [], [], [], [], []
+    for played in range(1, count + 1):
+        actions.append(next_command())
+        success.append(env.step(actions[-1]))
+        states.append(env.state())
+        ended = played == count or success[-1] or env.over
+        if ended or (frame_every and env.steps % frame_every == 0):
+            frames.append(played)
+            images.append(env.images())
+        if ended:
+            break
+    return ChunkResult(
+        states=np.stack(states),
+        actions=np.stack(actions),
+        rewards=np.array(success, dtype=np.float32),
+        success=np.array(success, dtype=bool),
+        truncated=env.over and not success[-1],
+        frames=np.array(frames, dtype=np.int64),
+        images={name: np.stack([image[name] for image in images]) for name in images[0]},
+    )
+
+
+class SteppedEnv:
+    """Base of a simulator that is stepped: makes a `Simulator` of a `Stepped`.
+
+    A subclass sets `contract`, `horizon`, `task` and `instruction`, counts `steps`, and has `contract_for`, `reset`,
+    `step`, `state`, `images`, `render`, `save` and `restore`; with a scripted expert also `expert_command`.
+    """
+
+    contract: Contract
+    horizon: int
+    task: str
+    instruction: str
+    steps: int = 0
+    restores_any_scene: bool = False
+
+    @property
+    def over(self) -> bool:
+        """Whether the time limit is reached."""
+        return self.steps >= self.horizon
+
+    def frame(self) -> dict:
+        """What the policy sees now: ``images``, ``state``, ``instruction``."""
+        return {"images": self.images(), "state": self.state(), "instruction": self.instruction}
+
+    def play(self, actions: np.ndarray, frame_every: int = 0) -> ChunkResult:
+        """Plays (n, A) commands; see `Simulator.play`."""
+        commands = iter(as_commands(actions, self.contract))
+        return play_steps(self, lambda: next(commands), len(actions), frame_every)
+
+    def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> ChunkResult:
+        """Plays up to `steps` commands of the scripted expert; see `Simulator.play_expert`."""
+        return play_steps(self, lambda: as_commands(self.expert_command(noise), self.contract)[0], steps, frame_every)
+
+    def expert_command(self, noise: np.random.Generator) -> np.ndarray:
+        """(A,) the scripted expert's next command, from the true state.
 
         Raises:
-            UserError: if the task or a camera is unknown.
+            UserError: if there is no expert.
         """
-        ...
+        raise UserError(f"{type(self).__name__} has no scripted expert for {self.task}")
+
+    def close(self) -> None:
+        """Frees what the simulator holds."""
+
+
+def as_commands(actions: np.ndarray, contract: Contract) -> np.ndarray:
+    """(n, A) commands as they are really played: clipped to the limits, flags thresholded half-way.
+
+    Raises:
+        UserError: if the number of columns is wrong or a value is not finite.
+    """
+    actions = np.atleast_2d(np.asarray(actions, dtype=np.float32))
+    if actions.ndim != 2 or actions.shape[1] != contract.action_dim:
+        raise UserError(f"{contract.embodiment} takes (steps, {contract.action_dim}) actions, got {actions.shape}")
+    if not np.isfinite(actions).all():
+        raise UserError(f"an action for {contract.embodiment} holds NaN or infinite values")
+    low = np.array([column.low for column in contract.action], dtype=np.float32)
+    high = np.array([column.high for column in contract.action], dtype=np.float32)
+    binary = np.array([column.kind == "binary" for column in contract.action])
+    return np.where(binary, np.where(actions > (low + high) / 2, high, low), np.clip(actions, low, high))

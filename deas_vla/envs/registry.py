@@ -22,8 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from deas_vla.data.contract import Contract
-from deas_vla.envs.protocol import Simulator
-from deas_vla.envs.settings import EnvSettings
+from deas_vla.envs.protocol import EnvSettings, Simulator
 from deas_vla.errors import UserError
 from deas_vla.registry import Registry
 

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Self
 
 from deas_vla.config import incidental, read_file
+from deas_vla.envs.protocol import EnvSettings
 from deas_vla.envs.registry import SIMULATORS, EnvConfig
-from deas_vla.envs.settings import EnvSettings
 from deas_vla.envs.vector import EnvWorkers
 
 

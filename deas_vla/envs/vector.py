@@ -28,7 +28,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from deas_vla.envs.protocol import ChunkEnv, ChunkResult
+from deas_vla.envs.protocol import ChunkResult, Simulator
 from deas_vla.envs.registry import SIMULATORS, EnvConfig, contract_of, make_env
 from deas_vla.errors import UserError
 
@@ -69,7 +69,7 @@ class EnvWorkers:
         return self._run([(slot, "reset", (int(scene),)) for slot, scene in zip(slots, scenes, strict=True)])
 
     def play(self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0) -> list[ChunkResult]:
-        """Plays one chunk of (n, A) commands in each slot; see `ChunkEnv.play`."""
+        """Plays one chunk of (n, A) commands in each slot; see `Simulator.play`."""
         pairs = zip(slots, chunks, strict=True)
         return self._run([(slot, "play", (np.asarray(chunk, np.float32), frame_every)) for slot, chunk in pairs])
 
@@ -171,7 +171,7 @@ class _Host:
 
     def __init__(self, config: EnvConfig):
         self.config = config
-        self._envs: dict[int, ChunkEnv] = {}
+        self._envs: dict[int, Simulator] = {}
         self._states: dict[int, object] = {}
         self._begun: set[int] = set()
         self._active: int | None = None
@@ -204,7 +204,7 @@ class _Host:
             env.close()
         self._envs.clear()
 
-    def _env(self, slot: int) -> ChunkEnv:
+    def _env(self, slot: int) -> Simulator:
         shared = next(iter(self._envs.values()), None)
         if shared is not None and shared.restores_any_scene:
             return shared
@@ -212,7 +212,7 @@ class _Host:
             self._envs[slot] = make_env(self.config)
         return self._envs[slot]
 
-    def _at(self, slot: int, fresh: bool = False) -> ChunkEnv:
+    def _at(self, slot: int, fresh: bool = False) -> Simulator:
         """The environment, standing where the slot stands; `fresh`: about to be reset or restored."""
         env = self._env(slot)
         if not fresh and slot not in self._begun:

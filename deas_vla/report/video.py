@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from deas_vla.envs.protocol import ChunkEnv, ChunkResult
+from deas_vla.envs.protocol import ChunkResult, Simulator
 from deas_vla.errors import require
 from deas_vla.files import atomic_path, write_json
 from deas_vla.report.plots import COLORS, STYLE
@@ -33,7 +33,7 @@ class Panel:
 class _Filmed:
     """A `Source` of one simulator that renders after each step; the simulator itself plays as ever."""
 
-    env: ChunkEnv
+    env: Simulator
     side: int
     frames: list[np.ndarray] = field(default_factory=list)
 
@@ -56,7 +56,7 @@ class _Filmed:
 
 
 def film(
-    env: ChunkEnv, decider: Decider, scene: int, *, seed: int, execute_steps: int, side: int = 288
+    env: Simulator, decider: Decider, scene: int, *, seed: int, execute_steps: int, side: int = 288
 ) -> tuple[list[np.ndarray], Rollout]:
     """Plays a scene; returns (side, side, 3) uint8 images, the start first and one more a step, and the rollout."""
     source = _Filmed(env, side)
@@ -65,7 +65,7 @@ def film(
 
 
 def film_methods(
-    env: ChunkEnv, deciders: dict[str, Decider], methods: list[Path], path: Path, *, seed: int, execute_steps: int
+    env: Simulator, deciders: dict[str, Decider], methods: list[Path], path: Path, *, seed: int, execute_steps: int
 ) -> None:
     """Plays the first scene in which the methods ended differently, or else the first, and films them side by side.
 

@@ -24,7 +24,7 @@ class Source(Protocol):
         ...
 
     def play(self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0) -> list[ChunkResult]:
-        """Plays (n, A) commands in each slot, stopping at success and where an episode is over; see `ChunkEnv.play`."""
+        """Plays (n, A) commands in each slot, stopping where an episode is over; see `Simulator.play`."""
         ...
 
 

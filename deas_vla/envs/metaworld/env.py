@@ -1,4 +1,4 @@
-"""Meta-World's tasks as a `ChunkEnv`: its own steps, rewards and success; scenes by number, branches, small images.
+"""Meta-World's tasks as a `Simulator`: its own steps, rewards and success; scenes by number, branches, small images.
 
 The policy sees camera images and its own hand, never the object's place. Images are drawn without shadows and without
 the arm's meshes (90,000 triangles, most of the cost); hand, objects and goals are all there.
@@ -26,7 +26,7 @@ PLAIN = (bool, int, float, str, tuple, list, dict, np.ndarray, np.generic, type(
 
 @register_simulator("metaworld")
 class MetaworldEnv(MujocoEnv):
-    """One Meta-World task; a `ChunkEnv`.
+    """One Meta-World task; a `Simulator`.
 
     Raises:
         UserError: if Meta-World or an OpenGL library is missing, or the settings do not fit.

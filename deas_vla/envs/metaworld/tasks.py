@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from deas_vla.data.contract import Camera, Column, Contract
-from deas_vla.envs.settings import EnvSettings
+from deas_vla.data.contract import Column, Contract
+from deas_vla.envs.protocol import EnvSettings
 from deas_vla.errors import UserError, unknown
 
 RATE_HZ = 80.0  # 5 physics steps of 2.5 ms, as in Meta-World
@@ -143,14 +143,10 @@ ACTION = (
 
 
 def task_of(name: str) -> Task:
-    """The task of that name.
-
-    Raises:
-        UserError: if there is none, naming the nearest.
-    """
-    if name in TASKS:
-        return TASKS[name]
-    raise UserError(unknown("Meta-World task", name, TASKS))
+    """The task of that name, or a `UserError` with the nearest."""
+    if name not in TASKS:
+        raise UserError(unknown("Meta-World task", name, TASKS))
+    return TASKS[name]
 
 
 def metaworld_contract(settings: MetaworldSettings, task: str) -> Contract:
@@ -160,11 +156,4 @@ def metaworld_contract(settings: MetaworldSettings, task: str) -> Contract:
         UserError: if the task or a camera is unknown, or the size is too small.
     """
     task_of(task)
-    settings.require_cameras(VIEWS)
-    return Contract(
-        embodiment="metaworld_sawyer",
-        rate_hz=RATE_HZ,
-        state=STATE,
-        action=ACTION,
-        cameras=tuple(Camera(name, settings.camera_size, settings.camera_size) for name in settings.cameras),
-    )
+    return Contract("metaworld_sawyer", RATE_HZ, STATE, ACTION, settings.require_cameras(VIEWS))

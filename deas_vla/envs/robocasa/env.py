@@ -1,4 +1,4 @@
-"""RoboCasa's kitchens, through its own gymnasium wrapper, as a `ChunkEnv`.
+"""RoboCasa's kitchens, through its own gymnasium wrapper, as a `Simulator`.
 
 Written against RoboCasa 1.0.1 (`robocasa.wrappers.gym_wrapper.RoboCasaGymEnv`): observations are a flat dictionary
 of ``state.<group>``, ``video.<camera>`` and ``annotation.human.task_description``; actions a dictionary of
@@ -10,10 +10,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from deas_vla.envs.panda_omron import ACTION_GROUPS, ROBOCASA_CAMERAS, STATE_GROUPS, columns_of
+from deas_vla.data.contract import Contract
+from deas_vla.envs.panda_omron import (
+    ACTION_GROUPS,
+    ROBOCASA_CAMERAS,
+    STATE_GROUPS,
+    PandaOmronSettings,
+    columns_of,
+    panda_omron_contract,
+)
+from deas_vla.envs.protocol import SteppedEnv
 from deas_vla.envs.registry import register_simulator
-from deas_vla.envs.robocasa.tasks import RobocasaSettings, robocasa_contract
-from deas_vla.envs.stepping import SteppedEnv
 from deas_vla.errors import UserError, unknown
 
 INSTALL_COMMANDS = (
@@ -25,6 +32,17 @@ ASSET_COMMANDS = (
     "python -m robocasa.scripts.download_kitchen_assets  # about 10 GB",
 )
 RENDER_CAMERA = "robot0_agentview_center"
+
+
+@dataclass
+class RobocasaSettings(PandaOmronSettings):
+    """How RoboCasa's kitchens are seen and played.
+
+    Attributes:
+        split: kitchens and objects to choose from: ``pretrain``, ``target`` or ``all``.
+    """
+
+    split: str = "pretrain"
 
 
 @dataclass(frozen=True)
@@ -40,18 +58,22 @@ class RobocasaState:
 
 @register_simulator("robocasa")
 class RobocasaEnv(SteppedEnv):
-    """One of RoboCasa's tasks; a `ChunkEnv`.
+    """One of RoboCasa's tasks; a `Simulator`.
 
     Raises:
         UserError: if RoboCasa, its versions or its assets are missing, or the task is unknown.
     """
 
     settings_class = RobocasaSettings
-    contract_for = staticmethod(robocasa_contract)
+
+    @classmethod
+    def contract_for(cls, settings: RobocasaSettings, task: str) -> Contract:
+        """The same for all tasks; see `Simulator`."""
+        return panda_omron_contract(settings)
 
     def __init__(self, settings: RobocasaSettings, task: str):
         self.settings, self.task = settings, task
-        self.contract = robocasa_contract(settings, task)
+        self.contract = panda_omron_contract(settings)
         wrapper = _import_wrapper()
         tasks = list(importlib.import_module("robocasa").ALL_KITCHEN_ENVIRONMENTS)
         if task not in tasks:

@@ -8,17 +8,11 @@ images are drawn only where asked. A success rate here is not one of robosuite's
 
 import numpy as np
 
+from deas_vla.data.contract import Contract
 from deas_vla.envs.mujoco_env import MujocoEnv
-from deas_vla.envs.panda_omron import ACTION_GROUPS, RATE_HZ, columns_of
+from deas_vla.envs.panda_omron import ACTION_GROUPS, RATE_HZ, columns_of, panda_omron_contract
 from deas_vla.envs.registry import register_simulator
-from deas_vla.envs.robosuite.tasks import (
-    COLLISION_GROUP,
-    VISUAL_GROUP,
-    RobosuiteSettings,
-    build_simulator,
-    robosuite_contract,
-    task_of,
-)
+from deas_vla.envs.robosuite.tasks import COLLISION_GROUP, VISUAL_GROUP, RobosuiteSettings, build_simulator, task_of
 from deas_vla.errors import UserError
 
 ARM_START_SPREAD = 0.02  # radians, robosuite's own
@@ -26,16 +20,21 @@ ARM_START_SPREAD = 0.02  # radians, robosuite's own
 
 @register_simulator("robosuite")
 class RobosuiteEnv(MujocoEnv):
-    """One robosuite task; a `ChunkEnv`.
+    """One robosuite task; a `Simulator`.
 
     Raises:
         UserError: if robosuite or an OpenGL library is missing, or the settings do not fit.
     """
 
     settings_class = RobosuiteSettings
-    contract_for = staticmethod(robosuite_contract)
     policy_groups, people_groups = (COLLISION_GROUP,), (VISUAL_GROUP,)
     people_camera = "robot0_agentview_left"
+
+    @classmethod
+    def contract_for(cls, settings: RobosuiteSettings, task: str) -> Contract:
+        """RoboCasa's contract for PandaOmron; see `Simulator`."""
+        task_of(task)
+        return panda_omron_contract(settings)
 
     def __init__(self, settings: RobosuiteSettings, task: str):
         spec = task_of(task)

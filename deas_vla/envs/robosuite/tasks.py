@@ -6,14 +6,13 @@ import gc
 import logging
 import warnings
 import xml.etree.ElementTree as ElementTree
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from unittest import mock
 
 import numpy as np
 
-from deas_vla.data.contract import Contract
-from deas_vla.envs.panda_omron import ROBOCASA_CAMERAS, panda_omron_contract
+from deas_vla.envs.panda_omron import PandaOmronSettings
 from deas_vla.envs.rendering import choose_gl, look_back
-from deas_vla.envs.settings import EnvSettings
 from deas_vla.errors import UserError, require, unknown
 
 CAMERA_BODY = "mobilebase0_support"
@@ -21,12 +20,10 @@ COLLISION_GROUP, VISUAL_GROUP = 0, 1  # robosuite's groups of geometry
 
 
 @dataclass
-class RobosuiteSettings(EnvSettings):
+class RobosuiteSettings(PandaOmronSettings):
     """How robosuite's tasks are seen and played.
 
     Attributes:
-        cameras: cameras that the policy sees, in order: of robot0_agentview_left, robot0_agentview_right and
-            robot0_eye_in_hand.
         simulation_timestep: seconds of one physics step; it must divide the 0.05 s of a control step. 0.002 is
             robosuite's own; 0.005 is twice as fast.
         spawn_range: of Lift: the cube starts within this many metres of the middle of the table in x and y
@@ -37,7 +34,6 @@ class RobosuiteSettings(EnvSettings):
             grasp to be; drawn anew at every attempt. 0.012 makes one try in five fail.
     """
 
-    cameras: list[str] = field(default_factory=lambda: ["robot0_agentview_left", "robot0_eye_in_hand"])
     simulation_timestep: float = 0.005
     spawn_range: float = 0.12
     expert_noise: float = 0.2
@@ -55,21 +51,21 @@ class Task:
         environment: robosuite's class name.
         instruction: what the robot is to do.
         horizon: time limit in control steps, a multiple of 16.
+        colors: body to red, green and blue of its collision geometry, which is what a policy sees.
         look_at: point in the world that the two outer cameras look at, metres.
         left, right: where they stand from there, metres: x forward, y left of the robot.
         field_of_view: their vertical field of view, degrees.
-        colors: body to red, green and blue of its collision geometry, which is what a policy sees.
         base_start: how far forward and to the left of robosuite's own place the robot starts, metres.
     """
 
     environment: str
     instruction: str
     horizon: int
+    colors: dict[str, tuple[float, float, float]]
     look_at: tuple[float, float, float]
     left: tuple[float, float, float]
     right: tuple[float, float, float]
     field_of_view: float
-    colors: dict[str, tuple[float, float, float]]
     base_start: tuple[float, float] = (0.0, 0.0)
 
     @property
@@ -78,71 +74,41 @@ class Task:
 
 
 RED, GREEN, BLUE, BROWN, YELLOW = ((0.8, 0.0, 0.0), (0.0, 0.6, 0.0), (0.1, 0.2, 0.6), (0.3, 0.2, 0.1), (0.9, 0.8, 0.0))
+TABLE = {"look_at": (-0.02, 0.0, 0.9), "left": (0.25, 0.65, 0.5), "right": (0.25, -0.65, 0.5), "field_of_view": 38.0}
 TASKS = {
-    "lift": Task(
-        environment="Lift",
-        instruction="lift the red cube",
-        horizon=96,
-        look_at=(-0.02, 0.0, 0.9),
-        left=(0.25, 0.65, 0.5),
-        right=(0.25, -0.65, 0.5),
-        field_of_view=38.0,
-        colors={"cube_main": RED},
-    ),
+    "lift": Task("Lift", "lift the red cube", 96, {"cube_main": RED}, **TABLE),
     "stack": Task(
-        environment="Stack",
-        instruction="put the red cube on the green cube",
-        horizon=128,
-        look_at=(-0.02, 0.0, 0.9),
-        left=(0.25, 0.65, 0.5),
-        right=(0.25, -0.65, 0.5),
-        field_of_view=38.0,
-        colors={"cubeA_main": RED, "cubeB_main": GREEN},
+        "Stack", "put the red cube on the green cube", 128, {"cubeA_main": RED, "cubeB_main": GREEN}, **TABLE
     ),
     "pick_place_can": Task(
-        environment="PickPlaceCan",
-        instruction="put the can into its bin",
-        horizon=192,
+        "PickPlaceCan",
+        "put the can into its bin",
+        192,
+        {"Can_main": RED, "bin2": BLUE},
         look_at=(0.1, 0.02, 0.86),
         left=(0.8, 0.25, 0.75),
         right=(0.8, -0.25, 0.75),
         field_of_view=52.0,
-        colors={"Can_main": RED, "bin2": BLUE},
         base_start=(0.13, 0.1),  # where robosuite puts it, the arm does not reach the far corners of the bins
     ),
     "door": Task(
-        environment="Door",
-        instruction="open the door",
-        horizon=128,
+        "Door",
+        "open the door",
+        128,
+        {"Door_frame": BROWN, "Door_door": BROWN, "Door_latch": YELLOW},
         look_at=(-0.12, -0.28, 1.05),
         left=(0.75, 0.65, 0.3),
         right=(0.2, 0.75, 0.6),
         field_of_view=40.0,
-        colors={"Door_frame": BROWN, "Door_door": BROWN, "Door_latch": YELLOW},
     ),
 }
 
 
 def task_of(name: str) -> Task:
-    """The task of that name.
-
-    Raises:
-        UserError: if there is none, naming the known ones and the nearest.
-    """
-    if name in TASKS:
-        return TASKS[name]
-    raise UserError(unknown("robosuite task", name, TASKS))
-
-
-def robosuite_contract(settings: RobosuiteSettings, task: str) -> Contract:
-    """RoboCasa's contract for PandaOmron with the configured cameras; imports no simulator.
-
-    Raises:
-        UserError: if the task or a camera is unknown, or the size is too small.
-    """
-    task_of(task)
-    settings.require_cameras(ROBOCASA_CAMERAS)
-    return panda_omron_contract(tuple(settings.cameras), settings.camera_size)
+    """The task of that name, or a `UserError` with the known ones and the nearest."""
+    if name not in TASKS:
+        raise UserError(unknown("robosuite task", name, TASKS))
+    return TASKS[name]
 
 
 def build_simulator(settings: RobosuiteSettings, task: str):
@@ -153,9 +119,11 @@ def build_simulator(settings: RobosuiteSettings, task: str):
     """
     spec = task_of(task)
     choose_gl()  # before robosuite makes its own choice
-    with _quiet(), _robot_not_compiled_alone():
-        suite = require("robosuite", "sim")
-        base = suite.environments.REGISTERED_ENVS[spec.environment]
+    with _quiet(), contextlib.ExitStack() as stack:
+        base = require("robosuite", "sim").environments.REGISTERED_ENVS[spec.environment]
+        robot = require("robosuite.models.robots.robot_model", "sim").RobotModel
+        # It compiles the robot also by itself, for inverse kinematics that we do not use: 1 s and 280 MB.
+        stack.enter_context(mock.patch.object(robot, "set_mujoco_model", lambda self: None))
 
         def edit_model_xml(self, xml: str) -> str:
             root = ElementTree.fromstring(base.edit_model_xml(self, xml))
@@ -175,9 +143,15 @@ def build_simulator(settings: RobosuiteSettings, task: str):
             # The size of Lift's cube is drawn when the model is made: it must be the same in every process.
             seed=0,
         )
-    _give_back_memory()
-    _aim_cameras(simulator, spec)
-    _paint(simulator, spec)
+    gc.collect()  # compiling meshes leaves hundreds of megabytes of freed memory with the process
+    with contextlib.suppress(OSError, AttributeError):  # not glibc
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+    model = simulator.sim.model._model
+    _aim_cameras(model, simulator.sim.data._data, spec)
+    for body, color in spec.colors.items():
+        geoms = (model.geom_bodyid == model.body(body).id) & (model.geom_group == COLLISION_GROUP)
+        model.geom_matid[geoms] = -1
+        model.geom_rgba[geoms] = (*color, 1.0)
     if spec.environment == "Lift":
         simulator.placement_initializer.x_range = (-settings.spawn_range, settings.spawn_range)
         simulator.placement_initializer.y_range = (-settings.spawn_range, settings.spawn_range)
@@ -185,10 +159,9 @@ def build_simulator(settings: RobosuiteSettings, task: str):
     return simulator
 
 
-def _aim_cameras(simulator, spec: Task) -> None:
+def _aim_cameras(model, data, spec: Task) -> None:
     import mujoco
 
-    model, data = simulator.sim.model._model, simulator.sim.data._data
     mount = model.body(CAMERA_BODY).id
     mounted = data.xpos[mount] + (*spec.base_start, 0.0)
     to_mount = data.xmat[mount].reshape(3, 3).T
@@ -198,41 +171,13 @@ def _aim_cameras(simulator, spec: Task) -> None:
         mujoco.mju_mat2Quat(camera.quat, np.ascontiguousarray(to_mount @ look_back(offset)).ravel())
 
 
-def _paint(simulator, spec: Task) -> None:
-    model = simulator.sim.model._model
-    for body, color in spec.colors.items():
-        geoms = (model.geom_bodyid == model.body(body).id) & (model.geom_group == COLLISION_GROUP)
-        model.geom_matid[geoms] = -1
-        model.geom_rgba[geoms] = (*color, 1.0)
-
-
-def _give_back_memory() -> None:
-    """Compiling meshes leaves hundreds of megabytes of freed memory with the process."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):  # not glibc
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-
-
-@contextlib.contextmanager
-def _robot_not_compiled_alone():
-    """robosuite compiles the robot also by itself, for inverse kinematics that we do not use: 1 s and 280 MB."""
-    models = require("robosuite.models.robots.robot_model", "sim")
-    original = models.RobotModel.set_mujoco_model
-    models.RobotModel.set_mujoco_model = lambda self: None
-    try:
-        yield
-    finally:
-        models.RobotModel.set_mujoco_model = original
-
-
 @contextlib.contextmanager
 def _quiet():
     """robosuite warns five times on import and logs where it reads a file from: none of it concerns our users."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
         logging.disable(before)
