@@ -201,7 +201,10 @@ def test_rule_11_a_damaged_folder_is_refused(policies, tmp_path, damage):
     ("changes", "message"),
     [
         ({"cameras": (Camera("left", SIZE, SIZE), Camera("top", SIZE, SIZE))}, "camera top.*camera wrist"),
-        ({"cameras": (Camera("left", 480, 480), Camera("wrist", SIZE, SIZE))}, r"left: \(64, 64\) pixels against"),
+        (
+            {"cameras": (Camera("left", 480, 480), Camera("wrist", SIZE, SIZE))},
+            r"left: \(64, 64\) against \(480, 480\)",
+        ),
         ({"cameras": (Camera("left", SIZE, SIZE),)}, "camera wrist"),
         ({"state": CONTRACT.state[:2]}, "state: 3 columns against 2"),
         ({"action": CONTRACT.action[:1]}, "action: 2 columns against 1"),

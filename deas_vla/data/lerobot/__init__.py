@@ -6,3 +6,8 @@ FORMAT = 1
 IMAGES = "observation.images."
 # Cameras that a policy was pretrained with and a robot may lack: LeRobot fills them in, masked.
 EMPTY_CAMERA = f"{IMAGES}empty_camera_"
+
+
+def camera_name(key: str) -> str:
+    """The contract's name of the camera behind a key of LeRobot: ``observation.images.top`` is ``top``."""
+    return key.removeprefix(IMAGES).removeprefix("observation.")

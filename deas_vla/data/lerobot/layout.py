@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from deas_vla.data.contract import Camera, Column, Contract
-from deas_vla.data.lerobot import IMAGES
+from deas_vla.data.lerobot import IMAGES, camera_name
 from deas_vla.data.lerobot.files import IMAGE_TYPES
 from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.errors import UserError
@@ -44,11 +44,8 @@ class Layout:
         """The layout that a data set describes; if modality.json and info.json disagree, a UserError."""
         if folder.modality is not None:
             return _by_modality(folder)
-        cameras = {
-            key.removeprefix(IMAGES).removeprefix("observation."): key
-            for key, feature in folder.features.items()
-            if feature["dtype"] in IMAGE_TYPES
-        }
+        keys = [key for key, feature in folder.features.items() if feature["dtype"] in IMAGE_TYPES]
+        cameras = {camera_name(key): key for key in keys}
         return cls(_by_info(folder, "state"), _by_info(folder, "action"), cameras)
 
     @property

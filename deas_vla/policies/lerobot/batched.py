@@ -1,8 +1,7 @@
 """Any other LeRobot policy: the observation is repeated for each candidate, and everything runs on one batch.
 
-It works for policies that draw normal noise for each row of their batch, by themselves, while they sample, and that
-read the batch they are given. The critic reads the output of one module, which the user names: the encoder of the
-images.
+It works for policies that read the batch they are given, and draw normal noise for each of its rows while they sample.
+The critic reads the output of one module, which the user names: the encoder of the images.
 """
 
 import inspect
@@ -22,19 +21,15 @@ AUTOCAST = ("evo1", "groot", "molmoact2", "vla_jepa")
 
 
 class Batched(Adapter):
-    """Tokens are what the module named `feature` returns, for one camera after another; there are none of the text.
+    """Tokens are what the module named `feature` returns, for one camera after another; there are none of the text."""
 
-    Observations are encoded one by one: of a module that is called once for several observations and cameras, nothing
-    says in which order it sees them.
-    """
-
+    # Of a module that is called once for several observations and cameras nothing says in which order it sees them.
     largest_batch = 1
 
     def __init__(self, policy: nn.Module, cameras: list[int], feature: str) -> None:
         kind = policy.config.type
         if kind in FROM_QUEUES:
-            known = kind in ADAPTERS.names()
-            hint = "name no feature: its kind has an adapter" if known else "it needs an adapter"
+            hint = "name no feature: its kind has an adapter" if kind in ADAPTERS.names() else "it needs an adapter"
             raise UserError(f"the {kind} policy samples from queues of observations, not a batch; {hint}")
         if not hasattr(policy.config, "n_action_steps"):
             raise UserError(f"the {kind} policy has no n_action_steps, the length of its chunks; it needs an adapter")
@@ -60,7 +55,7 @@ class Batched(Adapter):
         if grids and len(grids[0]) == count * views:
             grids = grids[:1]
         elif len(grids) != views or any(len(grid) != count for grid in grids):
-            raise UserError(f"the module that was named does not return one grid for each of {views} cameras")
+            raise UserError(f"the named module does not return one grid for each of {views} cameras")
         return Encoded(*camera_tokens(grids, count, self.cameras), batch)
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:

@@ -27,17 +27,14 @@ from deas_vla.policies.registry import register_policy
 RAW_STATE, MEMORY = "raw_state", "memory."
 WEIGHTS, CONTRACT, FEATURE = "model.safetensors", "contract.json", "critic_feature.json"
 POSTPROCESSOR = "policy_postprocessor.json"
-# Kinds whose chunk is a function of the observation alone.
-ONE_CHUNK = {"act": "its latent is zero at inference"}
 
 
 @register_policy("lerobot")
 class LeRobotPolicy(ChunkPolicy):
     """A LeRobot policy for the robot of one contract.
 
-    The observation is encoded once; candidates and samples of noise are rows that share what was encoded. Noise and
-    chunks at this boundary have the contract's columns: the policy's own normalisation and padding stay inside, so
-    that ``contract.to_command(sample(...))`` is what LeRobot's postprocessor gives, within the columns' limits.
+    Noise and chunks have the contract's columns: the policy's own normalisation and padding stay inside, so that
+    ``contract.to_command(sample(...))`` is what LeRobot's postprocessor gives, within the columns' limits.
 
     Args:
         policy: of a kind with an adapter in `adapters/`, or any that draws normal noise, with a `feature`.
@@ -56,7 +53,6 @@ class LeRobotPolicy(ChunkPolicy):
         self, policy: nn.Module, preprocessor, postprocessor, contract: Contract, feature: str | None = None
     ) -> None:
         super().__init__()
-        require("lerobot.policies", "lerobot")
         from deas_vla.policies.lerobot.processing import Processors
 
         self.processors = Processors(policy.config, preprocessor, postprocessor)
@@ -142,8 +138,7 @@ class LeRobotPolicy(ChunkPolicy):
 
         Args:
             folder: empty.
-            standalone: write what is needed of the checkpoints too that the policy was built from, which LeRobot names
-                only, so that the folder can be moved and asks no hub.
+            standalone: write what is needed of the checkpoints that the policy was built from, too: see `standalone`.
         """
         self.policy.save_pretrained(folder)
         self.processors.preprocessor.save_pretrained(folder, config_filename=PREPROCESSOR)
@@ -161,8 +156,7 @@ class LeRobotPolicy(ChunkPolicy):
 
         Args:
             folder: of the policy; nothing is looked up on a hub.
-            contract: what the columns mean, which LeRobot does not store: needed for a folder that LeRobot wrote.
-                Where a contract is stored, another one is refused.
+            contract: needed for a folder that LeRobot wrote; where one is stored, another is refused.
             feature: see the class; `save` stores it.
 
         Raises:
@@ -178,7 +172,13 @@ class LeRobotPolicy(ChunkPolicy):
                 adapted = (folder / "adapter_config.json").is_file()
                 hint = "merge its adapter first" if adapted else "copy it again"
                 raise UserError(f"{folder / name}: missing, and no LeRobot policy is without it; {hint}")
-        contract = _stored_contract(folder, contract)
+        if (path := folder / CONTRACT).is_file():
+            stored = Contract.from_json(read_json(path), path)
+            if contract is not None:
+                stored.require_same(contract, f"policy {folder}", "what it is used for")
+            contract = stored
+        elif contract is None:
+            raise UserError(f"{folder} has no {CONTRACT} to say what its columns mean; give a contract")
         if feature is None and (folder / FEATURE).is_file():
             feature = str(read_json(folder / FEATURE).get("module"))
         with as_user_error(f"{folder}: LeRobot cannot read this policy", SafetensorError):
@@ -203,9 +203,8 @@ class LeRobotPolicy(ChunkPolicy):
     def _encode(self, observation: Observation) -> dict[str, Tensor]:
         """Tokens, mask and camera, of what the critic reads, and the sampler's memory; first dimension B."""
         device = next(self.policy.parameters()).device
-        made = self.adapter.encode(
-            {name: value.to(device) for name, value in self.processors.batch(observation).items()}
-        )
+        batch = self.processors.batch(observation)
+        made = self.adapter.encode({name: value.to(device) for name, value in batch.items()})
         tokens, mask = made.tokens.float(), made.mask
         if mask is None:
             mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device)
@@ -232,30 +231,15 @@ def _adapter_of(policy: nn.Module, cameras: list[int], feature: str | None) -> A
     from deas_vla.policies.lerobot.batched import Batched
 
     kind, known = policy.config.type, ", ".join(ADAPTERS.names())
-    if kind in ONE_CHUNK:
-        same = f"{ONE_CHUNK[kind]}, so that all candidates would be one and the same chunk"
-        raise UserError(f"the policy is of kind '{kind}': {same}; train one that samples ({known})")
+    if kind == "act":
+        same = "its latent is zero at inference, so that all candidates would be one and the same chunk"
+        raise UserError(f"the policy is of kind 'act': {same}; train one that samples ({known})")
     if feature is not None:
         return Batched(policy, cameras, feature)
-    made_for = _class_of(policy)
-    if made_for is Adapter:
-        raise UserError(
-            f"the policy is of kind '{kind}', and there are adapters for {known}; for another one name "
-            "the module that encodes its images, as the critic's feature"
-        )
-    return made_for(policy, cameras)
-
-
-def _stored_contract(folder: Path, given: Contract | None) -> Contract:
-    path = folder / CONTRACT
-    if path.is_file():
-        stored = Contract.from_json(read_json(path), path)
-        if given is not None:
-            stored.require_same(given, f"policy {folder}", "what it is used for")
-        return stored
-    if given is None:
-        raise UserError(f"{folder} has no {CONTRACT} to say what its columns mean; give a contract")
-    return given
+    if kind not in ADAPTERS.names():
+        fix = "name the module that encodes its images, as the critic's feature"
+        raise UserError(f"the policy is of kind '{kind}', and there are adapters for {known}; {fix}")
+    return ADAPTERS.get(kind)(policy, cameras)
 
 
 def _require_loaded(policy: nn.Module, path: Path) -> None:

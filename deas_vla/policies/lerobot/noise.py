@@ -16,6 +16,9 @@ from torch.overrides import TorchFunctionMode
 from deas_vla.errors import UserError
 from deas_vla.policies.chunk_policy import seeded
 
+NORMAL = {torch.randn, torch.randn_like, torch.normal, Tensor.normal_}
+OTHER_RANDOM = {torch.rand, torch.rand_like, torch.randint, torch.randperm, torch.multinomial, torch.bernoulli}
+
 
 class MoreNoise:
     """Standard normal numbers for each of M candidates, from a generator that its noise (M, ...) seeds."""
@@ -51,18 +54,13 @@ def widen(noise: Tensor, steps: int, width: int, more: MoreNoise | None = None) 
 class GivenNoise(TorchFunctionMode):
     """Inside, normal numbers that a policy draws for itself are those it is given.
 
-    For policies whose sampler has no argument for noise: `torch.randn` and its like are answered here, in this thread
-    and only inside the block, where a copy of LeRobot's samplers would have to follow every change of them.
+    For samplers without an argument for noise, a copy of which would have to follow every change of LeRobot's.
+    `torch.randn` and its like are answered, in this thread; ``draws`` counts the answers. Anything else than one row of
+    normal numbers a candidate is a UserError.
 
     Args:
         noise: (M, H, W) one row a candidate.
         first: whether the first draw is the noise itself, widened; if not, every draw follows from it.
-
-    Attributes:
-        draws: how many draws were answered.
-
-    Raises:
-        UserError: inside, when something other than one row of normal numbers a candidate is drawn.
     """
 
     def __init__(self, noise: Tensor, first: bool) -> None:
@@ -70,25 +68,18 @@ class GivenNoise(TorchFunctionMode):
         self.noise, self.first, self.more, self.draws = noise, first, MoreNoise(noise), 0
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
+        drawn = function(*args, **(kwargs or {}))
         if function in OTHER_RANDOM:
             raise UserError(f"the policy draws {function.__name__} while it samples; only normal noise can be given")
-        return self._answer(result) if function in NORMAL else result
-
-    def _answer(self, drawn: Tensor) -> Tensor:
+        if function not in NORMAL:
+            return drawn
         self.draws += 1
         starts = self.first and self.draws == 1
-        wanted = self.noise.shape
-        short = drawn.dim() != 3 or any(a < b for a, b in zip(drawn.shape, wanted, strict=True))
-        if len(drawn) != len(self.noise) or (starts and short):
+        shape, given = tuple(drawn.shape), tuple(self.noise.shape)
+        short = len(shape) != 3 or shape[1] < given[1] or shape[2] < given[2]
+        if shape[:1] != given[:1] or (starts and short):
             raise UserError(
-                f"the policy draws noise of shape {tuple(drawn.shape)} while it samples, and is given "
-                f"{tuple(self.noise.shape)}; it needs an adapter of its own"
+                f"the policy draws noise of shape {shape} while it samples, and is given {given}; "
+                "it needs an adapter of its own"
             )
-        if starts:
-            return widen(self.noise, *drawn.shape[1:], self.more).to(drawn)
-        return self.more(*drawn.shape[1:]).to(drawn)
-
-
-NORMAL = {torch.randn, torch.randn_like, torch.normal, Tensor.normal_}
-OTHER_RANDOM = {torch.rand, torch.rand_like, torch.randint, torch.randperm, torch.multinomial, torch.bernoulli}
+        return (widen(self.noise, *shape[1:], self.more) if starts else self.more(*shape[1:])).to(drawn)

@@ -20,20 +20,13 @@ from lerobot.processor.converters import create_transition
 from torch import Tensor
 
 from deas_vla.data.contract import ACTION_STD_FLOOR, STATE_STD_FLOOR, Contract, Statistics
-from deas_vla.data.lerobot import EMPTY_CAMERA, IMAGES
+from deas_vla.data.lerobot import EMPTY_CAMERA, camera_name
 from deas_vla.data.observation import OTHER, Observation
 from deas_vla.errors import ContractMismatch, UserError
 
 STATE, ACTION, TASK = "observation.state", "action", "task"
 # Settings that say where something lies, not what it is.
 PATHS = ("tokenizer_name", "model_name", "device")
-# LeRobot would leave the numbers as they are.
-REMEDY = "save its processors with the statistics of its data set"
-
-
-def camera_name(key: str) -> str:
-    """The contract's name of the camera behind a key of LeRobot: ``observation.images.top`` is ``top``."""
-    return key.removeprefix(IMAGES).removeprefix("observation.")
 
 
 class Processors:
@@ -57,10 +50,8 @@ class Processors:
         # What happens to an action on its way into the model, in this order.
         inwards = RelativeActionsProcessorStep | NormalizerProcessorStep
         self._inwards = [s for s in preprocessor.steps if isinstance(s, inwards) or _packs(s)]
-        renames = {}
-        for step in preprocessor.steps:
-            if isinstance(step, RenameObservationsProcessorStep):
-                renames |= {new: old for old, new in step.rename_map.items()}
+        renaming = [step for step in preprocessor.steps if isinstance(step, RenameObservationsProcessorStep)]
+        renames = {new: old for step in renaming for old, new in step.rename_map.items()}
         self.state_key = renames.get(STATE, STATE)
         # The policy's key of an image to the camera in the contract, and that to its key before the preprocessor.
         given = {key: renames.get(key, key) for key in config.image_features if not key.startswith(EMPTY_CAMERA)}
@@ -78,13 +69,16 @@ class Processors:
             hint = "train it with --policy.n_obs_steps=1"
             raise UserError(f"the {kind} policy sees {count} observations at once, and a critic sees one; {hint}")
         for step in [*self.preprocessor.steps, *self.postprocessor.steps]:
+            needed = []
             if isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep):
-                for key, feature in step.features.items():
-                    mode = step.norm_map.get(feature.type, NormalizationMode.IDENTITY)
-                    if mode is not NormalizationMode.IDENTITY and not step.stats.get(key):
-                        raise UserError(f"the {kind} policy has no normalisation statistics of {key}; {REMEDY}")
-            elif _packs(step) and not (step.raw_stats or {STATE, ACTION} <= (step.stats or {}).keys()):
-                raise UserError(f"the {kind} policy has no normalisation statistics of {STATE} and {ACTION}; {REMEDY}")
+                modes = {key: step.norm_map.get(feature.type) for key, feature in step.features.items()}
+                needed = [key for key, mode in modes.items() if mode not in (None, NormalizationMode.IDENTITY)]
+            elif _packs(step) and not step.raw_stats:
+                needed = [STATE, ACTION]
+            if missing := [key for key in needed if not (step.stats or {}).get(key)]:
+                # LeRobot would leave the numbers as they are.
+                fix = "save its processors with the statistics of its data set"
+                raise UserError(f"the {kind} policy has no normalisation statistics of {', '.join(missing)}; {fix}")
 
     def cameras(self, contract: Contract) -> list[int]:
         """The contract's index of each camera in the order in which the policy sees them.
@@ -100,9 +94,7 @@ class Processors:
         return indices + [OTHER] * (len(self.config.image_features) - len(indices))
 
     def require_fits(self, contract: Contract) -> None:
-        """Compares widths, cameras and image sizes with the policy's configuration, which LeRobot does not.
-
-        The rate of control is not in a LeRobot policy: it is compared where contracts meet.
+        """Compares widths, cameras and image sizes (not the rate: a LeRobot policy has none), which LeRobot does not.
 
         Raises:
             ContractMismatch: with every difference.
@@ -115,22 +107,14 @@ class Processors:
         sizes = {camera.name: (camera.height, camera.width) for camera in contract.cameras}
         mine = {name: tuple(inputs[key].shape[1:]) for key, name in self._cameras.items()}
         for name in sorted(sizes.keys() | mine.keys()):
-            if name not in mine:
-                lines.append(f"camera {name}: the policy does not see it")
-            elif name not in sizes:
-                lines.append(f"camera {name}: only the policy has it")
-            elif mine[name] != sizes[name]:
-                lines.append(f"camera {name}: {mine[name]} pixels against {sizes[name]}")
+            if mine.get(name) != sizes.get(name):
+                lines.append(f"camera {name}: {mine.get(name, 'none')} against {sizes.get(name, 'none')}")
         if lines:
             what = f"the {self.config.type} policy and the contract"
             raise ContractMismatch(f"{what} do not fit together: {'; '.join(lines)}")
 
     def statistics(self) -> Statistics:
-        """Means and standard deviations of the data that the policy was trained on, from its normaliser.
-
-        Raises:
-            UserError: if it has none.
-        """
+        """Those of the data that the policy was trained on, from its normaliser; without any, a UserError."""
         for step in self.preprocessor.steps:
             stats = getattr(step, "stats", None) or {}
             if all({"mean", "std"} <= stats.get(key, {}).keys() for key in (STATE, ACTION)):

@@ -47,10 +47,11 @@ class Groot(Adapter):
             made = self.head._encode_features(output, action_input)
         memory = {
             "features": made.backbone_features,
-            "mask": mask,
-            "image": image,
             "state": made.state_features,
             "embodiment": action_input.embodiment_id,
+            # As the head calls them.
+            "image_mask": image,
+            "backbone_attention_mask": mask,
         }
         views = len(batch["image_grid_thw"]) // len(mask)
         return Encoded(hidden, self._layout(image, views), memory, mask)
@@ -59,11 +60,11 @@ class Groot(Adapter):
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
         with self._autocast(), GivenNoise(noise, first=True):
             features = (memory[name] for name in ("features", "state", "embodiment"))
-            made = self.head.get_action_with_features(*features, self._masks(memory), BatchFeature({}))
+            made = self.head.get_action_with_features(*features, BatchFeature(memory), BatchFeature({}))
         return made.action_pred[:, : self.horizon, : self.action_dim].float()
 
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        head, state, masks = self.head, memory["state"], self._masks(memory)
+        head, state = self.head, memory["state"]
         noise = noise[:, : actions.shape[1]]
         if head.training and head.state_dropout_prob > 0:
             dropped = torch.rand(len(state), device=state.device) < head.state_dropout_prob
@@ -78,8 +79,8 @@ class Groot(Adapter):
                 hidden_states=torch.cat([state, tokens], 1),
                 encoder_hidden_states=memory["features"],
                 timestep=step,
-                image_mask=masks.image_mask,
-                backbone_attention_mask=masks.backbone_attention_mask,
+                image_mask=memory["image_mask"],
+                backbone_attention_mask=memory["backbone_attention_mask"],
             )
             velocity = head.action_decoder(made, memory["embodiment"])[:, -actions.shape[1] :]
         return (velocity.float() - (actions - noise)).square()[:, : self.horizon, : self.action_dim]
@@ -96,9 +97,6 @@ class Groot(Adapter):
             save_config(model.backbone.model, part / "backbone")
             write_json(part / CONFIG, read_json(part / CONFIG) | {"model_name": "backbone"})
         return {"base_model_path": f"{PARTS}/groot"}
-
-    def _masks(self, memory: dict[str, Tensor]) -> BatchFeature:
-        return BatchFeature({"image_mask": memory["image"], "backbone_attention_mask": memory["mask"]})
 
     def _layout(self, image: Tensor, views: int) -> Tensor:
         """(B, L) the camera of each token; of several images a camera, older ones are not read."""

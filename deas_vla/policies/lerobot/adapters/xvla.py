@@ -19,15 +19,12 @@ from deas_vla.policies.lerobot.adapters.diffusion import uniform_of
 from deas_vla.policies.lerobot.base import Adapter, Encoded, register_adapter
 from deas_vla.policies.lerobot.standalone import PARTS
 
-VIEWS, AUXILIARY, STATE, DOMAIN = "vlm_features", "aux_visual_inputs", "proprio", "domain_id"
-
 
 @register_adapter("xvla")
 class XVLA(Adapter):
     """Tokens are the encoder's hidden states of the first camera and the text, and the other cameras' features.
 
-    X-VLA attends to the padding of its instructions; they are always padded to one length here. In pooling, padding is
-    masked.
+    X-VLA attends to the padding of its instructions, which has always one length here; pooling leaves it out.
     """
 
     settings = ("resize_imgs_with_padding", "num_image_views", "dtype")
@@ -40,11 +37,11 @@ class XVLA(Adapter):
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         inputs = self.policy._build_model_inputs(batch)
         present = inputs["image_mask"]
-        features = self.model.forward_vlm(inputs["input_ids"], inputs["image_input"].to(self.dtype), present)
+        memory = self.model.forward_vlm(inputs["input_ids"], inputs["image_input"].to(self.dtype), present)
+        tokens, others = memory["vlm_features"], memory["aux_visual_inputs"]
         text = batch[OBS_LANGUAGE_TOKENS].shape[1]
-        each = features[VIEWS].shape[1] - text
-        # Views beyond the cameras are blank. The first token of a view is the mean of the others. The text follows the
-        # first view.
+        each = tokens.shape[1] - text
+        # Views beyond the cameras are blank; a view's first token is the mean of the others; text is behind the first.
         views = present.shape[1]
         layout = []
         for view in self.cameras[:views] + [OTHER] * (views - len(self.cameras)):
@@ -52,8 +49,8 @@ class XVLA(Adapter):
         layout[each:each] = [TEXT] * text
         shown = present.repeat_interleave(each, 1)
         mask = torch.cat([shown[:, :each], batch[OBS_LANGUAGE_ATTENTION_MASK], shown[:, each:]], 1)
-        memory = features | {STATE: inputs["proprio"].to(self.dtype), DOMAIN: inputs["domain_id"]}
-        return Encoded(torch.cat([features[VIEWS], features[AUXILIARY]], 1), torch.tensor(layout), memory, mask)
+        memory |= {"proprio": inputs["proprio"].to(self.dtype), "domain_id": inputs["domain_id"]}
+        return Encoded(torch.cat([tokens, others], 1), torch.tensor(layout), memory, mask)
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
         noise, steps = noise.to(self.dtype), max(1, self.config.num_denoising_steps)
@@ -86,12 +83,5 @@ class XVLA(Adapter):
     def _predict(self, memory: dict[str, Tensor], noise: Tensor, chunk: Tensor, level: Tensor) -> Tensor:
         """The chunk that the model sees behind a mix of a chunk and noise."""
         mixed = noise * level.view(-1, 1, 1) + chunk * (1 - level).view(-1, 1, 1)
-        state, mixed = self.model.action_space.preprocess(memory[STATE], mixed)
-        return self.model.transformer(
-            domain_id=memory[DOMAIN],
-            action_with_noise=mixed,
-            t=level,
-            proprio=state,
-            vlm_features=memory[VIEWS],
-            aux_visual_inputs=memory[AUXILIARY],
-        )
+        state, mixed = self.model.action_space.preprocess(memory["proprio"], mixed)
+        return self.model.transformer(**memory | {"proprio": state}, action_with_noise=mixed, t=level)
