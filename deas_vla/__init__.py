@@ -1,8 +1,7 @@
 """deas_vla: make vision-language-action policies better from their own rollouts.
 
 Everything that a user imports is here, `from deas_vla import load_policy, load_scorer, BestOfN`, and comes from its
-module when it is asked for: importing this package imports nothing, not even torch. LeRobot, transformers, robosuite
-and DeepSpeed are imported where they are used, with a message that says what to install. docs/python.md shows the use.
+module when it is asked for: importing this package imports nothing, not even torch. docs/python.md shows the use.
 """
 
 import importlib

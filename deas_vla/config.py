@@ -2,9 +2,8 @@
 
     --critic.expectile=0.7 --tasks=lift,stack --config=my.yaml
 
-tyro does the work. draccus, LeRobot's parser, was the alternative: where one dataclass is a customised default of
-another (``default_factory=lambda: Critic(hidden_dim=256)``), setting one field through it resets all the others.
-Added here: lists separated by commas, ``true`` and ``false``, a file of settings, and one line for each mistake.
+tyro does the work: draccus, LeRobot's parser, resets a customised default (``lambda: Critic(hidden_dim=256)``) when one
+field of it is set. Added: lists with commas, ``true`` and ``false``, a file of settings, one line for each mistake.
 """
 
 import contextlib
@@ -26,17 +25,16 @@ from deas_vla.errors import UserError
 
 
 def parse[T](config_class: type[T], argv: list[str] | None = None, prog: str | None = None) -> T:
-    """Builds a configuration: flags win over the file of ``--config``, and the file over the defaults.
+    """Builds a configuration: flags win over the file of ``--config``, that over ``--preset=NAME``, that over defaults.
 
     Args:
-        config_class: a dataclass; each field has a comment above it, or a line under ``Attributes:`` of its class.
+        config_class: a dataclass; each field has a comment above it, or a line under ``Attributes:`` of its class. Its
+            `preset_values` says what a preset sets, its `for_arguments` which class fits the arguments.
         argv: the arguments; None: those of this process.
         prog: name of the program in ``--help``; None: that of this process.
 
     Raises:
-        UserError: one line, for an unknown flag (with the nearest known one), a value of the wrong type, a missing
-            value, a value that the class refuses, or an unreadable file. A class with a method `preset_values` takes
-            what this gives for ``--preset=NAME`` before all of them.
+        UserError: one line, for an unknown flag, a missing or wrong value, or an unreadable file.
         SystemExit: after printing ``--help``.
     """
     import tyro
@@ -98,7 +96,7 @@ def incidental(default: Any) -> Any:
 
 
 def outcome_settings(config: Any) -> dict:
-    """The settings, as JSON values, that decide what a stage makes: all but `incidental` fields. A dict is returned."""
+    """The settings that decide what a stage makes, as JSON values: all but `incidental` fields; a dict is complete."""
     if isinstance(config, dict):
         return config
     values = to_json(config)
@@ -118,8 +116,7 @@ def fingerprint(*parts: Any) -> str:
 
 def _fitting[T](config_class: type[T], argv: list[str]) -> type[T]:
     """Which flags there are may follow from another flag, as a simulator's settings from ``--env``."""
-    fitting = getattr(config_class, "for_arguments", None)
-    return config_class if fitting is None else fitting(argv)
+    return config_class.for_arguments(argv) if hasattr(config_class, "for_arguments") else config_class
 
 
 def read_file(path: Path) -> dict:
@@ -186,24 +183,24 @@ def _registry():
 
     registry = ConstructorRegistry()
 
-    def one_word(metavar: str, read, show=str) -> PrimitiveConstructorSpec:
-        return PrimitiveConstructorSpec(1, metavar, lambda words: read(words[0]), lambda _: True, lambda v: [show(v)])
+    def one_word(metavar: str, read, show=str, fits=lambda value: True) -> PrimitiveConstructorSpec:
+        return PrimitiveConstructorSpec(1, metavar, lambda words: read(words[0]), fits, lambda value: [show(value)])
 
-    def word_in(words: dict[str, Any]):
-        def read(text: str) -> Any:
-            if text.lower() not in words:
-                raise ValueError(f"expected {' or '.join(words)}, not {text!r}")
-            return words[text.lower()]
+    def read_bool(text: str) -> bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"expected true or false, not {text!r}")
+        return text.lower() == "true"
 
-        return read
+    def read_null(text: str) -> None:
+        if text.lower() not in ("null", "none"):
+            raise ValueError(f"expected null, not {text!r}")
 
     @registry.primitive_rule
     def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
         if info.type is bool:
-            return one_word("true|false", word_in({"true": True, "false": False}), lambda v: str(v).lower())
+            return one_word("true|false", read_bool, json.dumps)
         if info.type is types.NoneType:
-            spec = one_word("null", word_in({"null": None, "none": None}), lambda v: "null")
-            return dataclasses.replace(spec, is_instance=lambda value: value is None)
+            return one_word("null", read_null, json.dumps, lambda value: value is None)
         if info.type_origin in (list, tuple):
             item = ConstructorRegistry.get_primitive_spec(PrimitiveTypeInfo.make(get_args(info.type)[0], info.markers))
             return one_word(

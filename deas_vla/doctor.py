@@ -3,18 +3,18 @@
 What is needed is read from the installed package's own metadata (setup.cfg), so that the two cannot disagree.
 """
 
-import ctypes.util
 import importlib.metadata
 import os
-import platform
 import subprocess
 import sys
+from ctypes.util import find_library
 from pathlib import Path
 
 from packaging.requirements import Requirement
 
 import deas_vla
 from deas_vla.envs.rendering import INSTALL_COMMAND as GL_COMMAND
+from deas_vla.versions import collect_versions
 
 PROJECT = "deas_vla"
 DEMO = ("", "sim", "lerobot", "groot", "train", "report")
@@ -26,20 +26,21 @@ def diagnose() -> dict:
     """Everything that the doctor finds, as JSON values.
 
     Returns:
-        ``machine``; ``extras``, name ("" is what is always needed) to what it lacks; ``system``, name to the command
-        that brings it or "" if it works; ``ready``, whether the demo can run.
+        ``machine``, versions, cores and GPUs; ``extras``, name ("" is what is always needed) to what it lacks;
+        ``system``, name to the command that brings it or "" if it works; ``ready``, whether the demo can run.
     """
+    import torch
+
     drawing = any(draws_with(platform) for platform in ("egl", "osmesa"))
     extras = missing_packages()
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
-        "machine": machine(),
+        "machine": collect_versions() | {"cores": len(os.sched_getaffinity(0)), "gpus": gpus},
         "extras": extras,
         "system": {
             "GL library to render camera images": "" if drawing else GL_COMMAND,
             # LeRobot decodes videos with torchcodec, which loads the system's FFmpeg.
-            "FFmpeg to read videos with": ""
-            if ctypes.util.find_library("avcodec")
-            else "sudo apt-get install -y ffmpeg",
+            "FFmpeg to read videos with": "" if find_library("avcodec") else "sudo apt-get install -y ffmpeg",
         },
         "ready": drawing and not any(extras.get(extra, ["not installed"]) for extra in DEMO),
     }
@@ -52,13 +53,13 @@ def missing_packages() -> dict[str, list[str]]:
         requirement = Requirement(text)
         extra = str(requirement.marker).split('"')[-2] if requirement.marker else ""
         lacking = found.setdefault(extra, [])
+        wanted = f"{requirement.name}{requirement.specifier}"
         try:
             version = importlib.metadata.version(requirement.name)
-        except importlib.metadata.PackageNotFoundError:
-            lacking.append(f"{requirement.name}{requirement.specifier}")
-        else:
             if not requirement.specifier.contains(version, prereleases=True):
-                lacking.append(f"{requirement.name}{requirement.specifier} (is {version})")
+                lacking.append(f"{wanted} (is {version})")
+        except importlib.metadata.PackageNotFoundError:
+            lacking.append(wanted)
     return found
 
 
@@ -67,20 +68,6 @@ def draws_with(gl: str) -> bool:
     environment = os.environ | {"MUJOCO_GL": gl, "PYOPENGL_PLATFORM": gl}
     command = [sys.executable, "-c", GL_PROBE]
     return not subprocess.run(command, env=environment, capture_output=True, timeout=120, check=False).returncode
-
-
-def machine() -> dict:
-    """Versions, cores and GPUs."""
-    import torch
-
-    return {
-        "deas_vla": deas_vla.__version__,
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "system": f"{platform.system()} {platform.machine()}",
-        "cores": len(os.sched_getaffinity(0)),
-        "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-    }
 
 
 def report(diagnosis: dict) -> str:

@@ -1,6 +1,7 @@
 """Errors a user can fix: one line that names what is wrong and the fix, and no traceback at the command line."""
 
 import difflib
+import importlib
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
@@ -8,8 +9,7 @@ from contextlib import contextmanager
 class UserError(Exception):
     """Something outside the program is wrong: a file, a flag, a data set, a missing package.
 
-    The message is one line: what is wrong, where, and what to do about it. Command-line entry points print it
-    and exit with status 2; library callers may catch it like any exception.
+    The message is one line: what is wrong, where, and what to do about it. Programs print it and exit with status 2.
     """
 
 
@@ -46,10 +46,10 @@ def require_ranges(config: object, prefix: str, ranges: dict[str, str]) -> None:
 
 @contextmanager
 def as_user_error(message: str, *errors: type[Exception]) -> Iterator[None]:
-    """A block in which what a library raises when it cannot read something becomes one line.
+    """A block in which what a library raises when it cannot read something becomes one line, cause in brackets.
 
     Args:
-        message: what could not be read, and where; the first line of the library's error follows in brackets.
+        message: what could not be read, and where.
         errors: further classes than the usual ones.
     """
     try:
@@ -60,20 +60,7 @@ def as_user_error(message: str, *errors: type[Exception]) -> Iterator[None]:
 
 
 def require(module: str, extra: str):
-    """Imports an optional package, or says how to install it.
-
-    Args:
-        module: dotted name of the module to import.
-        extra: the extra of this project (setup.cfg) that brings it.
-
-    Returns:
-        The imported module.
-
-    Raises:
-        UserError: if the package is not installed.
-    """
-    import importlib
-
+    """The imported module of an optional package, or a UserError with the extra (setup.cfg) that brings it."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

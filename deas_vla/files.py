@@ -28,28 +28,28 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _clear_left_over(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
+        writer = left.name.removesuffix(PARTIAL).rpartition(".")[2]
+        if left == temporary or (writer.isdigit() and not _alive(int(writer))):
+            _remove(left)
+    old = path.with_name(f".{path.name}.old")
     try:
-        try:
-            yield temporary
-        except Exception as error:
-            # Not every library says which file it could not write.
-            error.add_note(f"{WRITING}{path}")
-            raise
+        yield temporary
         if temporary.is_file():
             # On the disk before it gets its name: a power cut must not leave the new name with nothing in it.
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
         if temporary.is_dir() and path.is_dir():
             # A folder cannot be renamed over a full one: step aside first.
-            old = path.with_name(f".{path.name}.old")
             _remove(old)
             os.replace(path, old)
-            os.replace(temporary, path)
-            _remove(old)
-        else:
-            os.replace(temporary, path)
+        os.replace(temporary, path)
+        _remove(old)
+    except Exception as error:
+        # Not every library says which file it could not write.
+        error.add_note(f"{WRITING}{path}")
+        raise
     finally:
         _remove(temporary)
 
@@ -81,17 +81,8 @@ def sha256_of(path: Path) -> str:
         if file != path:
             digest.update(str(file.relative_to(path)).encode())
         with file.open("rb") as stream:
-            while block := stream.read(1 << 20):
-                digest.update(block)
+            hashlib.file_digest(stream, lambda: digest)
     return digest.hexdigest()
-
-
-def _clear_left_over(path: Path) -> None:
-    """Removes what processes that are gone, or this one, were writing to a path."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*{PARTIAL}"):
-        writer = left.name.removesuffix(PARTIAL).rpartition(".")[2]
-        if writer.isdigit() and (int(writer) == os.getpid() or not _alive(int(writer))):
-            _remove(left)
 
 
 def _alive(process: int) -> bool:

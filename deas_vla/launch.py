@@ -15,9 +15,8 @@ from deas_vla.config import parse
 from deas_vla.errors import UserError
 from deas_vla.files import WRITING
 
-# How long a process other than the first waits before it reports an error: in most cases the first one has met the
-# same error, reports it and ends, and the launcher then ends the others. Only an error of this process alone is left
-# to report.
+# How long a process other than the first waits before it reports an error: mostly the first one has met the same
+# error, reports it and ends, and the launcher then ends the others.
 OTHER_RANKS_WAIT_S = 5.0
 # prctl(2): the signal that a process gets when its parent ends.
 PR_SET_PDEATHSIG = 1
@@ -60,10 +59,9 @@ def end_with_parent() -> None:
 def disk_full(error: BaseException) -> str | None:
     """One line for an error that came of a full disk or quota, else None.
 
-    safetensors, parquet and video writers wrap the system's error each in their own way, so the whole chain of
-    causes is searched, and texts too.
+    Writers wrap the system's error each in their own way: the whole chain of causes is searched, and texts too.
     """
-    cause: BaseException | None = error
+    cause = error
     while cause is not None:
         number = cause.errno if isinstance(cause, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(cause):
@@ -79,7 +77,6 @@ def _report(line: str, rank: int) -> None:
         time.sleep(OTHER_RANKS_WAIT_S)
     print(line, file=sys.stderr, flush=True)
     # torchrun and accelerate end with a report of their own, many lines long; it quotes what is left in this file.
-    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
-    if file:
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         info = {"py_callstack": line, "timestamp": str(int(time.time()))}
         Path(file).write_text(json.dumps({"message": {"message": line, "extraInfo": info}}), encoding="utf-8")

@@ -52,7 +52,8 @@ class Registry[T]:
     def names(self) -> list[str]:
         """All names that `get` knows, sorted."""
         self._import_named_by_user()
-        return sorted({*self._registered, *self.brought, *(point.name for point in self._points())})
+        installed = entry_points(group=self.group).names
+        return sorted({*self._registered, *self.brought, *installed})
 
     def get(self, name: str) -> T:
         """What has the name; ``FILE.py:NAME`` and ``MODULE:NAME`` are imported first.
@@ -66,7 +67,7 @@ class Registry[T]:
         elif name not in self._registered:
             if name in self.brought:
                 importlib.import_module(self.brought[name])
-            for point in self._points(name):
+            for point in entry_points(group=self.group, name=name):
                 importlib.import_module(point.module)
             self._import_named_by_user()
         if name not in self._registered:
@@ -76,18 +77,12 @@ class Registry[T]:
 
     def name_of(self, registered: type) -> str | None:
         """The name under which a class or one of its bases is registered; None if it is not."""
-        for candidate in registered.__mro__:
-            for name, known in self._registered.items():
-                if known is candidate:
-                    return name
-        return None
+        names = {known: name for name, known in self._registered.items()}
+        return next((names[candidate] for candidate in registered.__mro__ if candidate in names), None)
 
     def _import_named_by_user(self) -> None:
         for module in filter(None, os.environ.get(PLUGINS, "").split(",")):
             import_plugin(module)
-
-    def _points(self, name: str | None = None):
-        return entry_points(group=self.group) if name is None else entry_points(group=self.group, name=name)
 
 
 def import_plugin(module: str) -> None:

@@ -3,8 +3,8 @@
 import importlib.metadata
 import platform
 
-PACKAGES = "deas_vla accelerate av deepspeed draccus lerobot mujoco numpy peft robocasa robosuite safetensors torch "
-PACKAGES += "transformers"
+PACKAGES = """deas_vla accelerate av deepspeed draccus lerobot mujoco numpy peft robocasa robosuite safetensors torch
+transformers"""
 
 
 def collect_versions() -> dict[str, str]:

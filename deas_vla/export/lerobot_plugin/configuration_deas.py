@@ -5,7 +5,7 @@ from typing import NoReturn
 
 from lerobot.configs import PreTrainedConfig
 
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, require_ranges
 from deas_vla.improvement.selection import SelectionConfig
 
 NO_TRAINING = (
@@ -39,8 +39,7 @@ class DeasConfig(PreTrainedConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.num_candidates < 1:
-            raise UserError(f"--policy.num_candidates={self.num_candidates} must be at least 1")
+        require_ranges(self, "--policy.", {"at least 1": "num_candidates"})
         if not 1 <= self.n_action_steps <= self.chunk_size:
             raise UserError(
                 f"--policy.n_action_steps={self.n_action_steps} must be 1 to {self.chunk_size}, the steps of a chunk"
