@@ -153,8 +153,8 @@ class Contract:
             if len(mine) != len(theirs):
                 lines.append(f"{what}: {len(mine)} entries against {len(theirs)}")
             for i, (a, b) in enumerate(zip(mine, theirs, strict=False)):
-                if a != b:
-                    fields = [(k, v, getattr(b, k)) for k, v in vars(a).items() if v != getattr(b, k)]
+                fields = [(k, v, getattr(b, k)) for k, v in vars(a).items() if v != getattr(b, k)]
+                if fields:
                     detail = ", ".join(f"{k} {v!r} against {w!r}" for k, v, w in fields)
                     lines.append(f"{what}[{i}]: {detail}")
         for what, mine in vars(self.statistics).items() if self.statistics and other.statistics else ():
@@ -165,12 +165,7 @@ class Contract:
         return lines
 
     def require_same(self, other: Contract, mine: str, theirs: str) -> None:
-        """Refuses a contract that differs, with every difference.
-
-        Args:
-            mine: what this contract belongs to, for the message, for example ``policy outputs/policy``.
-            theirs: what the other belongs to.
-        """
+        """Refuses a contract that differs, with every difference; `mine` and `theirs` name what each belongs to."""
         if lines := self.differences(other):
             raise ContractMismatch(f"{mine} and {theirs} do not fit together: " + "; ".join(lines))
 

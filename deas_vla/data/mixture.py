@@ -40,13 +40,10 @@ class MixtureConfig:
 def read_mixture(
     config: MixtureConfig, expected: Contract | None = None
 ) -> tuple[list[list[Episode]], Contract | None]:
-    """Reads several data sets of one robot.
+    """The episodes of each data set, and the contract they share: `expected`, or the first one's without statistics.
 
-    They must agree on names, units, limits, cameras and rate, else a ContractMismatch says which two do not fit.
-    Normalisation statistics may differ: those of one data set are not those of all.
-
-    Returns:
-        The episodes of each, and the contract that they agree with: `expected`, or the first one's without statistics.
+    A ContractMismatch says which two disagree on names, units, limits, cameras or rate. Normalisation statistics may
+    differ: those of one data set are not those of all.
     """
     contract = None if expected is None else expected.with_statistics(None)
     first, parts, options = "what is expected", [], {"labels": config.labels, "image_every": config.image_every}

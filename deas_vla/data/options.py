@@ -58,7 +58,7 @@ def chunk_return(rewards: Tensor, valid: Tensor, discount: float) -> Tensor:
     """Discounted reward collected inside an option: (B,) Σ_k γ₁ᵏ r_k over the valid steps (DEAS, eq. 2).
 
     Args:
-        rewards: (B, H) reward of each step, in the units of the task.
+        rewards: (B, H) in the units of the task.
         valid: (B, H) True for steps that were played before the episode ended.
         discount: γ₁.
 
@@ -156,15 +156,8 @@ def build_options(
     """One option of at most H = horizon steps from each stored frame of each episode, in the order of the frame table.
 
     It is terminal only if the task was done inside it. One that is shorter than H for another reason, or ends where
-    no frame is stored, is dropped and counted (design rules 2, 3; the module's docstring says why).
-
-    Args:
-        contract: with statistics: chunks are stored normalised.
-        reward_discount: γ₁, inside an option.
-        bootstrap_discount: γ₂, per step, between options.
-
-    Raises:
-        UserError: if no option can be made.
+    no frame is stored, is dropped and counted (design rules 2, 3; the module's docstring says why). Without any left a
+    UserError. The contract has statistics: chunks are normalised.
     """
     chunks = build_chunks(episodes, contract, horizon=horizon)
     lengths = np.array([episode.length for episode in episodes])
@@ -229,13 +222,10 @@ def option_targets(
     """Follows each option through the steps of many episodes, which lie one after the other.
 
     Args:
-        rewards: (T,) reward of each step.
-        done: (T,) bool, the task was done by this step: its reward is the last that counts.
-        start: (O,) the option's first step.
-        stop: (O,) the first step after the option's episode.
+        rewards, done: (T,) of each step; done: the task was done by then, and this reward is the last that counts.
+        start, stop: (O,) the option's first step, and the first one after its episode.
         steps: the most steps of an option; H, or more for n-step returns.
-        reward_discount: γ₁.
-        bootstrap_discount: γ₂, per step.
+        reward_discount, bootstrap_discount: γ₁ and γ₂, per step.
     """
     offsets = start[:, None] + np.arange(steps)
     inside = offsets < stop[:, None]
@@ -265,11 +255,8 @@ def returns_to_go(
     reward a lower bound, failing for ever. With H = 1 it is the usual return of discount γ₂.
 
     Args:
-        rewards: (T,) reward of each step.
-        done: (T,) bool, the task was done by this step; the recording may go on.
-        horizon: H.
-        reward_discount: γ₁.
-        bootstrap_discount: γ₂, in (0, 1), else a ValueError.
+        rewards, done: (T,) of each step; done: the task was done by then; the recording may go on.
+        horizon, reward_discount, bootstrap_discount: H, γ₁ and γ₂; γ₂ is in (0, 1), else a ValueError.
         forever: r; read only if the last step is not done.
 
     Returns:

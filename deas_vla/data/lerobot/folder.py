@@ -10,9 +10,9 @@ episodes        meta/episodes.jsonl                         meta/episodes/*/*.pa
 groups          meta/modality.json, where GR00T uses it     (none)
 ==============  ==========================================  ================================================
 
-LeRobot decodes the videos. The parquet files are read here: `LeRobotDataset` reads v3 only, looks for a missing file on
-the hub and is slower (its import alone took 12 s), and the audit must look into broken folders. LeRobot's script from
-v2.1 to v3 refuses GR00T's v2.0 folders. A file that cannot be read is an error here; its content is judged elsewhere.
+LeRobot decodes the videos. The parquet files are read here: `LeRobotDataset` reads v3 only, looks for missing files on
+the hub and takes 12 s to import, its script from v2.1 to v3 refuses v2.0, and the audit looks into broken folders. A
+file that cannot be read is an error here; its content is judged elsewhere.
 """
 
 import itertools
@@ -59,10 +59,8 @@ class LerobotFolder:
         self.info = read_json(self.root / INFO)
         self.version = str(self.info.get("codebase_version"))
         if not self.version.startswith(VERSIONS):
-            raise UserError(
-                f"{self.root} has LeRobot format {self.version}, this reads v2.0, v2.1 and v3; "
-                "convert it with LeRobot's own script first"
-            )
+            fix = "this reads v2.0, v2.1 and v3; convert it with LeRobot's own script first"
+            raise UserError(f"{self.root} has LeRobot format {self.version}, {fix}")
         # One file an episode: v2.
         self.episodic = self.version.startswith("v2.")
         check_info(self.info, self.root / INFO, self.episodic)
@@ -117,16 +115,12 @@ class LerobotFolder:
         """The parquet files with the rows, in order; of v2 those that its own list of episodes asks for."""
         if not self.episodic:
             return self._parquet("data")
-        return [
-            self.root / self.info["data_path"].format(episode_chunk=number // self._chunk, episode_index=number)
-            for number in self.episodes
-        ]
+        return [self._episode_path("data_path", number) for number in self.episodes]
 
     def rows(self, needed: list[str], optional: tuple[str, ...] = ()) -> Iterator[Rows]:
         """The rows of one episode after the other, as they lie in the files; optional columns may be missing.
 
-        Raises:
-            UserError: if a file is missing, cut off, lacks a needed column or has another number of rows than listed.
+        A file that is missing, cut off, lacks a needed column or has another number of rows than listed is a UserError.
         """
         names = dict.fromkeys(("episode_index", *needed, *optional))
         wanted = [name for name in names if name == "episode_index" or name in self.features]
@@ -146,12 +140,10 @@ class LerobotFolder:
     def images(
         self, key: str, size: tuple[int, int], episodes: list[Rows], wanted: list[np.ndarray], name: str = ""
     ) -> list[np.ndarray]:
-        """The images of each episode, (F, height, width, 3) uint8, all parts of one array.
+        """The images of each episode of `rows`, (F, height, width, 3) uint8, all parts of one array.
 
         Args:
-            key: column of the camera.
-            size: height and width; an image of another size is a UserError.
-            episodes: of `rows`.
+            key: column of the camera; an image of another size than (height, width) is a UserError.
             wanted: for each episode its rows whose images are wanted, (F,) increasing.
             name: of the progress bar.
         """
@@ -177,11 +169,11 @@ class LerobotFolder:
     def video(self, key: str, number: int) -> tuple[Path, float]:
         """The video of one episode and the second at which it begins in it."""
         if self.episodic:
-            fields, begin = {"episode_chunk": number // self._chunk, "episode_index": number}, 0.0
-        else:
-            row, names = self.episodes[number], ("chunk_index", "file_index")
-            fields, begin = {name: row[f"videos/{key}/{name}"] for name in names}, row[f"videos/{key}/from_timestamp"]
-        return self.root / self.info["video_path"].format(video_key=key, **fields), begin
+            return self._episode_path("video_path", number, video_key=key), 0.0
+        row = self.episodes[number]
+        fields = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
+        path = self.root / self.info["video_path"].format(video_key=key, **fields)
+        return path, row[f"videos/{key}/from_timestamp"]
 
     def _video_frames(self, key: str, size: tuple[int, int], number: int, wanted: np.ndarray) -> np.ndarray:
         """Frame n of an episode belongs to its row n, whatever its column of timestamps says."""
@@ -204,9 +196,9 @@ class LerobotFolder:
             raise UserError(f"{self.root} has no parquet files in {folder}/; copy it again")
         return files
 
-    @property
-    def _chunk(self) -> int:
-        return int(self.info.get("chunks_size", 1000))
+    def _episode_path(self, key: str, number: int, **fields: str) -> Path:
+        chunk = number // self.info.get("chunks_size", 1000)
+        return self.root / self.info[key].format(episode_chunk=chunk, episode_index=number, **fields)
 
 
 def split_episodes(file: Path, columns: dict[str, np.ndarray]) -> Iterator[Rows]:

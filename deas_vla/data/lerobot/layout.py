@@ -53,11 +53,6 @@ class Layout:
         """The columns of the files that hold the state and the action."""
         return list(dict.fromkeys(position.key for position in (*self.state, *self.action)))
 
-    def picked(self, contract: Contract) -> "Layout":
-        """The columns and cameras of a contract, in its order, and nothing else; `misfits` must be empty."""
-        cameras = {camera.name: self.cameras[camera.name] for camera in contract.cameras}
-        return replace(self.with_columns_of(contract), cameras=cameras)
-
     def with_columns_of(self, contract: Contract) -> "Layout":
         """The columns of a contract, in its order; `column_misfits` must be empty. The cameras stay."""
         return replace(self, **{what: tuple(_pick(getattr(self, what), getattr(contract, what))) for what in KEYS})

@@ -32,10 +32,8 @@ def read_dataset(
 
     Args:
         root: folder of the data set.
-        expected: the contract that its columns, cameras and rate must have, if the data set does not carry its own.
-            Of a data set with ``modality.json``, columns and cameras are picked by name.
-        source: what its episodes are, if the data set does not say.
-        labels: what counts as success and reward in it, if the data set does not say.
+        expected: the contract of its columns (picked by name where there is a ``modality.json``), cameras and rate.
+        source, labels: what its episodes are, and what counts as success and reward in it, if it does not say.
         image_every: of a data set of others, keep the images of every so many rows (and of the last), since all of
             them seldom fit in memory. Options start and end at kept images: a divisor of the chunk length.
 
@@ -64,7 +62,7 @@ def read_dataset(
         contract = expected or contract
     if misfits := layout.misfits(folder, contract):
         raise ContractMismatch(f"{root} and its contract do not fit together: {'; '.join(misfits)}")
-    layout = layout.picked(contract)
+    layout = layout.with_columns_of(contract)
 
     rows = list(folder.rows([*layout.keys, layout.instruction, *labels.columns], OPTIONAL))
     if len({part.number for part in rows}) < len(rows):

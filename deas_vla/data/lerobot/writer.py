@@ -50,15 +50,12 @@ def write_dataset(
     """Writes a LeRobotDataset v3, whole or not at all.
 
     Args:
-        root: folder of the data set; must not exist.
-        episodes: at least one, all of one source; may be a generator.
-        contract: theirs; with statistics once there are some.
+        root: must not exist.
+        episodes: at least one, all valid and of one source; may be a generator.
         repo_id: LeRobot's name of the data set, for example ``local/lift-demonstrations``.
-        storage: ``image`` (PNG, without loss) or ``video`` (LeRobot's default codec: smaller, lossy, slower to write).
+        storage: ``image`` (PNG, without loss) or ``video`` (LeRobot's default codec: smaller, lossy, slower to write),
+            which takes no images under 32 pixels wide.
         metadata: anything JSON that says how the episodes came about: seeds, versions, settings of the environment.
-
-    Raises:
-        UserError: if `root` exists, an episode is not valid, there is none, or images are too narrow for a video.
     """
     root = Path(root)
     if root.exists():
@@ -86,8 +83,8 @@ def write_dataset(
                 episode.validate(contract, where)
                 source = source or episode.source
                 if episode.source != source:
-                    other = f"source {episode.source} among episodes of source {source}"
-                    raise UserError(f"{where}: {other}; write two data sets")
+                    fix = "write two data sets"
+                    raise UserError(f"{where}: source {episode.source} among episodes of source {source}; {fix}")
                 writer.write(columns_of(episode), episode)
         if source is None:
             raise UserError(f"{root}: there are no episodes to write; collect some first")
@@ -104,8 +101,8 @@ def features(contract: Contract, storage: str) -> dict[str, dict]:
     for key, columns in (("observation.state", contract.state), ("action", contract.action)):
         described[key] = ("float32", (len(columns),), [column.name for column in columns])
     flags = ("next.success", "next.done", "next.truncated", "frame.is_fresh", "frame.is_final")
-    for dtype, names in {"float32": ["next.reward"], "bool": flags, "int64": ["scene"]}.items():
-        described |= dict.fromkeys(names, (dtype, (1,), None))
+    described |= {"next.reward": ("float32", (1,), None), **dict.fromkeys(flags, ("bool", (1,), None))}
+    described["scene"] = ("int64", (1,), None)
     for camera in contract.cameras:
         described[IMAGES + camera.name] = (storage, (camera.height, camera.width, 3), ["height", "width", "channels"])
     return {name: dict(zip(("dtype", "shape", "names"), each, strict=True)) for name, each in described.items()}
