@@ -117,7 +117,7 @@ def test_a_merge_that_is_lost_on_the_way_is_found(checkpoint, tmp_path, monkeypa
         module.load_state_dict({k: v for k, v in clean.items() if k.startswith("backbone.")}, strict=False)
         return merged
 
-    monkeypatch.setattr("deas_vla.policies.small_vla.modeling.merge_adapters", drop)
+    monkeypatch.setattr("deas_vla.policies.chunk_policy.merge_adapters", drop)
     with pytest.raises(UserError, match=r"the written policy does not decide as the given one does.*features"):
         export_reranker(tmp_path / "reranker", policy=policy, scorer=small_scorer(policy), observation=observations(2))
     assert not (tmp_path / "reranker").exists()

@@ -49,8 +49,6 @@ class ChunkPolicy(nn.Module, ABC):
     autocasts: bool = False
     any_noise_scale: bool = True
 
-    # ---- the three calls of a policy -----------------------------------------------------------------------
-
     @abstractmethod
     def encode(self, observation: Observation) -> Context:
         """Runs the backbone on B observations as a batch; what else is in it changes a frame by rounding only."""
@@ -81,8 +79,6 @@ class ChunkPolicy(nn.Module, ABC):
         """(B,) losses from observations and the other arguments of `loss`: what a data-parallel wrapper calls."""
         return self.loss(self.encode(observation), *arguments)
 
-    # ---- training and identity -----------------------------------------------------------------------------
-
     @property
     @abstractmethod
     def encoder_fingerprint(self) -> str:
@@ -104,8 +100,6 @@ class ChunkPolicy(nn.Module, ABC):
     def image_keys(self) -> dict[str, str]:
         """Camera of the contract to its key in LeRobot's observations."""
         return {camera.name: IMAGES + camera.name for camera in self.contract.cameras}
-
-    # ---- files ---------------------------------------------------------------------------------------------
 
     def standalone(self) -> tuple["ChunkPolicy", Merged]:
         """A copy in evaluation mode that is saved whole: adapters merged, no checkpoint that it refers to."""
@@ -134,11 +128,6 @@ class ChunkPolicy(nn.Module, ABC):
             ContractMismatch: if a contract is given and the policy has another one.
         """
         raise UserError(f"{folder}: a policy of type {cls.type_name} cannot be loaded")
-
-
-def learns(*modules: nn.Module) -> bool:
-    """Whether any weight of the modules is trained."""
-    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
 
 
 def require_noise_scale(policy: ChunkPolicy, scale: float) -> None:

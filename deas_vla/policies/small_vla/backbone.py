@@ -4,8 +4,8 @@ import inspect
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from deas_vla.data.contract import Camera
 from deas_vla.errors import UserError, as_user_error, require
@@ -19,56 +19,24 @@ class Backbone(nn.Module):
 
     def __init__(self, model: nn.Module, config: SmallVLAConfig) -> None:
         super().__init__()
-        self.model = model
+        self.model, settings = model, model.config
         cut_language_model(model, config.select_layer)
-        # Adapters change neither the base weights nor, from here on, this hash.
+        self.width = settings.get_text_config().hidden_size
+        self.image_token_id = getattr(settings, "image_token_id", None) or settings.image_token_index
+        # Names of the model's inputs.
+        self.accepted = set(inspect.signature(type(model).forward).parameters)
+        # Of a backbone that the policy does not store; adapters change neither its weights nor, from here on, this.
         base = config.backbone and config.tune != "full"
         self.base_hash = hash_tensors(model.state_dict()) if base else None
         model.requires_grad_(config.tune == "full")
         if config.tune == "lora":
             add_lora(model, config.lora_rank, config.lora_alpha)
 
-    @property
-    def width(self) -> int:
-        return self.model.config.get_text_config().hidden_size
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.dtype
-
-    @property
-    def image_token_id(self) -> int:
-        config = self.model.config
-        return getattr(config, "image_token_id", None) or config.image_token_index
-
-    @property
-    def accepted(self) -> set[str]:
-        """Names of the model's inputs."""
-        return set(inspect.signature(type(self.model).forward).parameters)
-
     def forward(self, inputs: dict[str, Tensor]) -> Tensor:
         """(B, L, C) float32 hidden states after the last layer that was kept."""
-        inputs = {k: v.to(self.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
+        inputs = {k: v.to(self.model.dtype) if v.is_floating_point() else v for k, v in inputs.items()}
         extra = {"use_cache": False} if "use_cache" in self.accepted else {}
         return self.model(**inputs, **extra).last_hidden_state.float()
-
-
-class ContextLayer(nn.Module):
-    """Pre-norm self-attention over the real tokens, and a feed-forward layer."""
-
-    def __init__(self, width: int, heads: int, mlp_ratio: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.norm, self.norm_mlp = nn.LayerNorm(width), nn.LayerNorm(width)
-        self.query_key_value, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.up, self.down = nn.Linear(width, mlp_ratio * width), nn.Linear(mlp_ratio * width, width)
-
-    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
-        batch, length, width = x.shape
-        packed = self.query_key_value(self.norm(x)).view(batch, length, 3, self.heads, -1).transpose(1, 3)
-        attended = F.scaled_dot_product_attention(*packed.unbind(2), attn_mask=mask)
-        x = x + self.out(attended.transpose(1, 2).reshape(batch, length, width))
-        return x + self.down(F.silu(self.up(self.norm_mlp(x))))
 
 
 class ContextEncoder(nn.Module):
@@ -76,26 +44,24 @@ class ContextEncoder(nn.Module):
 
     def __init__(self, config: SmallVLAConfig, width: int) -> None:
         super().__init__()
-        heads = max(1, width // config.head_width)
-        while width % heads:
-            heads -= 1
+        heads = next(n for n in range(max(1, width // config.head_width), 0, -1) if width % n == 0)
+        sizes = {"dim_feedforward": config.mlp_ratio * width, "dropout": 0.0, "activation": F.silu}
         self.norm = nn.LayerNorm(width)
-        self.layers = nn.ModuleList(ContextLayer(width, heads, config.mlp_ratio) for _ in range(config.context_layers))
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(width, heads, **sizes, batch_first=True, norm_first=True)
+            for _ in range(config.context_layers)
+        )
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """(B, L, C) backbone tokens and their (B, L) mask to (B, L, C) context tokens; padding becomes zero."""
         x = self.norm(tokens)
         for layer in self.layers:
-            x = layer(x, mask[:, None, None])
+            x = layer(x, src_key_padding_mask=~mask)
         return x * mask[..., None]
 
 
 def cut_language_model(model: nn.Module, layers: int) -> None:
-    """Keeps the first layers of the language model; 0 keeps all.
-
-    Raises:
-        UserError: if there are fewer layers.
-    """
+    """Keeps the first layers of the language model; 0 keeps all."""
     if layers == 0:
         return
     decoder = model.get_decoder()
@@ -122,57 +88,37 @@ def add_lora(model: nn.Module, rank: int, alpha: int) -> None:
     peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), model)
 
 
-def new_backbone(config: SmallVLAConfig, cameras: tuple[Camera, ...], instructions: list[str]):
-    """A backbone from its checkpoint, or a freshly initialised embedded one, and its processor.
+def build_backbone(
+    config: SmallVLAConfig, cameras: tuple[Camera, ...], instructions: list[str], folder: Path | None = None
+):
+    """A backbone and its processor: from a checkpoint, or freshly initialised and embedded.
+
+    Args:
+        config: names the checkpoint.
+        cameras, instructions: what a new embedded backbone is made for.
+        folder: of a saved policy's backbone; its weights are still to be filled in if the policy stores them.
 
     Raises:
-        UserError: if the checkpoint cannot be read.
+        UserError: if the checkpoint, or a file of the folder, cannot be read.
     """
     require("transformers", "groot")
-    from transformers import AutoModelForImageTextToText
-
-    if config.backbone:
-        return _load_checkpoint(config), _read_processor(config.backbone)
-    model_config, processor = build_embedded(config.embedded, cameras, instructions)
-    model = _headless(AutoModelForImageTextToText.from_config(model_config))
-    # A narrow model's usual 0.02 makes text embeddings so short that normalising them makes training unstable.
-    torch.nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
-    return Backbone(model, config), processor
-
-
-def saved_backbone(config: SmallVLAConfig, folder: Path):
-    """The backbone of a saved policy, with weights still to be filled in if the policy stores them.
-
-    Raises:
-        UserError: if a file of its configuration or processor is missing or broken.
-    """
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    processor = _read_processor(str(folder))
-    if config.backbone and config.tune != "full":
-        return _load_checkpoint(config), processor
-    with as_user_error(f"{folder / 'config.json'}: not readable"):
-        model_config = AutoConfig.from_pretrained(folder)
-    model = AutoModelForImageTextToText.from_config(model_config, dtype=getattr(torch, config.backbone_dtype))
-    return Backbone(_headless(model), config), processor
-
-
-def _load_checkpoint(config: SmallVLAConfig) -> Backbone:
-    from transformers import AutoModelForImageTextToText
+    from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
     dtype = getattr(torch, config.backbone_dtype)
-    problem = f"backbone={config.backbone}: no image-text-to-text checkpoint that transformers reads"
-    with as_user_error(problem):
-        model = AutoModelForImageTextToText.from_pretrained(config.backbone, dtype=dtype)
-    return Backbone(_headless(model), config)
-
-
-def _headless(model: nn.Module) -> nn.Module:
-    return getattr(model, "model", model)
-
-
-def _read_processor(path: str):
-    from transformers import AutoProcessor
-
-    with as_user_error(f"{path}: its processor cannot be read"):
-        return AutoProcessor.from_pretrained(path)
+    if config.backbone and (folder is None or config.tune != "full"):
+        with as_user_error(f"backbone={config.backbone}: no image-text-to-text checkpoint that transformers reads"):
+            model = AutoModelForImageTextToText.from_pretrained(config.backbone, dtype=dtype)
+    else:
+        if folder is None:
+            model_config, processor = build_embedded(config.embedded, cameras, instructions)
+        else:
+            with as_user_error(f"{folder / 'config.json'}: not readable"):
+                model_config = AutoConfig.from_pretrained(folder)
+        model = AutoModelForImageTextToText.from_config(model_config, dtype=dtype)
+        if folder is None:
+            # A narrow model's usual 0.02 makes text embeddings so short that normalising them makes training unstable.
+            nn.init.normal_(model.get_input_embeddings().weight, std=EMBEDDING_STD)
+    if source := folder or config.backbone:
+        with as_user_error(f"{source}: its processor cannot be read"):
+            processor = AutoProcessor.from_pretrained(source)
+    return Backbone(getattr(model, "model", model), config), processor

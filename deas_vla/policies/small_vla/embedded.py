@@ -71,30 +71,19 @@ def build_embedded(config: EmbeddedBackboneConfig, cameras: tuple[Camera, ...], 
         max_image_size={"longest_edge": side},
     )
     processor = Idefics3Processor(image_processor, tokenizer, image_seq_len=(side // token) ** 2)
-    text = {
-        "model_type": "llama",
-        "hidden_size": config.text_width,
-        "intermediate_size": config.mlp_ratio * config.text_width,
-        "num_hidden_layers": config.text_layers,
-        "num_attention_heads": config.text_width // config.head_width,
-        "num_key_value_heads": config.text_width // config.head_width,
-        "vocab_size": VOCABULARY_SIZE,
-        "max_position_embeddings": 1024,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-    }
-    vision = {
-        "hidden_size": config.vision_width,
-        "intermediate_size": config.mlp_ratio * config.vision_width,
-        "num_hidden_layers": config.vision_layers,
-        "num_attention_heads": config.vision_width // config.head_width,
-        "image_size": side,
-        "patch_size": config.patch_size,
-    }
+    text, vision = (
+        {
+            "hidden_size": width,
+            "intermediate_size": config.mlp_ratio * width,
+            "num_hidden_layers": layers,
+            "num_attention_heads": width // config.head_width,
+        }
+        for width, layers in ((config.text_width, config.text_layers), (config.vision_width, config.vision_layers))
+    )
     model_config = Idefics3Config(
-        vision_config=vision,
-        text_config=text,
+        vision_config=vision | {"image_size": side, "patch_size": config.patch_size},
+        text_config=text
+        | {"model_type": "llama", "vocab_size": VOCABULARY_SIZE, "pad_token_id": tokenizer.pad_token_id},
         scale_factor=config.merge,
         image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_TOKEN),
         pad_token_id=tokenizer.pad_token_id,

@@ -8,7 +8,6 @@ model.safetensors    every weight that is not in a checkpoint of its own
 backbone/            the backbone's configuration, tokenizer and image processor
 """
 
-import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -23,13 +22,13 @@ from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError, as_user_error
 from deas_vla.files import read_json, write_json
-from deas_vla.policies.chunk_policy import ChunkPolicy, learns
+from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.fingerprint import Fingerprint
 from deas_vla.policies.flow import flow_loss, hold_last, integrate, interpolate
-from deas_vla.policies.lora import Merged, merge_adapters
+from deas_vla.policies.lora import Merged
 from deas_vla.policies.registry import register_policy
 from deas_vla.policies.small_vla.action_head import ActionHead
-from deas_vla.policies.small_vla.backbone import Backbone, ContextEncoder, new_backbone, saved_backbone
+from deas_vla.policies.small_vla.backbone import ContextEncoder, build_backbone
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.policies.small_vla.processing import PromptProcessor
 
@@ -45,7 +44,7 @@ class SmallVLAPolicy(ChunkPolicy):
         config: sizes and training mode.
         contract: with statistics; its cameras are shown to the backbone in order.
         instructions: those that the embedded backbone's tokenizer should know; others are spelled in bytes.
-        backbone: a backbone and its processor to use instead of making them.
+        folder: of the backbone of a saved policy, to read instead of making a new one.
 
     Raises:
         UserError: if the backbone cannot be read.
@@ -59,22 +58,16 @@ class SmallVLAPolicy(ChunkPolicy):
         config: SmallVLAConfig,
         contract: Contract,
         instructions: list[str] | None = None,
-        backbone: tuple[Backbone, object] | None = None,
+        folder: Path | None = None,
     ) -> None:
         super().__init__()
         self.config, self.contract, self.horizon = config, contract, config.horizon
-        self.backbone, self.processor = backbone or new_backbone(config, contract.cameras, instructions or [])
-        self.prompts = PromptProcessor(
-            self.processor,
-            contract.cameras,
-            self.backbone.accepted,
-            config.max_instruction_tokens,
-            self.backbone.image_token_id,
-        )
+        cameras, tokens = contract.cameras, config.max_instruction_tokens
+        self.backbone, self.processor = build_backbone(config, cameras, instructions or [], folder)
+        self.prompts = PromptProcessor(self.processor, cameras, self.backbone, tokens)
         self.context_encoder = ContextEncoder(config, self.backbone.width)
-        self.head = ActionHead(
-            config, self.backbone.width, len(contract.cameras), contract.state_dim, contract.action_dim
-        )
+        sizes = self.backbone.width, len(cameras), contract.state_dim, contract.action_dim
+        self.head = ActionHead(config, *sizes)
         times = torch.arange(config.denoising_steps) / config.denoising_steps
         self.register_buffer("times", times[None], persistent=False)
         self.register_buffer("token_camera", self.prompts.camera_index, persistent=False)
@@ -84,11 +77,9 @@ class SmallVLAPolicy(ChunkPolicy):
     def create(cls, config: SmallVLAConfig, contract: Contract, instructions: list[str]) -> Self:
         return cls(config, contract, instructions)
 
-    # ---- the three calls of a policy -----------------------------------------------------------------------
-
     def encode(self, observation: Observation) -> Context:
         observation.require_fits(self.contract)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.training and learns(*self._encoder)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.training and _learn(*self._encoder)):
             if torch.is_grad_enabled():
                 tokens, mask = self._tokens(observation)
             else:
@@ -125,8 +116,6 @@ class SmallVLAPolicy(ChunkPolicy):
         predicted = self.head(noisy, self.head.condition(time), state, memory, context.mask)
         return flow_loss(predicted, chunks, valid)
 
-    # ---- training and identity -----------------------------------------------------------------------------
-
     def freeze_encoder(self) -> None:
         for part in self._encoder:
             part.requires_grad_(False).eval()
@@ -135,8 +124,8 @@ class SmallVLAPolicy(ChunkPolicy):
         """What does not learn stays in evaluation mode: with its dropout it would give other features."""
         super().train(mode)
         for part in self._encoder:
-            part.train(mode and learns(part))
-        if mode and learns(*self._encoder):
+            part.train(mode and _learn(part))
+        if mode and _learn(*self._encoder):
             self._fingerprint.forget()
         return self
 
@@ -148,7 +137,7 @@ class SmallVLAPolicy(ChunkPolicy):
             "contract": self.contract.fingerprint,
             "config": {name: getattr(self.config, name) for name in names},
         }
-        return self._fingerprint.of(self._encoder, settings, self.training and learns(*self._encoder))
+        return self._fingerprint.of(self._encoder, settings, self.training and _learn(*self._encoder))
 
     def origin(self) -> dict[str, str | int | None]:
         return {
@@ -157,20 +146,12 @@ class SmallVLAPolicy(ChunkPolicy):
             "tune": self.config.tune,
         }
 
-    # ---- files ---------------------------------------------------------------------------------------------
-
     def standalone(self) -> tuple["SmallVLAPolicy", Merged]:
-        """A copy of a fully tuned backbone, which is the one that stores all its weights; for a moment both exist.
-
-        Raises:
-            UserError: if there are adapters that change nothing.
-        """
-        # Prompts and processor hold no weights and are shared.
-        copied = copy.deepcopy(self, {id(part): part for part in (self.prompts, self.processor)})
-        merged = merge_adapters(copied)
+        copied, merged = super().standalone()
+        # As a fully tuned one, which stores all its weights.
         copied.config = replace(copied.config, tune="full")
         copied.backbone.base_hash = None
-        return copied.eval(), merged
+        return copied, merged
 
     def write(self, folder: Path) -> None:
         weights = self.state_dict()
@@ -192,35 +173,28 @@ class SmallVLAPolicy(ChunkPolicy):
         stored = Contract.from_json(read_json(folder / CONTRACT), folder / CONTRACT)
         if contract is not None:
             stored.require_same(contract, f"policy {folder}", "what it is used for")
-        backbone, processor = saved_backbone(config, folder / BACKBONE)
-        if backbone.base_hash != settings["backbone_hash"]:
+        policy = cls(config, stored, folder=folder / BACKBONE)
+        given, found = settings["backbone_hash"], policy.backbone.base_hash
+        if given != found:
             raise UserError(
                 f"{folder / CONFIG}: this policy was trained on another backbone than the one at {config.backbone} "
-                f"(weights {str(settings['backbone_hash'])[:12]} against {str(backbone.base_hash)[:12]})"
+                f"(weights {str(given)[:12]} against {str(found)[:12]})"
             )
-        policy = cls(config, stored, backbone=(backbone, processor))
-        policy._fill(folder / WEIGHTS)
+        path, state = folder / WEIGHTS, policy.state_dict()
+        with as_user_error(f"{path}: missing, cut off or damaged; save the policy again", SafetensorError):
+            weights = load_file(path)
+        wanted, there = {n: state[n].shape for n in policy._stored()}, {n: t.shape for n, t in weights.items()}
+        if wrong := sorted({name for name, _ in wanted.items() ^ there.items()}):
+            raise UserError(
+                f"{path}: {len(wrong)} weights do not fit the settings in {CONFIG} beside it, the first is {wrong[0]}"
+            )
+        policy.load_state_dict(weights, strict=False)
         return policy.eval()
 
     def _stored(self) -> list[str]:
         """Names of the weights that are written: all but those of a backbone that has a checkpoint of its own."""
         own = self.backbone.base_hash is None
         return [n for n in self.state_dict() if own or not n.startswith("backbone.") or ".lora_" in n]
-
-    def _fill(self, path: Path) -> None:
-        with as_user_error(f"{path}: missing, cut off or damaged; save the policy again", SafetensorError):
-            weights = load_file(path)
-        state = self.state_dict()
-        shapes = {name: state[name].shape for name in self._stored()}
-        given = {name: tensor.shape for name, tensor in weights.items()}
-        wrong = sorted(n for n in shapes.keys() | given.keys() if shapes.get(n) != given.get(n))
-        if wrong:
-            raise UserError(
-                f"{path}: {len(wrong)} weights do not fit the settings in {CONFIG} beside it, the first is {wrong[0]}"
-            )
-        self.load_state_dict({n: tensor.to(state[n].dtype) for n, tensor in weights.items()}, strict=False)
-
-    # ---- details -------------------------------------------------------------------------------------------
 
     @property
     def _encoder(self) -> tuple[nn.Module, nn.Module]:
@@ -236,3 +210,7 @@ class SmallVLAPolicy(ChunkPolicy):
     def _memory(self, context: Context) -> dict[str, Tensor]:
         """What the head reads of a context; computed here for one that was made elsewhere and carries none."""
         return context.extras or self.head.read_context(context.tokens, context.mask, self.token_camera)
+
+
+def _learn(*modules: nn.Module) -> bool:
+    return any(parameter.requires_grad for module in modules for parameter in module.parameters())
