@@ -1,7 +1,7 @@
 """The action head: a diffusion transformer from noise to action chunks, conditioned on the backbone's tokens."""
 
 import math
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,6 @@ STATE_BOUND, ACTION_BOUND = 64**-0.5, 32**-0.5
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
-    """Two linear layers."""
     return nn.Sequential(nn.Linear(inputs, hidden), nn.SiLU(), nn.Linear(hidden, outputs))
 
 
@@ -41,19 +40,16 @@ class Block(nn.Module):
         self.down = nn.Linear(mlp_ratio * width, width)
 
     def project_context(self, tokens: Tensor) -> Tensor:
-        """(B, L, C) context tokens to (2, B, heads, L, d) keys and values."""
-        batch, length, _ = tokens.shape
-        return self.key_value(tokens).view(batch, length, 2, self.heads, -1).permute(2, 0, 3, 1, 4)
+        """(B, L, C) context tokens to (B, 2, heads, L, d) keys and values."""
+        return self.key_value(tokens).unflatten(-1, (2, self.heads, -1)).permute(0, 2, 3, 1, 4)
 
-    def forward(
-        self, x: Tensor, modulation: tuple[Tensor, ...], key_value: Tensor | None, mask: Tensor | None
-    ) -> Tensor:
-        """One layer.
+    def forward(self, x: Tensor, modulation: list[Tensor], key_value: Tensor | None, mask: Tensor | None) -> Tensor:
+        """One layer, (B, N, T, D) to (B, N, T, D).
 
         Args:
-            x: (B, N, T, D) tokens of N candidates.
+            x: tokens of N candidates.
             modulation: six tensors that broadcast against x: shift, scale and gate of attention, then of feed-forward.
-            key_value: (2, B, heads, L, d) keys and values of the context for cross-attention.
+            key_value: (B, 2, heads, L, d) keys and values of the context for cross-attention.
             mask: (B, 1, 1, L) True for context tokens that may be attended to.
         """
         batch, candidates, length, width = x.shape
@@ -62,7 +58,7 @@ class Block(nn.Module):
         if self.cross:
             # All candidates' tokens are one long list of queries: keys and values exist once per context.
             query = query.view(batch, candidates * length, self.heads, -1).transpose(1, 2)
-            attended = F.scaled_dot_product_attention(query, key_value[0], key_value[1], attn_mask=mask)
+            attended = F.scaled_dot_product_attention(query, *key_value.unbind(1), attn_mask=mask)
         else:
             packed = query.view(batch * candidates, length, 3, self.heads, -1).transpose(1, 3)
             attended = F.scaled_dot_product_attention(*packed.unbind(2))
@@ -72,19 +68,12 @@ class Block(nn.Module):
         return torch.addcmul(x, gate_mlp, self.down(F.silu(hidden)))
 
 
-@dataclass
-class Conditioning:
-    """Everything in the head that depends on the flow time alone; all broadcast against (B, N, T, D).
+class Conditioning(NamedTuple):
+    """What depends on the flow time alone; all broadcast against (B, N, T, D)."""
 
-    Attributes:
-        action: added to the action encoder's hidden layer.
-        blocks: six tensors for each block.
-        final: shift and scale before the decoder.
-    """
-
-    action: Tensor
-    blocks: list[tuple[Tensor, ...]]
-    final: tuple[Tensor, Tensor]
+    action: Tensor  # added to the action encoder's hidden layer
+    blocks: list[list[Tensor]]  # six tensors each, see `Block.forward`
+    final: list[Tensor]  # shift and scale before the decoder
 
 
 class DirectReadout(nn.Module):
@@ -115,17 +104,13 @@ class DirectReadout(nn.Module):
 
 
 class ActionHead(nn.Module):
-    """The clean chunk behind noisy ones, given a context.
-
-    A sequence of one state token and H action tokens passes through blocks that attend to the context and to each
-    other in turn.
-    """
+    """The clean chunk behind noisy ones: a state token and H action tokens attend to the context and each other."""
 
     def __init__(
         self, config: SmallVLAConfig, context_width: int, cameras: int, state_dim: int, action_dim: int
     ) -> None:
         super().__init__()
-        width, self.horizon = config.width, config.horizon
+        width = config.width
         self.state_encoder = mlp(state_dim, width, width)
         self.action_in, self.action_out = nn.Linear(action_dim, width), nn.Linear(width, width)
         self.action_time = nn.Linear(TIME_FEATURES, width)
@@ -162,20 +147,18 @@ class ActionHead(nn.Module):
         Returns:
             ``key_values`` (B, layers, 2, heads, L, d) of all cross-attention layers, and ``readout`` (B, D).
         """
-        projected = [block.project_context(tokens) for block in self.blocks if block.cross]
-        return {"key_values": torch.stack(projected, 1).transpose(0, 2), "readout": self.readout(tokens, mask, camera)}
+        key_values = torch.stack([block.project_context(tokens) for block in self.blocks if block.cross], 1)
+        return {"key_values": key_values, "readout": self.readout(tokens, mask, camera)}
 
     def condition(self, time: Tensor) -> Conditioning:
         """What depends on the (B, N) flow times alone."""
         angle = time[..., None] * self.frequency
         features = torch.cat([angle.sin(), angle.cos()], -1)[:, :, None]
-        parts = list(self.modulation(self.time_mlp(features)).split(self.positions.shape[1], -1))
-        # A layer's output is multiplied by 1 + scale, so that zero weights mean a plain layer norm.
-        blocks = [
-            (p[0], 1 + p[1], p[2], p[3], 1 + p[4], p[5])
-            for p in (parts[6 * i : 6 * i + 6] for i in range(len(self.blocks)))
-        ]
-        return Conditioning(self.action_time(features), blocks, (parts[-2], 1 + parts[-1]))
+        parts = self.modulation(self.time_mlp(features)).split(self.positions.shape[1], -1)
+        # Shift, scale, gate in turn; a scale is 1 + what comes out, so that zero weights mean a plain layer norm.
+        parts = [1 + part if i % 3 == 1 else part for i, part in enumerate(parts)]
+        blocks = [parts[i : i + 6] for i in range(0, len(parts) - 2, 6)]
+        return Conditioning(self.action_time(features), blocks, parts[-2:])
 
     def embed_state(self, state: Tensor) -> Tensor:
         """(B, S) normalised states to (B, 1, 1, D), one token each."""
@@ -184,25 +167,13 @@ class ActionHead(nn.Module):
     def forward(
         self, noisy: Tensor, conditioning: Conditioning, state: Tensor, memory: dict[str, Tensor], mask: Tensor
     ) -> Tensor:
-        """Predicts clean chunks from noisy ones.
-
-        Args:
-            noisy: (B, N, H, A) points between noise and chunk.
-            conditioning: of their flow times.
-            state: (B, 1, 1, D) from `embed_state`.
-            memory: from `read_context`.
-            mask: (B, L) True for real context tokens.
-
-        Returns:
-            (B, N, H, A).
-        """
+        """(B, N, H, A) points between noise and chunk, what the other methods make, and the mask, to clean chunks."""
         actions = self.action_out(F.silu(self.action_in(noisy) + conditioning.action)) + self.positions
         actions = actions + memory["readout"][:, None, None]
         x = torch.cat([state.expand(-1, noisy.shape[1], -1, -1), actions], 2)
         mask = mask[:, None, None]
         for i, block in enumerate(self.blocks):
-            key_value = memory["key_values"][:, i // 2].transpose(0, 1) if block.cross else None
+            key_value = memory["key_values"][:, i // 2] if block.cross else None
             x = block(x, conditioning.blocks[i], key_value, mask)
-        x = x[:, :, -self.horizon :]
-        x = torch.addcmul(conditioning.final[0], F.layer_norm(x, x.shape[-1:]), conditioning.final[1])
-        return self.decoder(x)
+        shift, scale = conditioning.final
+        return self.decoder(torch.addcmul(shift, F.layer_norm(x[:, :, 1:], x.shape[-1:]), scale))

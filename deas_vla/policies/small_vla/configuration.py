@@ -4,15 +4,12 @@ from dataclasses import dataclass, field
 
 from deas_vla.errors import UserError, require_ranges
 
-TUNE_MODES = ("frozen", "lora", "full")
-
 
 @dataclass
 class EmbeddedBackboneConfig:
     """A vision-language model small enough for a CPU, built from these sizes instead of a checkpoint.
 
-    It is a real `transformers` model (Idefics3: a SigLIP vision tower, pixel shuffle and a Llama), randomly
-    initialised, with a tokenizer and an image processor of its own.
+    A real `transformers` model (Idefics3: SigLIP vision tower, pixel shuffle, Llama) with new weights.
     """
 
     # Side of a vision patch in pixels.
@@ -75,10 +72,9 @@ class SmallVLAConfig:
     denoising_steps: int = 4
 
     def __post_init__(self) -> None:
-        if self.tune not in TUNE_MODES:
-            raise UserError(f"tune={self.tune!r} is unknown; choose one of {', '.join(TUNE_MODES)}")
-        if self.backbone_dtype not in ("float32", "bfloat16"):
-            raise UserError(f"backbone_dtype={self.backbone_dtype!r} is unknown; choose float32 or bfloat16")
+        for name, known in (("tune", ("frozen", "lora", "full")), ("backbone_dtype", ("float32", "bfloat16"))):
+            if getattr(self, name) not in known:
+                raise UserError(f"{name}={getattr(self, name)!r} is unknown; choose one of {', '.join(known)}")
         if self.width % self.head_width:
             raise UserError(f"width={self.width} is not a multiple of head_width={self.head_width}")
         counts = "horizon layers denoising_steps max_instruction_tokens encode_batch"
