@@ -45,16 +45,16 @@ class Batched(Adapter):
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         first = next(iter(batch.values()))
         count, views = len(first), len(self.cameras)
-        odd = [name for name, value in batch.items() if value.dim() == 0 or len(value) != count]
-        if odd:
-            raise UserError(f"the {self.config.type} policy reads {odd[0]}, which has no row for each observation")
+        for name, value in batch.items():
+            if value.shape[:1] != (count,):
+                raise UserError(f"the {self.config.type} policy reads {name}, which has no row for each observation")
         # Such a policy cannot only encode: it samples, and what the module returns meanwhile is kept.
         with outputs_of(self.module) as outputs:
             self.sample(batch, torch.zeros(count, self.horizon, self.width, device=first.device))
         grids = [getattr(output, "last_hidden_state", output) for output in outputs[:views]]
         if grids and len(grids[0]) == count * views:
             grids = grids[:1]
-        elif len(grids) != views or any(len(grid) != count for grid in grids):
+        elif [len(grid) for grid in grids] != [count] * views:
             raise UserError(f"the named module does not return one grid for each of {views} cameras")
         return Encoded(*camera_tokens(grids, count, self.cameras), batch)
 
@@ -71,15 +71,14 @@ class Batched(Adapter):
         return chunks[:, : self.horizon, : self.action_dim].float()
 
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
-        """The policy's own loss of each row; its levels of noise are its own, drawn by a seed made of the noise."""
+        """The policy's own loss of each row, with levels of noise that the noise seeds."""
         length = len(self.config.action_delta_indices)
         steps = torch.arange(length, device=actions.device)
         batch = memory | {
             "action": actions[:, steps.clamp_max(actions.shape[1] - 1)],
             "action_is_pad": (steps >= actions.shape[1]).expand(len(actions), -1),
         }
-        devices = [actions.device] if actions.is_cuda else []
-        with torch.random.fork_rng(devices):
+        with torch.random.fork_rng([actions.device] if actions.is_cuda else []):
             torch.manual_seed(seed_of(noise))
             if "reduction" in inspect.signature(self.policy.forward).parameters:
                 losses = self.policy.forward(_as_text(batch), reduction="none")[0]

@@ -39,7 +39,7 @@ class LeRobotPolicy(ChunkPolicy):
     Args:
         policy: of a kind with an adapter in `adapters/`, or any that draws normal noise, with a `feature`.
         preprocessor, postprocessor: LeRobot's, made for this policy.
-        contract: what the columns mean. Without statistics it gets those of the data that the policy was trained on.
+        contract: without statistics it gets those of the data that the policy was trained on.
         feature: for another kind of policy: name of the module that encodes its images, whose output the critic reads.
 
     Raises:
@@ -134,12 +134,7 @@ class LeRobotPolicy(ChunkPolicy):
     # ---- files ---------------------------------------------------------------------------------------------
 
     def write(self, folder: Path, standalone: bool = True) -> None:
-        """Writes what LeRobot writes for a policy and its processors, and the contract beside it.
-
-        Args:
-            folder: empty.
-            standalone: write what is needed of the checkpoints that the policy was built from, too: see `standalone`.
-        """
+        """Writes what LeRobot writes, and the contract; `standalone`: so that the folder needs nothing else, too."""
         self.policy.save_pretrained(folder)
         self.processors.preprocessor.save_pretrained(folder, config_filename=PREPROCESSOR)
         self.processors.postprocessor.save_pretrained(folder, config_filename=POSTPROCESSOR)
@@ -152,15 +147,10 @@ class LeRobotPolicy(ChunkPolicy):
 
     @classmethod
     def load(cls, folder: str | Path, contract: Contract | None = None, feature: str | None = None) -> Self:
-        """Reads a folder that `save` or LeRobot wrote (``…/pretrained_model``), in evaluation mode.
+        """Reads a folder that `save` or LeRobot wrote (``…/pretrained_model``), in evaluation mode, and no hub.
 
-        Args:
-            folder: of the policy; nothing is looked up on a hub.
-            contract: needed for a folder that LeRobot wrote; where one is stored, another is refused.
-            feature: see the class; `save` stores it.
-
-        Raises:
-            UserError: naming the file that is missing, cut off or does not fit.
+        The contract is needed for a folder that LeRobot wrote; where one is stored, another is refused. A file that is
+        missing, cut off or does not fit is a UserError.
         """
         require("lerobot.policies", "lerobot")
         from lerobot.configs import PreTrainedConfig
@@ -169,9 +159,8 @@ class LeRobotPolicy(ChunkPolicy):
         folder = Path(folder)
         for name in (CONFIG, WEIGHTS, PREPROCESSOR, POSTPROCESSOR):
             if not (folder / name).is_file():
-                adapted = (folder / "adapter_config.json").is_file()
-                hint = "merge its adapter first" if adapted else "copy it again"
-                raise UserError(f"{folder / name}: missing, and no LeRobot policy is without it; {hint}")
+                fix = "merge its adapter first" if (folder / "adapter_config.json").is_file() else "copy it again"
+                raise UserError(f"{folder / name}: missing, and no LeRobot policy is without it; {fix}")
         if (path := folder / CONTRACT).is_file():
             stored = Contract.from_json(read_json(path), path)
             if contract is not None:
@@ -205,11 +194,9 @@ class LeRobotPolicy(ChunkPolicy):
         device = next(self.policy.parameters()).device
         batch = self.processors.batch(observation)
         made = self.adapter.encode({name: value.to(device) for name, value in batch.items()})
-        tokens, mask = made.tokens.float(), made.mask
-        if mask is None:
-            mask = torch.ones(tokens.shape[:2], dtype=torch.bool, device=device)
         camera = made.camera.to(device).expand(len(observation), -1)
-        parts = {"tokens": tokens * mask[..., None], "mask": mask, "camera": camera}
+        mask = torch.ones_like(camera, dtype=torch.bool) if made.mask is None else made.mask
+        parts = {"tokens": made.tokens.float() * mask[..., None], "mask": mask, "camera": camera}
         return parts | {f"{MEMORY}{name}": value for name, value in made.memory.items()}
 
     def _memory(self, context: Context, count: int) -> tuple[dict[str, Tensor], Tensor]:

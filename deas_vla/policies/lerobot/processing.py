@@ -30,11 +30,7 @@ PATHS = ("tokenizer_name", "model_name", "device")
 
 
 class Processors:
-    """A LeRobot policy's pre- and postprocessor.
-
-    Raises:
-        UserError: if the policy needs something that an observation does not have, or its statistics are missing.
-    """
+    """A LeRobot policy's pre- and postprocessor; a policy that needs more than an observation has is a UserError."""
 
     def __init__(self, config, preprocessor: PolicyProcessorPipeline, postprocessor: PolicyProcessorPipeline) -> None:
         self.config, self.preprocessor, self.postprocessor = config, preprocessor, postprocessor
@@ -64,10 +60,9 @@ class Processors:
         other = [key for key in self.config.input_features if key not in known]
         if other:
             raise UserError(f"the {kind} policy reads {other[0]}, which an observation here does not have")
-        count = getattr(self.config, "n_obs_steps", 1)
-        if count != 1:
-            hint = "train it with --policy.n_obs_steps=1"
-            raise UserError(f"the {kind} policy sees {count} observations at once, and a critic sees one; {hint}")
+        if (count := getattr(self.config, "n_obs_steps", 1)) != 1:
+            fix = "train it with --policy.n_obs_steps=1"
+            raise UserError(f"the {kind} policy sees {count} observations at once, and a critic sees one; {fix}")
         for step in [*self.preprocessor.steps, *self.postprocessor.steps]:
             needed = []
             if isinstance(step, NormalizerProcessorStep | UnnormalizerProcessorStep):
@@ -81,10 +76,7 @@ class Processors:
                 raise UserError(f"the {kind} policy has no normalisation statistics of {', '.join(missing)}; {fix}")
 
     def cameras(self, contract: Contract) -> list[int]:
-        """The contract's index of each camera in the order in which the policy sees them.
-
-        `OTHER` stands for the empty cameras that the policy fills in: the critic does not read their tokens.
-        """
+        """The contract's index of each camera in the policy's order; `OTHER` for the empty ones that it fills in."""
         names = [camera.name for camera in contract.cameras]
         keys = list(self._cameras)
         for step in self.preprocessor.steps:
@@ -160,8 +152,7 @@ class Processors:
         digest = hashlib.sha256()
         for step in self._padded.steps:
             settings = {key: value for key, value in step.get_config().items() if key not in PATHS}
-            text = json.dumps(settings, sort_keys=True, default=str)
-            digest.update(f"{type(step).__name__} {text}".encode())
+            digest.update(f"{type(step).__name__} {json.dumps(settings, sort_keys=True, default=str)}".encode())
             for key, tensor in sorted(step.state_dict().items()):
                 digest.update(key.encode() + tensor.detach().cpu().contiguous().numpy().tobytes())
             if isinstance(step, TokenizerProcessorStep):

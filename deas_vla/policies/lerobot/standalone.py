@@ -23,8 +23,6 @@ CONFIG, PREPROCESSOR = "config.json", "policy_preprocessor.json"
 PARTS = "parts"
 # Fields of any policy's configuration that say where it came from or goes to.
 HISTORY = ("pretrained_path", "pretrained_revision", "repo_id")
-# A switch with which LeRobot also makes every matrix product of the whole process less exact.
-COMPILED = "compile_model"
 # Where tokenizers and models note the folder that they were read from.
 NOTES = ("name_or_path", "_name_or_path")
 # A tokenizer's files. Without one it is read all the same: without a vocabulary, or without padding.
@@ -39,18 +37,14 @@ STEPS = {
 def make_standalone(folder: Path, steps: Sequence, fields: dict[str, object]) -> None:
     """Turns the folder of a LeRobot policy, with the parts that its adapter wrote, into one that needs nothing else.
 
-    Args:
-        folder: of the policy.
-        steps: of its preprocessor.
-        fields: of its configuration, as `Adapter.write_parts` gives them.
-
-    Raises:
-        UserError: if its configuration names another folder that this version does not know to replace.
+    The steps are its preprocessor's, the fields those of `Adapter.write_parts`. Where a file of it names another folder
+    that this version does not know to replace, a UserError.
     """
     config = read_json(folder / CONFIG)
     config |= dict.fromkeys(HISTORY) | {"device": "cpu"}
-    if COMPILED in config:
-        config[COMPILED] = False
+    if "compile_model" in config:
+        # With it LeRobot also makes every matrix product of the whole process less exact.
+        config["compile_model"] = False
     write_json(folder / CONFIG, config | fields)
 
     written = read_json(folder / PREPROCESSOR)
@@ -60,10 +54,8 @@ def make_standalone(folder: Path, steps: Sequence, fields: dict[str, object]) ->
             settings["device"] = "cpu"
         if name in STEPS:
             field, part_name = STEPS[name]
-            if hasattr(step, "input_tokenizer"):
-                parts = [step.input_tokenizer]
-            else:
-                parts = [step.proc.tokenizer, step.proc.image_processor, step.proc.video_processor]
+            whole = getattr(step, "proc", None)
+            parts = [whole.tokenizer, whole.image_processor, whole.video_processor] if whole else [step.input_tokenizer]
             for part in parts:
                 part.save_pretrained(folder / part_name)
             settings[field] = part_name
@@ -86,10 +78,8 @@ def _remove_notes(path: Path) -> None:
         for key, item in value.items():
             for text in item if isinstance(item, list) else [item]:
                 if isinstance(text, str) and os.path.isabs(text):
-                    raise UserError(
-                        f"{path.name} of the policy names another folder ({key} = {text}), and this version does not "
-                        "know how to do without it; train the policy from a checkpoint of a kind that it knows"
-                    )
+                    fix = "train the policy from a checkpoint that needs none"
+                    raise UserError(f"{path.name} of the policy names another folder ({key} = {text}); {fix}")
         return value
 
     write_json(path, json.loads(path.read_text(encoding="utf-8"), object_hook=cleaned))
@@ -98,11 +88,8 @@ def _remove_notes(path: Path) -> None:
 def find_parts(config, folder: Path) -> dict[str, dict[str, str]]:
     """Makes the relative paths in LeRobot's configuration of a policy absolute, in place.
 
-    Returns:
-        The same for the steps of the preprocessor: overrides for LeRobot's reader.
-
-    Raises:
-        UserError: naming the part that is missing; LeRobot would look for it on a hub.
+    Returns the same for the preprocessor, as overrides for LeRobot's reader. A missing part, which LeRobot would look
+    for on a hub, is a UserError.
     """
     needed = []
     for field, value in vars(config).items():
@@ -123,11 +110,10 @@ def find_parts(config, folder: Path) -> dict[str, dict[str, str]]:
 
 @contextmanager
 def without_weights(folder: Path) -> Iterator[None]:
-    """A block in which the parts of a standalone folder are built from their configurations.
+    """A block in which the parts of a standalone folder are built from their configurations; others change nothing.
 
-    LeRobot calls `PreTrainedModel.from_pretrained` for weights that it then replaces, and takes no argument that says
-    otherwise, so that method is replaced, for the length of the block and in the whole process: read one policy at a
-    time. Other folders are read as always.
+    LeRobot calls `PreTrainedModel.from_pretrained` for weights that it then replaces, whatever it is told, so that
+    method is replaced, in the whole process: read one policy at a time.
     """
     if not (folder / PARTS).is_dir():
         yield
