@@ -52,14 +52,8 @@ class FrameTable:
 
     def subset(self, rows: Tensor | slice) -> "FrameTable":
         """A table of the frames at these rows, (M,) int64; of a slice it shows the same memory."""
-        return replace(
-            self,
-            state=self.state[rows],
-            episode=self.episode[rows],
-            step=self.step[rows],
-            instruction=self.instruction[rows],
-            images={name: images[rows] for name, images in self.images.items()},
-        )
+        tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors, images={name: images[rows] for name, images in self.images.items()})
 
     def block_fingerprints(self, block: int) -> list[str]:
         """`fingerprint` of each `block` frames in order; images are hashed once, however many caches ask."""

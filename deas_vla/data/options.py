@@ -4,10 +4,9 @@ Frames are rows of a `FrameTable` of the same list of episodes. Fewer than H ste
 
 - The task was done. The option is terminal: its m < H steps say all there is.
 - The episode was cut off (a timeout). The option is dropped: no option starts at the last observation, so the value
-  that it would bootstrap from is learnt from nothing. That value drifts to the lower end of the support and takes the
-  frames before it along. (Tabular, H = 16, γ₁ = .9, γ₂ = .99: failing for ever is worth −54.8; with the short options
-  of 8 steps it comes out lower.) Whole options that end at the last observation stay and bootstrap from it: that is
-  how a failure differs from a success (design rule 2).
+  that it would bootstrap from is learnt from nothing, drifts to the lower end of the support and takes the frames
+  before it along. Whole options that end at the last observation stay and bootstrap from it: that is how a failure
+  differs from a success (design rule 2).
 """
 
 from dataclasses import dataclass, replace
@@ -103,8 +102,7 @@ class Options(Chunks):
     Attributes:
         returns, bootstrap, terminated, length: `OptionTargets`.
         end_frame: (O,) int64 row of the frame table: s_{t+m}; where terminated, any frame of the episode.
-        dropped: frames without an option because no frame is stored where it would end.
-        cut: frames without one because the episode was cut off within H steps.
+        dropped, cut: frames without an option because no frame is stored where it would end; or by a cut-off episode.
         chained: share of the options ending within their episode that end where another one starts, or would but
             for the cut. The others bootstrap from a value that nothing is said about.
     """

@@ -26,7 +26,11 @@ def check_info(info: dict, path: Path, episodic: bool) -> None:
             raise UserError(f"{path}: {key} is not {wanted}; correct it, or copy the data set again")
 
     def need_path(key: str, *names: str) -> None:
-        need(_formats(info.get(key), names), key, f"a path of {', '.join(f'{{{name}}}' for name in names)}")
+        try:
+            right = isinstance(info.get(key), str) and bool(info[key].format(**dict.fromkeys(names, 0)))
+        except (LookupError, ValueError, AttributeError, TypeError):
+            right = False
+        need(right, key, f"a path of {', '.join(f'{{{name}}}' for name in names)}")
 
     fps, features = info.get("fps"), info.get("features")
     need(type(fps) in (int, float) and 0 < fps < math.inf, "fps", "a number above 0")
@@ -61,20 +65,8 @@ def _whole(value: object) -> bool:
     return type(value) is int and value > 0
 
 
-def _formats(template: object, names: tuple[str, ...]) -> bool:
-    """Whether a path can be made of these fields and no others."""
-    try:
-        return isinstance(template, str) and bool(template.format(**dict.fromkeys(names, 0)))
-    except (LookupError, ValueError, AttributeError, TypeError):
-        return False
-
-
 def read_table(file: Path, columns: list[str] | None = None, *, full: bool = False) -> pa.Table:
-    """A parquet file, or some of its columns.
-
-    `full` refuses empty entries, which numpy would silently make False or NaN. A missing or cut-off file and a missing
-    column are UserErrors.
-    """
+    """A parquet file, or some of its columns; `full` refuses empty entries, which numpy would make False or NaN."""
     import pyarrow.parquet as pq
 
     with as_user_error(f"{file} cannot be read; copy it again"):

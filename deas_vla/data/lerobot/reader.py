@@ -12,9 +12,6 @@ from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout, gather
 from deas_vla.errors import ContractMismatch, UserError, as_user_error
 
-# Columns that this project writes and others need not have.
-OPTIONAL = ("frame.is_fresh", "frame.is_final", "scene")
-
 
 def read_dataset(
     root: Path,
@@ -64,7 +61,8 @@ def read_dataset(
         raise ContractMismatch(f"{root} and its contract do not fit together: {'; '.join(misfits)}")
     layout = layout.with_columns_of(contract)
 
-    rows = list(folder.rows([*layout.keys, layout.instruction, *labels.columns], OPTIONAL))
+    optional = ("frame.is_fresh", "frame.is_final", "scene")
+    rows = list(folder.rows([*layout.keys, layout.instruction, *labels.columns], optional))
     if len({part.number for part in rows}) < len(rows):
         raise UserError(f"{root}: an episode is in two places; `deas-vla audit {root}` says which")
     if not rows:

@@ -1,19 +1,7 @@
 """Episodes as a LeRobotDataset v3 on disk: any tool that reads LeRobot's format reads what is written here.
 
-One row for each of the T + 1 observations of an episode. Besides LeRobot's own columns:
-
-====================  =================================================================================
-next.reward           the task's reward of the step
-next.success          success, read after the step
-next.done             the step was the episode's last, for whatever reason
-next.truncated        the episode ended here without success
-frame.is_fresh        the images of this row were rendered at this row; otherwise the last ones are repeated
-frame.is_final        the observation after the last action: no step follows, the action repeats the last
-scene                 number of the initial state
-====================  =================================================================================
-
-LeRobot takes every column ``observation.*`` for an input of its policies, hence the names. Contract, source and
-metadata are in ``meta/deas_vla.json``.
+One row for each of the T + 1 observations of an episode, with the columns of `columns_of`: LeRobot takes every
+``observation.*`` for an input of its policies, hence their names. Contract and metadata are in ``meta/deas_vla.json``.
 """
 
 import io
@@ -115,13 +103,13 @@ def columns_of(episode: Episode) -> dict[str, np.ndarray]:
     return {
         "observation.state": episode.states,
         "action": np.concatenate([episode.actions, episode.actions[-1:]]),
-        "next.reward": np.append(episode.rewards, np.float32(0)),
-        "next.success": np.append(episode.success, episode.success[-1]),
-        "next.done": ends,
-        "next.truncated": ends & episode.truncated,
-        "frame.is_fresh": np.isin(rows, episode.frame_steps),
-        "frame.is_final": rows == episode.length,
-        "scene": np.full(len(rows), episode.scene, np.int64),
+        "next.reward": np.append(episode.rewards, np.float32(0)),  # the task's, of the step
+        "next.success": np.append(episode.success, episode.success[-1]),  # read after the step
+        "next.done": ends,  # the step was the episode's last, for whatever reason
+        "next.truncated": ends & episode.truncated,  # the episode ended here without success
+        "frame.is_fresh": np.isin(rows, episode.frame_steps),  # images rendered at this row, else the last ones again
+        "frame.is_final": rows == episode.length,  # no step follows, the action repeats the last
+        "scene": np.full(len(rows), episode.scene, np.int64),  # number of the initial state
     }
 
 
@@ -134,9 +122,8 @@ def shown_frame(episode: Episode) -> np.ndarray:
 class ImageWriter:
     """Images as PNG inside the parquet files, encoded once per rendered frame and in memory.
 
-    By hand, because LeRobot's recorder takes statistics over every pixel and sends images through files: 4,040 rows of
-    two 84 px cameras, of which every eighth was rendered, took it 39.8 s, this 1.3 s. Metadata, schema and statistics
-    of numeric columns are LeRobot's; a test compares both row by row.
+    LeRobot's recorder takes statistics over every pixel and sends images through files: 4,040 rows of two 84 px cameras
+    took it 39.8 s, this 1.3 s. Metadata, schema and other statistics are LeRobot's; a test compares both row by row.
     """
 
     def __init__(self, root: Path, repo_id: str, fps: float, features: dict, robot: str):

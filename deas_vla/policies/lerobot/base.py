@@ -83,23 +83,19 @@ class Adapter(ABC):
         """(M, H, A) squared error of what the model predicts, in the units of its own training loss.
 
         Args:
-            memory: of M rows.
+            memory, noise: as in `sample`.
             actions: (M, H, A) chunks as the preprocessor makes them, which may have padded steps and columns.
-            noise: (M, steps, width) standard normal.
             time: (M,) flow times, 0 for noise and 1 for the clean chunk.
         """
 
     @staticmethod
     def write_parts(policy: nn.Module, folder: Path) -> dict[str, object]:
-        """Writes what the policy is built from beside its weights to `standalone.PARTS` in its folder.
-
-        Returns the fields of LeRobot's configuration that name the parts, with their new values.
-        """
+        """Writes what the policy is built from to `standalone.PARTS`; the fields of its configuration that name it."""
         return {}
 
     @staticmethod
     def renamed(policy: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What LeRobot does to weights of older files when it reads them: other names, other shapes, some left out."""
+        """What LeRobot makes of weights of older files: other names, other shapes, some left out."""
         return weights
 
 

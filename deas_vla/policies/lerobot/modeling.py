@@ -1,7 +1,7 @@
 """LeRobotPolicy: a policy that LeRobot made, as a chunk policy.
 
-A saved one is LeRobot's folder (configuration, weights, processors), contract.json, critic_feature.json (the module
-named for a kind without an adapter), and parts/ (of a standalone folder: what else it is built from).
+A saved one is LeRobot's folder, contract.json, critic_feature.json (the module named for a kind without an adapter) and
+parts/ (of a standalone folder: what else it is built from).
 """
 
 from pathlib import Path
@@ -230,10 +230,7 @@ def _adapter_of(policy: nn.Module, cameras: list[int], feature: str | None) -> A
 
 
 def _require_loaded(policy: nn.Module, path: Path) -> None:
-    """Refuses a policy whose weights are not those of the file.
-
-    LeRobot loads with a warning what fits, and leaves the rest as it was drawn; π0 even goes on without any weights.
-    """
+    """LeRobot loads with a warning what fits, and leaves the rest as it was drawn; π0 even goes on without weights."""
     state = policy.state_dict()
     missing = {tensor.data_ptr() for tensor in state.values() if tensor.numel()}
     weights = _class_of(policy).renamed(policy, load_file(path))

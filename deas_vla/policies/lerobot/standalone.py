@@ -1,8 +1,7 @@
 """A LeRobot policy's folder that refers to no other folder and to no hub, so that it can be moved.
 
-LeRobot stores of the checkpoints that a policy was built from the name alone, and looks there again for architectures,
-tokenizers, image processors, and weights that it then replaces. Here all of that but the weights is written to
-``parts/`` beside the policy's own files, and the names become ``parts/…``.
+LeRobot stores the names of the checkpoints that a policy was built from, and looks there again for architectures,
+tokenizers and image processors. Here these are written to ``parts/``, and the names become ``parts/…``.
 """
 
 import inspect

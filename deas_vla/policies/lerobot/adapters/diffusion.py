@@ -1,9 +1,8 @@
 """LeRobot's Diffusion Policy: a ResNet a camera, a U-Net that turns noise into chunks.
 
-The candidates share the conditioning vector. With the DDIM scheduler a chunk is a function of its first noise. DDPM
-draws fresh noise at every step; that noise follows from the first, candidate by candidate (see `noise.py`), so that a
-candidate is still a pure function of its noise. It has one scale: zero noise stays zero, others than 0 and 1 are
-refused. DDIM needs a tenth of the steps.
+The candidates share the conditioning vector. With DDIM, which needs a tenth of the steps, a chunk is a function of its
+first noise. DDPM draws fresh noise at every step, which here follows from the first (see `noise.py`) and has one scale:
+zero noise stays zero, others than 0 and 1 are refused.
 """
 
 from collections.abc import Callable

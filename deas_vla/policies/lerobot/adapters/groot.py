@@ -1,8 +1,7 @@
 """LeRobot's GR00T N1.7: a Qwen3-VL cut at a layer, and a diffusion transformer that attends to its tokens.
 
-Backbone, vision-language self-attention and state encoder run once an observation. The self-attention has no mask:
-padding would be read as text. So only observations with one instruction are encoded together, which need no padding,
-and what the masked cross-attention of the head reads is padded afterwards.
+The vision-language self-attention has no mask: padding would be read as text. So only observations with one instruction
+are encoded together, and what the masked cross-attention of the head reads is padded afterwards.
 """
 
 import shutil

@@ -17,12 +17,7 @@ from deas_vla.policies.lerobot.base import Adapter, Encoded, register_adapter
 class SharedPrefix(Adapter):
     """A language model that encodes the prefix, and an action expert that reads its keys and values in flow matching.
 
-    The prefix runs once an observation; its keys and values are copied for each candidate, which costs memory traffic
-    and no arithmetic. In training, the samples of noise share it too.
-
-    Args:
-        policy, cameras, encoder: see `Adapter`.
-        flow_steps: Euler steps of the sampler.
+    They are copied for each candidate and sample of noise, which costs memory traffic and no arithmetic.
     """
 
     def __init__(self, policy: nn.Module, cameras: list[int], encoder: list[nn.Module], flow_steps: int) -> None:

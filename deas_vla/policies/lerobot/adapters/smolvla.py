@@ -18,8 +18,8 @@ from deas_vla.policies.lerobot.standalone import PARTS
 class SmolVLA(SharedPrefix):
     """Tokens are the language model's last hidden states of images and text.
 
-    The state token is left out: it passes through a projection that is trained with the expert, and images and text
-    do not attend to it, so that features stay valid while the expert learns. The critic gets the state beside them.
+    The state token is left out, whose projection is trained with the expert: images and text do not attend to it, so
+    that features stay valid while the expert learns.
     """
 
     settings = ("resize_imgs_with_padding", "add_image_special_tokens", "prefix_length", "empty_cameras")

@@ -1,8 +1,7 @@
 """LeRobot's X-VLA: a Florence-2 encoder and a transformer with soft prompts that predicts the clean chunk.
 
-The encoder runs once an observation. LeRobot's sampler encodes and draws noise inside one call, so its few lines
-(predict the chunk, mix it with the same noise at the next lower level) are here. Its actions and losses depend on the
-action space that the policy is configured with.
+LeRobot's sampler encodes and draws noise inside one call, so its few lines (predict the chunk, mix it with the same
+noise at the next lower level) are here. Actions and losses depend on the action space of its configuration.
 """
 
 from pathlib import Path
