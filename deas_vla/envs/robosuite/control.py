@@ -1,11 +1,10 @@
 """robosuite's control law for PandaOmron, lean: one compiled function per simulation step.
 
-robosuite runs its controllers as Python objects in every physics step. Measured by benchmarks/robosuite_control.py on
-one core: a control step of Lift takes 9.4 ms here and 65.7 ms there at the same physics step of 2 ms (7.0 times), and
-3.8 ms at the 5 ms that recipes play (17 times); the machine was busy, so only the ratio counts. This is the same law
-for the one robot that we use: operational-space control of the arm (Khatib 1987) with
-decoupled position and orientation and a null-space posture, a torso position loop, velocity-controlled wheels, and a
-gripper that integrates open and close commands. `tests/test_robosuite.py` compares it with robosuite's own loop.
+robosuite runs its controllers as Python objects in every physics step: 7 times slower at the same physics step of 2 ms,
+17 times slower than at the 5 ms that recipes play (benchmarks/robosuite_control.py, one core). This is the same law for
+the one robot that we use: operational-space control of the arm (Khatib 1987) with decoupled position and orientation
+and a null-space posture, a torso position loop, velocity-controlled wheels, and a gripper that integrates open and
+close commands. `tests/test_robosuite.py` compares it with robosuite's own loop.
 """
 
 import math
@@ -66,8 +65,8 @@ def _write_torques(state, frames, dynamics, goal, home, address, limits, control
 
     Args:
         state: qpos and qvel.
-        frames: end-effector position (3,) and rotation (9,), base position and rotation, in the world; the base's
-            spatial velocity (6,), rotational first.
+        frames: position (3,) and rotation (3, 3) of end-effector and base in the world; the base's spatial velocity
+            (6,), rotational first.
         dynamics: mass matrix (V, V), end-effector Jacobian (6, V), bias forces (V,).
         goal: position (3,) and rotation (3, 3) in the base frame, torso height (1,).
         home: (7,) posture of the null space.
@@ -81,55 +80,34 @@ def _write_torques(state, frames, dynamics, goal, home, address, limits, control
     goal_position, goal_rotation, goal_torso = goal
     arm_q, arm_v, torso_q, torso_v, arm_u, torso_u = address
     joints = home.shape[0]
-
-    mass = np.empty((joints, joints))
-    jacobian = np.empty((6, joints))
-    posture = np.empty((joints, 1))
-    for j in range(joints):
-        for i in range(joints):
-            mass[i, j] = full_mass[arm_v + i, arm_v + j]
-        for i in range(6):
-            jacobian[i, j] = full_jacobian[i, arm_v + j]
-        posture[j, 0] = POSTURE_STIFFNESS * (home[j] - qpos[arm_q + j]) - POSTURE_DAMPING * qvel[arm_v + j]
+    arm = slice(arm_v, arm_v + joints)
+    mass, jacobian = full_mass[arm, arm].copy(), full_jacobian[:, arm].copy()
+    posture = POSTURE_STIFFNESS * (home - qpos[arm_q : arm_q + joints]) - POSTURE_DAMPING * qvel[arm]
 
     # What is wanted at the end effector, as accelerations: position, then rotation (sum of cross products of axes).
     # The velocity is that of all joints, so the base's own velocity is taken off.
-    wanted = np.zeros((6, 1))
-    for i in range(3):
-        target = base_position[i]
-        for k in range(3):
-            target += base_rotation[3 * i + k] * goal_position[k]
-        linear = 0.0
-        angular = 0.0
-        for k in range(qvel.shape[0]):
-            linear += full_jacobian[i, k] * qvel[k]
-            angular += full_jacobian[3 + i, k] * qvel[k]
-        wanted[i, 0] = ARM_STIFFNESS * (target - position[i]) - ARM_DAMPING * (linear - base_velocity[3 + i])
-        wanted[3 + i, 0] = -ARM_DAMPING * (angular - base_velocity[i])
+    velocity = _matmul(full_jacobian, qvel.reshape(-1, 1))[:, 0]
+    target = base_position.copy()
+    for k in range(3):
+        target += base_rotation[:, k] * goal_position[k]
+    wanted = np.empty((6, 1))
+    wanted[:3, 0] = ARM_STIFFNESS * (target - position) - ARM_DAMPING * (velocity[:3] - base_velocity[3:])
+    wanted[3:, 0] = -ARM_DAMPING * (velocity[3:] - base_velocity[:3])
+    goal_in_world = _matmul(base_rotation, goal_rotation)
     for axis in range(3):
-        d = np.zeros(3)
-        for i in range(3):
-            for k in range(3):
-                d[i] += base_rotation[3 * i + k] * goal_rotation[k, axis]
-        c0, c1, c2 = rotation[axis], rotation[3 + axis], rotation[6 + axis]
-        wanted[3, 0] += ARM_STIFFNESS * 0.5 * (c1 * d[2] - c2 * d[1])
-        wanted[4, 0] += ARM_STIFFNESS * 0.5 * (c2 * d[0] - c0 * d[2])
-        wanted[5, 0] += ARM_STIFFNESS * 0.5 * (c0 * d[1] - c1 * d[0])
+        wanted[3:, 0] += ARM_STIFFNESS * 0.5 * np.cross(rotation[:, axis], goal_in_world[:, axis])
 
     # Task-space inertia, decoupled for position and rotation; the posture acts where it does not move the hand.
     inverse_inertia = _matmul(jacobian, _cholesky_solve(mass, jacobian.T.copy()))
     wrench = np.empty((6, 1))
-    wrench[:3] = _cholesky_solve(inverse_inertia[:3, :3].copy(), wanted[:3].copy())
-    wrench[3:] = _cholesky_solve(inverse_inertia[3:, 3:].copy(), wanted[3:].copy())
-    wrench -= _cholesky_solve(inverse_inertia, _matmul(jacobian, posture))
-    torque = _matmul(jacobian.T.copy(), wrench) + _matmul(mass, posture)
-    for j in range(joints):
-        u = arm_u + j
-        control[u] = min(max(torque[j, 0] + bias[arm_v + j], limits[u, 0]), limits[u, 1])
-
+    for part in (slice(0, 3), slice(3, 6)):
+        wrench[part] = _cholesky_solve(inverse_inertia[part, part].copy(), wanted[part].copy())
+    wrench -= _cholesky_solve(inverse_inertia, _matmul(jacobian, posture.reshape(-1, 1)))
+    torque = _matmul(jacobian.T.copy(), wrench) + _matmul(mass, posture.reshape(-1, 1))
     lift = TORSO_STIFFNESS * (goal_torso[0] - qpos[torso_q]) - TORSO_DAMPING * qvel[torso_v]
-    force = full_mass[torso_v, torso_v] * lift + bias[torso_v]
-    control[torso_u] = min(max(force, limits[torso_u, 0]), limits[torso_u, 1])
+    control[arm_u : arm_u + joints] = torque[:, 0] + bias[arm]
+    control[torso_u] = full_mass[torso_v, torso_v] * lift + bias[torso_v]
+    control[:] = np.minimum(np.maximum(control, limits[:, 0]), limits[:, 1])
 
 
 def _rotation_matrix(vector: np.ndarray) -> np.ndarray:
@@ -143,33 +121,30 @@ def _rotation_matrix(vector: np.ndarray) -> np.ndarray:
 
 
 class MobileControl:
-    """Turns named commands into actuator controls, step by step.
-
-    Args:
-        model: a MuJoCo model with robosuite's PandaOmron in it.
-        data: its data; the views into it stay valid as long as it lives.
-    """
+    """Turns named commands into actuator controls, step by step, for a MuJoCo model with robosuite's PandaOmron."""
 
     def __init__(self, model: mujoco.MjModel, data: mujoco.MjData):
         self.model, self.data = model, data
-        joint = {model.joint(i).name: model.joint(i) for i in range(model.njnt)}
-        actuator = {model.actuator(i).name: i for i in range(model.nu)}
-        arm = [joint[f"robot0_joint{i}"] for i in range(1, 8)]
-        torso = joint["mobilebase0_joint_torso_height"]
-        self.arm_q = np.array([int(j.qposadr[0]) for j in arm])
-        wheels = ("forward", "side", "yaw")
-        self.base_q = np.array([int(joint[f"mobilebase0_joint_mobile_{a}"].qposadr[0]) for a in wheels])
-        self.base_u = np.array([actuator[f"mobilebase0_actuator_mobile_{a}"] for a in wheels])
-        self.gripper_u = np.array([actuator[f"gripper0_right_gripper_finger_joint{i}"] for i in (1, 2)])
-        self.gripper_q = np.array([int(joint[f"gripper0_right_finger_joint{i}"].qposadr[0]) for i in (1, 2)])
-        self.torso_q = int(torso.qposadr[0])
+
+        def address(*joints: str) -> np.ndarray:
+            return np.array([model.joint(name).qposadr[0] for name in joints])
+
+        def actuators(*names: str) -> np.ndarray:
+            return np.array([model.actuator(name).id for name in names])
+
+        wheels, torso = ("forward", "side", "yaw"), "mobilebase0_joint_torso_height"
+        self.arm_q = address(*(f"robot0_joint{i}" for i in range(1, 8)))
+        self.base_q = address(*(f"mobilebase0_joint_mobile_{wheel}" for wheel in wheels))
+        self.base_u = actuators(*(f"mobilebase0_actuator_mobile_{wheel}" for wheel in wheels))
+        self.gripper_q = address(*(f"gripper0_right_finger_joint{i}" for i in (1, 2)))
+        self.gripper_u = actuators(*(f"gripper0_right_gripper_finger_joint{i}" for i in (1, 2)))
+        self.torso_q = int(address(torso)[0])
         self._address = (
-            int(arm[0].qposadr[0]),
-            int(arm[0].dofadr[0]),
+            int(self.arm_q[0]),
+            int(model.joint("robot0_joint1").dofadr[0]),
             self.torso_q,
-            int(torso.dofadr[0]),
-            actuator["robot0_torq_j1"],
-            actuator["mobilebase0_actuator_torso_height"],
+            int(model.joint(torso).dofadr[0]),
+            *actuators("robot0_torq_j1", "mobilebase0_actuator_torso_height").tolist(),
         )
         self._limits = model.actuator_ctrlrange.copy()
         self.hand_site = model.site("gripper0_right_grip_site").id
@@ -177,15 +152,14 @@ class MobileControl:
         self._arm_site = model.site("robot0_right_center").id
         self.base_site = model.site("mobilebase0_center").id
 
-        self._mass = np.zeros((model.nv, model.nv))
-        self._jacobian = np.zeros((6, model.nv))
+        self._mass, self._jacobian = np.zeros((model.nv, model.nv)), np.zeros((6, model.nv))
         self._base_velocity = np.zeros(6)
         self._state = (data.qpos, data.qvel)
         self._frames = (
             data.site_xpos[self.hand_site],
-            data.site_xmat[self.hand_site],
+            data.site_xmat[self.hand_site].reshape(3, 3),
             data.site_xpos[self._arm_site],
-            data.site_xmat[self._arm_site],
+            data.site_xmat[self._arm_site].reshape(3, 3),
             self._base_velocity,
         )
         self._dynamics = (self._mass, self._jacobian, data.qfrc_bias)
@@ -207,20 +181,11 @@ class MobileControl:
         self.goal_position[:], self.goal_rotation[:] = self._hand_in_base()
         self.goal_torso[:] = self.data.qpos[self.torso_q]
 
-    def set_goal(
-        self,
-        position: np.ndarray,
-        rotation: np.ndarray,
-        torso: float,
-        base: np.ndarray,
-        gripper_close: bool,
-        base_mode: bool,
-    ) -> None:
+    def set_goal(self, position, rotation, torso: float, base, gripper_close: bool, base_mode: bool) -> None:
         """Takes one command; kinematics must be up to date.
 
         Args:
-            position: (3,) in [-1, 1]: share of 5 cm, along the axes of the base.
-            rotation: (3,) in [-1, 1]: share of 0.5 rad about the axes of the base.
+            position, rotation: (3,) in [-1, 1], share of 5 cm along and of 0.5 rad about the axes of the base.
             torso: in [-1, 1]: share of 5 cm.
             base: (3,) in [-1, 1]: forward, side and yaw velocity.
             gripper_close: close (True) or open.
@@ -237,13 +202,8 @@ class MobileControl:
         self.gripper[:] = np.clip(self.gripper + np.array([-sign, sign]) * GRIPPER_SPEED, -1.0, 1.0)
         # The wheels' joints turn with the base: forward and side are given as the base stands now.
         turn = self._yaw() - self.base_yaw[0]
-        wheels = np.array(
-            [
-                base[0] * math.cos(turn) + base[1] * math.sin(turn),
-                -base[0] * math.sin(turn) + base[1] * math.cos(turn),
-                base[2],
-            ]
-        )
+        cos, sin = math.cos(turn), math.sin(turn)
+        wheels = np.array([base[0] * cos + base[1] * sin, -base[0] * sin + base[1] * cos, base[2]])
         for actuators, share in ((self.base_u, wheels), (self.gripper_u, self.gripper)):
             low, high = self._limits[actuators, 0], self._limits[actuators, 1]
             self.data.ctrl[actuators] = np.clip((low + high) / 2 + (high - low) / 2 * share, low, high)
