@@ -4,7 +4,7 @@ import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
@@ -14,6 +14,21 @@ from deas_vla.envs.rendering import SceneRenderer
 
 # What a scene may move in the model itself.
 POSES = ("body_pos", "body_quat", "site_pos")
+
+
+@dataclass
+class ExpertMemory:
+    """What a scripted expert remembers between steps.
+
+    Attributes:
+        phase: name of the present phase, of an expert that has some.
+        steps: control steps spent in it.
+        bias: (2,) metres by which it misjudges the object's place, in x and y of the world.
+    """
+
+    phase: str = "start"
+    steps: int = 0
+    bias: np.ndarray = field(default_factory=lambda: np.zeros(2))
 
 
 @dataclass(frozen=True)
@@ -33,7 +48,7 @@ class MujocoState:
     steps: int
     physics: np.ndarray
     poses: tuple[np.ndarray, ...]
-    expert: object
+    expert: ExpertMemory
     own: Any
 
 
@@ -41,7 +56,7 @@ class MujocoEnv(SteppedEnv, ABC):
     """Base of a `Simulator` on MuJoCo.
 
     A subclass calls `use`, and has `contract_for`, `begin`, `step`, `state`, `own`, `resume` and an `expert` with
-    `reset`, `command` and a `memory`.
+    `command` and a `memory`.
 
     Attributes:
         policy_groups, people_groups: groups of geometry that the policy's cameras show, and those that people see.
@@ -93,7 +108,7 @@ class MujocoEnv(SteppedEnv, ABC):
         self._mujoco.mj_resetData(self.model, self.data)
         self._set_poses(self._first_poses)
         self.begin(np.random.default_rng([zlib.crc32(self.task.encode()), self.scene]))
-        self.expert.reset()
+        self.expert.memory = ExpertMemory()
         return self.frame()
 
     def expert_command(self, noise: np.random.Generator) -> np.ndarray:

@@ -1,9 +1,9 @@
 """Environments in worker processes: batched calls, any number of slots, states that can be saved and restored.
 
-A slot is one running episode. robosuite's environment is the same for all scenes of a task, so a worker builds it
-once and a slot is a saved state of 2 kB: switching is cheap, and a thousand slots need no more memory
-than one. Every state can be saved to the caller and restored in any slot, which is how candidates are compared:
-save, restore the state into one slot a candidate, play a different chunk in each, go on with the policy.
+A slot is one running episode. robosuite's environment is the same for all scenes of a task, so a worker builds it once
+and a slot is a saved state of 2 kB: a thousand slots need no more memory than one. Every state can be saved to the
+caller and restored in any slot, which is how candidates are compared: restore it into one slot a candidate, play a
+different chunk in each, go on with the policy.
 
 gymnasium.vector.AsyncVectorEnv does not fit: it holds one environment and one process a slot (here 16 slots and up to
 32 branches share two processes), steps all of them by one action (chunks here have unequal lengths, and are drawn
@@ -22,9 +22,11 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 
@@ -33,6 +35,7 @@ from deas_vla.envs.registry import SIMULATORS, EnvConfig, contract_of, make_env
 from deas_vla.errors import UserError
 
 EXPERT_SLOT = -1
+Call = tuple[int, str, tuple]  # slot, method and arguments
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
@@ -54,15 +57,12 @@ class EnvWorkers:
         self.contract = contract_of(config)
         self._local = _Host(config) if workers == 0 else None
         self._workers = [_Worker(config, number) for number in range(workers)]
-        self._horizon: int | None = None
         self._closed = self._streaming = False
 
-    @property
+    @cached_property
     def horizon(self) -> int:
         """Time limit of an episode in control steps."""
-        if self._horizon is None:
-            self._horizon = self._run([(0, "horizon", ())])[0]
-        return self._horizon
+        return self._run([(0, "horizon", ())])[0]
 
     def reset(self, slots: Sequence[int], scenes: Sequence[int]) -> list[dict]:
         """Starts a scene in each slot; returns the first frames (``images``, ``state``, ``instruction``)."""
@@ -99,10 +99,8 @@ class EnvWorkers:
         if self._closed:
             return
         self._closed = True
-        if self._local is not None:
-            self._local.close()
-        for worker in self._workers:
-            worker.close()
+        for host in [self._local] if self._local else self._workers:
+            host.close()
 
     def __enter__(self) -> "EnvWorkers":
         return self
@@ -112,40 +110,39 @@ class EnvWorkers:
 
     # ---- talking to the workers ----------------------------------------------------------------------------
 
-    def _run(self, calls: list[tuple[int, str, tuple]]) -> list:
-        """Runs (slot, method, arguments) calls, those of one worker in one message; results in the calls' order."""
+    def _run(self, calls: list[Call]) -> list:
+        """Runs calls, those of one worker in one message; results in the calls' order."""
         if self._closed:
             raise RuntimeError("these environments are closed")
         if self._local is not None:
             return self._local.run(calls)
         if self._streaming:
             raise RuntimeError("expert episodes are under way: take them all, or close their iterator, first")
-        parts: dict[int, list[int]] = {}
+        parts: dict[_Worker, list[int]] = {}
         for i, (slot, _, _) in enumerate(calls):
-            parts.setdefault(slot % len(self._workers), []).append(i)
+            parts.setdefault(self._workers[slot % len(self._workers)], []).append(i)
         results: list = [None] * len(calls)
         try:
-            for number, part in parts.items():
-                self._workers[number].send([calls[i] for i in part])
-            for number, part in parts.items():
-                for i, result in zip(part, self._workers[number].receive(), strict=True):
+            for worker, part in parts.items():
+                worker.send([calls[i] for i in part])
+            for worker, part in parts.items():
+                for i, result in zip(part, worker.receive(), strict=True):
                     results[i] = result
         except BaseException:
             self.close()  # a worker may hold an answer that nobody will fetch
             raise
         return results
 
-    def _stream(self, calls: list[tuple[int, str, tuple]]) -> Iterator:
+    def _stream(self, calls: list[Call]) -> Iterator:
         """Runs calls one by one on whichever worker is free; results in the calls' order."""
         if self._local is not None:
-            for call in calls:
-                yield self._run([call])[0]
+            yield from (self._run([call])[0] for call in calls)
             return
         free: SimpleQueue[_Worker] = SimpleQueue()
         for worker in self._workers:
             free.put(worker)
 
-        def ask(call: tuple[int, str, tuple]):
+        def ask(call: Call):
             worker = free.get()
             try:
                 worker.send([call])
@@ -176,38 +173,26 @@ class _Host:
         self._begun: set[int] = set()
         self._active: int | None = None
 
-    def run(self, calls: list[tuple[int, str, tuple]]) -> list:
-        return [getattr(self, method)(slot, *arguments) for slot, method, arguments in calls]
+    def run(self, calls: list[Call]) -> list:
+        return [self._run(*call) for call in calls]
 
-    def horizon(self, slot: int) -> int:
-        return self._env(slot).horizon
-
-    def reset(self, slot: int, scene: int) -> dict:
-        return self._at(slot, fresh=True).reset(scene)
-
-    def play(self, slot: int, actions: np.ndarray, frame_every: int) -> ChunkResult:
-        return self._at(slot).play(actions, frame_every)
-
-    def save(self, slot: int) -> object:
-        return self._at(slot).save()
-
-    def restore(self, slot: int, state: object) -> None:
-        self._at(slot, fresh=True).restore(state)
-
-    def expert(self, slot: int, scene: int, seed: int, frame_every: int) -> tuple[dict, ChunkResult]:
-        env = self._at(slot, fresh=True)
-        first = env.reset(scene)
-        return first, env.play_expert(env.horizon, np.random.default_rng(seed), frame_every)
+    def _run(self, slot: int, method: str, arguments: tuple) -> Any:
+        if method == "horizon":
+            return self._env(slot).horizon
+        if method == "expert":
+            scene, seed, frame_every = arguments
+            env = self._at(slot, fresh=True)
+            return env.reset(scene), env.play_expert(env.horizon, np.random.default_rng(seed), frame_every)
+        return getattr(self._at(slot, fresh=method in ("reset", "restore")), method)(*arguments)
 
     def close(self) -> None:
         for env in self._envs.values():
             env.close()
-        self._envs.clear()
 
     def _env(self, slot: int) -> Simulator:
-        shared = next(iter(self._envs.values()), None)
-        if shared is not None and shared.restores_any_scene:
-            return shared
+        for env in self._envs.values():
+            if env.restores_any_scene:
+                return env
         if slot not in self._envs:
             self._envs[slot] = make_env(self.config)
         return self._envs[slot]

@@ -6,25 +6,13 @@ second: an expert that missed sees so and tries again.
 """
 
 import warnings
-from dataclasses import dataclass, field
 
 import numpy as np
 
+from deas_vla.envs.mujoco_env import ExpertMemory
+
 ATTEMPT_STEPS = 40
 OBJECT_XY = slice(4, 6)  # of Meta-World's observation
-
-
-@dataclass
-class Memory:
-    """What the noisy expert remembers between steps.
-
-    Attributes:
-        steps: commands given since the scene began.
-        bias: (2,) metres by which it misjudges the object's place, in x and y of the world.
-    """
-
-    steps: int = 0
-    bias: np.ndarray = field(default_factory=lambda: np.zeros(2))
 
 
 class NoisyExpert:
@@ -38,10 +26,7 @@ class NoisyExpert:
 
     def __init__(self, policy, noise: float, bias: float):
         self.policy, self.noise, self.bias = policy, noise, bias
-        self.memory = Memory()
-
-    def reset(self) -> None:
-        self.memory = Memory()
+        self.memory = ExpertMemory()
 
     def command(self, observation: np.ndarray, noise: np.random.Generator) -> np.ndarray:
         """(4,) float32 the next command within the limits, from Meta-World's (39,) observation."""

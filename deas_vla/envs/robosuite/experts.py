@@ -6,11 +6,11 @@ the object (`expert_grasp_bias`), is noticed when the hand comes up empty, and i
 """
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
+from deas_vla.envs.mujoco_env import ExpertMemory
 from deas_vla.envs.robosuite.control import POSITION_STEP, ROTATION_STEP
 
 POSITION_GAIN, ROTATION_GAIN = 1.0, 1.0  # share of the remaining way that a command asks for
@@ -22,42 +22,23 @@ LATCH_FREE = 1.1  # radians
 DOOR_TILT = 0.6  # radians
 
 
-@dataclass
-class Memory:
-    """What an expert remembers between steps.
-
-    Attributes:
-        phase: name of the present phase.
-        steps: control steps spent in it.
-        bias: (2,) metres by which this attempt misses the object, in x and y of the world.
-    """
-
-    phase: str = "start"
-    steps: int = 0
-    bias: np.ndarray = field(default_factory=lambda: np.zeros(2))
+Way = tuple[np.ndarray, float, bool]  # where the hand should go (world, metres), its turn about its approach, close
 
 
 class Expert:
-    """What all experts share: sensing, and commands from wanted poses.
-
-    Args:
-        env: the environment that it reads and plays in.
-    """
+    """What all experts share: sensing, and commands from wanted poses."""
 
     def __init__(self, env):
         self.env = env
         self.model, self.data, self.control = env.model, env.data, env.control
         self.noise, self.grasp_bias = env.settings.expert_noise, env.settings.expert_grasp_bias
         self._fingers = [self.model.body(f"gripper0_right_{side}finger").id for side in ("left", "right")]
-        self.memory = Memory()
-
-    def reset(self) -> None:
-        self.memory = Memory()
+        self.memory = ExpertMemory()
 
     def command(self, noise: np.random.Generator) -> np.ndarray:
         """(12,) the next command, imperfections included, in the contract's columns."""
         if self.memory.phase == "start":
-            self._attempt(noise)
+            self.attempt(noise)
         target, turn, close = self.decide(noise)
         self.memory.steps += 1
         to_base = self.data.site_xmat[self.control.base_site].reshape(3, 3).T
@@ -68,8 +49,7 @@ class Expert:
         command[11] = float(close)
         return command
 
-    def decide(self, noise: np.random.Generator) -> tuple[np.ndarray, float, bool]:
-        """Where the hand should go (world, metres), its turn about its approach (rad), and whether to close."""
+    def decide(self, noise: np.random.Generator) -> Way:
         raise NotImplementedError
 
     def approach(self) -> np.ndarray:
@@ -100,22 +80,33 @@ class Expert:
     def enter(self, phase: str) -> None:
         self.memory.phase, self.memory.steps = phase, 0
 
-    def _attempt(self, noise: np.random.Generator) -> None:
+    def attempt(self, noise: np.random.Generator) -> None:
         self.memory.bias = self.grasp_bias * noise.standard_normal(2)
         self.enter("hover")
+
+    def first_unfinished(self, *phases: tuple[str, bool, float, Way]) -> Way | None:
+        """Of successive phases, the present one or the next that is still to do: name, whether it is, most steps, way.
+
+        With all done, the last is entered: it has a name only.
+        """
+        for (name, to_do, most_steps, way), (following, *_) in pairwise(phases):
+            if self.memory.phase == name:
+                if to_do and self.memory.steps < most_steps:
+                    return way
+                self.enter(following)
+        return None
 
 
 class PickExpert(Expert):
     """Hovers over an object, goes down, closes, comes up; tries again if the hand is empty.
 
     Args:
-        env: the environment.
         body: name of the object's body.
         symmetry: the object looks the same after this turn about z (rad); None for a round one.
         grasp_height: metres of the grasp above the object's centre.
     """
 
-    def __init__(self, env, body: str, symmetry: float | None, grasp_height: float = 0.0):
+    def __init__(self, env, body: str, symmetry: float | None = None, grasp_height: float = 0.0):
         super().__init__(env)
         self.body = self.model.body(body).id
         self.symmetry, self.grasp_height = symmetry, grasp_height
@@ -136,31 +127,29 @@ class PickExpert(Expert):
             return 0.0
         return self.turn_to(self.data.xmat[self.body].reshape(3, 3)[:, 0], self.symmetry)
 
-    def decide(self, noise: np.random.Generator) -> tuple[np.ndarray, float, bool]:
-        memory, hand, grasp = self.memory, self.hand, self.grasp
+    def decide(self, noise: np.random.Generator) -> Way:
+        hand, grasp, turn = self.hand, self.grasp, self.turn()
         aside = math.hypot(*(grasp - hand)[:2])
-        if memory.phase == "hover":
+        above = grasp + HOVER * UP, turn, False
+        to_hover = aside >= 0.012 or abs(turn) >= 0.12 or hand[2] >= grasp[2] + HOVER + 0.03
+        if aside > 0.03 and hand[2] < grasp[2] + 0.06:
             # Up first if low and not yet over the object, so as not to push it.
-            if aside > 0.03 and hand[2] < grasp[2] + 0.06:
-                return np.array([hand[0], hand[1], grasp[2] + HOVER]), 0.0, False
-            if aside >= 0.012 or abs(self.turn()) >= 0.12 or hand[2] >= grasp[2] + HOVER + 0.03:
-                return grasp + HOVER * UP, self.turn(), False
-            self.enter("lower")
-        if memory.phase == "lower":
-            if abs(hand[2] - grasp[2]) >= 0.01 and memory.steps <= 25:
-                return grasp, self.turn(), False
-            self.enter("close")
-        if memory.phase == "close":
-            if memory.steps < CLOSE_STEPS:
-                return grasp, 0.0, True
-            self.enter("raise")
-        raised = memory.phase == "carry" or (memory.phase == "raise" and memory.steps > 8)
-        if raised and not self.holds():
-            self._attempt(noise)
+            above = np.array([hand[0], hand[1], grasp[2] + HOVER]), 0.0, False
+        way = self.first_unfinished(
+            ("hover", to_hover, math.inf, above),
+            ("lower", abs(hand[2] - grasp[2]) >= 0.01, 26, (grasp, turn, False)),
+            ("close", True, CLOSE_STEPS, (grasp, 0.0, True)),
+            ("raise",),
+        )
+        if way is not None:
+            return way
+        phase, steps = self.memory.phase, self.memory.steps
+        if (phase == "carry" or (phase == "raise" and steps > 8)) and not self.holds():
+            self.attempt(noise)
             return hand + 0.05 * UP, 0.0, False
         return self.after_grasp()
 
-    def after_grasp(self) -> tuple[np.ndarray, float, bool]:
+    def after_grasp(self) -> Way:
         """What to do with the object in hand: here, raise it."""
         return self.hand + 0.05 * UP, 0.0, True
 
@@ -169,48 +158,41 @@ class PlaceExpert(PickExpert):
     """Picks an object, carries it over a place, lowers it, lets go and backs off.
 
     Args:
-        env: the environment.
         body: name of the object's body.
-        place: gives the (3,) point in the world where the object's centre should be let go.
+        beside, offset: the object's centre is let go this far (3,) in the world from that body.
         travel_height: metres above the place at which the object is carried.
         **grasp: as for `PickExpert`.
     """
 
-    def __init__(self, env, body: str, place: Callable[[], np.ndarray], travel_height: float, **grasp):
+    def __init__(self, env, body: str, beside: str, offset: tuple, travel_height: float, **grasp):
         super().__init__(env, body, **grasp)
-        self.place, self.travel_height = place, travel_height
+        self.beside, self.offset, self.travel_height = self.model.body(beside).id, offset, travel_height
 
-    def after_grasp(self) -> tuple[np.ndarray, float, bool]:
-        memory, hand, place = self.memory, self.hand, self.place()
+    def after_grasp(self) -> Way:
+        hand, high = self.hand, self.travel_height
         # The object, not the hand, must arrive: it may sit beside the middle of the fingers.
-        way = place - self.data.xpos[self.body]
-        if memory.phase == "raise":
-            if -way[2] < self.travel_height - 0.02:
-                return hand + (way[2] + self.travel_height) * UP, 0.0, True
-            self.enter("carry")
-        if memory.phase == "carry":
-            if math.hypot(way[0], way[1]) > PLACE_TOLERANCE and memory.steps < 60:
-                return hand + way + self.travel_height * UP, 0.0, True
-            self.enter("place")
-        if memory.phase == "place":
-            if -way[2] > 0.006 and memory.steps < 25:
-                return hand + way, 0.0, True
-            self.enter("open")
-        if memory.phase == "open":
-            if memory.steps < OPEN_STEPS:
-                return hand.copy(), 0.0, False
-            self.enter("leave")
-        if memory.steps > 12:
+        way = self.data.xpos[self.beside] + self.offset - self.data.xpos[self.body]
+        next_way = self.first_unfinished(
+            (
+                "raise",
+                -way[2] < self.travel_height - 0.02,
+                math.inf,
+                (hand + (way[2] + self.travel_height) * UP, 0.0, True),
+            ),
+            ("carry", math.hypot(way[0], way[1]) > PLACE_TOLERANCE, 60, (hand + way + high * UP, 0.0, True)),
+            ("place", -way[2] > 0.006, 25, (hand + way, 0.0, True)),
+            ("open", True, OPEN_STEPS, (hand.copy(), 0.0, False)),
+            ("leave",),
+        )
+        if next_way is not None:
+            return next_way
+        if self.memory.steps > 12:
             self.enter("start")  # still no success: look again
         return hand + 0.05 * UP, 0.0, False
 
 
 class DoorExpert(Expert):
-    """Takes the handle from above, presses it down until the latch is free, and pulls the door open.
-
-    Args:
-        env: the environment.
-    """
+    """Takes the handle from above, presses it down until the latch is free, and pulls the door open."""
 
     def __init__(self, env):
         super().__init__(env)
@@ -221,36 +203,28 @@ class DoorExpert(Expert):
         """Down and towards the door: straight down, the wide hand meets the door before the fingers meet the bar."""
         return -math.sin(DOOR_TILT) * self._motion(self.hinge) - math.cos(DOOR_TILT) * UP
 
-    def decide(self, noise: np.random.Generator) -> tuple[np.ndarray, float, bool]:
-        memory, hand = self.memory, self.hand
-        handle = self.data.site_xpos[self.handle] + (*memory.bias, 0.0)
-        outward = self._motion(self.hinge)
+    def decide(self, noise: np.random.Generator) -> Way:
+        hand, outward, down = self.hand, self._motion(self.hinge), self._motion(self.latch)
+        down *= -math.copysign(1.0, down[2])
+        handle = self.data.site_xpos[self.handle] + (*self.memory.bias, 0.0)
         across = math.cos(DOOR_TILT) * outward - math.sin(DOOR_TILT) * UP  # one finger behind the bar
         turn = self.turn_to(across, math.pi)
-        away = np.linalg.norm(handle - hand)
-        if memory.phase == "hover":
-            before = handle - HOVER * self.approach()
-            if np.linalg.norm(before - hand) > 0.015 or np.linalg.norm(self.rotation(turn)) > 0.15:
-                return before, turn, False
-            self.enter("lower")
-        if memory.phase == "lower":
-            if away > 0.012 and memory.steps < 25:
-                return handle, turn, False
-            self.enter("close")
-        if memory.phase == "close":
-            if memory.steps < CLOSE_STEPS:
-                return handle, turn, True
-            self.enter("press")
-        if away > 0.07 or memory.steps > 80:
+        before, away = handle - HOVER * self.approach(), np.linalg.norm(handle - hand)
+        to_hover = np.linalg.norm(before - hand) > 0.015 or np.linalg.norm(self.rotation(turn)) > 0.15
+        way = self.first_unfinished(
+            ("hover", to_hover, math.inf, (before, turn, False)),
+            ("lower", away > 0.012, 25, (handle, turn, False)),
+            ("close", True, CLOSE_STEPS, (handle, turn, True)),
+            ("press",),
+        )
+        if way is not None:
+            return way
+        if away > 0.07 or self.memory.steps > 80:
             self.enter("start")  # slipped off: open, and try again
             return hand - 0.05 * self.approach(), turn, False
-        down = self._motion(self.latch)
-        down *= -math.copysign(1.0, down[2])
-        if memory.phase == "press":
-            if abs(self.data.qpos[self.latch.qposadr[0]]) < LATCH_FREE:
-                return handle + 0.05 * down, turn, True
-            self.enter("pull")
-        return handle + 0.06 * outward + 0.01 * down, turn, True
+        latched = abs(self.data.qpos[self.latch.qposadr[0]]) < LATCH_FREE
+        pressing = self.first_unfinished(("press", latched, math.inf, (handle + 0.05 * down, turn, True)), ("pull",))
+        return pressing or (handle + 0.06 * outward + 0.01 * down, turn, True)
 
     def _motion(self, joint) -> np.ndarray:
         """(3,) direction in which the handle moves when a joint turns forward."""
@@ -261,23 +235,12 @@ class DoorExpert(Expert):
 
 def make_expert(env) -> Expert:
     """The expert of the environment's task."""
-    data, model = env.data, env.model
+    square = {"symmetry": math.pi / 2}
     if env.task == "lift":
-        return PickExpert(env, "cube_main", symmetry=math.pi / 2)
+        return PickExpert(env, "cube_main", **square)
     if env.task == "stack":
-        below = model.body("cubeB_main").id
-        return PlaceExpert(
-            env, "cubeA_main", place=lambda: data.xpos[below] + 0.046 * UP, travel_height=0.07, symmetry=math.pi / 2
-        )
+        return PlaceExpert(env, "cubeA_main", "cubeB_main", (0.0, 0.0, 0.046), travel_height=0.07, **square)
     if env.task == "pick_place_can":
-        target = model.body("VisualCan_main").id
-        return PlaceExpert(
-            env,
-            "Can_main",
-            # The middle of the bin is at the end of the arm's reach.
-            place=lambda: data.xpos[target] + (-0.055, -0.06, 0.03),
-            travel_height=0.12,
-            symmetry=None,
-            grasp_height=0.01,
-        )
+        middle = (-0.055, -0.06, 0.03)  # of the bin: at the end of the arm's reach
+        return PlaceExpert(env, "Can_main", "VisualCan_main", middle, travel_height=0.12, grasp_height=0.01)
     return DoorExpert(env)
