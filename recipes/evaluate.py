@@ -22,7 +22,7 @@ from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, Selec
 from deas_vla.launch import run_recipe
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import load_policy
-from deas_vla.report.run import write_run_report
+from deas_vla.report.report import write_run_report
 from deas_vla.report.video import film_methods
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
 from deas_vla.rollouts.oracle import Oracle

@@ -169,7 +169,7 @@ def test_an_error_of_all_processes_is_told_once_and_repeated_by_the_launcher(tmp
 def test_the_command_of_the_report_is_the_one_that_was_typed(tmp_path):
     script = tmp_path / "recipe.py"
     script.write_text(
-        "import os\nfrom deas_vla.report.run import launch_command\n"
+        "import os\nfrom deas_vla.report.report import launch_command\n"
         "if os.environ.get('RANK', '0') == '0': print('typed:', launch_command(), flush=True)\n"
     )
     config, arguments = str(ROOT / "accelerate_configs" / "cpu.yaml"), [str(script), "--seed=3", "--task=pick up"]

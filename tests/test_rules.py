@@ -13,7 +13,7 @@ from source_tree import ROOT, python_files
 
 from deas_vla.config import outcome_settings
 from deas_vla.critic.critic import CriticConfig
-from deas_vla.report.run import _preset
+from deas_vla.report.report import _preset
 from deas_vla.training.presets import PRESETS, preset
 from recipes.train_critic import TrainCriticConfig
 

@@ -100,7 +100,6 @@ class ReportData:
     methods: dict[str, Outcomes]  # by name; `METHODS` in summary.py are explained to the reader
     # (method, baseline) of the one comparison that the headline is about, chosen before evaluating.
     primary: tuple[str, str] = ("best_of_n", "policy")
-    comparisons: list[tuple[str, str]] = field(default_factory=list)  # further pairs (method, baseline)
     candidates: int | None = None  # N of the method best_of_n
     success_by_n: dict[int, Outcomes] = field(default_factory=dict)  # of best-of-N
     value_traces: list[ValueTrace] = field(default_factory=list)
@@ -116,16 +115,14 @@ class ReportData:
     hashes: dict[str, str] = field(default_factory=dict)  # of data, contract, checkpoints, configuration
     versions: dict[str, str] = field(default_factory=dict)  # as `deas_vla.versions.collect_versions` gives them
     config: dict = field(default_factory=dict)  # of the run, JSON-like
-    caveats: list[str] = field(default_factory=list)  # that a reader must know besides the general ones
     video: Path | None = None  # an mp4 file to embed
     video_caption: str = ""
 
     def validate(self) -> None:
         """UserError if a scene of the evaluation is in the training data (design rule 10), or a method to be compared
         was not played."""
-        for pair in [self.primary, *self.comparisons]:
-            for missing in set(pair) - self.methods.keys():
-                raise UserError(f"'{pair[0]} - {pair[1]}' needs method {missing}; evaluate it too")
+        for missing in set(self.primary) - self.methods.keys():
+            raise UserError(f"'{' - '.join(self.primary)}' needs method {missing}; evaluate it too")
         if self.collection_scenes is not None:
             played = [*self.methods.values(), *self.success_by_n.values()]
             shared = np.intersect1d(self.collection_scenes, np.concatenate([m.scenes for m in played]))

@@ -74,6 +74,20 @@ def themed_svg(figure, colors: dict[str, tuple[str, str]] = COLORS) -> str:
     return re.sub(r"(<svg[^>]*>)", rf"\1\n<style>{style}</style>", svg, count=1)
 
 
+def plots(data: ReportData, critic: dict) -> dict[str, str]:
+    """The plots of a report by name, except those of training; `critic` is that part of report.json."""
+    made = {}
+    if data.success_by_n:
+        made["by_n"] = success_by_n_plot(data)
+    if critic["ranking"] and critic["ranking"]["informative_decisions"]:
+        made["ranking"] = ranking_plot(critic["ranking"]["spearman_per_decision"])
+    if critic["values"]:
+        made["values"] = value_plot(data.value_traces)
+    if critic["calibration"]:
+        made["calibration"] = calibration_plot(data.calibration)
+    return made
+
+
 def success_by_n_plot(data: ReportData) -> str:
     """Best-of-N success against N, with Wilson intervals, the policy and a random candidate for comparison."""
     axis, numbers = _new_axis(), sorted(data.success_by_n)

@@ -158,10 +158,10 @@ def scene_runs(numbers) -> str:
 
 
 def _paired(data: ReportData) -> dict[str, dict]:
-    """`paired_difference` of the headline's pair, the known pairs and those asked for, where they share a scene."""
+    """`paired_difference` of the headline's pair and the known pairs, where they share a scene."""
     known = [(method, other) for method, others in COMPARED_WITH.items() for other in others]
     known = [pair for pair in known if set(pair) <= set(data.methods)]
-    pairs = dict.fromkeys([tuple(data.primary), *known, *map(tuple, data.comparisons)])
+    pairs = dict.fromkeys([tuple(data.primary), *known])
     played = {f"{a} - {b}": paired_outcomes(data.methods[a], data.methods[b]) for a, b in pairs}
     return {name: paired_difference(*both) for name, both in played.items() if both}
 
@@ -274,7 +274,7 @@ def _headroom(methods: dict[str, Outcomes]) -> dict | None:
 
 
 def _caveats(data: ReportData, paired: dict[str, dict]) -> list[str]:
-    caveats = list(data.caveats)
+    caveats = []
     samples = max(method.success.shape[1] for method in data.methods.values())
     if samples > 1:
         caveats.append(

@@ -96,17 +96,22 @@ def play_branches(
     return [rollout.episode.success for rollout in rollouts]
 
 
-def return_of(success: np.ndarray, config: CriticConfig) -> float:
-    """A critic's return of a branch: -1 a step until success, a timeout continued as failing for ever."""
-    to_go = returns_to_go(
-        success.astype(np.float64) - 1,
+def returns_of(success: np.ndarray, *, horizon: int, reward_discount: float, bootstrap_discount: float) -> np.ndarray:
+    """`returns_to_go` of a branch or episode: -1 a step until success, a timeout continued as failing for ever."""
+    return returns_to_go(
+        success - 1.0,
         success,
-        horizon=config.horizon,
-        reward_discount=config.reward_discount,
-        bootstrap_discount=config.bootstrap_discount,
+        horizon=horizon,
+        reward_discount=reward_discount,
+        bootstrap_discount=bootstrap_discount,
         forever=-1.0,
     )
-    return float(to_go[0])
+
+
+def return_of(success: np.ndarray, config: CriticConfig) -> float:
+    """A critic's return of a whole branch."""
+    discounts = {"reward_discount": config.reward_discount, "bootstrap_discount": config.bootstrap_discount}
+    return float(returns_of(success, horizon=config.horizon, **discounts)[0])
 
 
 @dataclass
