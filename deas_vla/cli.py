@@ -24,7 +24,7 @@ def audit(arguments: argparse.Namespace) -> int:
     return 0 if report.fit else 1
 
 
-def declare(arguments: argparse.Namespace) -> int:
+def declare(arguments: argparse.Namespace) -> None:
     from deas_vla.data.labels import LabelRules
     from deas_vla.data.lerobot import SIDECAR
     from deas_vla.data.lerobot.declare import declare_dataset, declared_contract
@@ -33,34 +33,30 @@ def declare(arguments: argparse.Namespace) -> int:
     contract = declared_contract(arguments.dataset, arguments.units, arguments.limits, arguments.binary)
     declare_dataset(arguments.dataset, contract, source=arguments.source, labels=labels)
     print(f"{arguments.dataset}/{SIDECAR} is written; check the data with: deas-vla audit {arguments.dataset}")
-    return 0
 
 
-def export(arguments: argparse.Namespace) -> int:
+def export(arguments: argparse.Namespace) -> None:
     from deas_vla.config import parse
     from deas_vla.export.export import ExportConfig, export_run
 
     config = parse(ExportConfig, arguments.settings, prog="deas-vla export")
     export_run(config)
     print(f"{config.output} is written; check it with: deas-vla verify {config.output}")
-    return 0
 
 
-def verify(arguments: argparse.Namespace) -> int:
+def verify(arguments: argparse.Namespace) -> None:
     from deas_vla.export.verify import verify
 
     print(verify(arguments.folder))
-    return 0
 
 
-def inspect(arguments: argparse.Namespace) -> int:
+def inspect(arguments: argparse.Namespace) -> None:
     from deas_vla.export.card import facts
     from deas_vla.export.reranker import read_manifest
 
     manifest = read_manifest(arguments.folder)
     lines = [json.dumps(manifest)] if arguments.json else [f"{k:14s} {text}" for k, text in facts(manifest).items()]
     print("\n".join(lines))
-    return 0
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,7 +99,7 @@ def main(argv: list[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     arguments.settings = settings
     try:
-        return arguments.run(arguments)
+        return arguments.run(arguments) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

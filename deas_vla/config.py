@@ -63,11 +63,7 @@ def parse[T](config_class: type[T], argv: list[str] | None = None, prog: str | N
 
 
 def from_json[T](config_class: type[T], values: dict, where: str | Path) -> T:
-    """The inverse of `to_json`; fields that are absent have their defaults.
-
-    Raises:
-        UserError: naming `where`, if a field is unknown or has a wrong value.
-    """
+    """The inverse of `to_json`, absent fields are defaults; a UserError names `where` for unknown and wrong ones."""
     named = [f"--{name}={value}" for name, value in values.items() if isinstance(value, str)]
     try:
         return parse(config_class, _as_flags(values, _flag_types(_fitting(config_class, named))))
@@ -90,9 +86,8 @@ def flat(values: dict, prefix: str = "") -> dict:
 
 def incidental(default: Any) -> Any:
     """A field that does not change what a stage makes: where it is kept, how often progress is shown."""
-    if isinstance(default, list):
-        return dataclasses.field(default_factory=default.copy, metadata={"outcome": False})
-    return dataclasses.field(default=default, metadata={"outcome": False})
+    given = {"default_factory": default.copy} if isinstance(default, list) else {"default": default}
+    return dataclasses.field(**given, metadata={"outcome": False})
 
 
 def outcome_settings(config: Any) -> dict:
@@ -166,14 +161,12 @@ def _as_flags(values: dict, known: dict[str, Any], prefix: str = "") -> list[str
         name = f"{prefix}{key}"
         if isinstance(value, dict) and name not in known:
             flags += _as_flags(value, known, name + ".")
-        elif isinstance(value, list):
-            flags.append(f"--{name}={json.dumps(value, default=str)}")
         elif known.get(name) is str and isinstance(value, bool | None):
             raise UserError(f"--{name} is text; put {key}'s value in quotes: it was read as {json.dumps(value)}")
         else:
             # YAML reads 2024-01-01 as a date.
             as_text = isinstance(value, str | datetime.date)
-            flags.append(f"--{name}={value if as_text else json.dumps(value)}")
+            flags.append(f"--{name}={value if as_text else json.dumps(value, default=str)}")
     return flags
 
 

@@ -61,11 +61,7 @@ def write_json(path: Path, value: object) -> None:
 
 
 def read_json(path: Path) -> dict:
-    """A JSON object from a file.
-
-    Raises:
-        UserError: if there is none: the file is missing, cut off or holds something else.
-    """
+    """A JSON object from a file; a UserError if the file is missing, cut off or holds something else."""
     with as_user_error(f"{path}: missing, cut off or damaged"):
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(value, dict):

@@ -33,11 +33,7 @@ class Registry[T]:
         self._registered: dict[str, T] = {}
 
     def register(self, name: str) -> Callable[[T], T]:
-        """The decorator: ``@register_robot("name")``.
-
-        Raises:
-            ValueError: if something else has the name already.
-        """
+        """The decorator: ``@register_robot("name")``; a ValueError if something else has the name already."""
 
         def add(registered: T) -> T:
             before = self._registered.get(name)
@@ -52,8 +48,7 @@ class Registry[T]:
     def names(self) -> list[str]:
         """All names that `get` knows, sorted."""
         self._import_named_by_user()
-        installed = entry_points(group=self.group).names
-        return sorted({*self._registered, *self.brought, *installed})
+        return sorted({*self._registered, *self.brought, *entry_points(group=self.group).names})
 
     def get(self, name: str) -> T:
         """What has the name; ``FILE.py:NAME`` and ``MODULE:NAME`` are imported first.
@@ -89,9 +84,6 @@ def import_plugin(module: str) -> None:
     """Imports a file (``path/to/file.py``) or a module by its dotted name, so that it registers what it has.
 
     A file's own folder is put on the search path, so that a process that this one starts finds it too.
-
-    Raises:
-        UserError: if it is not there.
     """
     if not module.endswith(".py"):
         try:

@@ -1,7 +1,8 @@
 """Versions of what a result or an export was made with."""
 
-import importlib.metadata
 import platform
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = """deas_vla accelerate av deepspeed draccus lerobot mujoco numpy peft robocasa robosuite safetensors torch
 transformers"""
@@ -11,8 +12,6 @@ def collect_versions() -> dict[str, str]:
     """Versions of Python, the platform and the installed packages that matter; absent ones are left out."""
     versions = {"python": platform.python_version(), "platform": platform.platform()}
     for name in PACKAGES.split():
-        try:
-            versions[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
     return versions

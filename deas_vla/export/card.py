@@ -60,11 +60,7 @@ def card(manifest: dict, results: dict) -> str:
 
 @as_user_error(f"{MANIFEST} is not whole; export the reranker again")
 def facts(manifest: dict) -> dict[str, str]:
-    """What a reranker is made of, a line a part.
-
-    Raises:
-        UserError: if something is missing in the manifest.
-    """
+    """What a reranker is made of, a line a part."""
     contract, policy, scorer = contract_of(manifest), manifest["policy"], manifest["scorer"]
     selection, merged, (low, high) = manifest["selection"], manifest["merged"], scorer["score_range"]
     critic, features = f"{scorer['type']}, H = {scorer['horizon']}, ", "its own"

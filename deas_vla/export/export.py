@@ -55,11 +55,7 @@ class ExportConfig:
 
 
 def export_run(config: ExportConfig) -> Reranker:
-    """Exports what a run left; its golden inputs are frames of the run's own data.
-
-    Raises:
-        UserError: if a stage is missing or not finished, or the parts do not belong together.
-    """
+    """Exports finished stages of a run; the golden inputs are frames of its own data."""
     run = Path(config.run)
     iteration = re.search(r"_\d+$", config.policy)
     critic = config.critic or f"critic{iteration.group() if iteration else ''}"
@@ -84,11 +80,7 @@ def export_run(config: ExportConfig) -> Reranker:
 
 
 def stored_frames(run: Path, contract: Contract) -> Observation:
-    """A few of the observations that the run recorded, from its demonstrations and its rollouts.
-
-    Raises:
-        UserError: if it has neither, or their columns are not those of the contract.
-    """
+    """A few of the observations that the run recorded, from its demonstrations and its rollouts."""
     frames = []
     for name in ("demonstrations", "rollouts"):
         root = run / name / DATASET
@@ -129,19 +121,13 @@ def export_reranker(
     that was given, within rounding; the golden inputs are recorded on the CPU from what was read.
 
     Args:
-        folder: where; must not exist.
         policy: of a registered class; it is put into evaluation mode.
-        scorer: made for it.
         observation: G observations to keep as golden inputs; stored frames of the policy's own robot.
-        num_candidates: N.
-        selection: the rule and its parameters; None: the highest score. Up to `as_best_of` candidates consensus is the
-            highest score, and is called so.
+        selection: the rule and its parameters; None: the highest score, which consensus of up to `as_best_of`
+            candidates is too, and is called so.
         execute_steps: actions of a chunk that are played; None: all that the critic scores.
         origins: ``policy`` and ``critic`` to the folders they were read from, for the manifest.
         results: method to outcome, as in ``report.json``, for the model card.
-
-    Returns:
-        What was written, as `Reranker.load` reads it.
 
     Raises:
         UserError: if the folder exists, the parts do not belong together, actions would be played that were never

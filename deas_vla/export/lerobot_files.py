@@ -72,9 +72,6 @@ def require_fits(config: Any, manifest: dict, dataset_meta: Any = None) -> None:
         config: the `DeasConfig`, with what LeRobot put into it: the outputs are those of its environment or data set.
         manifest: of the export.
         dataset_meta: LeRobot's description of a data set; its rate, sizes and names are compared too.
-
-    Raises:
-        ContractMismatch: with every difference.
     """
     exported, contract = lerobot_config(manifest), contract_of(manifest)
     asked = {name: (getattr(config, name), exported[name]) for name in ("chunk_size", "rate_hz")}

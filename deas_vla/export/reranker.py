@@ -58,11 +58,7 @@ class Reranker:
         return self.manifest["selection"]["execute_steps"]
 
     def choose(self, observation: Observation, keys: list[NoiseKey], prefix: Prefix | None = None) -> Choice:
-        """Decides on B observations, see `BestOfN.choose`.
-
-        Raises:
-            UserError: if a camera is missing or an image or the state has another shape than in the contract.
-        """
+        """Decides on B observations, see `BestOfN.choose`; a UserError if they are not of the contract."""
         observation.require_fits(self.contract)
         return self.decider.choose(observation, keys, prefix)
 
@@ -74,9 +70,7 @@ class Reranker:
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> "Reranker":
-        """Reads an exported reranker, and checks that its parts are those that its manifest names.
-
-        That its files are unchanged and still give the same scores is what `deas_vla.export.verify` checks.
+        """Reads an exported reranker whose parts are those of its manifest; `deas_vla.export.verify` checks more.
 
         Raises:
             UserError: naming every difference, or the file that is missing, cut off or does not fit.

@@ -7,7 +7,6 @@ too: they show which part differs, and a computer that has only the critic can c
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -27,28 +26,19 @@ GOLDEN, SUMS = "golden.safetensors", "SHA256SUMS"
 IMAGE = "image."
 # What git and download tools put beside the files of a folder.
 IGNORED = (".git", ".gitattributes", ".cache")
-# Longer lists of files are cut in a message.
+# More files are only counted in a message.
 MOST_LISTED = 5
 
 
-class Part(NamedTuple):
-    """What makes a result, and how far a replay may be from it: rounding on another processor, and nothing else.
-
-    In units of the result: features have variance 1, candidates are normalised actions, scores and V are shares of the
-    scorer's range. It is some 50 times what tokens that are off by one part in a million do to the demo's reranker, and
-    10 times what tokens rounded to bfloat16 do.
-    """
-
-    made_by: str
-    float32: float
-    rounded: float
-
-
+# Result to what makes it, and how far a replay may be from it by rounding on another processor: where all is computed
+# in float32, and where not. Features have variance 1, candidates are normalised actions, scores and V are shares of the
+# scorer's range. That is some 50 times what tokens that are off by one part in a million do to the demo's reranker, and
+# 10 times what tokens rounded to bfloat16 do.
 PARTS = {
-    "features": Part("the backbone and the projection of its tokens", 1e-3, 0.2),
-    "candidates": Part("the policy", 1e-3, 0.1),
-    "scores": Part("the critic's Q networks", 1e-4, 1e-2),
-    "value": Part("the critic's V network", 1e-4, 1e-2),
+    "features": ("the backbone and the projection of its tokens", 1e-3, 0.2),
+    "candidates": ("the policy", 1e-3, 0.1),
+    "scores": ("the critic's Q networks", 1e-4, 1e-2),
+    "value": ("the critic's V network", 1e-4, 1e-2),
 }
 RESULTS = (*PARTS, "index")
 
@@ -56,7 +46,7 @@ RESULTS = (*PARTS, "index")
 def allowed(policy: ChunkPolicy) -> dict[str, float]:
     """Part to tolerance, by the floating-point type that a policy computes with, which may be less than its weights."""
     whole = all(p.dtype == torch.float32 for p in policy.parameters()) and not getattr(policy, "autocasts", False)
-    return {name: part.float32 if whole else part.rounded for name, part in PARTS.items()}
+    return {name: float32 if whole else less for name, (_, float32, less) in PARTS.items()}
 
 
 @dataclass
@@ -97,14 +87,8 @@ class Golden:
         return scorer.score(encoded, scorer.chunks(self.candidates))
 
     def distances(self, other: "Golden", decider: BestOfN) -> dict[str, Tensor]:
-        """Part to (G,) largest difference of a replay on each input, in the units of `Part`; NaN is infinite.
-
-        Args:
-            other: the replay, of as many candidates.
-            decider: whose normalisation gives the actions one unit, and whose range the scores.
-        """
-        low, high = decider.scorer.score_range
-        found = {}
+        """Part to (G,) largest difference of a replay on each input, in the units of `PARTS`; NaN is infinite."""
+        (low, high), found = decider.scorer.score_range, {}
         for name in PARTS:
             a, b = getattr(self, name), getattr(other, name)
             if name == "candidates":
@@ -115,13 +99,13 @@ class Golden:
         return found
 
     def differences(self, other: "Golden", decider: BestOfN) -> list[str]:
-        """What a replay made differently beyond rounding, one line a part; the arguments are those of `distances`."""
+        """What a replay made differently beyond rounding, one line a part."""
         shapes = {name: (tuple(getattr(self, name).shape), tuple(getattr(other, name).shape)) for name in RESULTS}
         if lines := [f"{name}: {b} instead of {a}" for name, (a, b) in shapes.items() if a != b]:
             return lines
         tolerance = allowed(decider.policy)
         return [
-            f"{name} ({PARTS[name].made_by}): input {int(distance.argmax())} is {float(distance.amax()):.3g} away, "
+            f"{name} ({PARTS[name][0]}): input {int(distance.argmax())} is {float(distance.amax()):.3g} away, "
             f"{tolerance[name]:.3g} is allowed"
             for name, distance in self.distances(other, decider).items()
             if distance.amax() > tolerance[name]
@@ -151,11 +135,7 @@ class Golden:
 
     @classmethod
     def load(cls, path: Path) -> "Golden":
-        """Reads what `save` wrote.
-
-        Raises:
-            UserError: if the file is missing, cut off or something else.
-        """
+        """Reads what `save` wrote; a UserError if the file is missing, cut off or something else."""
         broken = f"{path}: not the golden inputs of a reranker; export it again"
         with as_user_error(broken, SafetensorError), safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
@@ -199,11 +179,7 @@ def verify(folder: str | Path) -> str:
 
 
 def load_checked(folder: Path) -> tuple[int, Reranker, Golden]:
-    """Number of files, reranker and golden inputs of a folder whose files are unchanged and agree with each other.
-
-    Raises:
-        UserError: naming what differs.
-    """
+    """Number of files, reranker and golden inputs of a folder whose files are unchanged and agree with each other."""
     files = check_sums(folder)
     reranker = Reranker.load(folder)
     check_lerobot_files(reranker.manifest, folder)
@@ -213,42 +189,33 @@ def load_checked(folder: Path) -> tuple[int, Reranker, Golden]:
 def write_sums(folder: Path) -> None:
     """Writes SHA256SUMS: one line for every file of a folder, as ``sha256sum --check`` reads it."""
     with atomic_path(folder / SUMS) as temporary:
-        temporary.write_text(_text(_sums(folder)), encoding="utf-8")
+        temporary.write_text(_sums(folder), encoding="utf-8")
 
 
 def check_sums(folder: Path) -> int:
-    """Compares every file of a folder with SHA256SUMS; returns how many there are.
-
-    Raises:
-        UserError: naming the files that are missing, changed, or not listed.
-    """
+    """How many files a folder has; a UserError if some are missing, changed, or not listed in SHA256SUMS."""
     with as_user_error(f"{folder / SUMS} cannot be read; is {folder} a reranker made by deas-vla export?"):
         text = (folder / SUMS).read_bytes().decode("utf-8", "surrogateescape")
-    expected = dict(reversed(line.split("  ", 1)) for line in text.split("\n") if "  " in line)
-    found = _sums(folder)
-    problems = [
-        f"{name} {'is missing' if name not in found else 'is not listed' if name not in expected else 'was changed'}"
-        for name in sorted(expected.keys() | found.keys())
-        if expected.get(name) != found.get(name)
-    ]
-    if not problems and text != _text(found):
-        problems = [f"{SUMS} was changed"]
-    if problems:
-        listed = "; ".join(repr(problem)[1:-1] for problem in problems[:MOST_LISTED])
-        more = f"; and {len(problems) - MOST_LISTED} more" if len(problems) > MOST_LISTED else ""
-        raise UserError(f"{folder}, by its {SUMS}: {listed}{more}; copy or export it again")
-    return len(found)
+    sums = _sums(folder)
+    if text != sums:
+        stated, found = (
+            {line[66:]: line[:64] for line in listing.split("\n") if line[64:66] == "  "} for listing in (text, sums)
+        )
+        problems = [f"{name} is missing" for name in stated.keys() - found.keys()]
+        problems += [f"{name} is not listed" for name in found.keys() - stated.keys()]
+        problems += [f"{name} was changed" for name in stated.keys() & found.keys() if stated[name] != found[name]]
+        problems = [repr(problem)[1:-1] for problem in sorted(problems)] or [f"{SUMS} was changed"]
+        if len(problems) > MOST_LISTED:
+            problems[MOST_LISTED:] = [f"and {len(problems) - MOST_LISTED} more"]
+        raise UserError(f"{folder}, by its {SUMS}: {'; '.join(problems)}; copy or export it again")
+    return sums.count("\n")
 
 
-def _sums(folder: Path) -> dict[str, str]:
-    """Relative path to hash of every file but SHA256SUMS, in order."""
+def _sums(folder: Path) -> str:
+    """What SHA256SUMS should say, of every file but itself, in order."""
     from tqdm import tqdm
 
     names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names = [name for name in names if name != SUMS and name.partition("/")[0] not in IGNORED]
     progress = tqdm(names, desc="SHA-256", unit="file", delay=2, leave=False)
-    return {name: sha256_of(folder / name) for name in progress}
-
-
-def _text(sums: dict[str, str]) -> str:
-    return "".join(f"{digest}  {name}\n" for name, digest in sums.items())
+    return "".join(f"{sha256_of(folder / name)}  {name}\n" for name in progress)

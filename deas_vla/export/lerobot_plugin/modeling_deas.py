@@ -2,10 +2,7 @@
 
     lerobot-eval --policy.path=outputs/reranker --env.type=… --eval.n_episodes=50
 
-    policy = DeasPolicy.from_pretrained("outputs/reranker")
-
-Commands come out in the units of the contract. At every decision the wrapped policy proposes, the critic scores and
-the rule chooses, by the same call as everywhere else in deas_vla.
+Commands come out in the units of the contract. Decisions are made by the same call as everywhere else in deas_vla.
 """
 
 from collections import deque
@@ -118,27 +115,22 @@ class DeasPolicy(PreTrainedPolicy):
     def supports_rtc(self) -> bool:
         return True
 
-    def forward(self, batch: dict[str, Tensor]) -> NoReturn:
+    def forward(self, *_) -> NoReturn:
         """Refused, with a UserError: what is exported is final."""
         raise UserError(NO_TRAINING)
 
-    def get_optim_params(self) -> NoReturn:
-        """Refused, as `forward` is."""
-        raise UserError(NO_TRAINING)
+    get_optim_params = forward
 
     @classmethod
     def from_pretrained(
         cls, pretrained_name_or_path: str | Path, *, config: PreTrainedConfig | None = None, **settings
     ) -> "DeasPolicy":
-        """Reads an exported reranker whose files are unchanged.
+        """Reads an exported reranker whose files are unchanged, from a folder or a repository on the hub.
 
         Args:
-            pretrained_name_or_path: folder, or name of a repository on the hub.
+            pretrained_name_or_path: of the folder or repository.
             config: with other choices than the export's; None: the export's.
             settings: of LeRobot's readers: what a hub needs; ``dataset_meta`` of a data set that the policy must fit.
-
-        Raises:
-            UserError: naming what is missing, was changed or does not fit.
         """
         folder = Path(pretrained_name_or_path)
         if not folder.is_dir():
@@ -220,7 +212,7 @@ def commands_in(rest: Tensor, last_chunk: Tensor | None) -> int:
 
     Args:
         rest: (B, P, A) the left-over.
-        last_chunk: (B, H, A) what was decided last; None at the first decision.
+        last_chunk: (B, H, A) what was decided last.
     """
     if last_chunk is not None and len(last_chunk) == len(rest):
         last_chunk = last_chunk.to(rest)
