@@ -165,7 +165,9 @@ class Contract:
         return lines
 
     def require_same(self, other: Contract, mine: str, theirs: str) -> None:
-        """Refuses a contract that differs, with every difference; `mine` and `theirs` name what each belongs to."""
+        """Refuses a contract that differs, with every difference; `mine` and `theirs` say whose they are, for the
+        message.
+        """
         if lines := self.differences(other):
             raise ContractMismatch(f"{mine} and {theirs} do not fit together: " + "; ".join(lines))
 

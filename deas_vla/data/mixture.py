@@ -40,10 +40,10 @@ class MixtureConfig:
 def read_mixture(
     config: MixtureConfig, expected: Contract | None = None
 ) -> tuple[list[list[Episode]], Contract | None]:
-    """The episodes of each data set, and the contract they share: `expected`, or the first one's without statistics.
+    """The episodes of several data sets of one robot, and the contract that they agree with.
 
-    A ContractMismatch says which two disagree on names, units, limits, cameras or rate. Normalisation statistics may
-    differ: those of one data set are not those of all.
+    It is `expected`, or the first one's without statistics. If two differ in names, units, limits, cameras or rate, a
+    ContractMismatch says so. Statistics may differ: those of one data set are not those of all.
     """
     contract = None if expected is None else expected.with_statistics(None)
     first, parts, options = "what is expected", [], {"labels": config.labels, "image_every": config.image_every}

@@ -56,13 +56,8 @@ class RewardSpec:
 def chunk_return(rewards: Tensor, valid: Tensor, discount: float) -> Tensor:
     """Discounted reward collected inside an option: (B,) Σ_k γ₁ᵏ r_k over the valid steps (DEAS, eq. 2).
 
-    Args:
-        rewards: (B, H) in the units of the task.
-        valid: (B, H) True for steps that were played before the episode ended.
-        discount: γ₁.
-
-    Raises:
-        ValueError: if the discount is outside (0, 1] or the shapes differ.
+    `rewards`: (B, H) of each step, in the units of the task; `valid`: (B, H) True for steps that were played before the
+    episode ended. Raises ValueError if the discount γ₁ is outside (0, 1] or the shapes differ.
     """
     if not 0 < discount <= 1:
         raise ValueError(f"discount must be in (0, 1], got {discount}")
@@ -153,9 +148,10 @@ def build_options(
 ) -> Options:
     """One option of at most H = horizon steps from each stored frame of each episode, in the order of the frame table.
 
-    It is terminal only if the task was done inside it. One that is shorter than H for another reason, or ends where
-    no frame is stored, is dropped and counted (design rules 2, 3; the module's docstring says why). Without any left a
-    UserError. The contract has statistics: chunks are normalised.
+    It is terminal only if the task was done inside it. One that is shorter than H for another reason, or ends where no
+    frame is stored, is dropped and counted (design rules 2, 3; the module's docstring says why). The contract has
+    statistics: chunks are stored normalised. γ₁ discounts inside an option, γ₂ per step between options. Raises
+    UserError if no option can be made.
     """
     chunks = build_chunks(episodes, contract, horizon=horizon)
     lengths = np.array([episode.length for episode in episodes])
@@ -219,11 +215,9 @@ def option_targets(
 ) -> OptionTargets:
     """Follows each option through the steps of many episodes, which lie one after the other.
 
-    Args:
-        rewards, done: (T,) of each step; done: the task was done by then, and this reward is the last that counts.
-        start, stop: (O,) the option's first step, and the first one after its episode.
-        steps: the most steps of an option; H, or more for n-step returns.
-        reward_discount, bootstrap_discount: γ₁ and γ₂, per step.
+    `rewards`: (T,) of each step; `done`: (T,) bool, the task was done by this step: its reward is the last that counts;
+    `start`: (O,) first step of the option; `stop`: (O,) first step after its episode; `steps`: the most of an option;
+    H, or more for n-step returns.
     """
     offsets = start[:, None] + np.arange(steps)
     inside = offsets < stop[:, None]
@@ -246,19 +240,12 @@ def returns_to_go(
     bootstrap_discount: float,
     forever: float,
 ) -> np.ndarray:
-    """Monte-Carlo return of each step of an episode, which values are compared with.
+    """(T + 1,) float64 Monte-Carlo return of each step of an episode and of its last observation.
 
     G_t = R_t + γ₂ᴴ G_{t+H}: options of H steps one after the other, 0 after the task was done. After a timeout G goes
-    on as if every later step were worth r, so G_T = r S_H / (1 − γ₂ᴴ) with S_H = Σ_{k<H} γ₁ᵏ: with the smallest
-    reward a lower bound, failing for ever. With H = 1 it is the usual return of discount γ₂.
-
-    Args:
-        rewards, done: (T,) of each step; done: the task was done by then; the recording may go on.
-        horizon, reward_discount, bootstrap_discount: H, γ₁ and γ₂; γ₂ is in (0, 1), else a ValueError.
-        forever: r; read only if the last step is not done.
-
-    Returns:
-        (T + 1,) float64; entry T belongs to the last observation.
+    on as if every later step were worth r, so G_T = r S_H / (1 − γ₂ᴴ) with S_H = Σ_{k<H} γ₁ᵏ: with the smallest reward
+    a lower bound, failing for ever. With H = 1 it is the usual return of discount γ₂, in (0, 1), else ValueError.
+    `rewards`: (T,); `done`: (T,) bool, the task was done by this step; `forever`: r, where the last step is not done.
     """
     if not 0 < bootstrap_discount < 1:
         raise ValueError(f"bootstrap_discount must be in (0, 1), got {bootstrap_discount}")

@@ -12,11 +12,9 @@ def group_probabilities(
 ) -> np.ndarray:
     """(O,) probabilities that balance demonstrations, successes and failures, and data sets, whatever their number.
 
-    Args:
-        group: (O,) codes as in `Options.group`.
-        weights: share of each group by name, at least 0; groups without options leave theirs to the others.
-        dataset: (O,) int64 which data set an option comes from; None: all from one.
-        dataset_weights: how a group's share is divided among the data sets that have options of that group.
+    `group`: (O,) codes as in `Options.group`; `weights`: share of each by name, at least 0 (groups without options
+    leave theirs to the others); `dataset`: (O,) which data set an option comes from; `dataset_weights`: how a group's
+    share is divided among the data sets that have options of it.
     """
     if set(weights) != set(GROUPS) or min(weights.values()) < 0:
         raise UserError(f"group weights are {weights}; give one of at least 0 to each of {', '.join(GROUPS)}")

@@ -1,8 +1,7 @@
 """What a network makes of every stored frame, computed once and kept on disk.
 
-Policy and image encoder are frozen while a critic learns, so they run once per frame, never in the critic's training
-loop. A cache is keyed by everything its content depends on: another encoder or pooling gets another folder, and a block
-of other frames another file. Frames that were there before others were collected are not computed again.
+A cache is keyed by everything its content depends on: another encoder or pooling gets another folder, and a block of
+other frames another file. Frames that were there before others were collected are not computed again.
 """
 
 import hashlib
@@ -44,12 +43,9 @@ class FrameCache:
         raise NotImplementedError
 
     def fill(self, *, process: int = 0, processes: int = 1, progress: Callable[[int], object] | None = None) -> None:
-        """Computes the blocks that are missing.
+        """Computes the missing blocks; each of `processes` takes every such block, and all must be done before `read`.
 
-        Args:
-            process: number of this process; each takes every `processes`-th block.
-            processes: how many share the work; wait for all of them before `read`.
-            progress: called with the number of frames after each block, those already there included.
+        `progress` is called with the number of frames that are there, after each block.
         """
         for number in range(process, len(self._keys), processes):
             rows = self._rows(number)
@@ -59,11 +55,7 @@ class FrameCache:
                 progress(len(rows))
 
     def read(self) -> Tensor:
-        """The tensors of all frames, in order, first dimension F.
-
-        Raises:
-            UserError: if a block is missing or broken.
-        """
+        """The tensors of all frames, in order, first dimension F; UserError if a block is missing or broken."""
         content = torch.empty(0)
         for number in range(len(self._keys)):
             path, rows = self._path(number), self._rows(number)

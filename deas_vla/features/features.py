@@ -55,20 +55,11 @@ class Projection(NamedTuple):
 
 
 def pool_tokens(context: Context, config: FeatureConfig, num_cameras: int) -> Tensor:
-    """Averages tokens on a grid for each camera, and over the text; padding does not count.
+    """(B, P) float32, averages of the tokens: for each camera its cells, row-major, then the mean of the text times its
+    weight; with grid 0 the mean of all tokens. Padding does not count.
 
-    Args:
-        context: of B observations.
-        config: the grid.
-        num_cameras: how many cameras the contract has.
-
-    Returns:
-        (B, P) float32: for each camera its cells, row-major, then the mean of the text times its weight; with grid 0
-        the mean of all tokens.
-
-    Raises:
-        UserError: if a camera's tokens are not a square grid, their number differs between observations, or there are
-            tokens of a camera that the contract does not have.
+    Raises UserError if a camera's tokens are not a square grid, their number differs between observations, or there are
+    tokens of a camera that the contract does not have.
     """
     tokens = context.tokens.float()
     if bool(((context.camera >= num_cameras) & context.mask).any()):
@@ -103,15 +94,10 @@ def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
 
 
 def fit_projection(pooled: Tensor, dim: int, among: Tensor | None = None) -> Projection:
-    """Fits on (F, P) pooled tokens, exactly and in float64.
+    """Fits on (F, P) pooled tokens, exactly and in float64; with `dim` 0 the pooled tokens are the features.
 
-    Args:
-        pooled: of all frames.
-        dim: features of a frame after the projection; 0: none is fitted, the pooled tokens are the features.
-        among: (M,) int64 rows of the frames that it may be fitted on (training episodes); None: all.
-
-    Raises:
-        UserError: if there are fewer than two frames or a value is not finite.
+    `among`: (M,) int64 rows of the frames that it may be fitted on (training episodes); None: all. Raises UserError if
+    there are fewer than two frames or a value is not finite.
     """
     if dim == 0:
         return Projection(torch.zeros(pooled.shape[1]), torch.zeros(pooled.shape[1], 0))
@@ -140,13 +126,8 @@ def fit_projection(pooled: Tensor, dim: int, among: Tensor | None = None) -> Pro
 class Features(nn.Module):
     """Pooling, projection and image encoder: an observation and its backbone tokens to F features and S states.
 
-    Nothing in it is trained with the critic.
-
-    Args:
-        contract: cameras and normalisation.
-        config: pooling and size.
-        projection: fitted on the pooled tokens of the critic's training frames.
-        image_encoder: the critic's own, if it has one.
+    Nothing in it is trained with the critic: the projection is fitted on its training frames, and the image encoder, if
+    there is one, is trained before it.
     """
 
     mean: Tensor
@@ -213,10 +194,8 @@ class Features(nn.Module):
 
     @classmethod
     def from_description(cls, description: dict, contract: Contract) -> "Features":
-        """The module without its weights, for `load_state_dict`.
-
-        Raises:
-            KeyError, TypeError, UserError: if something is missing, unknown or makes no sense.
+        """The module without its weights, for `load_state_dict`; KeyError, TypeError or UserError if it is no
+        description.
         """
         values = dict(description)
         pooled, encoder_dim = values.pop("pooled_dim"), values.pop("image_encoder_dim")

@@ -9,16 +9,9 @@ from deas_vla.data.observation import Observation
 def random_shift(
     images: Tensor, max_shift: int, generator: torch.Generator | None = None, share: slice = slice(None)
 ) -> Tensor:
-    """Moves every image by up to `max_shift` pixels each way; what moves in repeats the border (DrQ, 2021).
+    """Moves (B, h, w, C) images by up to `max_shift` pixels each way; what moves in repeats the border (DrQ, 2021).
 
-    Args:
-        images: (B, h, w, C).
-        max_shift: largest shift in pixels; 0 changes nothing.
-        generator: source of randomness, on the CPU; it draws for all B images.
-        share: which of the B images to move and return: those of one process.
-
-    Returns:
-        (b, h, w, C) of the same type, the images of the share.
+    Only those of `share` (of one process) are moved and returned; the generator, on the CPU, draws for all B.
     """
     if max_shift == 0:
         return images[share]

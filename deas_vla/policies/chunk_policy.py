@@ -131,11 +131,7 @@ class ChunkPolicy(nn.Module, ABC):
 
 
 def require_noise_scale(policy: ChunkPolicy, scale: float) -> None:
-    """Refuses a noise scale that a policy would apply to a part of its noise only.
-
-    Raises:
-        UserError: for a policy without `any_noise_scale`, and a scale other than 0 and 1.
-    """
+    """Refuses a noise scale, other than 0 and 1, that a policy would apply to a part of its noise only."""
     if not policy.any_noise_scale and scale not in (0, 1):
         raise UserError(
             f"noise_scale={scale:g}: this policy's sampler draws fresh noise at every step, which cannot be scaled; "
@@ -144,20 +140,11 @@ def require_noise_scale(policy: ChunkPolicy, scale: float) -> None:
 
 
 def candidate_noise(seed: int, scene: int, sample: int, decision: int, n: int, horizon: int, action_dim: int) -> Tensor:
-    """The noise of one decision's candidates, a pure function of its arguments.
+    """(n, H, A) float32 standard normal: the noise of one decision's candidates, a pure function of its arguments.
 
-    The first n of N candidates are the same for every N, so that best-of-1 is the plain policy and a larger N only
-    adds candidates; no process, batch or order of evaluation changes anything.
-
-    Args:
-        seed: seed of the evaluation or collection.
-        scene: number of the initial state.
-        sample: which of several episodes in that scene.
-        decision: number of the decision inside the episode.
-        n, horizon, action_dim: the shape.
-
-    Returns:
-        (n, H, A) float32 standard normal.
+    The first n of N candidates are the same for every N, so that best-of-1 is the plain policy and a larger N only adds
+    candidates; no process, batch or order of evaluation changes anything. The key names the seed of the evaluation or
+    collection, the initial state, which of several episodes there, and the decision in the episode.
     """
     stream = seeded(f"candidate noise {seed} {scene} {sample} {decision}".encode())
     return torch.from_numpy(stream.standard_normal((n, horizon, action_dim)).astype(np.float32))

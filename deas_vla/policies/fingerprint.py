@@ -33,12 +33,9 @@ class Fingerprint:
         self._key = None
 
     def of(self, modules: Sequence[nn.Module], settings: Mapping[str, object], learning: bool = False) -> str:
-        """The fingerprint of the modules' weights and of settings (JSON values).
+        """The fingerprint of the modules' weights, read if one has changed since the last call, and of JSON settings.
 
-        Args:
-            modules: the encoder; its weights are read only if one has changed since the last call.
-            settings: what else its output depends on.
-            learning: an optimiser may change the weights after this call: nothing is remembered.
+        With `learning` an optimiser may change the weights after this call: nothing is remembered.
         """
         tensors = {
             f"{number}.{name}": tensor

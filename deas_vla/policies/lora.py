@@ -11,12 +11,7 @@ from deas_vla.errors import UserError
 
 @dataclass(frozen=True)
 class Merged:
-    """What was folded.
-
-    Attributes:
-        layers: how many layers had adapters.
-        changed: how many of them have other weights since.
-    """
+    """What was folded: how many layers had adapters, and how many of them have other weights since."""
 
     layers: int
     changed: int
@@ -25,9 +20,8 @@ class Merged:
 def merge_adapters(module: nn.Module) -> Merged:
     """Folds every adapter of `peft` inside a module, if there are any, into the layer it adapts, in place.
 
-    Raises:
-        UserError: if there are adapters and not one of them changes a weight: they were never trained, or their
-            weights were not read. Merging would then quietly give the base model.
+    Raises UserError if there are adapters and not one of them changes a weight: they were never trained, or their
+    weights were not read. Merging would then quietly give the base model.
     """
     if "peft" not in sys.modules:
         return Merged(0, 0)

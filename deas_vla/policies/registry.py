@@ -34,11 +34,7 @@ def register_policy[P: type[ChunkPolicy]](name: str) -> Callable[[P], P]:
 
 
 def saved_class(folder: str | Path) -> type[ChunkPolicy]:
-    """The class of the policy that is saved in a folder.
-
-    Raises:
-        UserError: if there is none, or of a type that this version does not know.
-    """
+    """The class of the policy saved in a folder; UserError if there is none, or of a type that is not known."""
     path = Path(folder) / TYPE_FILE
     if not path.is_file():
         raise UserError(f"{folder}: no saved policy there (no {TYPE_FILE})")
@@ -46,11 +42,7 @@ def saved_class(folder: str | Path) -> type[ChunkPolicy]:
 
 
 def class_named(name: object, where: str | Path) -> type[ChunkPolicy]:
-    """The class of a name that was read from a file: a registered one, and no module that the file names.
-
-    Raises:
-        UserError: naming the file, if there is none.
-    """
+    """The class of a name read from a file: a registered one, and no module that the file names, else UserError."""
     try:
         if not isinstance(name, str) or ":" in name:
             raise UserError(f"policy type {name!r} is unknown")

@@ -29,11 +29,7 @@ class Reference:
 
 
 def reference_at(folder: Path) -> Reference:
-    """What a policy, a critic or an exported reranker asks for; the folder of a stage will do as well.
-
-    Raises:
-        UserError: if there is none.
-    """
+    """What a policy, a critic, an exported reranker or a stage's folder asks for; UserError if there is none."""
     folder = Path(folder)
     for position in (folder, folder / "policy", folder / "critic"):
         for name, kind in (("contract.json", "policy"), ("manifest.json", "reranker"), ("scorer.json", "critic")):

@@ -65,15 +65,10 @@ class Report:
 
 
 def audit(roots: list[Path], against: Path | None = None, labels: LabelRules = RECORDED) -> Report:
-    """Audits data sets.
+    """Audits data sets, against a policy, a critic or a reranker if one is given; their faults are findings.
 
-    Args:
-        roots: their folders.
-        against: folder of a policy, a critic or a reranker, or None.
-        labels: what counts as success and reward in those that do not say.
-
-    Raises:
-        UserError: if `against` holds nothing to compare with. Faults of the data sets are findings.
+    `labels` is what counts as success and reward in those that do not say. Raises UserError if `against` holds nothing
+    to compare with.
     """
     require("pyarrow", "lerobot")
     reference = None if against is None else reference_at(Path(against))

@@ -68,10 +68,8 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Finding:
-    """One fault, or one thing to know.
-
-    An ``error``: training would refuse the data, or silently learn nonsense from it; a ``warning``: look before you
-    train; a ``note``: good to know.
+    """An ``error`` (training would refuse the data, or silently learn nonsense), a ``warning`` (look before you train)
+    or a ``note``.
     """
 
     severity: str

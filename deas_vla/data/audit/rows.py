@@ -207,14 +207,9 @@ def step_labels(part: Rows, labels: LabelRules) -> tuple[np.ndarray, np.ndarray]
 def ends(
     part: Rows, success: np.ndarray, rewards: np.ndarray, labels: LabelRules, succeeds_last: bool
 ) -> Iterator[Finding]:
-    """Success, reward and end that contradict each other.
+    """Success, reward (of `step_labels`) and end that contradict each other.
 
-    Args:
-        part: the episode.
-        success: of `step_labels`.
-        rewards: of `step_labels`, finite.
-        labels: whose they are.
-        succeeds_last: whether a success must be the last step, as this project writes it.
+    `succeeds_last`: a success must be the last step, as this project writes it.
     """
     steps, recorded = len(success), labels.reward == "column"
     done, truncated = flat(part, "next.done"), flat(part, "next.truncated")

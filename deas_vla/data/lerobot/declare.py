@@ -32,13 +32,10 @@ def declare_dataset(
 def declared_contract(root: Path, units: str, limits: str = "", binary: str = "") -> Contract:
     """The contract of a data set with the units and limits that its user gives.
 
-    Columns are named by patterns, of which the first that fits counts: ``*.pos`` are all that end with ``.pos``. A
-    column without a unit, a binary one without limits or a pattern that fits no column is a UserError.
-
-    Args:
-        units: one unit for all columns, or ``PATTERN=UNIT,PATTERN=UNIT``.
-        limits: of actions, ``PATTERN=LOW:HIGH,…``; none where no pattern fits.
-        binary: patterns of actions that take their two limits and nothing between.
+    Columns are named by patterns, of which the first that fits counts: ``*.pos`` are all that end with ``.pos``.
+    `units` is one for all columns or ``PATTERN=UNIT,PATTERN=UNIT``; `limits`, of actions, ``PATTERN=LOW:HIGH,…``;
+    `binary` patterns of actions that take their two limits and nothing between. Raises UserError if a column has no
+    unit, a binary one no limits, or a pattern fits no column.
     """
     folder = LerobotFolder(root)
     contract = Layout.of(folder).contract(folder)

@@ -120,7 +120,7 @@ class LerobotFolder:
     def rows(self, needed: list[str], optional: tuple[str, ...] = ()) -> Iterator[Rows]:
         """The rows of one episode after the other, as they lie in the files; optional columns may be missing.
 
-        A file that is missing, cut off, lacks a needed column or has another number of rows than listed is a UserError.
+        Raises UserError if a file is missing, cut off, lacks a needed column or has another number of rows than listed.
         """
         names = dict.fromkeys(("episode_index", *needed, *optional))
         wanted = [name for name in names if name == "episode_index" or name in self.features]
@@ -140,12 +140,10 @@ class LerobotFolder:
     def images(
         self, key: str, size: tuple[int, int], episodes: list[Rows], wanted: list[np.ndarray], name: str = ""
     ) -> list[np.ndarray]:
-        """The images of each episode of `rows`, (F, height, width, 3) uint8, all parts of one array.
+        """The images of each episode, (F, height, width, 3) uint8, all parts of one array.
 
-        Args:
-            key: column of the camera; an image of another size than (height, width) is a UserError.
-            wanted: for each episode its rows whose images are wanted, (F,) increasing.
-            name: of the progress bar.
+        `wanted`: for each episode its rows whose images are wanted, (F,) increasing. Raises UserError if one has
+        another `size` (height, width).
         """
         ends = np.cumsum([len(part) for part in wanted])
         images = np.empty((ends[-1], *size, 3), np.uint8)

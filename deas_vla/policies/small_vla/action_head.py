@@ -139,13 +139,9 @@ class ActionHead(nn.Module):
     def read_context(self, tokens: Tensor, mask: Tensor, camera: Tensor) -> dict[str, Tensor]:
         """What all candidates and all flow steps share, computed once a context.
 
-        Args:
-            tokens: (B, L, C) context tokens; those of a camera in row-major order of a square grid.
-            mask: (B, L) True for real tokens.
-            camera: (L,) which camera a token comes from, -1 for text.
-
-        Returns:
-            ``key_values`` (B, layers, 2, heads, L, d) of all cross-attention layers, and ``readout`` (B, D).
+        Of (B, L, C) tokens (those of a camera in row-major order of a square grid), their (B, L) mask, and (L,) which
+        camera each comes from (-1: text): ``key_values`` (B, layers, 2, heads, L, d) of all cross-attention layers, and
+        ``readout`` (B, D).
         """
         key_values = torch.stack([block.project_context(tokens) for block in self.blocks if block.cross], 1)
         return {"key_values": key_values, "readout": self.readout(tokens, mask, camera)}

@@ -38,16 +38,10 @@ WEIGHTS, CONFIG, CONTRACT, BACKBONE = "model.safetensors", "config.json", "contr
 
 @register_policy("small_vla")
 class SmallVLAPolicy(ChunkPolicy):
-    """A GR00T-style policy for the robot of one contract.
+    """A GR00T-style policy for the robot of one contract, whose cameras are shown to the backbone in order.
 
-    Args:
-        config: sizes and training mode.
-        contract: with statistics; its cameras are shown to the backbone in order.
-        instructions: those that the embedded backbone's tokenizer should know; others are spelled in bytes.
-        folder: of the backbone of a saved policy, to read instead of making a new one.
-
-    Raises:
-        UserError: if the backbone cannot be read.
+    The embedded backbone's tokenizer knows the words of `instructions`, others are spelled in bytes. `folder` is that
+    of a saved policy's backbone, read instead of making a new one. Raises UserError if the backbone cannot be read.
     """
 
     Config = SmallVLAConfig

@@ -21,18 +21,10 @@ class PromptProcessor:
     """Turns images and instructions into model inputs; the prompt is "one image per camera, then the instruction".
 
     The real processor writes every distinct prompt once, with blank images: what it returns beside the pixels depends
-    on the text and on image sizes only, and is kept. Every prompt is padded on the right to one length. Pixels go
-    through plain tensor operations if these reproduce the real image processor on a probe (no resizing, no splitting),
-    else through the real one, which is several times slower: with a warning.
-
-    Args:
-        processor: a `transformers` processor with an image processor and a tokenizer.
-        cameras: the cameras, in order.
-        backbone: whose inputs these are; the processor's other outputs are dropped.
-        max_instruction_tokens: room for the instruction.
-
-    Attributes:
-        camera_index: (L,) which camera a token belongs to, or -1.
+    on the text and on image sizes only, and is kept; outputs that the backbone does not take are dropped. Every prompt
+    is padded on the right to one length. Pixels go through plain tensor operations if these reproduce the real image
+    processor on a probe (no resizing, no splitting), else through the real one, which is several times slower: with a
+    warning. `camera_index` is (L,) which camera a token belongs to, or -1.
     """
 
     def __init__(self, processor, cameras: tuple[Camera, ...], backbone: Backbone, max_instruction_tokens: int) -> None:
