@@ -69,14 +69,8 @@ def collect_demos(accelerator: Accelerator, config: CollectDemosConfig) -> None:
                         )
                         contract = workers.contract
                 episodes = load_blocks(blocks)
-            write_collected(
-                folder,
-                episodes,
-                contract,
-                keep=lambda episode: episode.terminated,
-                metadata={"settings": outcome_settings(config)},
-                compute_statistics=True,
-            )
+            metadata = {"settings": outcome_settings(config)}
+            write_collected(folder, episodes, contract, metadata=metadata, demonstrations=True)
         shutil.rmtree(folder / "blocks", ignore_errors=True)
 
     run_stage(accelerator, Path(config.output), config, {}, work)

@@ -86,13 +86,8 @@ def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) ->
                     )
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                write_collected(
-                    folder,
-                    load_blocks(blocks),
-                    policy.contract,
-                    keep=lambda episode: True,
-                    metadata={"settings": outcome_settings(config)},
-                )
+                metadata = {"settings": outcome_settings(config)}
+                write_collected(folder, load_blocks(blocks), policy.contract, metadata=metadata)
         if accelerator.is_main_process:
             shutil.rmtree(folder / "blocks", ignore_errors=True)
 

@@ -129,7 +129,7 @@ def write(folder: Path, contract: Contract, settings: dict) -> None:
         raise UserError("no episode was recorded")
     facts = [read_json(path.with_suffix(".json")) for path in blocks]
     metadata = {"settings": settings, "played": facts}
-    write_collected(folder, load_blocks(blocks), contract, keep=lambda episode: True, metadata=metadata)
+    write_collected(folder, load_blocks(blocks), contract, metadata=metadata)
     successes = sum(fact["outcome"] == "success" for fact in facts)
     limited = sum(fact["limited"] for fact in facts)
     print(f"{len(facts)} episodes, {successes} succeeded; {summary(facts)}; {limited} actions limited")

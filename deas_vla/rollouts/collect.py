@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -34,8 +35,6 @@ def collect_in_blocks(
 ) -> list[Path]:
     """Collects one episode a scene; a killed collection goes on with the block in which it was interrupted.
 
-    With several processes, wait for all of them before the blocks are read.
-
     Args:
         folder: blocks are kept in ``folder/blocks``.
         name: of the task; begins the file names.
@@ -46,7 +45,7 @@ def collect_in_blocks(
         show: the progress bar, which counts what other processes collect as this one passes it.
 
     Returns:
-        The files of the blocks, in order, for `load_blocks`.
+        The files of the blocks, in order, for `load_blocks`; first wait for all processes that collect.
     """
     paths, outcomes = [], []
     title = f"{folder.name} {name}"
@@ -89,13 +88,7 @@ def load_blocks(paths: Iterable[Path]) -> list[Episode]:
 
 
 def write_collected(
-    folder: Path,
-    attempts: list[Episode],
-    contract: Contract,
-    *,
-    keep: Callable[[Episode], bool],
-    metadata: dict,
-    compute_statistics: bool = False,
+    folder: Path, attempts: list[Episode], contract: Contract, *, metadata: dict, demonstrations: bool = False
 ) -> None:
     """Writes episodes as a stage's LeRobot data set, ``folder/dataset``.
 
@@ -103,23 +96,18 @@ def write_collected(
         folder: of the stage.
         attempts: all that were collected.
         contract: of the environment, or, for rollouts, of the policy that was rolled out.
-        keep: which episodes to keep.
         metadata: how the episodes came about; counts and instructions are added.
-        compute_statistics: compute the normalisation statistics from the kept episodes (demonstrations).
+        demonstrations: keep the successes only, and compute the normalisation statistics from them.
 
     Raises:
         UserError: if no episode is kept.
     """
-    episodes = [episode for episode in attempts if keep(episode)]
+    episodes = [episode for episode in attempts if episode.terminated or not demonstrations]
     if not episodes:
         raise UserError(f"{folder}: none of {len(attempts)} episodes succeeded; nothing could be learnt from them")
-    if compute_statistics:
-        contract = contract.with_statistics(
-            Statistics.of(
-                torch.cat([torch.from_numpy(episode.states) for episode in episodes]),
-                torch.cat([torch.from_numpy(episode.actions) for episode in episodes]),
-            )
-        )
+    if demonstrations:
+        columns = ([episode.states for episode in episodes], [episode.actions for episode in episodes])
+        contract = contract.with_statistics(Statistics.of(*(torch.from_numpy(np.concatenate(c)) for c in columns)))
     counts = {
         "attempts": len(attempts),
         "episodes": len(episodes),

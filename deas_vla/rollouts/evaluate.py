@@ -32,14 +32,10 @@ def evaluate_method(
     """Plays a method on every job, in blocks that are kept: an interrupted evaluation goes on with the next block.
 
     Args:
-        name: the method's name; its outcomes are kept in ``folder/<name>.json``.
-        workers: simulators of the task.
-        decider: the policy with its selection rule, or the `Oracle`, which plays one episode at a time.
+        name: the method's; its outcomes are kept in ``folder/<name>.json``.
+        workers, decider, seed, parallel, execute_steps: as `play_episodes`; an `Oracle` plays one episode at a time.
         jobs: from `paired_jobs`.
         folder: where outcomes are kept.
-        seed: seed of the policy's noise, the same for all methods.
-        parallel: episodes under way at once.
-        execute_steps: actions played of each chunk.
         block: episodes between two saves.
         line: of the progress bar, for processes that play different methods at once.
 

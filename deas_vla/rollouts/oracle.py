@@ -79,12 +79,10 @@ def play_branches(
     Args:
         workers: simulators that can be branched; slots 0 to n − 1 are used.
         policy: decides after the candidate.
-        state: of the simulator, from `EnvWorkers.save`.
-        frame: what the policy saw there.
+        state, frame: of the simulator, from `EnvWorkers.save`, and what the policy saw there.
         candidates: (n, h, A) commands, one a branch; h is at most `execute_steps`.
         samples: n samples of the continuation's noise; equal samples have equal noise.
-        seed: of the policy's noise.
-        episode_id: of the episode that is branched; it names the continuations' noise.
+        seed, episode_id: of the policy's noise and of the episode that is branched: they name the continuations' noise.
         execute_steps: actions played of each later chunk.
 
     Returns:

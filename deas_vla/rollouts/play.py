@@ -44,20 +44,13 @@ class Job:
 
 @dataclass
 class Decision:
-    """What the critic said when a chunk was chosen.
-
-    Attributes:
-        step: control steps played before.
-        index: of the candidate that was played.
-        value: V of the observation; NaN without a critic.
-        scores: (N,) of the candidates; empty without a critic.
-        returns: (N,) Monte-Carlo returns of the candidates, where the decider played them out; else empty.
-    """
+    """What the critic said when a chunk was chosen, after `step` control steps."""
 
     step: int
-    index: int
-    value: float = float("nan")
-    scores: list[float] = field(default_factory=list)
+    index: int  # of the candidate that was played
+    value: float = float("nan")  # V of the observation; NaN without a critic
+    scores: list[float] = field(default_factory=list)  # (N,) of the candidates; empty without a critic
+    # (N,) Monte-Carlo returns of the candidates, where the decider played them out; else empty.
     returns: list[float] = field(default_factory=list)
 
 

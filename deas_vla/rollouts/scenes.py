@@ -20,15 +20,12 @@ TRAINED = ("policy", "critic", "scorer")
 
 
 def scenes_of(use: str, count: int, seed: int) -> list[int]:
-    """The scene numbers of one use, for one seed.
+    """The scene numbers of one use, for one seed; UserError if count or seed would let two uses meet.
 
     Args:
         use: ``demonstrations``, ``rollouts``, ``evaluation`` or ``ablation`` (on which settings may be chosen).
         count: how many, at most 10,000.
         seed: seed of the run, 0 to 99; other seeds give other scenes.
-
-    Raises:
-        UserError: if count or seed is out of range: scenes of two uses must never meet.
     """
     if not 0 <= seed < 100 or not 0 <= count <= 10_000:
         raise UserError(f"seed must be 0 to 99 (got {seed}) and a use have at most 10000 scenes (got {count})")
@@ -67,16 +64,9 @@ def seen_scenes(stages: Iterable[Path]) -> tuple[dict[str, set[int]], list[Path]
 
 
 def require_unseen(scenes: Iterable[int], stages: Iterable[Path]) -> None:
-    """Refuses an evaluation in scenes that something was trained on.
+    """Refuses an evaluation in scenes that these stages, or what they were made from, were trained on (UserError).
 
     Scenes are compared by number, whatever the task: one that another task was trained on counts too.
-
-    Args:
-        scenes: the evaluation's.
-        stages: folders of the policies and critics that are evaluated; what they were made from is looked at too.
-
-    Raises:
-        UserError: naming the data sets and the first scenes.
     """
     wanted, found = set(scenes), []
     for name, there in seen_scenes(stages)[0].items():
