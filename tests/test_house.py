@@ -175,7 +175,6 @@ def test_recipes_stay_small():
     assert lines_of("recipes") <= 1_300
 
 
-@pytest.mark.xfail(reason="the package is still being cut", strict=False)
 def test_the_package_stays_small():
     assert lines_of("deas_vla") <= 15_000
 
