@@ -33,23 +33,14 @@ class ExpertMemory:
 
 @dataclass(frozen=True)
 class MujocoState:
-    """Everything that the continuation of an episode depends on; plain numbers, so that any process can restore it.
-
-    Attributes:
-        scene: number of the scene.
-        steps: control steps played.
-        physics: MuJoCo's integration state: positions, velocities, controls, warm start of the solver.
-        poses: of bodies and sites in the model, `POSES`.
-        expert: what the scripted expert remembers.
-        own: what the simulator itself remembers besides.
-    """
+    """Everything that the continuation of an episode depends on; plain numbers, so that any process can restore it."""
 
     scene: int
     steps: int
-    physics: np.ndarray
-    poses: tuple[np.ndarray, ...]
+    physics: np.ndarray  # MuJoCo's integration state: positions, velocities, controls, warm start of the solver
+    poses: tuple[np.ndarray, ...]  # `POSES`
     expert: ExpertMemory
-    own: Any
+    own: Any  # what the simulator itself remembers besides
 
 
 class MujocoEnv(SteppedEnv, ABC):
@@ -61,9 +52,7 @@ class MujocoEnv(SteppedEnv, ABC):
     Attributes:
         policy_groups, people_groups: groups of geometry that the policy's cameras show, and those that people see.
         sites: whether both show the sites of group 0, where a simulator marks its goals with them.
-        people_camera: the camera that people look through.
         camera_names: the simulator's names of cameras, where they differ from the contract's.
-        scene: number of the present scene.
     """
 
     policy_groups: ClassVar[tuple[int, ...]]
@@ -103,7 +92,6 @@ class MujocoEnv(SteppedEnv, ABC):
         """Takes up what `own` gave; physics, poses and expert are back, but nothing is computed from them."""
 
     def reset(self, scene: int) -> dict:
-        """Starts a scene; see `Simulator`. Nothing of what was played before is left."""
         self.scene, self.steps = int(scene), 0
         self._mujoco.mj_resetData(self.model, self.data)
         self._set_poses(self._first_poses)
@@ -115,14 +103,12 @@ class MujocoEnv(SteppedEnv, ABC):
         return self.expert.command(noise)
 
     def save(self) -> MujocoState:
-        """The complete state; see `Simulator`. It can be restored in any process with the same configuration."""
         physics = np.empty(self._mujoco.mj_stateSize(self.model, self._integration))
         self._mujoco.mj_getState(self.model, self.data, physics, self._integration)
         memory = deepcopy(self.expert.memory)
         return MujocoState(self.scene, self.steps, physics, self._poses(), memory, self.own())
 
     def restore(self, state: MujocoState) -> None:
-        """Goes back to a saved state; see `Simulator`."""
         self.scene, self.steps = state.scene, state.steps
         self._set_poses(state.poses)
         self._mujoco.mj_setState(self.model, self.data, state.physics, self._integration)
@@ -135,7 +121,6 @@ class MujocoEnv(SteppedEnv, ABC):
         return {camera.name: self._draw(camera.name, size, size, False) for camera in self.contract.cameras}
 
     def render(self, height: int, width: int) -> np.ndarray:
-        """(height, width, 3) uint8, full quality, for people."""
         return self._draw(self.people_camera, height, width, True)
 
     def close(self) -> None:

@@ -45,13 +45,7 @@ def register_simulator[S: type](name: str) -> Callable[[S], S]:
 
 @dataclass(frozen=True)
 class EnvConfig:
-    """One task of one simulator.
-
-    Attributes:
-        simulator: its name.
-        task: one of its tasks.
-        settings: of the simulator's own settings class.
-    """
+    """One task of one simulator, with settings of the simulator's own class."""
 
     simulator: str
     task: str

@@ -54,8 +54,6 @@ class SceneRenderer:
     """Renders any data of one model (or of a model built in the same way).
 
     Args:
-        model: the MuJoCo model.
-        height, width: size of the images.
         groups: groups of geometry to draw.
         full: shadows and smooth edges.
         sites: also draw sites of group 0.

@@ -36,16 +36,10 @@ class SimulatorConfig:
         return with_simulator(cls, argv)
 
     def env_config(self, task: str) -> EnvConfig:
-        """One task's environment."""
         return EnvConfig(self.env, task, self.simulator)
 
     def open_workers(self, task: str, processes: int = 1) -> EnvWorkers:
-        """Starts the simulators of one task; use as a context manager.
-
-        Args:
-            task: its name.
-            processes: processes of the recipe that each start their share of them.
-        """
+        """Starts the simulators of one task, a context manager; `processes` of the recipe each start their share."""
         return EnvWorkers(self.env_config(task), -(-self.workers // processes))
 
 
@@ -54,8 +48,7 @@ def with_simulator[T](config_class: type[T], argv: list[str], prefix: str = "") 
 
     Args:
         config_class: has ``env``, a name with a default, and ``simulator``, the settings.
-        argv: the command line.
-        prefix: of the class's flags: ``robot.``.
+        prefix: of the class's flags in `argv`: ``robot.``.
 
     Raises:
         UserError: if there is no such simulator.

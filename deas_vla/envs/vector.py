@@ -86,10 +86,7 @@ class EnvWorkers:
     ) -> Iterator[tuple[dict, ChunkResult]]:
         """Whole episodes of the scripted expert, in order, each with its first frame; slots are left alone.
 
-        Args:
-            scenes: scene of each episode.
-            seeds: seed of the expert's imperfections in each episode.
-            frame_every: as in `play`.
+        Each has a scene and a seed of the expert's imperfections; `frame_every` as in `play`.
         """
         pairs = zip(scenes, seeds, strict=True)
         return self._stream([(EXPERT_SLOT, "expert", (int(scene), int(seed), frame_every)) for scene, seed in pairs])
@@ -107,8 +104,6 @@ class EnvWorkers:
 
     def __exit__(self, *_) -> None:
         self.close()
-
-    # ---- talking to the workers ----------------------------------------------------------------------------
 
     def _run(self, calls: list[Call]) -> list:
         """Runs calls, those of one worker in one message; results in the calls' order."""

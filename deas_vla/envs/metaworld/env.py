@@ -59,10 +59,7 @@ class MetaworldEnv(MujocoEnv):
         self._first_attributes = self._attributes()
         self.reward, self.observation = 0.0, np.zeros(39)
 
-    # ---- episodes ------------------------------------------------------------------------------------------
-
     def begin(self, rng: np.random.Generator) -> None:
-        """See `MujocoEnv`."""
         self._set_attributes(self._first_attributes)
         simulator, self.reward = self.simulator, 0.0
         simulator.np_random = rng
@@ -79,7 +76,6 @@ class MetaworldEnv(MujocoEnv):
         self._mujoco.mj_fwdPosition(self.model, self.data)
 
     def expert_command(self, noise: np.random.Generator) -> np.ndarray:
-        """(4,) the scripted expert's next command."""
         return self.expert.command(self.observation, noise)
 
     def step(self, command: np.ndarray) -> bool:
@@ -90,20 +86,15 @@ class MetaworldEnv(MujocoEnv):
         self.steps += 1
         return bool(info["success"])
 
-    # ---- observations --------------------------------------------------------------------------------------
-
     def state(self) -> np.ndarray:
         """(4,) float32: where the hand is (metres, world) and how far the fingers are open (0 to 1)."""
         return self.observation[:4].astype(np.float32)
-
-    # ---- branching -----------------------------------------------------------------------------------------
 
     def own(self) -> tuple[dict, np.ndarray]:
         """What Meta-World's environment remembers (goals, first places), and the (39,) observation."""
         return self._attributes(), self.observation.copy()
 
     def resume(self, own: tuple[dict, np.ndarray]) -> None:
-        """See `MujocoEnv`."""
         attributes, observation = own
         self._set_attributes(attributes)
         # Positions only: a whole forward pass would touch the solver's warm start, and the last bits with it.

@@ -16,12 +16,9 @@ OBJECT_XY = slice(4, 6)  # of Meta-World's observation
 
 
 class NoisyExpert:
-    """One of Meta-World's experts with noise on its commands and on the position that it sees.
+    """One of Meta-World's scripted policies with noise on its commands and on the position that it sees.
 
-    Args:
-        policy: Meta-World's scripted policy of the task.
-        noise: standard deviation of the noise on commands, in units of a full command.
-        bias: standard deviation of the misjudgement, metres per axis.
+    `noise` and `bias` are standard deviations: in units of a full command, and in metres per axis.
     """
 
     def __init__(self, policy, noise: float, bias: float):

@@ -27,19 +27,12 @@ class MetaworldSettings(EnvSettings):
 
 @dataclass(frozen=True)
 class View:
-    """A camera of ours: one of Meta-World's, put somewhere else.
+    """A camera of ours: one of Meta-World's, put somewhere else."""
 
-    Attributes:
-        camera: Meta-World's name of it.
-        look_at: point in the world that it looks at, metres; None leaves it where Meta-World has it.
-        offset: where it stands from there, metres: x to the right of the robot, y away from it, z up.
-        field_of_view: vertical, degrees.
-    """
-
-    camera: str
-    look_at: tuple[float, float, float] | None = None
-    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    field_of_view: float = 0.0
+    camera: str  # Meta-World's name of it
+    look_at: tuple[float, float, float] | None = None  # in the world, metres; None leaves it where Meta-World has it
+    offset: tuple[float, float, float] = (0.0, 0.0, 0.0)  # from there: x to the robot's right, y away from it, z up
+    field_of_view: float = 0.0  # vertical, degrees
 
 
 # Meta-World's own outer cameras show a 4 cm puck as two pixels of 64; these two look at the workspace only.
@@ -54,15 +47,10 @@ VIEWS = {
 
 @dataclass(frozen=True)
 class Task:
-    """One of Meta-World's tasks.
+    """One of Meta-World's tasks."""
 
-    Attributes:
-        instruction: what the robot is to do; no two tasks have the same.
-        horizon: time limit in control steps, a multiple of 16: some 1.5 times what the scripted expert takes.
-    """
-
-    instruction: str
-    horizon: int
+    instruction: str  # no two tasks have the same
+    horizon: int  # control steps, a multiple of 16: some 1.5 times what the scripted expert takes
 
 
 TASKS = {

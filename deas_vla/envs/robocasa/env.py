@@ -45,17 +45,6 @@ class RobocasaSettings(PandaOmronSettings):
     split: str = "pretrain"
 
 
-@dataclass(frozen=True)
-class RobocasaState:
-    """A moment of an episode: its scene, and every command so far.
-
-    RoboCasa's tasks keep part of their state in Python objects; replaying is the one complete way back.
-    """
-
-    scene: int
-    commands: tuple[np.ndarray, ...]
-
-
 @register_simulator("robocasa")
 class RobocasaEnv(SteppedEnv):
     """One of RoboCasa's tasks; a `Simulator`.
@@ -98,7 +87,6 @@ class RobocasaEnv(SteppedEnv):
 
     @property
     def steps(self) -> int:
-        """Control steps played in this episode."""
         return len(self._commands)
 
     def reset(self, scene: int) -> dict:
@@ -112,25 +100,21 @@ class RobocasaEnv(SteppedEnv):
         return frame
 
     def expert_command(self, noise: np.random.Generator) -> np.ndarray:
-        """There are no scripted experts of RoboCasa's tasks yet: always a UserError."""
         raise UserError(
             f"RoboCasa has no scripted expert for {self.task}; give recorded ones, --demos.dataset=LEROBOT_FOLDER; "
             "its own: python -m robocasa.scripts.download_datasets"
         )
 
     def step(self, command: np.ndarray) -> bool:
-        """Plays one command; returns whether the task has succeeded."""
         action = {f"action.{group}": command[columns].astype(np.float64) for group, columns in self._groups.items()}
         self._observation, _, _, _, info = self._gym.step(action)
         self._commands.append(command)
         return bool(info["success"])
 
     def state(self) -> np.ndarray:
-        """(16,) float32 proprioceptive state in the contract's order, as RoboCasa gives it."""
         return np.concatenate([self._observation[f"state.{group}"] for group in STATE_GROUPS]).astype(np.float32)
 
     def images(self) -> dict[str, np.ndarray]:
-        """Camera name to (h, w, 3) uint8, upright."""
         if not self._gym.enable_render:
             self._look(True)
             self._observation = self._gym.get_observation(self._kitchen._get_observations(force_update=True))
@@ -138,17 +122,18 @@ class RobocasaEnv(SteppedEnv):
         return {camera.name: self._observation[f"video.{camera.name}"] for camera in self.contract.cameras}
 
     def render(self, height: int, width: int) -> np.ndarray:
-        """(height, width, 3) uint8 from behind the robot, for people."""
         image = self._kitchen.sim.render(height=height, width=width, camera_name=RENDER_CAMERA)
         return np.ascontiguousarray(image[::-1])
 
-    def save(self) -> RobocasaState:
-        return RobocasaState(self.scene, tuple(self._commands))
+    def save(self) -> tuple[int, tuple[np.ndarray, ...]]:
+        """The scene, and every command so far: RoboCasa's tasks keep part of their state in Python objects."""
+        return self.scene, tuple(self._commands)
 
-    def restore(self, state: RobocasaState) -> None:
+    def restore(self, state: tuple[int, tuple[np.ndarray, ...]]) -> None:
         """Starts the scene again and replays its commands: seconds, where robosuite takes microseconds."""
-        self.reset(state.scene)
-        for command in state.commands:
+        scene, commands = state
+        self.reset(scene)
+        for command in commands:
             self.step(command)
 
     def close(self) -> None:

@@ -61,10 +61,7 @@ class RobosuiteEnv(MujocoEnv):
         self.expert = make_expert(self)
         self._columns = {group: columns_of(self.contract.action, group) for group in ACTION_GROUPS}
 
-    # ---- episodes ------------------------------------------------------------------------------------------
-
     def begin(self, rng: np.random.Generator) -> None:
-        """See `MujocoEnv`."""
         self.data.qpos[:] = self._start
         self.data.qpos[self.control.arm_q] += ARM_START_SPREAD * rng.standard_normal(7)
         self._place_objects(rng)
@@ -72,7 +69,6 @@ class RobosuiteEnv(MujocoEnv):
         self.control.reset()
 
     def step(self, command: np.ndarray) -> bool:
-        """Plays one (12,) command within the limits; returns whether the task has succeeded."""
         of = {group: command[columns].astype(np.float64) for group, columns in self._columns.items()}
         self.control.set_goal(
             position=of["end_effector_position"],
@@ -86,8 +82,6 @@ class RobosuiteEnv(MujocoEnv):
             self.control.substep()
         self.steps += 1
         return bool(self._simulator._check_success())
-
-    # ---- observations --------------------------------------------------------------------------------------
 
     def state(self) -> np.ndarray:
         """(16,) float32 proprioceptive state in the contract's order.
@@ -112,14 +106,11 @@ class RobosuiteEnv(MujocoEnv):
         xyzw = wxyz[[1, 2, 3, 0]]
         return -xyzw if xyzw[positive] < 0 else xyzw
 
-    # ---- branching and scenes ------------------------------------------------------------------------------
-
     def own(self) -> np.ndarray:
         """(23,) state of the controllers and of the gripper."""
         return self.control.memory.copy()
 
     def resume(self, own: np.ndarray) -> None:
-        """See `MujocoEnv`."""
         self._mujoco.mj_step1(self.model, self.data)
         self.control.memory[:] = own
 

@@ -56,8 +56,6 @@ class Expert:
         """(3,) the direction in which the hand should point, in the world."""
         return -UP
 
-    # ---- sensing -------------------------------------------------------------------------------------------
-
     @property
     def hand(self) -> np.ndarray:
         return self.data.site_xpos[self.control.hand_site]
@@ -74,8 +72,6 @@ class Expert:
         about, fingers = self.approach(), left - right
         turn = math.atan2(about @ np.cross(fingers, axis), fingers @ axis) % symmetry
         return turn - symmetry if turn > symmetry / 2 else turn
-
-    # ---- phases --------------------------------------------------------------------------------------------
 
     def enter(self, phase: str) -> None:
         self.memory.phase, self.memory.steps = phase, 0
@@ -98,10 +94,9 @@ class Expert:
 
 
 class PickExpert(Expert):
-    """Hovers over an object, goes down, closes, comes up; tries again if the hand is empty.
+    """Hovers over a body, goes down, closes, comes up; tries again if the hand is empty.
 
     Args:
-        body: name of the object's body.
         symmetry: the object looks the same after this turn about z (rad); None for a round one.
         grasp_height: metres of the grasp above the object's centre.
     """
@@ -158,10 +153,8 @@ class PlaceExpert(PickExpert):
     """Picks an object, carries it over a place, lowers it, lets go and backs off.
 
     Args:
-        body: name of the object's body.
         beside, offset: the object's centre is let go this far (3,) in the world from that body.
         travel_height: metres above the place at which the object is carried.
-        **grasp: as for `PickExpert`.
     """
 
     def __init__(self, env, body: str, beside: str, offset: tuple, travel_height: float, **grasp):

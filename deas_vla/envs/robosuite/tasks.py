@@ -46,27 +46,17 @@ class Task:
 
     The outer cameras carry RoboCasa's names and are mounted on the base as there, but nearer: RoboCasa's own places
     show a 4 cm cube on a table as two pixels of 64, and the arm hides it.
-
-    Attributes:
-        environment: robosuite's class name.
-        instruction: what the robot is to do.
-        horizon: time limit in control steps, a multiple of 16.
-        colors: body to red, green and blue of its collision geometry, which is what a policy sees.
-        look_at: point in the world that the two outer cameras look at, metres.
-        left, right: where they stand from there, metres: x forward, y left of the robot.
-        field_of_view: their vertical field of view, degrees.
-        base_start: how far forward and to the left of robosuite's own place the robot starts, metres.
     """
 
-    environment: str
+    environment: str  # robosuite's class name
     instruction: str
-    horizon: int
-    colors: dict[str, tuple[float, float, float]]
-    look_at: tuple[float, float, float]
-    left: tuple[float, float, float]
+    horizon: int  # control steps, a multiple of 16
+    colors: dict[str, tuple[float, float, float]]  # of bodies' collision geometry, which is what a policy sees
+    look_at: tuple[float, float, float]  # what the two outer cameras look at, metres in the world
+    left: tuple[float, float, float]  # where they stand from there: x forward, y left of the robot
     right: tuple[float, float, float]
-    field_of_view: float
-    base_start: tuple[float, float] = (0.0, 0.0)
+    field_of_view: float  # vertical, degrees
+    base_start: tuple[float, float] = (0.0, 0.0)  # where the robot starts, metres forward and left of robosuite's place
 
     @property
     def cameras(self) -> dict[str, tuple[float, float, float]]:
@@ -75,32 +65,15 @@ class Task:
 
 RED, GREEN, BLUE, BROWN, YELLOW = ((0.8, 0.0, 0.0), (0.0, 0.6, 0.0), (0.1, 0.2, 0.6), (0.3, 0.2, 0.1), (0.9, 0.8, 0.0))
 TABLE = {"look_at": (-0.02, 0.0, 0.9), "left": (0.25, 0.65, 0.5), "right": (0.25, -0.65, 0.5), "field_of_view": 38.0}
+BINS = {"look_at": (0.1, 0.02, 0.86), "left": (0.8, 0.25, 0.75), "right": (0.8, -0.25, 0.75), "field_of_view": 52.0}
+DOOR = {"look_at": (-0.12, -0.28, 1.05), "left": (0.75, 0.65, 0.3), "right": (0.2, 0.75, 0.6), "field_of_view": 40.0}
+CUBES, CAN = {"cubeA_main": RED, "cubeB_main": GREEN}, {"Can_main": RED, "bin2": BLUE}
 TASKS = {
     "lift": Task("Lift", "lift the red cube", 96, {"cube_main": RED}, **TABLE),
-    "stack": Task(
-        "Stack", "put the red cube on the green cube", 128, {"cubeA_main": RED, "cubeB_main": GREEN}, **TABLE
-    ),
-    "pick_place_can": Task(
-        "PickPlaceCan",
-        "put the can into its bin",
-        192,
-        {"Can_main": RED, "bin2": BLUE},
-        look_at=(0.1, 0.02, 0.86),
-        left=(0.8, 0.25, 0.75),
-        right=(0.8, -0.25, 0.75),
-        field_of_view=52.0,
-        base_start=(0.13, 0.1),  # where robosuite puts it, the arm does not reach the far corners of the bins
-    ),
-    "door": Task(
-        "Door",
-        "open the door",
-        128,
-        {"Door_frame": BROWN, "Door_door": BROWN, "Door_latch": YELLOW},
-        look_at=(-0.12, -0.28, 1.05),
-        left=(0.75, 0.65, 0.3),
-        right=(0.2, 0.75, 0.6),
-        field_of_view=40.0,
-    ),
+    "stack": Task("Stack", "put the red cube on the green cube", 128, CUBES, **TABLE),
+    # Where robosuite puts the robot, the arm does not reach the far corners of the bins.
+    "pick_place_can": Task("PickPlaceCan", "put the can into its bin", 192, CAN, **BINS, base_start=(0.13, 0.1)),
+    "door": Task("Door", "open the door", 128, {"Door_frame": BROWN, "Door_door": BROWN, "Door_latch": YELLOW}, **DOOR),
 }
 
 
