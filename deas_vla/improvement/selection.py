@@ -1,15 +1,12 @@
 """Which of N candidate chunks is played.
 
-The argmax over N candidates finds the best chunk and the largest error of the critic alike, and with more candidates
-more of the second (over-optimisation). ``lower_bound`` distrusts what the critic's networks disagree about;
-``consensus`` limits how hard is chosen: its choice has a limit in N that is no greedier than the best of m.
-
-All rules are functions of one decision: the order of the candidates, other decisions in the batch, and a shift or a
-positive scale of the critic's values change nothing, and one candidate is the policy itself (design rule 8).
-
+The argmax over N finds the best chunk and the critic's largest error alike; ``lower_bound`` distrusts what its networks
+disagree about, ``consensus`` limits how hard is chosen. The order of candidates, other decisions of the batch, and a
+shift or positive scale of the values change nothing, and one candidate is the policy itself (design rule 8).
 Shapes: B decisions, N candidates, K networks of the critic, h steps, A action columns.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -34,18 +31,12 @@ TINY = 1e-8
 
 @dataclass(frozen=True)
 class NoiseKey:
-    """Names one decision; the same key always gives the same candidates, in any batch and any process.
-
-    Attributes:
-        scene: names the episode: a hash of its first observation (`episode_ids`), or the number of a scene.
-        sample: of the same episode once more with other noise; negative ones are of continuations in a branch.
-        decision: its number in the episode.
-    """
+    """Names one decision; the same key always gives the same candidates, in any batch and any process."""
 
     seed: int
-    scene: int
-    sample: int
-    decision: int
+    scene: int  # names the episode: a hash of its first observation (`episode_ids`), or the number of a scene
+    sample: int  # of the same episode once more with other noise; negative ones are of continuations in a branch
+    decision: int  # its number in the episode
 
     def generator(self, stream: int) -> np.random.Generator:
         """The random numbers of a choice; not those that made the candidates, or the choice would depend on them."""
@@ -78,7 +69,7 @@ class SelectionConfig:
 
 
 class Candidates(NamedTuple):
-    """What a rule may look at: arguments of `select`."""
+    """Arguments of `select`."""
 
     scores: Tensor | None
     q_values: Tensor | None
@@ -106,10 +97,9 @@ def select(
 
     Args:
         config: hyper-parameters of the rules; its own `rule` is not looked at.
-        rule: name of the rule.
-        q_values: (K, B, N) values of the candidates by each of the critic's networks; None without a scorer.
+        q_values: (K, B, N) values of the candidates; None without a scorer.
         chunks: (B, N, h, A) the candidates, in any units.
-        keys: B names of the decisions: all that a random choice depends on.
+        keys: all that a random choice depends on.
         scores: (B, N) what the scorer makes of these values; None: their minimum over the networks.
     """
     chosen = rule_named(rule, q_values is not None)
@@ -179,12 +169,9 @@ def best_of_weights(scores: Tensor, m: int) -> Tensor:
     """
     count = scores.shape[1]
     m = min(m, count)
-    weights = np.ones(count)
-    for rank in range(count - 1):
-        below = count - 1 - rank
-        weights[rank + 1] = weights[rank] * max(below - m + 1, 0) / below
+    weights = [math.comb(count - 1 - rank, m - 1) / math.comb(count, m) for rank in range(count)]
     ranks = scores.argsort(stable=True, dim=1, descending=True).argsort(1)
-    return torch.from_numpy(weights / weights.sum()).to(scores)[ranks]
+    return torch.tensor(weights, dtype=torch.float64).to(scores)[ranks]
 
 
 def _random(config: SelectionConfig, seen: Candidates) -> Tensor:

@@ -1,24 +1,21 @@
 """Scorers that are a critic on `Features`: DEAS, and the two baselines that share its networks and data."""
 
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from typing import Self
 
 from torch import Tensor
 
 from deas_vla.critic.critic import CriticConfig, DeasCritic, QChunkingCritic
 from deas_vla.critic.losses import Aggregation
+from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
-from deas_vla.errors import UserError
 from deas_vla.features.features import Features
-from deas_vla.scorers.scorer import Encoded, Scorer, common_arguments, register_scorer
+from deas_vla.scorers.scorer import Encoded, Scorer, register_scorer
 
 
 @register_scorer("deas")
 class DeasScorer(Scorer):
-    """DEAS (arXiv 2510.07730): the smallest of K distributional Q networks.
-
-    The critic reads these features, which were fitted on the tokens of the policy with that fingerprint.
-    """
+    """DEAS (arXiv 2510.07730): the smallest of K Q networks on features of the tokens of one policy."""
 
     # What a subclass changes: how the critic learns, and what of its networks is the score.
     critic_class: type[DeasCritic] = DeasCritic
@@ -74,16 +71,9 @@ class DeasScorer(Scorer):
 
     @classmethod
     def from_description(cls, description: dict) -> Self:
-        common = common_arguments(description)
-        unknown = sorted(set(description["critic"]) - {item.name for item in fields(CriticConfig)})
-        if unknown:
-            raise UserError(f"unknown configuration fields {', '.join(unknown)}, written by another version")
-        features = Features.from_description(description["features"], common["contract"])
+        features = Features.from_description(description["features"], Contract.from_json(description["contract"]))
         config = CriticConfig(**description["critic"])
-        scorer = cls.untrained(features, config, common["encoder_fingerprint"], common["aggregation"])
-        if scorer.horizon != common["horizon"]:
-            raise UserError(f"its critic scores {scorer.horizon} steps, it says {common['horizon']}")
-        return scorer
+        return cls.untrained(features, config, description["encoder_fingerprint"], description["aggregation"])
 
 
 @register_scorer("q_chunking")

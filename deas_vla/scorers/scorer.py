@@ -1,17 +1,8 @@
 """Scorer: what scores chunks. Features and critic as one module, under a name that its file remembers.
 
-To add one, subclass `Scorer` (or `DeasScorer`, to train another critic on the same features) and register it:
-
-    @register_scorer("short_chunks")
-    class ShortChunks(Scorer):
-        def q_values(self, encoded, chunks):
-            return -chunks.diff(dim=2).norm(dim=-1).sum(-1)[None]
-
-Training, evaluation, export, server and robots then take it by its name. Where the file is outside the package, name
-it as ``--scorer=FILE.py:NAME`` where it is trained and set ``DEAS_VLA_PLUGINS=FILE.py`` afterwards, or give it an entry
-point of the group ``deas_vla.scorers``.
-
-Shapes: B observations, N candidate chunks, H steps, A action columns, F features, S state columns, K networks.
+docs/critic.md shows how to add one: a subclass of `Scorer` (or of `DeasScorer`, to train another critic on the same
+features) that is registered by name. Shapes: B observations, N candidate chunks, H steps, A action columns, F features,
+S state columns, K networks.
 """
 
 import copy
@@ -34,7 +25,7 @@ from deas_vla.errors import UserError, as_user_error, unknown
 from deas_vla.files import atomic_path, write_json
 from deas_vla.registry import PLUGINS, Registry
 
-WEIGHTS_FILE, DESCRIPTION_FILE = "scorer.safetensors", "scorer.json"
+WEIGHTS_FILE = "scorer.safetensors"
 
 SCORERS: Registry[type["Scorer"]] = Registry(
     "scorer", "deas_vla.scorers", dict.fromkeys(("deas", "q_chunking", "iql"), "deas_vla.scorers.deas")
@@ -49,19 +40,17 @@ class Encoded(NamedTuple):
     state: Tensor
 
     def rows(self, rows: slice | Tensor) -> "Encoded":
-        """Of (n,) of the observations: a slice, their numbers, or True and False for each."""
+        """Of the observations at these rows."""
         return Encoded(self.features[rows], self.state[rows])
 
 
 class Scorer(nn.Module, ABC):
-    """Scores candidate chunks for an observation.
+    """Scores candidate chunks, or their first H = `horizon` steps, for an observation.
 
     Args:
-        contract: columns, cameras and statistics of the observations and chunks.
-        horizon: H, steps of a chunk that are scored: its first ones, where the policy makes longer chunks.
-        encoder_fingerprint: of the policy whose tokens the features were made for, others are refused; empty: it reads
-            no tokens, so any policy will do.
-        aggregation: what the score is of the K values: their minimum or their mean.
+        contract: of the observations and chunks.
+        encoder_fingerprint: of the policy whose tokens it reads, others are refused; empty: it reads none.
+        aggregation: what the score is of the K values.
     """
 
     def __init__(
@@ -82,10 +71,7 @@ class Scorer(nn.Module, ABC):
         """(B, N, H, A) normalised chunks to (K, B, N) values; K may be 1."""
 
     def encode(self, context: Context, observation: Observation) -> Encoded:
-        """What is read of B observations in raw units, once for all their candidates; here the state alone.
-
-        Their encoding by the policy, `context`, is on this module's device.
-        """
+        """What is read of B observations in raw units and of their encoding by the policy; here the state alone."""
         state = self.contract.normalize_state(observation.state.to(context.tokens.device))
         return Encoded(state.new_empty(len(state), 0), state)
 
@@ -145,7 +131,8 @@ class Scorer(nn.Module, ABC):
     @classmethod
     def from_description(cls, description: dict) -> Self:
         """The module without its weights; KeyError, TypeError, ValueError or UserError if it makes no sense."""
-        return cls(**common_arguments(description))
+        contract = Contract.from_json(description["contract"])
+        return cls(contract, description["horizon"], description["encoder_fingerprint"], description["aggregation"])
 
     def fingerprint(self) -> str:
         """SHA-256 over the description and all weights; equal scorers have equal fingerprints."""
@@ -161,15 +148,12 @@ class Scorer(nn.Module, ABC):
         with atomic_path(Path(folder) / WEIGHTS_FILE) as temporary:
             # One entry: safetensors writes several in random order, and equal scorers would be unequal files.
             safetensors.torch.save_file(tensors, temporary, metadata={"scorer": header})
-        write_json(Path(folder) / DESCRIPTION_FILE, description)
+        write_json(Path(folder) / "scorer.json", description)
 
 
 @register_scorer("ensemble")
 class EnsembleScorer(Scorer):
-    """The mean of the scores of members of one contract, one policy's tokens and one chunk length.
-
-    Each reads the observation with its own features.
-    """
+    """The mean of the scores of members of one contract, policy and chunk length, each with its own features."""
 
     def __init__(self, members: list[Scorer]):
         if not members:
@@ -222,27 +206,12 @@ class EnsembleScorer(Scorer):
         return cls([registered(each["type"]).from_description(each) for each in description["members"]])
 
 
-def common_arguments(description: dict) -> dict:
-    """The arguments of `Scorer` from a description."""
-    return {
-        "contract": Contract.from_json(description["contract"]),
-        "horizon": int(description["horizon"]),
-        "encoder_fingerprint": str(description["encoder_fingerprint"]),
-        "aggregation": description["aggregation"],
-    }
-
-
 def load_scorer(folder: str | Path, contract: Contract | None = None) -> Scorer:
     """Reads what `Scorer.save` wrote: its class in evaluation mode, on the CPU. No random number is drawn.
 
-    Args:
-        folder: with ``scorer.safetensors``.
-        contract: what the scorer must have been made for; None: any.
-
     Raises:
-        UserError: if the file is missing, cut off or changed, not a scorer, of another version or of an unknown class,
-            or its tensors do not fit.
-        ContractMismatch: if it belongs to another robot than `contract`.
+        UserError: if the file is missing, damaged, not a scorer, of another version or of an unknown class.
+        ContractMismatch: if it was made for another contract than this one; None: any will do.
     """
     path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():
@@ -253,7 +222,7 @@ def load_scorer(folder: str | Path, contract: Contract | None = None) -> Scorer:
         tensors = safetensors.torch.load_file(path)
     if "scorer" not in header:
         raise UserError(f"{path} is not a scorer of this project: its header does not describe one")
-    broken = f"{path} has a header that does not fit; train the critic again"
+    broken = f"{path} has a header that does not fit this version; train the critic again"
     # Built without memory or random numbers: loading does not change what is sampled afterwards.
     with as_user_error(broken, AttributeError), torch.device("meta"):
         description = json.loads(header["scorer"])
@@ -292,13 +261,12 @@ def _fingerprint(description: dict, tensors: dict[str, Tensor]) -> str:
 
 def _require_fit(expected: dict[str, Tensor], found: dict[str, Tensor], path: Path) -> None:
     """Refuses tensors that are not exactly those of the described scorer."""
-    problems = [f"{name} is missing" for name in expected if name not in found]
-    problems += [f"{name} is unknown" for name in found if name not in expected]
+    problems = [f"{name} is missing" for name in expected.keys() - found.keys()]
+    problems += [f"{name} is unknown" for name in found.keys() - expected.keys()]
     for name in expected.keys() & found.keys():
-        if expected[name].shape != found[name].shape:
-            problems.append(f"{name} is {tuple(found[name].shape)}, not {tuple(expected[name].shape)}")
-        elif expected[name].dtype != found[name].dtype:
-            problems.append(f"{name} is {found[name].dtype}, not {expected[name].dtype}")
+        there, wanted = (f"{tensors[name].dtype} {tuple(tensors[name].shape)}" for tensors in (found, expected))
+        if there != wanted:
+            problems.append(f"{name} is {there}, not {wanted}")
         elif not torch.isfinite(found[name]).all():
             problems.append(f"{name} holds NaN or infinite weights")
     if problems:
