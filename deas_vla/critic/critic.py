@@ -110,26 +110,16 @@ class CriticConfig:
 
 @dataclass
 class CriticBatch:
-    """B recorded options. Observations and chunks are normalised, exactly as at inference (design rule 1).
+    """B recorded options. Observations and chunks are normalised, exactly as at inference (design rule 1)."""
 
-    Attributes:
-        features, state: (B, F) and (B, S), of the observation before the option.
-        chunk: (B, H, A) commands that were really played.
-        returns: (B,) Σ_{k<m} γ₁ᵏ r_{t+k} over the m ≤ n steps that were played.
-        bootstrap: (B,) γ₂ᵐ (1 − terminated).
-        next_features, next_state: of the observation after the option; any finite numbers where terminated.
-        next_chunks: (B, N, H, A) the policy's own chunks there, only for critics whose target asks it
-            (`QChunkingCritic`).
-    """
-
-    features: Tensor
-    state: Tensor
-    chunk: Tensor
-    returns: Tensor
-    bootstrap: Tensor
-    next_features: Tensor
+    features: Tensor  # (B, F) of the observation before the option
+    state: Tensor  # (B, S)
+    chunk: Tensor  # (B, H, A) commands that were really played
+    returns: Tensor  # (B,) Σ_{k<m} γ₁ᵏ r_{t+k} over the m ≤ n steps that were played
+    bootstrap: Tensor  # (B,) γ₂ᵐ (1 − terminated)
+    next_features: Tensor  # of the observation after the option; any finite numbers where terminated
     next_state: Tensor
-    next_chunks: Tensor | None = None
+    next_chunks: Tensor | None = None  # (B, N, H, A) the policy's own chunks there, if the target asks it
 
     def to(self, device: torch.device | str) -> "CriticBatch":
         """The batch on another device; the copy does not wait where the memory is pinned."""

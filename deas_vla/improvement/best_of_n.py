@@ -15,33 +15,21 @@ from deas_vla.scorers.scorer import Scorer
 
 @dataclass(frozen=True)
 class Prefix:
-    """The rest of the last chunk, from the step at which the new one begins.
+    """The rest of the last chunk, from the step at which the new one begins."""
 
-    Attributes:
-        commands: (B, P, A) in the contract's units, as they are played.
-        committed: how many of its steps are played before the new chunk is there.
-    """
-
-    commands: Tensor
-    committed: int
+    commands: Tensor  # (B, P, A) in the contract's units, as they are played
+    committed: int  # how many of its steps are played before the new chunk is there
 
 
 @dataclass
 class Choice:
-    """What was chosen for B observations.
+    """What was chosen for B observations."""
 
-    Attributes:
-        candidates: (B, N, H, A) the chunks as they would be played (raw units, clipped, thresholded).
-        index: (B,) which candidate was chosen.
-        scores, value: (B, N) and (B,) the critic's score of every candidate and V; None without a critic.
-        returns: (B, N) Monte-Carlo return of every candidate, where they were played out (the oracle); else None.
-    """
-
-    candidates: Tensor
-    index: Tensor
-    scores: Tensor | None
-    value: Tensor | None
-    returns: Tensor | None = None
+    candidates: Tensor  # (B, N, H, A) the chunks as they would be played (raw units, clipped, thresholded)
+    index: Tensor  # (B,) which candidate was chosen
+    scores: Tensor | None  # (B, N) the critic's; None without a critic
+    value: Tensor | None  # (B,) V; None without a critic
+    returns: Tensor | None = None  # (B, N) Monte-Carlo returns of candidates that were played out (the oracle)
 
     @property
     def commands(self) -> Tensor:
@@ -55,9 +43,8 @@ class BestOfN:
     Args:
         policy: proposes the candidates.
         num_candidates: N. Candidates are nested: the first n of N are those of a smaller n.
-        rule: how one of the N is chosen, see `deas_vla.improvement.selection`; ``first`` is the policy alone.
-        scorer: scores chunks, on the policy's device; without it only ``first`` and ``random`` work, and no values are
-            reported.
+        rule: how one of the N is chosen (`deas_vla.improvement.selection`); ``first`` is the policy alone.
+        scorer: on the policy's device; without it only ``first`` and ``random`` work, and no values are reported.
         selection: hyper-parameters of the rules, and how noisy candidates are; None: the defaults.
 
     Raises:
@@ -136,11 +123,9 @@ def prefix_consistent(candidates: Tensor, prefix: Prefix, contract: Contract) ->
     """(B, N, H, A) commands to the (B, ⌈N / 2⌉, H, A) nearest to the last chunk, in the order that they had.
 
     While a decision is made, the robot plays on from the last chunk: every candidate begins with what is really played
-    then, which is also what the critic scores. Only the nearest are left to choose from: a jump between two chunks
-    would be felt by the arm, and a different plan at every decision goes nowhere. Committed steps count fully in the
-    distance, the steps after them less and less, up to the last chunk's end. (Real-time chunking, Black, Galliker and
-    Levine, 2025, guides the sampler instead, which needs its gradients; backward coherence is of bidirectional
-    decoding, Liu et al., 2024.)
+    then, which is also what the critic scores. Committed steps count fully in the distance, the steps after them less
+    and less, up to the last chunk's end. (Real-time chunking, Black, Galliker and Levine, 2025, guides the sampler
+    instead, which needs its gradients; backward coherence is of bidirectional decoding, Liu et al., 2024.)
     """
     played = prefix.commands[:, None, : candidates.shape[2]].to(candidates)
     length = played.shape[2]

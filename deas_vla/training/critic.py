@@ -3,6 +3,7 @@
 Networks run once for each stored frame, and all processes share that work. Shapes: F stored frames, O options.
 """
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -79,15 +80,9 @@ def encode_frames(
 
 
 class CandidateCache(FrameCache):
-    """(F, N, H, A) float32 normalised chunks that a policy proposes at stored frames, as a critic would score them.
+    """(F, N = count, H, A) float32 normalised chunks that a policy proposes at stored frames, to be scored.
 
-    They are weighted and imitated, or asked for by a critic whose target takes the best of them (Q-chunking).
-
-    Args:
-        folder: where it is kept: of one policy only, because the key knows its encoder, not its action head.
-        count: N.
-        seed: of the noise.
-        noise_scale: multiplies the noise.
+    The folder is of one policy only, because the key knows its encoder, not its action head.
     """
 
     def __init__(
@@ -152,16 +147,9 @@ def critic_batch(
 ) -> CriticBatch:
     """The options at these rows with the features and states, and any candidates, at their ends."""
     start, end = options.start_frame[rows], options.end_frame[rows]
-    return CriticBatch(
-        features=features[start],
-        state=state[start],
-        chunk=options.chunk[rows],
-        returns=options.returns[rows],
-        bootstrap=options.bootstrap[rows],
-        next_features=features[end],
-        next_state=state[end],
-        next_chunks=None if candidates is None else candidates[end],
-    )
+    option = (options.chunk[rows], options.returns[rows], options.bootstrap[rows])
+    next_chunks = None if candidates is None else candidates[end]
+    return CriticBatch(features[start], state[start], *option, features[end], state[end], next_chunks)
 
 
 @torch.inference_mode()
@@ -180,10 +168,9 @@ def validation(
         rows = torch.from_numpy(np.flatnonzero(mask[options.episode]))
         if not len(rows):
             continue
-        sums: dict[str, float] = {}
+        sums: Counter[str] = Counter()
         for part in rows.split(VALIDATION_BATCH):
             batch = critic_batch(features, state, options, part, candidates).to(device)
-            for key, value in critic.loss(batch)[1].items():
-                sums[key] = sums.get(key, 0.0) + float(value) * len(part)
+            sums.update({key: float(value) * len(part) for key, value in critic.loss(batch)[1].items()})
         result[name] = {key: value / len(rows) for key, value in sums.items()} | {"options": len(rows)}
     return result

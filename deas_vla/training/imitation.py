@@ -1,23 +1,12 @@
 """Weighted imitation: behaviour cloning, filtered behaviour cloning and advantage-weighted fine-tuning.
 
-They differ in one thing: which chunks are imitated, and how much each counts. With weights w_i of the chunks a_i that
-follow the observations s_i, what is minimised is
-
-    E_{i ~ p} [ L_flow(s_i, a_i) ],   p_i = w_i / Σ_j w_j:
-
-a chunk is drawn with probability proportional to its weight, which has the gradient of the weighted loss Σ_i p_i L_i
-and spends no computation on chunks that count for nothing. The weights are constants: no gradient flows through them.
-
-- behaviour cloning: w = 1 for chunks of demonstrations, 0 for others;
-- filtered behaviour cloning: w = 1 for chunks of demonstrations and of rollouts that succeeded;
-- advantage-weighted: w = min(exp((A − mean A) / (β std A)), w_max), with one mean and one standard deviation over all
-  chunks and states. By default the chunks are the policy's own: at a recorded state it proposes N of them, and
-  A(s, a_i) = score(s, a_i) − mean_j score(s, a_j). Each state then has better and worse chunks, so the weights say what
-  to do, not where one is; but a state whose proposals differ more in score gets more weight in all. With
-  ``proposals=0`` the chunks are those that were played, and A(s, a) = score(s, a) − V(s).
-
-This is not the advantage-weighted regression that DEAS's authors prototyped: there w = min(exp(3 (min_k Q_k − V)), 100)
-of the recorded chunk, without normalisation, multiplies the loss while V and Q still learn, and is not detached.
+They differ in which chunks are imitated and how much each counts. A chunk is drawn with probability p_i = w_i / Σ w,
+which has the gradient of the weighted loss Σ_i p_i L_flow(s_i, a_i); the weights are constants. Cloning has w = 1 for
+chunks of demonstrations, filtered cloning also for those of successful rollouts. Advantage weighting has
+w = min(exp((A − mean A) / (β std A)), w_max): by default the chunks are N of the policy's own at a recorded state, and
+A(s, a_i) = score(s, a_i) − mean_j score(s, a_j), so that weights say what to do, not where one is; with ``proposals=0``
+they are those that were played, and A(s, a) = score(s, a) − V(s). The authors' prototype, w = min(exp(3 (min_k Q_k −
+V)), 100) without normalisation, multiplies the loss while V and Q still learn, and is not detached.
 
 Shapes: O chunks to imitate, F stored frames, M frames at which the policy is asked, N proposals each, H steps,
 A action columns.
@@ -46,19 +35,12 @@ from deas_vla.training.loop import TrainingConfig, my_share, step_generator
 
 @dataclass
 class Examples:
-    """O chunks to imitate.
+    """O chunks to imitate."""
 
-    Attributes:
-        start_frame: (O,) int64 row of the frame table: what is seen before the chunk.
-        chunk: (O, H, A) float32 normalised commands.
-        valid: (O, H) bool, True for steps that are imitated: those that were played before the episode ended.
-        weight: (O,) how much each counts.
-    """
-
-    start_frame: Tensor
-    chunk: Tensor
-    valid: Tensor
-    weight: Tensor
+    start_frame: Tensor  # (O,) int64 row of the frame table: what is seen before the chunk
+    chunk: Tensor  # (O, H, A) float32 normalised commands
+    valid: Tensor  # (O, H) bool, True for steps that are imitated: those before the episode ended
+    weight: Tensor  # (O,) how much each counts
 
     @classmethod
     def recorded(cls, options: Chunks, weight: Tensor) -> "Examples":
@@ -111,11 +93,7 @@ class AdvantageWeighting:
 
 
 def advantage_weights(advantages: Tensor, weighting: AdvantageWeighting) -> Tensor:
-    """Advantages of any shape to weights of mean 1: min(exp((A − mean A) / (β std A)), w_max).
-
-    Mean and standard deviation are over all advantages, so that the temperature means the same for every task, reward
-    scale and critic.
-    """
+    """Advantages of any shape to weights of mean 1; mean A and std A are over all of them."""
     std = advantages.std().clamp_min(1e-6)
     scaled = (advantages - advantages.mean()) / (weighting.temperature * std)
     weights = scaled.clamp_max(torch.tensor(weighting.maximum).log()).exp()
@@ -148,11 +126,7 @@ class FlowImitation(nn.Module):
         self.policy = policy
 
     def forward(self, *batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Mean loss over what `imitation_batches` gives.
-
-        Steps after an episode's end are masked, as LeRobot masks ``action_is_pad``, though each chunk counts alike
-        however many steps it has.
-        """
+        """Mean loss over what `imitation_batches` gives; each chunk counts alike however many valid steps it has."""
         return self.policy(*batch).mean(), {}
 
 

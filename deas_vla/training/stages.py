@@ -32,12 +32,11 @@ def run_stage(
 ) -> None:
     """Runs one stage, goes on with it, or skips it.
 
-    A stage is done when its folder holds ``stage.json``. It matches when the settings and the stages it read from are
-    those written there. A stage that is deleted and made again is another one, since code and packages may have
-    changed. An interrupted stage left ``settings.json``; `work` finds its own blocks and checkpoints in the folder.
+    It is done when its folder holds ``stage.json``, and matches when the settings and the stages it read from are those
+    written there; a stage that is deleted and made again is another one. An interrupted one left ``settings.json``;
+    `work` finds its own blocks and checkpoints in the folder.
 
     Args:
-        folder: where the stage keeps everything.
         config: a dataclass, of which `incidental` fields do not count, and a field that is newer than the folder
             counts as its default there; or a dict of JSON values.
         inputs: name to folder of the stages whose output is read; they must be done.
@@ -128,22 +127,18 @@ def lock_for_run(accelerator: Accelerator, folder: Path) -> Iterator[None]:
 @contextmanager
 def lock(folder: Path, describe: Callable[[str], None] = print) -> Iterator[None]:
     """Holds a folder (its parent is made) for the block; waits, and says so, while another process holds it."""
-    file_lock = _lock_of(folder)
-    try:
-        held = file_lock.acquire(timeout=0)
-    except Timeout:
-        describe(f"{folder.name}: another process is working on it; waiting for it to end")
-        held = file_lock.acquire()
-    with held:
-        yield
+    with try_lock(folder) as free:
+        if not free:
+            describe(f"{folder.name}: another process is working on it; waiting for it to end")
+        with nullcontext() if free else _lock_of(folder):
+            yield
 
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Whether this process may make `path` now: False while another one is at it.
+    """Whether this process may make `path` now: False while another one is at it; so processes share a list of work.
 
-    Processes that go through one list of things to make, each behind its lock, share the work. The system releases the
-    lock of a process that dies.
+    The system releases the lock of a process that dies.
     """
     try:
         held = _lock_of(path).acquire(timeout=0)
@@ -163,14 +158,14 @@ def _require_same(folder: Path, file: str, record: dict, config: Any) -> dict:
     """What is written there; refuses other settings and other inputs."""
     there = json.loads((folder / file).read_text())
     old, new = flat(there["settings"]), flat(record["settings"])
-    defaults, incidental = {}, set()
+    compared = old.keys() | new.keys()
     if dataclasses.is_dataclass(config):
-        defaults = flat(outcome_settings(type(config)()))
-        incidental = flat(to_json(config)).keys() - new.keys()
+        compared -= flat(to_json(config)).keys() - new.keys()
+        old = flat(outcome_settings(type(config)())) | old
     changed = [
-        f"{key}: {old.get(key, defaults.get(key, 'absent'))!r} there, {new.get(key, 'absent')!r} now"
-        for key in sorted((old.keys() | new.keys()) - incidental)
-        if old.get(key, defaults.get(key, "absent")) != new.get(key, "absent")
+        f"{key}: {old.get(key, 'absent')!r} there, {new.get(key, 'absent')!r} now"
+        for key in sorted(compared)
+        if old.get(key, "absent") != new.get(key, "absent")
     ]
     changed += [
         f"stage {name} was made anew"
