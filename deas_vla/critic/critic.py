@@ -110,11 +110,11 @@ class CriticConfig:
 
 @dataclass
 class CriticBatch:
-    """B recorded options. Observations and chunks are normalised, exactly as at inference (design rule 1)."""
+    """B recorded options: (B, F) features, (B, S) states, (B, H, A) chunks, normalised as at inference."""
 
-    features: Tensor  # (B, F) of the observation before the option
-    state: Tensor  # (B, S)
-    chunk: Tensor  # (B, H, A) commands that were really played
+    features: Tensor  # of the observation before the option
+    state: Tensor
+    chunk: Tensor  # commands that were really played
     returns: Tensor  # (B,) Σ_{k<m} γ₁ᵏ r_{t+k} over the m ≤ n steps that were played
     bootstrap: Tensor  # (B,) γ₂ᵐ (1 − terminated)
     next_features: Tensor  # of the observation after the option; any finite numbers where terminated
@@ -159,6 +159,10 @@ class DeasCritic(nn.Module):
 
     # ---- training ------------------------------------------------------------------------------------------
 
+    def forward(self, batch: CriticBatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """`loss`, a scalar, where distributed wrappers look for it."""
+        return self.loss(batch)
+
     def loss(self, batch: CriticBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """L = L_V + L_Q of a batch, and with a `future_weight` that many times `future_loss`: a scalar, and metrics.
 
@@ -200,9 +204,6 @@ class DeasCritic(nn.Module):
                 "disagreement": (q.amax(0) - smallest).mean(),
             }
         return loss, metrics
-
-    # Where distributed wrappers look for it.
-    forward = loss
 
     def next_value(self, batch: CriticBatch) -> Tensor:
         """(B,) what a target takes for the value of the observation after the option: V (design rule 4)."""

@@ -66,15 +66,9 @@ class ValueHead(ABC):
 class HLGauss(ValueHead):
     """Cross-entropy to a Gaussian in bins (HL-Gauss: Imani & White, 2018; Farebrother et al., 2024).
 
-    M equal bins of width w cover [low, high] and a margin on either side: a support that ended at an extreme return
-    could not have it as its mean. With a margin of four standard deviations, 6e-5 of a Gaussian around an extreme
-    return is cut off, which moves its mean by about 1e-4 of a bin; published code has none.
-
-    Args:
-        low, high: the possible returns.
-        num_bins: M.
-        sigma_bins: standard deviation of the target Gaussian, in bins: σ = sigma_bins · w.
-        margin_sigmas: distance from the extreme returns to the ends of the support, in units of σ.
+    M = `num_bins` equal bins of width w cover [low, high] and a margin of `margin_sigmas` · σ, σ = `sigma_bins` · w, on
+    either side: a support that ended at an extreme return could not have it as its mean. With four standard deviations,
+    the 6e-5 of a Gaussian that are cut off there move its mean by about 1e-4 of a bin; published code has no margin.
 
     Raises:
         ValueError: if fewer than two bins are left between the margins.

@@ -51,13 +51,8 @@ def smallest_head(head: ValueHead, q_logits_KBM: Tensor) -> tuple[Tensor, Tensor
 def value_loss(head: ValueHead, v_logits_BM: Tensor, target_q_logits_KBM: Tensor, expectile: float) -> Tensor:
     """(B,) L_V = |τ − 1(q̄ < E[V])| · loss(q̂, V): V moves towards the smaller target Q, more strongly upwards.
 
-    A cross-entropy towards the categorical distribution q̂ for HL-Gauss, the squared error of IQL for a scalar.
-
-    Args:
-        head: what the logits mean.
-        v_logits_BM: of V(s), with gradient.
-        target_q_logits_KBM: of the target networks for the recorded chunk; no gradient flows.
-        expectile: τ, in (0, 1); above 0.5 V leans towards the better recorded chunks.
+    A cross-entropy towards the categorical distribution q̂ for HL-Gauss, the squared error of IQL for a scalar. No
+    gradient flows to the target networks' logits for the recorded chunk. `expectile` is τ, in (0, 1).
     """
     target_BM, target_mean_B = smallest_head(head, target_q_logits_KBM)
     upward_B = target_mean_B >= head.mean(v_logits_BM.detach())

@@ -23,9 +23,9 @@ class Prefix:
 
 @dataclass
 class Choice:
-    """What was chosen for B observations."""
+    """What was chosen for B observations among (B, N, H, A) candidates."""
 
-    candidates: Tensor  # (B, N, H, A) the chunks as they would be played (raw units, clipped, thresholded)
+    candidates: Tensor  # the chunks as they would be played (raw units, clipped, thresholded)
     index: Tensor  # (B,) which candidate was chosen
     scores: Tensor | None  # (B, N) the critic's; None without a critic
     value: Tensor | None  # (B,) V; None without a critic

@@ -40,7 +40,7 @@ class Encoded(NamedTuple):
     state: Tensor
 
     def rows(self, rows: slice | Tensor) -> "Encoded":
-        """Of the observations at these rows."""
+        """Of the observations at (n,) rows, or where a mask (B,) is True."""
         return Encoded(self.features[rows], self.state[rows])
 
 

@@ -43,11 +43,10 @@ def train_image_encoder(
 
     Args:
         config: with dim 0 there is no encoder.
-        episodes: what is learned from; `frames` are their stored observations.
+        frames: the stored observations of the episodes.
         seen: (F,) bool, frames of training episodes; the others are held out.
-        folder: where such encoders are kept; this one gets a subfolder named after its fingerprint.
+        folder: where such encoders are kept, each in a subfolder named after its fingerprint.
         horizon: H, control steps of a chunk.
-        seed: names initial weights and the sequence of batches.
     """
     if not config.dim:
         return None

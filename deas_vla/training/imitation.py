@@ -144,10 +144,7 @@ def imitation_batches(
 
     B observations, (B, H, A) normalised chunks, (B, K, H, A) noise, (B, K) flow times and (B, H) valid steps.
 
-    Args:
-        flow_samples: K noise samples for each encoded observation.
-        max_shift: images are shifted by up to this many pixels, anew at every use.
-        seed: names the sequence of batches.
+    K is `flow_samples`, noise samples for each encoded observation; images are shifted by up to `max_shift` pixels.
     """
     size, share, probabilities = config.batch_size, my_share(accelerator, config.batch_size), examples.probabilities()
 

@@ -120,8 +120,7 @@ def train(
         name: what the progress bar and TensorBoard call it.
         seed: seeds dropout, anew at every step and on every process.
         after_step: called after every optimiser step (target networks).
-        milestone: called after that with the number of steps done; must not draw random numbers. A resumed run calls
-            it again for the steps that it does again.
+        milestone: called after that with the number of steps done; must not draw random numbers.
     """
     parameters = [p for p in module.parameters() if p.requires_grad]
     # Fused: one pass over the weights and their moments, where the default takes a dozen.

@@ -29,10 +29,9 @@ def default() -> Preset:
 
     A scalar head, 256 x 3 networks that also predict the observation that a chunk leads to (`future_weight` 1), a grid
     of backbone tokens for each camera projected to 128 whitened features, and an image encoder of the critic's own.
-    With little data, chunks that look alike but lead elsewhere are distinguished by what they lead to, long before
-    they are by returns; a backbone that was trained to imitate drops what a critic needs to see; and with 2,500 steps
-    a scalar head learns faster than a distribution of 101 bins. None of these is in the paper: results that were
-    made with this preset are results of this preset.
+    With little data, chunks are distinguished by what they lead to long before they are by returns; a backbone that was
+    trained to imitate drops what a critic needs to see; and with 2,500 steps a scalar head learns faster than a
+    distribution of 101 bins. None of these is in the paper.
     """
     return Preset(
         critic=CriticConfig(),
