@@ -62,10 +62,8 @@ class ValueTrace:
 
 @dataclass(frozen=True)
 class Calibration:
-    """The critic's (n,) Q of chunks that were played, and the (n,) discounted returns that followed.
-
-    ``group`` is (n,) str: ``demonstration``, ``success`` or ``failure``.
-    """
+    """The critic's (n,) Q of chunks that were played, the (n,) discounted returns that followed, and (n,) str groups:
+    ``demonstration``, ``success`` or ``failure``."""
 
     q: np.ndarray
     returns: np.ndarray

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from deas_vla.config import fingerprint, to_json
+from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.lerobot import SIDECAR
 from deas_vla.errors import require
 from deas_vla.files import atomic_path, read_json, sha256_of
@@ -51,9 +52,8 @@ def write_report(folder: str | Path, data: ReportData) -> dict:
 def render(data: ReportData, found: dict) -> str:
     """The report as one HTML document that refers to nothing outside it; every number in words is of `found`."""
     jinja2 = require("jinja2", "report")
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
+    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(**options, undefined=jinja2.StrictUndefined)
     words = "percent points point_range signed counted lowered p_value duration scene_runs method_meaning"
     environment.globals |= {name: getattr(summary, name) for name in words.split()}
     template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
@@ -84,10 +84,7 @@ def _embedded(content: str | bytes, kind: str = "image/svg+xml") -> str:
 
 
 def write_run_report(evaluation: Path) -> dict:
-    """Writes ``report.json`` and ``report.html`` of a run into the folder above the stage of recipes/evaluate.py.
-
-    Returns:
-        The content of report.json.
+    """`write_report` of a run, into the folder above the stage of recipes/evaluate.py; returns report.json's content.
 
     Raises:
         UserError: as `write_report`; a scene of the evaluation that is in the training data's records is refused.
@@ -159,14 +156,14 @@ def _preset(settings: dict, trained: bool = True) -> str:
     name = settings.get("preset") or "not named in its settings"
     named = to_json(preset(name)) if name in PRESETS else {}
     changed = [
-        f"{part}.{key}"
+        f"; {part}.{key} was changed"
         for part, values in named.items()
         for key, value in values.items()
         if settings.get(part, {}).get(key, value) != value
     ]
     head = settings["critic"].get("head", "unknown").replace("_", "-")
     other = "" if scorer == "deas" else f"scorer {scorer}; "
-    return f"{name} ({other}{head} head{''.join(f'; {key} was changed' for key in changed)})"
+    return f"{name} ({other}{head} head{''.join(changed)})"
 
 
 def _stages(evaluation: Path) -> dict[str, dict]:
@@ -206,12 +203,12 @@ def _value_traces(episodes: list[dict]) -> list[ValueTrace]:
 
 def _calibration(episodes: list[dict], critic: dict) -> Calibration:
     """Q of what the policy played on the evaluation scenes, against what came of it."""
-    discounts = {name: critic[name] for name in ("horizon", "reward_discount", "bootstrap_discount")}
+    config = CriticConfig(**{name: critic[name] for name in ("horizon", "reward_discount", "bootstrap_discount")})
     q, returns, group = [], [], []
     for episode in episodes:
         success = np.zeros(episode["steps"], bool)
         success[-1] = episode["success"]
-        to_go = returns_of(success, **discounts)
+        to_go = returns_of(success, config)
         for decision in episode["decisions"]:
             q.append(decision["scores"][decision["index"]])
             returns.append(to_go[decision["step"]])

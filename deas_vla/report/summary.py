@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from deas_vla.report.data import Outcomes, ReportData, ValueTrace, paired_outcomes
+from deas_vla.report.data import Calibration, OracleDecisions, Outcomes, ReportData, ValueTrace, paired_outcomes
 from deas_vla.rollouts.statistics import (
     paired_difference,
     pearson,
@@ -48,13 +48,7 @@ GIVEN = ("title", "task", "command", "preset", "seeds", "hashes", "versions", "c
 
 
 def summarize(data: ReportData) -> dict:
-    """Computes everything that is reported.
-
-    Returns:
-        JSON-like: ``methods``, ``paired``, ``success_by_n``, ``headline``, ``critic``, ``evaluation``, ``seconds``,
-        ``peak_memory_bytes``, ``preset``, ``scenes_disjoint`` (None: not checked), ``seeds``, ``hashes``, ``versions``,
-        ``config``, ``command``, ``caveats``. Rates and differences are fractions, not per cent; what
-        could not be computed is None.
+    """The content of report.json: rates and differences are fractions, what could not be computed is None.
 
     Raises:
         UserError: as `ReportData.validate`.
@@ -71,8 +65,8 @@ def summarize(data: ReportData) -> dict:
         "more_candidates": _more_candidates(data.success_by_n),
         "critic": {
             "values": _values(data.value_traces),
-            "calibration": _calibration(data),
-            "ranking": _ranking(data),
+            "calibration": _calibration(data.calibration),
+            "ranking": _ranking(data.oracle_decisions),
             "headroom": _headroom(data.methods),
         },
         "training": {
@@ -238,10 +232,10 @@ def _values(traces: list[ValueTrace]) -> dict | None:
     }
 
 
-def _calibration(data: ReportData) -> dict | None:
-    if data.calibration is None or not len(data.calibration.q):
+def _calibration(found: Calibration | None) -> dict | None:
+    if found is None or not len(found.q):
         return None
-    q, returns = (np.asarray(x, np.float64) for x in (data.calibration.q, data.calibration.returns))
+    q, returns = np.asarray(found.q, np.float64), np.asarray(found.returns, np.float64)
     return {
         "options": len(q),
         "pearson": pearson(q, returns),
@@ -251,15 +245,11 @@ def _calibration(data: ReportData) -> dict | None:
     }
 
 
-def _ranking(data: ReportData) -> dict | None:
-    oracle = data.oracle_decisions
+def _ranking(oracle: OracleDecisions | None) -> dict | None:
     if oracle is None or not len(oracle.scores):
         return None
-    return rank_against_oracle(oracle.scores, oracle.returns, oracle.scenes) | {
-        "scenes": len(np.unique(oracle.scenes)),
-        "candidates": np.shape(oracle.scores)[1],
-        "returns": oracle.meaning,
-    }
+    size = {"scenes": len(np.unique(oracle.scenes)), "candidates": np.shape(oracle.scores)[1]}
+    return rank_against_oracle(oracle.scores, oracle.returns, oracle.scenes) | size | {"returns": oracle.meaning}
 
 
 def _headroom(methods: dict[str, Outcomes]) -> dict | None:

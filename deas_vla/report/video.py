@@ -69,13 +69,8 @@ def film_methods(
 ) -> None:
     """Plays the first scene in which the methods ended differently, or else the first, and films them side by side.
 
-    Args:
-        env: the simulator; it is closed.
-        deciders: label to decision maker, with a critic.
-        methods: outcomes of the same methods, as `evaluate_method` wrote them, in the same order.
-        path: the mp4 file; ``path`` with suffix ``.json`` gets the caption.
-        seed: seed of the policy's noise.
-        execute_steps: actions played of each chunk.
+    The simulator is closed. The `deciders`, by label, have a critic; `methods` are the files that `evaluate_method`
+    wrote for them. `path` is the mp4 file; with the suffix ``.json`` it gets the caption.
     """
     outcomes = [[e for e in json.loads(method.read_text()) if e["sample"] == 0] for method in methods]
     differing = [row[0] for row in zip(*outcomes, strict=True) if len({e["success"] for e in row}) > 1]

@@ -125,9 +125,9 @@ def collected(stage: Path, expected: Contract | None = None) -> tuple[list[Episo
 
 
 class CollectedReader:
-    """`collected` for a recipe of several stages that read the same data: decoding their images takes a while.
+    """`collected` for a recipe whose stages read the same data: decoding their images takes a while.
 
-    The `kept` data sets that were used last are kept in memory; a stage that was made anew is read anew.
+    The `kept` data sets used last stay in memory; a stage that was made anew is read anew.
     """
 
     def __init__(self, kept: int = 3):

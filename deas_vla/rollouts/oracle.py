@@ -57,7 +57,7 @@ class Oracle:
             execute_steps=self.execute_steps,
         )
         self.workers.restore([0], [state])
-        returns = np.array([return_of(branch, self.decider.scorer.return_config) for branch in branches])
+        returns = np.array([returns_of(branch, self.decider.scorer.return_config)[0] for branch in branches])
         best = torch.tensor([int(returns.argmax())], device=choice.index.device)
         return replace(choice, index=best, returns=torch.from_numpy(returns[None]))
 
@@ -94,22 +94,16 @@ def play_branches(
     return [rollout.episode.success for rollout in rollouts]
 
 
-def returns_of(success: np.ndarray, *, horizon: int, reward_discount: float, bootstrap_discount: float) -> np.ndarray:
-    """`returns_to_go` of a branch or episode: -1 a step until success, a timeout continued as failing for ever."""
+def returns_of(success: np.ndarray, config: CriticConfig) -> np.ndarray:
+    """`returns_to_go` as a critic has them: -1 a step until success, a timeout continued as failing for ever."""
     return returns_to_go(
         success - 1.0,
         success,
-        horizon=horizon,
-        reward_discount=reward_discount,
-        bootstrap_discount=bootstrap_discount,
+        horizon=config.horizon,
+        reward_discount=config.reward_discount,
+        bootstrap_discount=config.bootstrap_discount,
         forever=-1.0,
     )
-
-
-def return_of(success: np.ndarray, config: CriticConfig) -> float:
-    """A critic's return of a whole branch."""
-    discounts = {"reward_discount": config.reward_discount, "bootstrap_discount": config.bootstrap_discount}
-    return float(returns_of(success, horizon=config.horizon, **discounts)[0])
 
 
 @dataclass

@@ -80,14 +80,14 @@ def play_episodes(
     schedule depends on nothing but the outcomes, so the same jobs give the same episodes.
 
     Args:
-        source: the simulators, or a robot.
+        source: the simulators, or a robot; slots 0 to `parallel` − 1 are used.
         decider: chooses a chunk for each observation.
         jobs: episodes to play.
-        seed: seed of the policy's noise; with episode id, sample and decision it names each candidate.
-        parallel: episodes under way at once: slots 0 to `parallel` − 1 are used.
+        seed: of the policy's noise; with episode id, sample and decision it names each candidate.
+        parallel: episodes under way at once.
         execute_steps: the first n actions of a chunk are played, then the policy decides again.
         frame_every: also store images every so many steps of an episode; 0: only where the policy decides.
-        finished: called with each rollout as it ends (progress, or a file).
+        finished: called with each rollout as it ends.
 
     Returns:
         One rollout a job, in the jobs' order.
@@ -137,6 +137,7 @@ class _Playing:
 
 def episode_of(first: dict, parts: list[ChunkResult], scene: int, source: str) -> Episode:
     """Joins the first frame and what was played into one episode."""
+    images = {name: [image[None], *(part.images[name] for part in parts)] for name, image in first["images"].items()}
     starts = np.cumsum([0, *(len(part.actions) for part in parts[:-1])])
     steps = [np.zeros(1, np.int64), *(start + part.frames for start, part in zip(starts, parts, strict=True))]
     return Episode(
@@ -149,8 +150,5 @@ def episode_of(first: dict, parts: list[ChunkResult], scene: int, source: str) -
         success=np.concatenate([part.success for part in parts]),
         truncated=parts[-1].truncated,
         frame_steps=np.concatenate(steps).astype(np.int64),
-        images={
-            name: np.concatenate([image[None], *(part.images[name] for part in parts)])
-            for name, image in first["images"].items()
-        },
+        images={name: np.concatenate(rendered) for name, rendered in images.items()},
     )

@@ -94,7 +94,7 @@ def scene_sign_flip_exact(a: np.ndarray, b: np.ndarray) -> float:
 def share_of_headroom(
     policy: np.ndarray, chosen: np.ndarray, oracle: np.ndarray
 ) -> tuple[float | None, Interval | None]:
-    """How much of what an oracle gains over the policy another method gains: (chosen − policy) / (oracle − policy).
+    """(chosen − policy) / (oracle − policy): how much of an oracle's gain another method gains, and its interval.
 
     All three are (S, D) bool, success in the same scenes. The share is None if the oracle gains nothing; its bootstrap
     interval over scenes is None if that can happen in a resample, for then it would be arbitrary.
@@ -183,10 +183,9 @@ def separation(values: np.ndarray, success: np.ndarray) -> float | None:
 def ratio_interval(
     numerator: np.ndarray, denominator: np.ndarray, confidence: float = 0.95, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval | None:
-    """Percentile bootstrap of Σ numerator / Σ denominator, resampling the S scenes with replacement.
+    """Percentile bootstrap of Σ numerator / Σ denominator over the S scenes; both are (S,), per scene.
 
-    Both are (S,), per scene; a denominator of ones gives a mean. None with fewer than two scenes, or if some
-    resample's denominator is not positive.
+    A denominator of ones gives a mean. None with fewer than two scenes, or if a resample's denominator is not positive.
     """
     if len(numerator) < 2:
         return None
@@ -212,11 +211,10 @@ def ratio_interval(
 
 
 def agreement_interval(difference: float, num_scenes: int) -> Interval:
-    """95 % interval where all scenes have one and the same difference.
+    """95 % interval where all scenes have one and the same difference, of which a bootstrap would be certain.
 
-    There a bootstrap interval is a point, and claims certainty, be it of a single scene. The share of scenes that
-    behave otherwise, of which none was seen (Clopper and Pearson 1934, no events), is assumed to lie at the far end,
-    −1 or 1.
+    The share of scenes that behave otherwise, of which none was seen (Clopper and Pearson 1934, no events), is assumed
+    to lie at the far end, −1 or 1.
     """
     share = float(stats.binomtest(0, num_scenes).proportion_ci(0.95, method="exact").high)
     return difference - share * (difference + 1), difference + share * (1 - difference)

@@ -20,7 +20,7 @@ from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
 from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey
-from deas_vla.rollouts.oracle import CONTINUATION_SAMPLE, play_branches, return_of
+from deas_vla.rollouts.oracle import CONTINUATION_SAMPLE, play_branches, returns_of
 from deas_vla.rollouts.play import Job, play_episodes
 
 PROBE_STREAM = 3  # of the random numbers that choose which decisions are probed
@@ -64,8 +64,8 @@ class MonteCarloReturns:
     def returns(self, config: CriticConfig) -> np.ndarray:
         """(D, N, K) a critic's return of each branch: -1 a step, and failing goes on for ever."""
         lengths = range(1, int(self.steps.max()) + 1)
-        won = np.array([0.0] + [return_of(np.arange(n) == n - 1, config) for n in lengths])
-        lost = np.array([0.0] + [return_of(np.zeros(n, bool), config) for n in lengths])
+        won = np.array([0.0] + [returns_of(np.arange(n) == n - 1, config)[0] for n in lengths])
+        lost = np.array([0.0] + [returns_of(np.zeros(n, bool), config)[0] for n in lengths])
         return np.where(self.success, won[self.steps], lost[self.steps])
 
     def save(self, path: Path) -> None:

@@ -12,7 +12,7 @@ from rollout_example import CONTRACT, HORIZON, LIMIT, LinePolicy, LineWorkers, M
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
-from deas_vla.rollouts.oracle import return_of
+from deas_vla.rollouts.oracle import returns_of
 from deas_vla.rollouts.play import Job, play_episodes
 from studies.ablations.critic_table import ablation_table, gain_over, possible_gain, score
 from studies.ablations.monte_carlo import MonteCarloReturns, collect_monte_carlo
@@ -112,7 +112,7 @@ def test_returns_are_those_of_the_critic(monte_carlo):
     for index in [(0, 0, 0), (1, 2, 3), (len(monte_carlo) - 1, N - 1, K - 1)]:
         branch = np.zeros(monte_carlo.steps[index], bool)
         branch[-1] = monte_carlo.success[index]
-        assert returns[index] == pytest.approx(return_of(branch, config))
+        assert returns[index] == pytest.approx(returns_of(branch, config)[0])
 
 
 # ---- judging critics -------------------------------------------------------------------------------------------
