@@ -18,7 +18,7 @@ from deas_vla.export.verify import Golden, allowed, verify
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
-from deas_vla.policies.registry import saved_class
+from deas_vla.policies.registry import load_policy
 
 KINDS = ("diffusion", "dit_flow", "smolvla", "pi0", "pi05", "groot", "xvla")
 RULE = SelectionConfig(rule="best")
@@ -149,7 +149,7 @@ def test_what_lerobots_own_command_trains_is_exported(kind, tmp_path):
 
 def test_the_kind_of_a_saved_policy_is_found(exports):
     exported = exports("diffusion")[2]
-    assert isinstance(saved_class(exported / "policy").load(exported / "policy"), LeRobotPolicy)
+    assert isinstance(load_policy(exported / "policy"), LeRobotPolicy)
 
 
 # ---- faults ----------------------------------------------------------------------------------------------------

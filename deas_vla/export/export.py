@@ -1,7 +1,7 @@
 """Writing a reranker: from its parts, or (``deas-vla export``) from a run of recipes/finetune_robocasa.py."""
 
 import re
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -174,7 +174,7 @@ def export_reranker(
             },
             "golden": {"inputs": len(observation)},
             "origin": origin,
-            "merged": asdict(merged) | {"largest_differences": distances},
+            "merged": merged._asdict() | {"largest_differences": distances},
             "versions": collect_versions(),
         }
         for name, content in {MANIFEST: manifest, **lerobot_files(manifest)}.items():

@@ -17,7 +17,7 @@ from deas_vla.files import read_json
 from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey, Prefix
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
-from deas_vla.policies.registry import class_named
+from deas_vla.policies.registry import load_policy
 from deas_vla.scorers.scorer import Scorer, load_scorer
 
 POLICY, CRITIC, MANIFEST = "policy", "critic", "manifest.json"
@@ -83,7 +83,7 @@ class Reranker:
             if type(count) is not int or count < 1 or type(played) is not int or not 1 <= played <= steps:
                 raise ValueError(f"{count} candidates, {played} of {steps} steps played")
             selection = SelectionConfig(rule=stated["rule"], **stated["parameters"])
-        policy = class_named(manifest["policy"].get("kind"), where).load(folder / POLICY)
+        policy = load_policy(folder / POLICY)
         scorer = load_scorer(folder / CRITIC)
         lines = differences(manifest, sections_of_parts(policy, scorer))
         lines += [f"the critic's {line}" for line in contract_of(manifest).differences(scorer.contract)]

@@ -5,7 +5,7 @@ other frames another file. Frames that were there before others were collected a
 """
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -43,22 +43,23 @@ class FrameCache:
         raise NotImplementedError
 
     def fill(self, *, process: int = 0, processes: int = 1, progress: Callable[[int], object] | None = None) -> None:
-        """Computes the missing blocks; each of `processes` takes every such block, and all must be done before `read`.
+        """Computes the missing blocks; each process takes every `processes`-th, and all must be done before `read`.
 
         `progress` is called with the number of frames that are there, after each block.
         """
-        for number in range(process, len(self._keys), processes):
-            rows = self._rows(number)
-            if not self._path(number).is_file():
-                self._write(number, rows)
+        for number, rows, path in list(self._blocks())[process::processes]:
+            if not path.is_file():
+                with torch.no_grad():
+                    content = {"content": self.compute(rows).cpu().contiguous()}
+                with atomic_path(path) as temporary:
+                    save_file(content, temporary, metadata={"fingerprint": self._keys[number]})
             if progress is not None:
                 progress(len(rows))
 
     def read(self) -> Tensor:
         """The tensors of all frames, in order, first dimension F; UserError if a block is missing or broken."""
         content = torch.empty(0)
-        for number in range(len(self._keys)):
-            path, rows = self._path(number), self._rows(number)
+        for number, rows, path in self._blocks():
             broken = f"{path}: not a block of this cache; delete it and run again"
             with as_user_error(broken, SafetensorError), safe_open(path, "pt") as file:
                 if file.metadata()["fingerprint"] != self._keys[number]:
@@ -72,18 +73,9 @@ class FrameCache:
             content[rows] = part
         return content
 
-    @torch.no_grad()
-    def _write(self, number: int, rows: Tensor) -> None:
-        content = self.compute(rows)
-        with atomic_path(self._path(number)) as temporary:
-            content = {"content": content.cpu().contiguous()}
-            save_file(content, temporary, metadata={"fingerprint": self._keys[number]})
-
-    def _rows(self, number: int) -> Tensor:
-        return torch.arange(number * self.block, min((number + 1) * self.block, len(self.frames)))
-
-    def _path(self, number: int) -> Path:
-        return self.folder / f"block-{number:05d}-{self._keys[number][:16]}.safetensors"
+    def _blocks(self) -> Iterator[tuple[int, Tensor, Path]]:
+        for number, rows in enumerate(torch.arange(len(self.frames)).split(self.block)):
+            yield number, rows, self.folder / f"block-{number:05d}-{self._keys[number][:16]}.safetensors"
 
 
 def _hash(text: str) -> str:

@@ -1,8 +1,7 @@
 """What a critic reads of an observation: one path, used everywhere (design rule 1).
 
-Caching, training, evaluation, the exported reranker and a robot all go through `Features`. A frame's backbone tokens
-are pooled to a small grid for each camera, which keeps *where* things are, then projected to a few hundred whitened
-numbers; beside them stands the output of the critic's own image encoder, if it has one.
+A frame's backbone tokens are pooled to a small grid for each camera, which keeps *where* things are, then projected to
+a few hundred whitened numbers; beside them stands the output of the critic's own image encoder, if it has one.
 """
 
 from dataclasses import asdict, dataclass
@@ -42,16 +41,13 @@ class FeatureConfig:
 
 
 class Projection(NamedTuple):
-    """PCA with whitening.
+    """PCA with whitening: each feature has variance 1 on the frames it was fitted on.
 
-    Attributes:
-        mean: (P,) float32.
-        components: (P, dim) float32, scaled so that each feature has variance 1 on the frames it was fitted on; zero
-            where the frames have no more directions. With dim 0 nothing is projected.
+    Components are zero where the frames have no more directions; with dim 0 nothing is projected.
     """
 
-    mean: Tensor
-    components: Tensor
+    mean: Tensor  # (P,) float32
+    components: Tensor  # (P, dim) float32
 
 
 def pool_tokens(context: Context, config: FeatureConfig, num_cameras: int) -> Tensor:
@@ -118,9 +114,8 @@ def fit_projection(pooled: Tensor, dim: int, among: Tensor | None = None) -> Pro
     scale = torch.where(real, variance.clamp_min(torch.finfo(torch.float64).tiny).rsqrt(), 0.0)
     if wide:
         vectors = data.T @ vectors * scale / (len(data) - 1) ** 0.5
-    components = data.new_zeros(data.shape[1], dim)
-    components[:, : vectors.shape[1]] = vectors * scale
-    return Projection(mean.float(), components.float())
+    components = functional.pad(vectors * scale, (0, dim - vectors.shape[1]))
+    return Projection(mean.float(), components.float().contiguous())
 
 
 class Features(nn.Module):
@@ -155,10 +150,7 @@ class Features(nn.Module):
 
     @torch.no_grad()
     def forward(self, context: Context, observation: Observation) -> tuple[Tensor, Tensor]:
-        """(B, F) features and (B, S) normalised states of B observations and the policy's encoding of them.
-
-        All are on the context's device, which must be the module's.
-        """
+        """(B, F) features and (B, S) normalised states, on the context's device, which must be the module's."""
         pooled = pool_tokens(context, self.config, len(self.contract.cameras))
         state = self.contract.normalize_state(observation.state.to(pooled.device))
         return self.of_pooled(pooled, observation.images), state
@@ -186,11 +178,8 @@ class Features(nn.Module):
 
     def description(self) -> dict:
         """All that `from_description` needs, as JSON can hold it."""
-        return {
-            **asdict(self.config),
-            "pooled_dim": len(self.mean),
-            "image_encoder_dim": self.image_encoder.dim if self.image_encoder is not None else 0,
-        }
+        encoder_dim = self.image_encoder.dim if self.image_encoder is not None else 0
+        return asdict(self.config) | {"pooled_dim": len(self.mean), "image_encoder_dim": encoder_dim}
 
     @classmethod
     def from_description(cls, description: dict, contract: Contract) -> "Features":

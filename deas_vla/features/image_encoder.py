@@ -1,9 +1,8 @@
 """The critic's own image encoder, and what it learns from.
 
-A backbone that was trained to imitate keeps of an image what imitation needs; what it drops, no critic on top of it can
-see. This encoder is small, starts from new weights and is trained on the recorded episodes, before the critic and
-without it, to predict whether the episode will end in success, and where the robot is later on in those that do. The
-second makes it find the object: a successful hand ends where the object was. Neither needs labels.
+What a backbone that was trained to imitate drops, no critic on top of it can see. This small encoder starts from new
+weights and is trained on the recorded episodes, before the critic, to predict whether the episode will end in success,
+and where the robot is later on in those that do: a successful hand ends where the object was. Neither needs labels.
 """
 
 from dataclasses import dataclass
@@ -81,10 +80,7 @@ class ImageEncoder(nn.Module):
 
     @torch.no_grad()
     def standardise(self, features: Tensor) -> None:
-        """Shifts and scales the output to mean 0 and standard deviation 1, as it is in these (B, C·dim) features.
-
-        The backbone's components beside it have that scale, and a network learns from large inputs first.
-        """
+        """Gives the output mean 0 and standard deviation 1 over these (B, C·dim) features, as its neighbours have."""
         std, mean = torch.std_mean(features, 0, correction=0)
         std = std.clamp_min(SMALLEST_STD)
         self.norm.weight.div_(std)
@@ -99,23 +95,16 @@ def _pixels(images: Tensor) -> Tensor:
     return functional.adaptive_avg_pool2d(pixels, SIDE)
 
 
-# ---- what it learns from ---------------------------------------------------------------------------------------
-
-
 @dataclass
 class FrameOutcomes:
-    """What came of F stored frames.
+    """What came of F stored frames."""
 
-    Attributes:
-        success: (F,) 1.0 where the episode ended in success.
-        labelled: (F,) 1.0 where predicting that teaches something: before the end of a rollout. Demonstrations are
-            chosen for their success.
-        future: (F, T) states at the later steps, of standard deviation 1 over successful episodes; constant columns
-            are 0. They are predicted in successful episodes only.
-    """
-
+    # (F,) 1.0 where the episode ended in success.
     success: Tensor
+    # (F,) 1.0 where predicting that teaches something: before the end of a rollout. Demonstrations all succeed.
     labelled: Tensor
+    # (F, T) states at the later steps, to be predicted in successful episodes; there a column has standard deviation 1,
+    # or is 0 if it is constant.
     future: Tensor
 
     @classmethod
@@ -145,17 +134,12 @@ class ImageEncoderLearning(nn.Module):
         super().__init__()
         self.encoder, self.config = encoder, config
         width = len(encoder.cameras) * encoder.dim + state_dim
-        self.success = self._head(width, 1)
-        self.future = self._head(width, future_dim)
 
-    def _head(self, inputs: int, outputs: int) -> nn.Sequential:
-        return nn.Sequential(
-            nn.Linear(inputs, HIDDEN),
-            nn.LayerNorm(HIDDEN),
-            nn.GELU(),
-            nn.Dropout(self.config.dropout),
-            nn.Linear(HIDDEN, outputs),
-        )
+        def head(outputs: int) -> nn.Sequential:
+            hidden = nn.Linear(width, HIDDEN), nn.LayerNorm(HIDDEN), nn.GELU(), nn.Dropout(config.dropout)
+            return nn.Sequential(*hidden, nn.Linear(HIDDEN, outputs))
+
+        self.success, self.future = head(1), head(future_dim)
 
     def forward(
         self,
@@ -166,21 +150,13 @@ class ImageEncoderLearning(nn.Module):
         future: Tensor,
         future_weight: Tensor,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Cross-entropy of success plus weighted squared error of the later states: loss and metrics.
+        """Cross-entropy of success plus squared error of later states, each with (B,) weights: loss and metrics.
 
-        Args:
-            images: C tensors (B, h, w, 3) uint8.
-            state: (B, S) normalised.
-            success: (B,) 1.0 where the episode ended in success.
-            success_weight: (B,) how much that counts.
-            future: (B, T) normalised states of the robot at later steps.
-            future_weight: (B,) how much those count.
+        Images are C tensors (B, h, w, 3) uint8, states (B, S) normalised; targets are as in `FrameOutcomes`.
         """
         inputs = torch.cat([self.encoder(images), state], 1)
-        success_loss = functional.binary_cross_entropy_with_logits(
-            self.success(inputs).squeeze(1), success, weight=success_weight
-        )
-        error = (self.future(inputs) - future).square().mean(1)
-        future_loss = (error * future_weight).mean()
+        logits = self.success(inputs).squeeze(1)
+        success_loss = functional.binary_cross_entropy_with_logits(logits, success, weight=success_weight)
+        future_loss = ((self.future(inputs) - future).square().mean(1) * future_weight).mean()
         loss = success_loss + self.config.future_weight * future_loss
         return loss, {"success_loss": success_loss.detach(), "future_loss": future_loss.detach()}

@@ -15,7 +15,6 @@ def random_shift(
     """
     if max_shift == 0:
         return images[share]
-    # Numbers first: all B shifts are drawn whatever the share, so that two processes draw what one would.
     shift = torch.randint(0, 2 * max_shift + 1, (2, len(images)), generator=generator)[:, share].T.tolist()
     mine = images[share]
     height, width = mine.shape[1:3]

@@ -26,10 +26,9 @@ TYPE_FILE = "policy_type.json"
 class ChunkPolicy(nn.Module, ABC):
     """A policy that proposes chunks of H actions from one observation.
 
-    An observation is encoded once; any number of chunks are then sampled from, or scored by, that context. Chunks
-    are normalised as in the contract; `contract.to_command` turns them into what is played. A new policy implements
-    `encode`, `sample`, `loss` and `encoder_fingerprint`; `write` and `load` to be saved; `create` to be trained from
-    scratch. `@register_policy("name")` (see `registry.py`) makes it known to recipes, export and robots.
+    An observation is encoded once; any number of chunks, normalised as in the contract, are sampled from that context.
+    A new policy implements `encode`, `sample`, `loss` and `encoder_fingerprint`; `write` and `load` to be saved;
+    `create` to be trained from scratch. `@register_policy("name")` (registry.py) makes it known everywhere.
 
     Attributes:
         contract: columns, cameras, rate and normalisation of what goes in and comes out.
@@ -61,18 +60,14 @@ class ChunkPolicy(nn.Module, ABC):
     def loss(
         self, context: Context, chunks: Tensor, noise: Tensor, time: Tensor, valid: Tensor | None = None
     ) -> Tensor:
-        """How badly the policy would have proposed these chunks.
+        """(B,) how badly the policy would have proposed these chunks.
 
         Args:
             context: of B observations.
             chunks: (B, H, A) normalised chunks to imitate.
             noise: (B, K, H, A) standard normal, K samples that share the context.
             time: (B, K) flow times, see `deas_vla.policies.flow.sample_time`.
-            valid: (B, H) True for steps that were played before the episode ended; None: all. What stands in the
-                other steps changes nothing.
-
-        Returns:
-            (B,) losses.
+            valid: (B, H) True for steps that were played before the episode ended, None: all; the others do not count.
         """
 
     def forward(self, observation: Observation, *arguments: Tensor) -> Tensor:

@@ -20,23 +20,18 @@ def hash_tensors(tensors: Mapping[str, Tensor]) -> str:
 class Fingerprint:
     """Remembers the last hash of an encoder, because hashing a few billion weights takes seconds.
 
-    A weight has changed if its memory or its version is another one: reading weights, merging adapters and copying are
-    noticed. PyTorch's fused optimisers change weights without counting their version up, so a policy that is about to
-    learn calls `forget`, and asks with `learning=True` as long as it does.
+    A weight has changed if its memory or its version is another one. PyTorch's fused optimisers do not count the
+    version up, so a policy that is about to learn calls `forget`, and asks with `learning=True` as long as it does.
     """
 
     def __init__(self) -> None:
-        self._key: tuple | None = None
-        self._value = ""
+        self.forget()
 
     def forget(self) -> None:
-        self._key = None
+        self._key, self._value = None, ""
 
     def of(self, modules: Sequence[nn.Module], settings: Mapping[str, object], learning: bool = False) -> str:
-        """The fingerprint of the modules' weights, read if one has changed since the last call, and of JSON settings.
-
-        With `learning` an optimiser may change the weights after this call: nothing is remembered.
-        """
+        """SHA-256 of the modules' weights and of settings (JSON values); while learning, nothing is remembered."""
         tensors = {
             f"{number}.{name}": tensor
             for number, module in enumerate(modules)
@@ -45,9 +40,8 @@ class Fingerprint:
         described = json.dumps(settings, sort_keys=True)
         key = (described, *((name, t.data_ptr(), _version(t)) for name, t in tensors.items()))
         if key != self._key:
-            digest = hashlib.sha256(described.encode())
-            digest.update(hash_tensors(tensors).encode())
-            self._key, self._value = None if learning else key, digest.hexdigest()
+            value = hashlib.sha256((described + hash_tensors(tensors)).encode()).hexdigest()
+            self._key, self._value = None if learning else key, value
         return self._value
 
 

@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA), folded into the weights that they adapt."""
 
 import sys
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import nn
@@ -9,9 +9,8 @@ from torch import nn
 from deas_vla.errors import UserError
 
 
-@dataclass(frozen=True)
-class Merged:
-    """What was folded: how many layers had adapters, and how many of them have other weights since."""
+class Merged(NamedTuple):
+    """How many layers had adapters, and how many of them have other weights now."""
 
     layers: int
     changed: int
@@ -20,8 +19,7 @@ class Merged:
 def merge_adapters(module: nn.Module) -> Merged:
     """Folds every adapter of `peft` inside a module, if there are any, into the layer it adapts, in place.
 
-    Raises UserError if there are adapters and not one of them changes a weight: they were never trained, or their
-    weights were not read. Merging would then quietly give the base model.
+    Refuses adapters of which not one changes a weight: merging would quietly give the base model.
     """
     if "peft" not in sys.modules:
         return Merged(0, 0)

@@ -33,30 +33,22 @@ def register_policy[P: type[ChunkPolicy]](name: str) -> Callable[[P], P]:
     return add
 
 
-def saved_class(folder: str | Path) -> type[ChunkPolicy]:
-    """The class of the policy saved in a folder; UserError if there is none, or of a type that is not known."""
-    path = Path(folder) / TYPE_FILE
-    if not path.is_file():
-        raise UserError(f"{folder}: no saved policy there (no {TYPE_FILE})")
-    return class_named(read_json(path).get("type"), path)
-
-
-def class_named(name: object, where: str | Path) -> type[ChunkPolicy]:
-    """The class of a name read from a file: a registered one, and no module that the file names, else UserError."""
-    try:
-        if not isinstance(name, str) or ":" in name:
-            raise UserError(f"policy type {name!r} is unknown")
-        return POLICIES.get(name)
-    except UserError as error:
-        hint = f"if another package has it, install that or name its module in {PLUGINS}"
-        raise UserError(f"{where}: {error}; {hint}") from error
-
-
 def load_policy(folder: str | Path, contract: Contract | None = None) -> ChunkPolicy:
-    """Reads a saved policy of any type in evaluation mode.
+    """Reads a saved policy of any type in evaluation mode; its type is a registered name, never a module to import.
 
     Raises:
         UserError: if there is none that this version knows, or a file is missing, cut off or does not fit.
         ContractMismatch: if a contract is given and the policy has another one.
     """
-    return saved_class(folder).load(folder, contract)
+    path = Path(folder) / TYPE_FILE
+    if not path.is_file():
+        raise UserError(f"{folder}: no saved policy there (no {TYPE_FILE})")
+    name = read_json(path).get("type")
+    try:
+        if not isinstance(name, str) or ":" in name:
+            raise UserError(f"policy type {name!r} is unknown")
+        policy_class = POLICIES.get(name)
+    except UserError as error:
+        hint = f"if another package has it, install that or name its module in {PLUGINS}"
+        raise UserError(f"{path}: {error}; {hint}") from error
+    return policy_class.load(folder, contract)
