@@ -12,6 +12,8 @@ from deas_vla.config import parse
 from deas_vla.data.contract import Statistics
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.observation import Context
+from deas_vla.envs import vector
+from deas_vla.envs.protocol import Simulator
 from deas_vla.envs.registry import contract_of, env_config, make_env
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
@@ -209,6 +211,33 @@ def test_it_plays_is_evaluated_branched_and_filmed(simulator, workers, tmp_path)
     assert np.array_equal(filmed.episode.states, same.states)
     assert [(d.step, d.index) for d in filmed.decisions] == [(d.step, d.index) for d in rollouts[4].decisions]
     assert np.array_equal(filmed.episode.images["top"], same.images["top"])
+
+
+@pytest.mark.unit
+def test_nothing_is_asked_of_a_simulator_that_the_protocol_does_not_name(simulator, monkeypatch):
+    """`restores_any_scene` was read and not in the protocol: what was written to the protocol died of it (defect)."""
+    named = {*Simulator.__annotations__, *(name for name in vars(Simulator) if not name.startswith("_"))}
+
+    class Named:
+        def __init__(self, config):
+            self.env = make_env(config)
+
+        def __getattribute__(self, name):
+            if name in named:
+                return getattr(object.__getattribute__(self, "env"), name)
+            raise AttributeError(f"a simulator need not have {name}")
+
+    monkeypatch.setattr(vector, "make_env", Named)
+    config = env_config(simulator, "reach")
+    decider, play = BestOfN(Pusher(contract_of(config)), 2), {"seed": 0, "execute_steps": EXECUTE}
+    with EnvWorkers(config, 0) as source:
+        assert len(list(source.expert_episodes([0, 1], [0, 1], 2))) == 2 and source.horizon == 12
+        # Two under way at once, so that slots are switched.
+        assert len(play_episodes(source, decider, [Job(s) for s in range(3)], parallel=2, **play)) == 3
+        frame, candidates = source.reset([0], [3])[0], np.zeros((2, EXECUTE, 2), np.float32)
+        state = source.save([0])[0]
+        play_branches(source, BestOfN(decider.policy), state, frame, candidates, [-1, -2], episode_id=9, **play)
+    assert film(Named(config), decider, 1, side=24, **play)[0]
 
 
 @pytest.mark.slow

@@ -4,14 +4,17 @@ import shutil
 import subprocess
 import sys
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from accelerate import Accelerator
 
 from deas_vla.config import incidental
 from deas_vla.errors import UserError
+from deas_vla.training.loop import TrainingConfig
 from deas_vla.training.stages import run_stage, stage_report, try_lock
+from recipes.finetune_policy import FinetunePolicyConfig
+from recipes.train_critic import TrainCriticConfig
 
 pytestmark = pytest.mark.unit
 SETTINGS = {"steps": 5, "critic": {"expectile": 0.7}}
@@ -67,6 +70,18 @@ def test_how_often_progress_is_shown_and_where_a_stage_is_kept_are_no_other_sett
     assert stage(settings=Small(output="there", log_every=100)) == ["policy"]
     with pytest.raises(UserError, match=r"settings \(steps: 5 there, 6 now\)"):
         stage(settings=Small(steps=6))
+
+
+@pytest.mark.parametrize("recipe", [FinetunePolicyConfig, TrainCriticConfig])
+def test_how_often_a_training_prints_and_saves_is_no_other_setting(stage, recipe):
+    """Another interval of printing had a finished training refused (defect)."""
+    stage(settings=recipe())
+    for name, config in vars(other := recipe()).items():
+        if isinstance(config, TrainingConfig):
+            setattr(other, name, replace(config, log_every=config.log_every + 1, checkpoint_every=1))
+    assert stage(settings=other) == ["policy"]
+    with pytest.raises(UserError, match=r"settings \(training.steps: \d+ there, 7 now\)"):
+        stage(settings=replace(other, training=replace(other.training, steps=7)))
 
 
 def test_a_field_that_is_newer_than_a_stage_was_its_default_there(stage):

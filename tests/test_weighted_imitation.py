@@ -1,5 +1,7 @@
 """Weighted imitation: the weights in closed form, which chunks they are given to, and what is imitated of a chunk."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -10,6 +12,7 @@ from reranker_example import small_scorer
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.errors import UserError
+from deas_vla.training import imitation
 from deas_vla.training.imitation import (
     AdvantageWeighting,
     Examples,
@@ -37,6 +40,21 @@ def test_advantage_weights_do_not_depend_on_the_scale_of_rewards():
     torch.testing.assert_close(
         advantage_weights(advantages, weighting), advantage_weights(7 * advantages - 30, weighting)
     )
+
+
+def test_advantage_weights_are_those_that_the_words_say():
+    """It was called the improvement step of MPO, whose weights are normalised in each state; these never were.
+
+    One mean and one standard deviation: a state whose proposals differ more in score gets more weight in all.
+    """
+    advantages = torch.tensor([[-1.0, 0.0, 1.0], [-0.1, 0.0, 0.1], [-2.0, 0.0, 2.0]])
+    weights = advantage_weights(advantages, AdvantageWeighting(temperature=0.5, maximum=20.0))
+    expected = (advantages / (0.5 * advantages.std())).exp().clamp_max(20)
+    torch.testing.assert_close(weights, expected / expected.mean())
+    of_a_state = weights.sum(1)
+    assert of_a_state[1] < of_a_state[0] < of_a_state[2]
+    for words in (imitation.__doc__, AdvantageWeighting.__doc__, advantage_weights.__doc__):
+        assert not re.search(r"\bMPO\b|Abdolmaleki", words)
 
 
 def test_advantage_weights_are_capped():
