@@ -22,10 +22,8 @@ Aggregation = Literal["min", "mean"]
 def td_target(returns_B: Tensor, bootstrap_B: Tensor, next_value_B: Tensor) -> Tensor:
     """(B,) y = Σ_{k<m} γ₁ᵏ r_{t+k} + γ₂ᵐ (1 − terminated) V(s_{t+m}), detached: what Q is regressed on (design rule 3).
 
-    Args:
-        returns_B: reward collected inside the option, Σ_{k<m} γ₁ᵏ r_{t+k}.
-        bootstrap_B: γ₂ᵐ (1 − terminated): zero if the episode succeeded inside the option, not if it timed out.
-        next_value_B: V of the observation after the option.
+    The three terms are its arguments; γ₂ᵐ (1 − terminated) is zero if the episode succeeded inside the option, not if
+    it timed out.
 
     Raises:
         ValueError: if the shapes differ; (B,) against (B, 1) would mix up the options in silence.

@@ -60,10 +60,7 @@ def encode_frames(
     folder: Path,
     rows: Tensor | None = None,
 ) -> Encoded:
-    """What a scorer, on the policy's device, reads of stored frames, on the CPU; all processes call this.
-
-    The policy encodes what is not in the cache in this folder; `rows` are (M,) int64 the frames, None: all.
-    """
+    """What a scorer on the policy's device reads of stored frames, at (M,) rows or all; all processes call it."""
     state = policy.contract.normalize_state(frames.state if rows is None else frames.state[rows])
     features = getattr(scorer, "features", None)
     if isinstance(features, Features):

@@ -136,10 +136,7 @@ def lock(folder: Path, describe: Callable[[str], None] = print) -> Iterator[None
 
 @contextmanager
 def try_lock(path: Path) -> Iterator[bool]:
-    """Whether this process may make `path` now: False while another one is at it; so processes share a list of work.
-
-    The system releases the lock of a process that dies.
-    """
+    """Whether this process may make `path` now: False while another is at it; a process that dies releases its lock."""
     try:
         held = _lock_of(path).acquire(timeout=0)
     except Timeout:
