@@ -69,6 +69,9 @@ def test_another_aggregation_is_kept_too(policy, tmp_path):
     scorer.aggregation = "mean"
     scorer.save(tmp_path)
     assert load_scorer(tmp_path).aggregation == "mean"
+    # One of a user's own class too, which adds nothing to its description.
+    own = type("Own", (Scorer,), {"q_values": None})(policy.contract, 4, aggregation="mean")
+    assert type(own).from_description(own.description()).aggregation == "mean"
 
 
 def test_iql_scores_the_first_action(policy):
