@@ -13,6 +13,7 @@ import numpy as np
 from deas_vla.envs.protocol import EnvSettings
 from deas_vla.envs.registry import SIMULATORS, EnvConfig, contract_of, make_env
 from deas_vla.envs.simulator import with_simulator
+from deas_vla.errors import UserError
 from robots.robot import Robot, register_robot
 
 # Seconds of holding that are made up for at most: a computer that is too slow must not fall behind for good.
@@ -70,7 +71,14 @@ class Sim(Robot):
         return self._env is not None
 
     def connect(self) -> None:
-        self._env = make_env(self.config.env_config)
+        env = make_env(self.config.env_config)
+        if missing := [name for name in ("step", "state", "images") if not hasattr(env, name)]:
+            env.close()
+            raise UserError(
+                f"--robot.env={self.config.env}: the simulator lacks {', '.join(missing)}, which a simulated arm needs "
+                "to play single steps; make its class one of deas_vla.SteppedEnv (docs/simulators.md)"
+            )
+        self._env = env
         self.limit = self._env.horizon
         # The first step and the first image compile and open what the later ones use.
         self._env.reset(0)

@@ -25,6 +25,7 @@ from deas_vla.rollouts.oracle import play_branches
 from deas_vla.rollouts.play import Job, play_episodes
 from deas_vla.training.loop import make_accelerator
 from recipes.collect_demos import CollectDemosConfig, collect_demos
+from robots.sim import Sim, SimConfig
 
 HORIZON, EXECUTE = 4, 3
 # Written to the protocol `Simulator` alone: no base class of the package, no attribute that the protocol lacks.
@@ -238,6 +239,15 @@ def test_nothing_is_asked_of_a_simulator_that_the_protocol_does_not_name(simulat
         state = source.save([0])[0]
         play_branches(source, BestOfN(decider.policy), state, frame, candidates, [-1, -2], episode_id=9, **play)
     assert film(Named(config), decider, 1, side=24, **play)[0]
+
+
+@pytest.mark.unit
+def test_the_simulated_arm_says_what_it_needs_beside_the_protocol(simulator):
+    """It plays single steps; a simulator that plays whole chunks only was started and died at the first (defect)."""
+    arm = Sim(SimConfig(simulator, "reach"))
+    with pytest.raises(UserError, match=r"lacks step, state, images.*SteppedEnv"):
+        arm.connect()
+    assert not arm.is_connected
 
 
 @pytest.mark.slow

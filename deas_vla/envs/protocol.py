@@ -71,10 +71,10 @@ class ChunkResult:
 
 
 class Simulator(Protocol):
-    """One simulated task: all that is asked of a simulator, by workers, films, branches and the robot of `robots/`.
+    """One simulated task: all that is asked of a simulator by workers, films and branches.
 
-    A scene is a number: the same one gives the same initial state in every process, whatever was played before.
-    Most simulators get `play` and `play_expert` from `SteppedEnv`.
+    The simulated arm of `robots/` plays single steps, so it asks for `Stepped` too, which `SteppedEnv` brings. A scene
+    is a number: the same one gives the same initial state in every process, whatever was played before.
 
     Attributes:
         settings_class: dataclass of its settings; recipes show it as ``--simulator.*``.
