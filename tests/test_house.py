@@ -171,6 +171,12 @@ def lines_of(*folders: str) -> int:
     return sum(len(source.splitlines()) for source in sources(*folders).values())
 
 
+def test_tests_on_a_wire_lie_where_make_looks_for_them():
+    marked = [path for path in tracked() if path.name.startswith("test_") and "mark.realtime" in path.read_text()]
+    marked.remove(ROOT / "tests/test_house.py")
+    assert marked and all(path.match("tests/test_robots_*.py") for path in marked)
+
+
 def test_recipes_stay_small():
     assert lines_of("recipes") <= 1_300
 
