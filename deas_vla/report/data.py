@@ -105,7 +105,7 @@ class ReportData:
     oracle_decisions: OracleDecisions | None = None
     curves: dict[str, Curve] = field(default_factory=dict)  # of training
     seconds: dict[str, float] = field(default_factory=dict)  # by stage, in order
-    peak_memory_bytes: int | None = None  # largest resident memory of the run, all processes together
+    peak_memory_bytes: int | None = None  # upper bound: the peaks of all processes added up
     # Scenes in the records of all training data; None if the records do not say.
     collection_scenes: np.ndarray | None = None
     preset: str = ""  # name of the critic's configuration, and its head

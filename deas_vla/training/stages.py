@@ -78,7 +78,7 @@ def run_stage(
             }
             write_json(folder / DONE, record)
             peak = record["peak_memory_bytes"] / 2**30
-            accelerator.print(f"{folder.name}: {record['seconds']:.0f} s, peak memory {peak:.1f} GiB")
+            accelerator.print(f"{folder.name}: {record['seconds']:.0f} s, memory at most {peak:.1f} GiB")
         accelerator.wait_for_everyone()
 
 
