@@ -17,7 +17,6 @@ from deas_vla.rollouts.play import Decision
 from deas_vla.rollouts.statistics import paired_difference, wilson_interval
 from deas_vla.versions import collect_versions
 
-pytestmark = pytest.mark.unit
 VOID = {"meta", "br", "line", "path", "circle", "rect", "img", "link", "input", "hr"}
 
 
