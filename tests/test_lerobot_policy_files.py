@@ -350,3 +350,11 @@ def test_a_tokenizer_that_knows_slashes_names_no_folder(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps(pieces))
     make_standalone(tmp_path, [], {})
     assert json.loads((tmp_path / "tokenizer.json").read_text()) == {"model": pieces["model"]}
+
+
+@pytest.mark.parametrize("value", ["/a/folder", ["/a/folder"], [["x", ["/a/folder"]]]])
+def test_an_absolute_path_is_refused_however_deep_it_lies(tmp_path, value):
+    for name, content in {"config": {}, "policy_preprocessor": {"steps": []}, "part": {"where": value}}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match=r"where = /a/folder"):
+        make_standalone(tmp_path, [], {})

@@ -1,7 +1,7 @@
 """Environments in worker processes: batched calls, any number of slots, states that can be saved and restored.
 
 A slot is one running episode. robosuite's environment is the same for all scenes of a task, so a worker builds it once
-and a slot is a saved state of 2 kB: a thousand slots need no more memory than one. Every state can be saved to the
+and a slot is a saved state of a few kB: many slots need hardly more memory than one. Every state can be saved to the
 caller and restored in any slot, which is how candidates are compared: restore it into one slot a candidate, play a
 different chunk in each, go on with the policy.
 

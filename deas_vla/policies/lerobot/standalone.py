@@ -24,6 +24,8 @@ PARTS = "parts"
 HISTORY = ("pretrained_path", "pretrained_revision", "repo_id")
 # Where tokenizers and models note the folder that they were read from.
 NOTES = ("name_or_path", "_name_or_path")
+# A tokenizer's pieces of text, which may begin with a slash and are no paths.
+TOKEN_TABLES = ("merges", "vocab")
 # A tokenizer's files. Without one it is read all the same: without a vocabulary, or without padding.
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 # Step of a preprocessor to its field that names a tokenizer or processor, and what stands for it.
@@ -69,14 +71,23 @@ def save_config(model: "PreTrainedModel", folder: Path) -> None:
     model.config.save_pretrained(folder)
 
 
+def _texts(item: object) -> Iterator[str]:
+    """The texts of a JSON value that is a text or lists of them, however deep."""
+    if isinstance(item, str):
+        yield item
+    elif isinstance(item, list):
+        for part in item:
+            yield from _texts(part)
+
+
 def _remove_notes(path: Path) -> None:
     """Removes the notes of where things were read from, and refuses any other absolute path."""
 
     def cleaned(value: dict) -> dict:
         value = {key: item for key, item in value.items() if key not in NOTES}
         for key, item in value.items():
-            for text in item if isinstance(item, list) else [item]:
-                if isinstance(text, str) and os.path.isabs(text):
+            for text in [] if key in TOKEN_TABLES else _texts(item):
+                if os.path.isabs(text):
                     fix = "train the policy from a checkpoint that needs none"
                     raise UserError(f"{path.name} of the policy names another folder ({key} = {text}); {fix}")
         return value
