@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import gc
 import json
 import os
 import signal
@@ -34,6 +35,7 @@ def run_recipe[T](main: Callable[[T], object], config_class: type[T], argv: list
     try:
         if rank == 0 or not {"--help", "-h"} & set(sys.argv[1:] if argv is None else argv):
             main(parse(config_class, argv))
+            leave_process_group()
     except KeyboardInterrupt:
         if rank == 0:
             print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
@@ -54,6 +56,20 @@ def end_with_parent() -> None:
     and they would work on, unseen, beside the run that is started next.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def leave_process_group() -> None:
+    """Ends the threads of torch.distributed, if it runs; for a process that has done its work, not for one that failed.
+
+    A thread of gloo may still hold the tensors of the last collective. If it asks for Python's lock while the
+    interpreter ends, it dies in the middle of a destructor, and the process aborts with "terminate called without an
+    active exception" although all its work is done. After an error the other processes may wait in a collective, and
+    leaving the group could wait for them.
+    """
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()
+        distributed.destroy_process_group()
 
 
 def disk_full(error: BaseException) -> str | None:

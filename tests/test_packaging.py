@@ -113,7 +113,7 @@ def test_all_four_launch_configurations_are_valid_for_accelerate():
 
 
 LAUNCHED = """
-import os, sys
+import atexit, os, sys
 from dataclasses import dataclass
 import torch
 from deas_vla.errors import UserError
@@ -126,6 +126,8 @@ class Config:
 
 def main(config):
     accelerator = make_accelerator()
+    # Runs before the interpreter ends: a thread of gloo that lived longer would now and then abort the process.
+    atexit.register(lambda: config.fail or sys.stderr.write(f"in a group: {torch.distributed.is_initialized()}\\n"))
     rank, total = accelerator.process_index, torch.tensor([accelerator.process_index + 1.0])
     total = accelerator.reduce(total).item()
     sys.stdout.write(f"rank {rank} of {accelerator.num_processes}, {torch.get_num_threads()} threads, {total}\\n")
@@ -151,6 +153,7 @@ def launched(folder: Path, config: str, *arguments: str) -> subprocess.Completed
 def test_cpu_configuration_starts_two_processes_that_add_up(tmp_path):
     done = launched(tmp_path, "cpu.yaml")
     assert done.returncode == 0, done.stderr
+    assert done.stderr.count("in a group: False") == 2, done.stderr
     told = sorted(done.stdout.splitlines())
     assert [line.split(",")[0] for line in told] == ["rank 0 of 2", "rank 1 of 2"]
     assert all(line.endswith(", 3.0") for line in told), "the processes do not talk to each other"

@@ -16,6 +16,7 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.data.sampling import sample_indices
 from deas_vla.features.image_encoder import ImageEncoderConfig
+from deas_vla.launch import leave_process_group
 from deas_vla.policies.small_vla.configuration import EmbeddedBackboneConfig, SmallVLAConfig
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
 from deas_vla.training.image_encoder import train_image_encoder
@@ -88,3 +89,4 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
+    leave_process_group()
