@@ -57,7 +57,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 def write_json(path: Path, value: object) -> None:
     """Writes JSON, whole or not at all."""
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=1) + "\n")
+        temporary.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict:

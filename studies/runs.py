@@ -127,7 +127,7 @@ def _methods_of(stage: Path, tasks: list[str]) -> dict[str, dict[str, list[dict]
     methods: dict[str, dict[str, list[dict]]] = {}
     for task in tasks:
         for path in sorted((stage / "methods" / task).glob("*.json")):
-            methods.setdefault(path.stem, {})[task] = json.loads(path.read_text())
+            methods.setdefault(path.stem, {})[task] = json.loads(path.read_text(encoding="utf-8"))
     return methods
 
 
@@ -146,7 +146,7 @@ PLAYED = ("methods", WITHOUT_NOISE)
 
 def read_records(folder: Path) -> dict[str, dict]:
     """Name to content of every record in a folder; it need not be there."""
-    return {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in sorted(folder.glob("*.json"))}
 
 
 def new_records(folder: Path, kept: dict[str, dict], made: dict[str, dict], runs: dict[str, Path]) -> list[str]:
@@ -199,7 +199,7 @@ def run_record(run: Path, commit: str) -> dict:
         "attempts": max(stage.get("attempts", 1) for stage in stages.values()),
         "settings": read["settings"],
         "seconds": read["seconds"],
-        **({"critic": _brief(json.loads(report.read_text())["critic"])} if report.is_file() else {}),
+        **({"critic": _brief(json.loads(report.read_text(encoding="utf-8"))["critic"])} if report.is_file() else {}),
         **{part: _of_each(_packed, read[part]) for part in PLAYED if part in read},
     }
 

@@ -182,7 +182,8 @@ def test_recipes_stay_small():
 
 
 def test_the_package_stays_small():
-    assert lines_of("deas_vla") <= 15_000
+    # 15,000 until the readers and the frames on disk of issue 17.
+    assert lines_of("deas_vla") <= 17_000
 
 
 def test_the_wheel_holds_the_package_recipes_and_robots_and_nothing_else(tmp_path):
@@ -254,6 +255,53 @@ def test_rule_11_no_pickle_ever():
             wrong[str(path.relative_to(ROOT))] = found
     assert not wrong
     assert not tracked(".pkl", ".pickle", ".pt", ".pth", ".npy", ".npz", ".ckpt", ".joblib")
+
+
+def texts_without_encoding(tree: ast.AST) -> list[str]:
+    """Calls that read or write a text in the encoding of the machine's locale."""
+    found = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Call) or "encoding" in {keyword.arg for keyword in node.keywords}:
+            continue
+        name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+        on = ast.unparse(node.func.value) if isinstance(node.func, ast.Attribute) else ""
+        mode = next((keyword.value for keyword in node.keywords if keyword.arg == "mode"), None)
+        # The mode is the second argument of the function, the first of a path's method.
+        mode = mode or (node.args[bool(not on) :] or [ast.Constant("r")])[0]
+        text = isinstance(mode, ast.Constant) and isinstance(mode.value, str) and "b" not in mode.value
+        if name in ("read_text", "write_text") or (name == "open" and on not in ("os", "av", "Image") and text):
+            found.append(f"line {node.lineno}: {ast.unparse(node)[:60]}")
+    return found
+
+
+@pytest.mark.parametrize(
+    ("code", "bad"),
+    [
+        ("path.read_text()", 1),
+        ("path.read_text(encoding='utf-8')", 0),
+        ("path.write_text(text)", 1),
+        ("open(path)", 1),
+        ("open(path, 'rb')", 0),
+        ("path.open('a')", 1),
+        ("path.open(mode='ab')", 0),
+        ("path.open('w', encoding='utf-8'); os.open(path, os.O_RDWR); Image.open(path)", 0),
+    ],
+)
+def test_the_check_of_encodings_finds_what_it_should(code, bad):
+    assert len(texts_without_encoding(ast.parse(code))) == bad
+
+
+def test_texts_are_utf_8_wherever_they_are_read():
+    """Without `encoding` a machine with another locale reads other instructions, without a word."""
+    folders = ("deas_vla", "recipes", "robots", "studies", "plugins", "benchmarks")
+    wrong = {}
+    for path in tracked(".py"):
+        name = path.relative_to(ROOT)
+        if name.parts[0] not in folders or "tests" in name.parts:
+            continue
+        if found := texts_without_encoding(ast.parse(path.read_text(encoding="utf-8"))):
+            wrong[str(name)] = found
+    assert not wrong
 
 
 def test_no_file_names_a_path_of_one_machine():

@@ -185,7 +185,7 @@ def _read_methods(folders: list[Path]) -> dict[str, list[dict]]:
     methods: dict[str, list[dict]] = {}
     for number, folder in enumerate(folders):
         for path in sorted(folder.glob("*.json")):
-            for episode in json.loads(path.read_text()):
+            for episode in json.loads(path.read_text(encoding="utf-8")):
                 episode["scene"] += number * TASK_STRIDE
                 methods.setdefault(path.stem, []).append(episode)
     return methods

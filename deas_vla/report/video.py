@@ -72,7 +72,7 @@ def film_methods(
     The simulator is closed. The `deciders`, by label, have a critic; `methods` are the files that `evaluate_method`
     wrote for them. `path` is the mp4 file; with the suffix ``.json`` it gets the caption.
     """
-    outcomes = [[e for e in json.loads(method.read_text()) if e["sample"] == 0] for method in methods]
+    outcomes = [[e for e in json.loads(method.read_text(encoding="utf-8")) if e["sample"] == 0] for method in methods]
     differing = [row[0] for row in zip(*outcomes, strict=True) if len({e["success"] for e in row}) > 1]
     scene = (differing or outcomes[0])[0]["scene"]
     why = "the first in which the two ended differently" if differing else "the first"

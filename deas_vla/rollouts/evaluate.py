@@ -43,7 +43,7 @@ def evaluate_method(
         One record a job: scene, sample, success, steps, decisions (step, index, value, scores; the oracle's returns).
     """
     path = folder / f"{name}.json"
-    done: list[dict] = json.loads(path.read_text()) if path.is_file() else []
+    done: list[dict] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     successes = sum(episode["success"] for episode in done)
     with tqdm(
         total=len(jobs), initial=len(done), desc=name, unit="episode", dynamic_ncols=True, position=line, leave=False

@@ -230,12 +230,12 @@ class MetricLog:
         self.path = folder / "metrics.jsonl"
         lines = [line for line in read_metrics(self.path) if line["step"] <= start]
         folder.mkdir(parents=True, exist_ok=True)
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        self.path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
         writer = _tensorboard()
         self.board = None if writer is None else writer(str(folder / "tensorboard"), purge_step=start + 1)
 
     def write(self, step: int, line: dict[str, float]) -> None:
-        with self.path.open("a") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **line}) + "\n")
         if self.board is not None:
             for key, value in line.items():
@@ -249,7 +249,7 @@ class MetricLog:
 def read_metrics(path: Path) -> list[dict]:
     """The lines of a ``metrics.jsonl``; a last line that was cut off by a kill is left out, another is refused."""
     lines = []
-    texts = path.read_text().splitlines(keepends=True) if path.is_file() else []
+    texts = path.read_text(encoding="utf-8").splitlines(keepends=True) if path.is_file() else []
     for number, text in enumerate(texts, 1):
         try:
             lines.append(json.loads(text))

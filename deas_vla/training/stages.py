@@ -92,7 +92,7 @@ def stage_report(folder: Path) -> dict:
         raise UserError("the name of a stage's folder is empty; give the folder of a finished stage")
     if not (folder / DONE).is_file():
         raise UserError(f"{folder} is not a finished stage (no {DONE}); run the recipe that makes it first")
-    return json.loads((folder / DONE).read_text())
+    return json.loads((folder / DONE).read_text(encoding="utf-8"))
 
 
 def stage_mark(folder: Path) -> str:
@@ -153,7 +153,7 @@ def _lock_of(path: Path) -> FileLock:
 
 def _require_same(folder: Path, file: str, record: dict, config: Any) -> dict:
     """What is written there; refuses other settings and other inputs."""
-    there = json.loads((folder / file).read_text())
+    there = json.loads((folder / file).read_text(encoding="utf-8"))
     old, new = flat(there["settings"]), flat(record["settings"])
     compared = old.keys() | new.keys()
     if dataclasses.is_dataclass(config):

@@ -147,7 +147,7 @@ def main(config: CriticAblationConfig) -> None:
         return
     results = _judge(policy, monte_carlo, scores_of, variants)
     path = output / "ablation.json"
-    before = json.loads(path.read_text())["variants"] if path.is_file() else {}
+    before = json.loads(path.read_text(encoding="utf-8"))["variants"] if path.is_file() else {}
     results["variants"] = before | results["variants"]
     write_json(path, results)
     print(f"\n{run}: {_about(results, config.monte_carlo)}\n\n{ablation_table(results)}\n\nIn {path}.")

@@ -135,7 +135,7 @@ def main(config: PolicyAblationConfig) -> None:
                 "seconds": min(stage_report(folder)["seconds"] for folder in folders),
             }
         path = output / "ablation.json"
-        before = json.loads(path.read_text())["variants"] if path.is_file() else {}
+        before = json.loads(path.read_text(encoding="utf-8"))["variants"] if path.is_file() else {}
         results["variants"] = before | results["variants"]
         write_json(path, results)
         print(f"\n{run}\n\n{policy_ablation_table(results)}\n\nIn {path}.")
@@ -193,7 +193,7 @@ def outcomes_of(config: PolicyAblationConfig, task: str, source: Path) -> dict[s
     """Method to its episodes."""
     folder = played(config, task, source)
     paths = {method: folder / f"{method}.json" for method in METHODS}
-    return {method: json.loads(path.read_text()) for method, path in paths.items() if path.is_file()}
+    return {method: json.loads(path.read_text(encoding="utf-8")) for method, path in paths.items() if path.is_file()}
 
 
 if __name__ == "__main__":

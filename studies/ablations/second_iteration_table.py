@@ -27,7 +27,7 @@ def judge(stages: list[Path], against: dict[str, str | None]) -> dict:
         for task in one["tasks"]:
             for name, grid in grids.items():
                 path = stage / "methods" / task / f"{name}.json"
-                grid[one["seed"], tasks.index(task)] = cell_of(json.loads(path.read_text()))
+                grid[one["seed"], tasks.index(task)] = cell_of(json.loads(path.read_text(encoding="utf-8")))
     judged = {name: {"success": by_task(grid, tasks, level_of)} for name, grid in grids.items()}
     for name, base in against.items():
         if base is not None:

@@ -244,7 +244,7 @@ def play_in_lerobot(accelerator: Accelerator, config: FinetuneLerobotConfig, run
                     f"--output_dir={info.parent}",
                 ]
                 run_lerobot("lerobot-eval", flags)
-            tasks = json.loads(info.read_text())["per_task"]
+            tasks = json.loads(info.read_text(encoding="utf-8"))["per_task"]
             return {task["task_group"]: task["metrics"]["successes"] for task in tasks}
 
         results = {
@@ -259,7 +259,9 @@ def play_in_lerobot(accelerator: Accelerator, config: FinetuneLerobotConfig, run
                 "best_of_n": {
                     task: [
                         record["success"]
-                        for record in json.loads((run / "evaluation/methods" / task / "best_of_n.json").read_text())
+                        for record in json.loads(
+                            (run / "evaluation/methods" / task / "best_of_n.json").read_text(encoding="utf-8")
+                        )
                     ]
                     for task in config.tasks
                 }

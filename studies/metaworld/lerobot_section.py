@@ -23,7 +23,7 @@ def read_lerobot_run(run: Path) -> dict:
     path = run / STAGE / RESULTS
     if not path.is_file():
         raise UserError(f"{run} has no {STAGE}/{RESULTS}; run studies/metaworld/finetune_lerobot.py to its end first")
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def with_summary(results: dict) -> dict:

@@ -173,7 +173,7 @@ def evaluate_method(
     begun = path.with_name(f"{path.name}.begun")
     for file in (path, begun):
         if file.is_file():
-            content = json.loads(file.read_text())
+            content = json.loads(file.read_text(encoding="utf-8"))
             played = [episode["scene"] for episode in content["episodes"]]
             if content["method"] != description or played != scenes[: None if file == path else len(played)]:
                 raise UserError(f"{file} was played with other settings or in other scenes; delete it to play anew")

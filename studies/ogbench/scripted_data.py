@@ -80,7 +80,7 @@ def _made_before(train: Path, settings: dict) -> bool:
                 f"{train} is there, but not {about.name}, which says how it was made; choose another --output"
             )
         return False
-    there = json.loads(about.read_text())
+    there = json.loads(about.read_text(encoding="utf-8"))
     _require_same(train, there["settings"], settings)
     for file, facts_of_file in there["files"].items():
         path = train.with_name(file)
@@ -95,7 +95,7 @@ def _make(train: Path, settings: dict, workers: int) -> None:
     parts, about = _parts(train), train.with_suffix(".json")
     begun = parts / "settings.json"
     if begun.is_file():
-        _require_same(parts, json.loads(begun.read_text()), settings | {"versions": versions})
+        _require_same(parts, json.loads(begun.read_text(encoding="utf-8")), settings | {"versions": versions})
     write_json(begun, settings | {"versions": versions})
 
     trajectories = settings["transitions"] // (settings["rows"] - 1)

@@ -169,7 +169,7 @@ def _run(job: tuple[list[str], str]) -> tuple[str, str]:
     values = dict(flag.removeprefix("--").split("=", 1) for flag in flags)
     name = f"{values['task'].removesuffix('-v0')}-seed{values['seed']}-{values['variant']}"
     with (
-        (Path(logs) / f"{name}.log").open("a") as log,
+        (Path(logs) / f"{name}.log").open("a", encoding="utf-8") as log,
         contextlib.redirect_stdout(log),
         contextlib.redirect_stderr(log),
     ):

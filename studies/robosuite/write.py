@@ -84,4 +84,4 @@ def _read_ablation(ablation: Path, kind: str) -> dict:
         raise UserError(
             f"{ablation} has no {path.name}; run python -m studies.ablations.{kind.removesuffix('_ablation')} first"
         )
-    return json.loads(path.read_text())
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -81,7 +81,7 @@ def read_table(file: Path, columns: list[str] | None = None, *, full: bool = Fal
 def read_lines(path: Path, **needed: type) -> list[dict]:
     """The objects of a ``.jsonl`` file, each with the needed keys, of these types."""
     with as_user_error(f"{path} cannot be read; copy it again"):
-        lines = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     for number, line in enumerate(lines, 1):
         wrong = "" if isinstance(line, dict) else "not an object"
         for key, kind in needed.items() if not wrong else ():

@@ -78,9 +78,10 @@ def write_dataset(
             raise UserError(f"{root}: there are no episodes to write; collect some first")
         # LeRobot writes its features in the order of a set, another in every process: equal data, equal files.
         stats = temporary / "meta" / "stats.json"
-        stats.write_text(json.dumps(json.loads(stats.read_text()), indent=4, sort_keys=True) + "\n")
+        sorted_stats = json.dumps(json.loads(stats.read_text(encoding="utf-8")), indent=4, sort_keys=True)
+        stats.write_text(sorted_stats + "\n", encoding="utf-8")
         sidecar = {"format": FORMAT, "source": source, "contract": contract.to_json(), "metadata": metadata or {}}
-        (temporary / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n")
+        (temporary / SIDECAR).write_text(json.dumps(sidecar, indent=1) + "\n", encoding="utf-8")
 
 
 def features(contract: Contract, storage: str) -> dict[str, dict]:
