@@ -181,6 +181,10 @@ class Contract:
             statistics = value["statistics"]
             if statistics is not None:
                 statistics = Statistics(**{key: tuple(numbers) for key, numbers in statistics.items()})
+            for what in ("state", "action", "cameras"):
+                names = [each["name"] for each in value[what]]
+                if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+                    raise ValueError(f"two {what} entries are called {twice[0]}")
             return cls(
                 embodiment=value["embodiment"],
                 rate_hz=float(value["rate_hz"]),

@@ -60,7 +60,11 @@ def episode_videos(folder: LerobotFolder, layout: Layout, number: int, rows: int
 
 
 def _video(folder: LerobotFolder, camera: str, key: str, number: int, rows: int) -> Iterator[Finding]:
-    path, begin = folder.video(key, number)
+    try:
+        path, begin = folder.video(key, number)
+    except UserError as error:
+        yield found("missing-video", error, file="meta/episodes", column=camera, episodes=(number,))
+        return
     position = {"file": str(path.relative_to(folder.root)), "column": camera, "episodes": (number,)}
     if not path.is_file():
         yield found("missing-video", f"episode {number}: {path.name} of camera {camera} is missing", **position)
@@ -90,9 +94,16 @@ def unused_cameras(folder: LerobotFolder, layout: Layout) -> Iterator[Finding]:
     for key, feature in folder.features.items():
         if feature["dtype"] != "video" or key in layout.cameras.values():
             continue
-        if not any(folder.video(key, number)[0].is_file() for number in itertools.islice(folder.episodes, 3)):
+        if not any(_has_video(folder, key, number) for number in itertools.islice(folder.episodes, 3)):
             message = f"info.json lists camera {key}, there are no files of it"
             yield found("camera-without-video", message, file="meta/info.json", column=key)
+
+
+def _has_video(folder: LerobotFolder, key: str, number: int) -> bool:
+    try:
+        return folder.video(key, number)[0].is_file()
+    except UserError:
+        return False
 
 
 def stored_images(folder: LerobotFolder, layout: Layout, file: Path, numbers: np.ndarray) -> Iterator[Finding]:

@@ -45,6 +45,7 @@ def check_info(info: dict, path: Path, episodic: bool) -> None:
         right = isinstance(shape, list) and all(map(_whole, shape))
         need(right, f"{key}.shape", "a list of whole numbers above 0")
         need(isinstance(names, list | dict | None), f"{key}.names", "a list or an object")
+        need(not isinstance(names, list) or _names(names), f"{key}.names", "a list of names")
         if dtype in IMAGE_TYPES:
             need(len(shape) == 3, f"{key}.shape", "that of an image, three numbers")
             need(not isinstance(names, list) or len(names) == 3, f"{key}.names", "three names")
@@ -52,6 +53,8 @@ def check_info(info: dict, path: Path, episodic: bool) -> None:
             positions = sorted(value for value in names.values() if isinstance(value, int))
             right = positions == list(range(len(names)))
             need(right, f"{key}.names", "an object of lists, or of each name's position from 0 on")
+        elif isinstance(names, dict):
+            need(all(map(_names, names.values())), f"{key}.names", "an object of lists of names")
     fields = ("episode_chunk", "episode_index") if episodic else ("chunk_index", "file_index")
     if episodic:
         need_path("data_path", *fields)
@@ -65,17 +68,93 @@ def _whole(value: object) -> bool:
     return type(value) is int and value > 0
 
 
+def _names(values: list) -> bool:
+    """Whether a list holds names, or lists of them: some tools write the list of all names as its only entry."""
+    return all(_names(value) if isinstance(value, list) else isinstance(value, str | int | float) for value in values)
+
+
+def is_depth(feature: dict) -> bool:
+    """Whether a column of images holds depth maps: LeRobot says so, or its videos are grey with over 8 bits a pixel."""
+    for notes in (feature.get("info"), feature.get("video_info")):
+        if not isinstance(notes, dict):
+            continue
+        if notes.get("is_depth_map") or notes.get("video.is_depth_map") or deep_grey(notes.get("video.pix_fmt")):
+            return True
+    return False
+
+
+def deep_grey(pixel_format: object) -> bool:
+    """Whether pixels of this format, by FFmpeg's name, are grey and have more than 8 bits: ``gray12le``."""
+    return str(pixel_format).startswith("gray") and pixel_format not in ("gray", "gray8", "gray8a")
+
+
 def read_table(file: Path, columns: list[str] | None = None, *, full: bool = False) -> pa.Table:
     """A parquet file, or some of its columns; `full` refuses empty entries, which numpy would make False or NaN."""
     import pyarrow.parquet as pq
 
     with as_user_error(f"{file} cannot be read; copy it again"):
         table = pq.read_table(file, columns=columns, partitioning=None)
-    for name in table.column_names if full else ():
+    if full:
+        refuse_empty(file, table)
+    return table
+
+
+def refuse_empty(file: Path, table: pa.Table) -> None:
+    """Refuses empty entries in a table of a file."""
+    for name in table.column_names:
         if count := table.column(name).null_count:
             fix = "record the episodes again or leave them out"
             raise UserError(f"{file}: column {name} has {count} empty entries; {fix}")
-    return table
+
+
+def read_episodes(file: Path, optional: list[str]) -> list[dict]:
+    """The rows of a file of ``meta/episodes``: ``episode_index``, ``length`` and those of the optional columns that
+    are there.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    numbers = ["episode_index", "length"]
+    with as_user_error(f"{file} cannot be read; copy it again"):
+        there = [name for name in optional if name in pq.read_schema(file).names]
+        table = pq.read_table(file, columns=[*numbers, *there], partitioning=None)
+    refuse_empty(file, table.select(numbers))
+    for name in table.column_names:
+        kind = pa.float64() if name.endswith("_timestamp") else pa.int64()
+        with as_user_error(f"{file}: {name} holds {table.schema.field(name).type}, no numbers; copy it again"):
+            table = table.set_column(table.column_names.index(name), name, table.column(name).cast(kind))
+    return table.to_pylist()
+
+
+def read_tasks(file: Path) -> list[tuple[int, str]]:
+    """Index and instruction of each task in a ``tasks.parquet``.
+
+    The instructions are the table's index in pandas, as LeRobot writes it, or the column ``task``; columns beside them
+    are nobody's. Raises UserError if there are none, if two columns may be meant, or if they are no texts.
+    """
+    import pyarrow as pa
+
+    table = read_table(file)
+    index = (table.schema.pandas_metadata or {}).get("index_columns", [])
+    # A range that pandas does not store is an object here, not a name.
+    named = [name for name in (*index, "task", "__index_level_0__") if isinstance(name, str)]
+    names = [name for name in dict.fromkeys(named) if name in table.column_names and _is_text(table.column(name).type)]
+    if not names or "task_index" not in table.column_names:
+        raise UserError(f"{file}: no task_index or no instructions in it; copy the data set again")
+    if len(names) > 1:
+        raise UserError(f"{file}: instructions may be {' or '.join(names)}; keep one of the two")
+    table = table.select(["task_index", names[0]])
+    refuse_empty(file, table)
+    with as_user_error(f"{file}: task_index holds no whole numbers; copy the data set again"):
+        numbers = table.column("task_index").cast(pa.int64()).to_pylist()
+    return list(zip(numbers, table.column(names[0]).cast(pa.string()).to_pylist(), strict=True))
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
 
 def read_lines(path: Path, **needed: type) -> list[dict]:

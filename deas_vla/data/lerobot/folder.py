@@ -16,6 +16,8 @@ file that cannot be read is an error here; its content is judged elsewhere.
 """
 
 import itertools
+import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -25,7 +27,15 @@ import numpy as np
 from tqdm import tqdm
 
 from deas_vla.data.lerobot import FORMAT, SIDECAR
-from deas_vla.data.lerobot.files import check_info, read_images, read_lines, read_table, to_numpy
+from deas_vla.data.lerobot.files import (
+    check_info,
+    read_episodes,
+    read_images,
+    read_lines,
+    read_table,
+    read_tasks,
+    to_numpy,
+)
 from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.files import read_json
 
@@ -33,6 +43,8 @@ INFO, MODALITY = "meta/info.json", "meta/modality.json"
 VERSIONS = ("v2.0", "v2.1", "v3.")
 # Below this, a progress bar would only flicker.
 EPISODES_WORTH_A_BAR = 50
+# What the list of episodes of v3 says of each camera.
+VIDEO_FIELDS = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
 
 
 @dataclass
@@ -86,29 +98,37 @@ class LerobotFolder:
 
     @cached_property
     def tasks(self) -> dict[int, str]:
-        """Instruction by task index."""
+        """Instruction by task index; two instructions of one index are a UserError."""
         if self.episodic:
             path = self.root / "meta" / "tasks.jsonl"
-            return {line["task_index"]: line["task"] for line in read_lines(path, task_index=int, task=str)}
-        path = self.root / "meta" / "tasks.parquet"
-        table = read_table(path, full=True)
-        # Pandas keeps its index in a column of that name, or of the index's own.
-        texts = [name for name in table.column_names if name != "task_index"]
-        if not texts or "task_index" not in table.column_names:
-            raise UserError(f"{path}: no task_index or no instructions in it; copy the data set again")
-        return dict(zip(table.column("task_index").to_pylist(), table.column(texts[0]).to_pylist(), strict=True))
+            found = [(line["task_index"], line["task"]) for line in read_lines(path, task_index=int, task=str)]
+        else:
+            path = self.root / "meta" / "tasks.parquet"
+            found = read_tasks(path)
+        tasks: dict[int, str] = {}
+        for index, text in found:
+            if tasks.setdefault(index, text) != text:
+                both = f"{tasks[index]!r} and {text!r}"
+                raise UserError(f"{path}: {both} both have task_index {index}; give each a number of its own")
+        return tasks
 
     @cached_property
     def episodes(self) -> dict[int, dict]:
-        """The folder's own list of episodes by number, in order: ``length``, and of v3 where the videos are."""
+        """The folder's own list of episodes by number, in order: ``length``, and of v3 where the videos are.
+
+        An episode that is listed twice is a UserError: nothing says which of the two is right.
+        """
         if self.episodic:
-            found = read_lines(self.root / "meta" / "episodes.jsonl", episode_index=int, length=int)
+            path = self.root / "meta" / "episodes.jsonl"
+            found = read_lines(path, episode_index=int, length=int)
         else:
+            path = self.root / "meta" / "episodes"
             keys = [key for key, feature in self.features.items() if feature["dtype"] == "video"]
-            fields = ("chunk_index", "file_index", "from_timestamp")
-            names = ["episode_index", "length", *(f"videos/{key}/{field}" for key in keys for field in fields)]
-            files = self._parquet("meta/episodes")
-            found = [row for file in files for row in read_table(file, names, full=True).to_pylist()]
+            videos = [f"videos/{key}/{field}" for key in keys for field in VIDEO_FIELDS]
+            found = [row for file in self._parquet("meta/episodes") for row in read_episodes(file, videos)]
+        times = Counter(row["episode_index"] for row in found)
+        if twice := [number for number, count in times.items() if count > 1]:
+            raise UserError(f"{path}: episode {twice[0]} is listed twice; remove the line that is wrong")
         return {row["episode_index"]: row for row in sorted(found, key=lambda row: row["episode_index"])}
 
     def data_files(self) -> list[Path]:
@@ -130,8 +150,8 @@ class LerobotFolder:
             columns = {name: to_numpy(table.column(name)) for name in wanted}
             total += len(table)
             for rows in split_episodes(file, columns):
-                listed = self.episodes[rows.number]["length"] if self.episodic else len(rows)
-                if len(rows) != listed:
+                listed = self.episodes.get(rows.number, {"length": 0})["length"]
+                if self.episodic and len(rows) != listed:
                     raise UserError(f"{file} has {len(rows)} rows, episodes.jsonl says {listed}; copy it again")
                 yield rows
         if not self.episodic and total != self.info["total_frames"]:
@@ -165,13 +185,15 @@ class LerobotFolder:
         return parts
 
     def video(self, key: str, number: int) -> tuple[Path, float]:
-        """The video of one episode and the second at which it begins in it."""
+        """The video of one episode and the second at which it begins in it; a UserError if the list names none."""
         if self.episodic:
             return self._episode_path("video_path", number, video_key=key), 0.0
-        row = self.episodes[number]
-        fields = {name: row[f"videos/{key}/{name}"] for name in ("chunk_index", "file_index")}
-        path = self.root / self.info["video_path"].format(video_key=key, **fields)
-        return path, row[f"videos/{key}/from_timestamp"]
+        fields = {name: self.episodes[number].get(f"videos/{key}/{name}") for name in VIDEO_FIELDS}
+        if missing := [name for name in VIDEO_FIELDS if fields[name] is None and name != "to_timestamp"]:
+            fix = "copy the data set again, or leave the camera out of the contract"
+            raise UserError(f"{self.root}/meta/episodes: episode {number} has no videos/{key}/{missing[0]}; {fix}")
+        begin, _ = (fields.pop(name) for name in ("from_timestamp", "to_timestamp"))
+        return self.root / self.info["video_path"].format(video_key=key, **fields), begin
 
     def _video_frames(self, key: str, size: tuple[int, int], number: int, wanted: np.ndarray) -> np.ndarray:
         """Frame n of an episode belongs to its row n, whatever its column of timestamps says."""
@@ -189,7 +211,7 @@ class LerobotFolder:
         return frames.permute(0, 2, 3, 1).numpy()
 
     def _parquet(self, folder: str) -> list[Path]:
-        files = sorted((self.root / folder).glob("*/*.parquet"))
+        files = sorted((self.root / folder).glob("*/*.parquet"), key=_by_number)
         if not files:
             raise UserError(f"{self.root} has no parquet files in {folder}/; copy it again")
         return files
@@ -197,6 +219,12 @@ class LerobotFolder:
     def _episode_path(self, key: str, number: int, **fields: str) -> Path:
         chunk = number // self.info.get("chunks_size", 1000)
         return self.root / self.info[key].format(episode_chunk=chunk, episode_index=number, **fields)
+
+
+def _by_number(path: Path) -> list[str | int]:
+    """Sorts ``file-999`` before ``file-1000``."""
+    parts = re.split(r"(\d+)", f"{path.parent.name}/{path.name}")
+    return [int(part) if part.isdigit() else part for part in parts]
 
 
 def split_episodes(file: Path, columns: dict[str, np.ndarray]) -> Iterator[Rows]:

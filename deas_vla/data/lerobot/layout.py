@@ -12,8 +12,8 @@ import numpy as np
 
 from deas_vla.data.contract import Camera, Column, Contract
 from deas_vla.data.lerobot import IMAGES, camera_name
-from deas_vla.data.lerobot.files import IMAGE_TYPES
-from deas_vla.data.lerobot.folder import LerobotFolder
+from deas_vla.data.lerobot.files import IMAGE_TYPES, is_depth
+from deas_vla.data.lerobot.folder import INFO, LerobotFolder
 from deas_vla.errors import UserError
 
 KEYS = {"state": "observation.state", "action": "action"}
@@ -44,8 +44,13 @@ class Layout:
         """The layout that a data set describes; if modality.json and info.json disagree, a UserError."""
         if folder.modality is not None:
             return _by_modality(folder)
-        keys = [key for key, feature in folder.features.items() if feature["dtype"] in IMAGE_TYPES]
-        cameras = {camera_name(key): key for key in keys}
+        cameras = {}
+        for key, feature in folder.features.items():
+            if feature["dtype"] not in IMAGE_TYPES or is_depth(feature):
+                continue
+            if (before := cameras.setdefault(camera_name(key), key)) != key:
+                both = f"{before} and {key} are both camera {camera_name(key)}"
+                raise UserError(f"{folder.root / INFO}: {both}; rename one of these columns")
         return cls(_by_info(folder, "state"), _by_info(folder, "action"), cameras)
 
     @property
@@ -54,8 +59,10 @@ class Layout:
         return list(dict.fromkeys(position.key for position in (*self.state, *self.action)))
 
     def with_columns_of(self, contract: Contract) -> "Layout":
-        """The columns of a contract, in its order; `column_misfits` must be empty. The cameras stay."""
-        return replace(self, **{what: tuple(_pick(getattr(self, what), getattr(contract, what))) for what in KEYS})
+        """The columns of a contract, in its order, and its cameras; `column_misfits` must be empty."""
+        cameras = {camera.name: self.cameras[camera.name] for camera in contract.cameras if camera.name in self.cameras}
+        vectors = {what: tuple(_pick(getattr(self, what), getattr(contract, what))) for what in KEYS}
+        return replace(self, **vectors, cameras=cameras)
 
     def misfits(self, folder: LerobotFolder, contract: Contract) -> list[str]:
         """Every way in which a data set does not have what a contract names, one line each."""
@@ -64,7 +71,9 @@ class Layout:
             lines.insert(0, f"rate: {folder.rate_hz:g} Hz against {contract.rate_hz:g} Hz")
         for camera in contract.cameras:
             wanted = (camera.height, camera.width)
-            if camera.name not in self.cameras:
+            if camera.name in depth_cameras(folder):
+                lines.append(f"camera {camera.name} holds depth maps, which are not read: leave it out of the contract")
+            elif camera.name not in self.cameras:
                 lines.append(f"camera {camera.name} is missing")
             elif (size := image_size(folder, self.cameras[camera.name])) != wanted:
                 lines.append(f"camera {camera.name}: {(*size, 3)} against {(*wanted, 3)}")
@@ -97,14 +106,34 @@ def image_size(folder: LerobotFolder, key: str) -> tuple[int, int]:
     return (shape[1], shape[2]) if shape[0] == 3 and shape[-1] != 3 else (shape[0], shape[1])
 
 
+def depth_cameras(folder: LerobotFolder) -> set[str]:
+    """Cameras of depth maps, which are no colours: they are left out, by whatever name a contract may have for them."""
+    keys = {key for key, feature in folder.features.items() if feature["dtype"] in IMAGE_TYPES and is_depth(feature)}
+    named = _objects(folder, f"{folder.root}, modality.json", "video") if folder.modality is not None else {}
+    return {camera_name(key) for key in keys} | {
+        name for name, video in named.items() if video.get("original_key", IMAGES + name) in keys
+    }
+
+
 def feature_names(feature: dict) -> list[str] | None:
-    """The names of a column's entries in info.json: a list, lists in an object, or an object from name to position."""
+    """The names of a column's entries in info.json: a list, lists in an object, or an object from name to position.
+
+    Two arms may have joints of one name: where names in an object are not unique, each is ``group.name``.
+    """
     names = feature.get("names")
+    if names is None:
+        return None
     if not isinstance(names, dict):
-        return None if names is None else [str(name) for name in names]
+        return list(map(str, _flat(names)))
     if all(isinstance(position, int) for position in names.values()):
         return sorted(names, key=names.get)
-    return [str(name) for group in names.values() for name in group]
+    pairs = [(group, str(name)) for group, members in names.items() for name in _flat(members)]
+    own = [name for _, name in pairs]
+    return own if len(set(own)) == len(own) else [f"{group}.{name}" for group, name in pairs]
+
+
+def _flat(names: list) -> list:
+    return [one for name in names for one in (_flat(name) if isinstance(name, list) else [name])]
 
 
 def _by_info(folder: LerobotFolder, what: str) -> tuple[Position, ...]:
@@ -117,7 +146,10 @@ def _by_info(folder: LerobotFolder, what: str) -> tuple[Position, ...]:
     if names is None:
         raise UserError(f"{folder.root}: {key}: its columns have no names; write them into info.json")
     if len(names) != width:
-        raise UserError(f"{folder.root}: {key} has {width} columns and {len(names)} names in info.json")
+        raise UserError(f"{folder.root}: {key} has {width} columns and {len(names)} names in info.json; correct them")
+    if twice := [name for number, name in enumerate(names) if name in names[:number]]:
+        fix = "give each column a name of its own"
+        raise UserError(f"{folder.root / INFO}: two columns of {key} are called {twice[0]}; {fix}")
     return tuple(Position(name, key, index) for index, name in enumerate(names))
 
 
@@ -137,6 +169,7 @@ def _by_modality(folder: LerobotFolder) -> Layout:
         _require_column(folder, where, f"camera {name}", key)
         if folder.features[key]["dtype"] not in IMAGE_TYPES:
             raise UserError(f"{where}: camera {name} is in column {key}, which holds no images; correct it")
+    cameras = {name: key for name, key in cameras.items() if not is_depth(folder.features[key])}
     notes = _objects(folder, where, "annotation")
     name = next((name for name in notes if name.endswith("task_description")), None)
     if name is None:
