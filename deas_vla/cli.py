@@ -83,8 +83,9 @@ def main(argv: list[str] | None = None) -> int:
     flag("--binary", default="", metavar="COLUMN,…", help="actions with two values only")
     sources = ("demonstration", "rollout")
     flag("--source", default=sources[0], choices=sources, help="what the episodes are")
-    for labelled in (audit_flag, flag):
-        success = "what counts as success where a data set does not declare it (default: next.success)"
+    recorded = "what counts as success where a data set neither declares it nor has a column next.success, which wins"
+    declared = "what counts as success, whatever columns there are (default: next.success)"
+    for labelled, success in ((audit_flag, recorded), (flag, declared)):
         labelled("--success", default="column", metavar="column|done|reward|always|never", help=success)
         reward = "what the reward is: next.reward (default), or 1 for the step that succeeds"
         labelled("--reward", default="column", metavar="column|success", help=reward)

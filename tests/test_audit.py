@@ -207,7 +207,7 @@ def too_far(values):
 
 
 def cut_picture(values):
-    values[9]["bytes"] = values[9]["bytes"][:40]
+    values[8]["bytes"] = values[8]["bytes"][:40]
     return values
 
 
@@ -256,8 +256,8 @@ FAULTS = [
     ("black video", "v2", black_video, "flat-video", "front"),
     ("wrong image size", "v2", lambda r: write_video(video_file(r, 0), 12, size=48), "wrong-image-size", "48x48"),
     ("video of another rate", "v2", lambda r: write_video(video_file(r, 0), 12, rate=30), "wrong-video-rate", "30"),
-    ("picture cut off", "v3", v3_column(f"{IMAGES}wrist", cut_picture), "broken-image", "wrist at row 9"),
-    ("picture lost", "v3", v3_column(f"{IMAGES}left", at(3, {"bytes": None, "path": ""})), "missing-image", "row 3"),
+    ("picture cut off", "v3", v3_column(f"{IMAGES}wrist", cut_picture), "broken-image", "wrist at row 8"),
+    ("picture lost", "v3", v3_column(f"{IMAGES}left", at(4, {"bytes": None, "path": ""})), "missing-image", "row 4"),
     ("camera without files", "v2", info(lambda i: i["features"].update(
         {f"{IMAGES}top": {"dtype": "video", "shape": [8, 8, 3]}})), "camera-without-video", "top"),
     ("success without reward", "v2", rows(0, lambda c: c.update({"next.reward": [0.0] * 12})),

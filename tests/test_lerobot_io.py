@@ -311,7 +311,7 @@ def test_nan_is_found(copy, written):
     rewards = pq.read_table(next((written / "data").glob("*/*.parquet")), partitioning=None)["next.reward"].to_pylist()
     rewards[9] = float("nan")  # the second episode starts at row 7
     set_column(copy, "next.reward", rewards)
-    refused(copy, "episode 1: rewards is NaN or infinite at step 2")
+    refused(copy, r"file-000\.parquet: episode 1: next\.reward is NaN at row 2")
 
 
 def test_nan_in_a_state_names_the_column(copy, written):
@@ -319,7 +319,7 @@ def test_nan_in_a_state_names_the_column(copy, written):
     states = states.to_pylist()
     states[3][2] = float("nan")
     set_column(copy, "observation.state", states)
-    refused(copy, r"episode 0: states \(position\.z\) is NaN or infinite at step 3")
+    refused(copy, r"episode 0: observation\.state position\.z is NaN at row 3")
 
 
 def test_rule_07_columns_have_names(copy):
@@ -381,12 +381,16 @@ def test_rows_and_videos_belong_together_whatever_the_order_of_the_rows(tmp_path
 
 def test_an_episode_in_two_places_is_refused(copy):
     edit_table(copy, lambda table: pa.concat_tables([table.slice(3), table.slice(0, 3)]))
-    refused(copy, "an episode is in two places; `deas-vla audit")
+    refused(copy, "episode 0: frame_index is 3 at row 0, expected 0; rows were lost or copied")
+    # Even if the rows of both places are numbered as if they were whole.
+    numbers = pq.read_table(next((copy / "data").glob("*/*.parquet")), partitioning=None)["frame_index"].to_pylist()
+    set_column(copy, "frame_index", [*range(4), *numbers[4:]])
+    refused(copy, "episode 0: it begins again in file-000")
 
 
 def test_lost_rows(copy):
     edit_table(copy, lambda table: table.slice(0, 20))
-    refused(copy, "20 rows, info.json says 65")
+    refused(copy, "info.json says total_frames 65, there are 20")
 
 
 def test_broken_image(copy):

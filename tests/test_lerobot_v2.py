@@ -144,8 +144,10 @@ def test_rule_09_success_is_declared(copy):
         ("always", [True] * 4),
         ("never", [False] * 4),
     ):
-        episodes, _, _ = read_dataset(copy, labels=LabelRules(rule))
+        episodes, _, _ = read_dataset(copy, labels=LabelRules(rule, "success"))
         assert [episode.terminated for episode in episodes] == expected
+    # The task's reward says that two of them failed.
+    refused(copy, "episode 1: success at row 8, but every next.reward up to there is 0", labels=LabelRules("always"))
     without(copy, "next.reward", "next.done")
     refused(copy, "column next.reward is missing", labels=LabelRules("always"))
     episodes, _, _ = read_dataset(copy, labels=LabelRules("always", "success"))
@@ -192,10 +194,10 @@ def test_broken_files(copy, original):
 
 def test_broken_descriptions(copy):
     edit_lines(copy / "meta/episodes.jsonl", lambda lines: lines[1].update(length=10))
-    refused(copy, r"episode_000001\.parquet has 9 rows, episodes\.jsonl says 10")
+    refused(copy, r"episodes\.jsonl: episode 1 has 9 rows, the list of episodes says 10")
     edit_lines(copy / "meta/episodes.jsonl", lambda lines: lines[1].update(length=9))
     edit_lines(copy / "meta/tasks.jsonl", lambda lines: lines.pop())
-    refused(copy, "episode 1: instruction 1 is not in its list of tasks")
+    refused(copy, "episode 1: its instruction 1 is not in the list of tasks")
     edit_json(copy / "meta/modality.json", lambda value: value["action"]["arm"].update(end=9))
     refused(copy, "group arm goes from 0 to 9, action has 4 columns; correct it")
     edit_json(copy / "meta/modality.json", lambda value: value.pop("action"))
@@ -210,7 +212,7 @@ def test_nan_names_the_column(copy):
         columns["observation.state"][3][1] = float("nan")
 
     edit_rows(copy, 3, plant)
-    refused(copy, r"episode 3: states \(arm\.elbow\) is NaN or infinite at step 3", v2_contract())
+    refused(copy, r"episode_000003\.parquet: episode 3: observation\.state arm\.1 is NaN at row 3", v2_contract())
 
 
 def test_other_size_of_pictures(copy):

@@ -1,14 +1,33 @@
 """Data sets as other people's tools leave them: read right, or refused in one line by the reader and by the audit."""
 
+import dataclasses
+import json
+
 import numpy as np
 import pytest
-from told_example import FRONT, SIZE, TASKS, feature, own_contract, told, write_lines, write_tasks, write_told
+from data_example import example_contract, example_episode
+from PIL import Image
+from told_example import (
+    FRONT,
+    SIZE,
+    TASKS,
+    encoded,
+    feature,
+    own_contract,
+    told,
+    write_lines,
+    write_tasks,
+    write_told,
+)  # fmt: skip
 
 from deas_vla.data.audit.audit import audit
-from deas_vla.data.labels import RECORDED
+from deas_vla.data.contract import Camera
+from deas_vla.data.labels import RECORDED, LabelRules
 from deas_vla.data.lerobot.declare import declare_dataset
+from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.data.lerobot.reader import read_dataset
-from deas_vla.errors import UserError
+from deas_vla.data.lerobot.writer import write_dataset
+from deas_vla.errors import ContractMismatch, UserError
 
 VERSIONS = ("v3.0", "v2.1")
 
@@ -150,3 +169,263 @@ def test_two_instructions_of_one_number_are_refused_in_v2(tmp_path):
 def test_an_episode_that_is_listed_twice_is_refused(tmp_path, version):
     root = write_told(tmp_path / "set", version, listed=lambda rows: [*rows, rows[1] | {"length": 2}])
     refused(root, r"meta/episodes(\.jsonl)?: episode 1 is listed twice; remove the line that is wrong")
+
+
+@pytest.mark.parametrize("files", [[[1, 0, 2]], [[2], [0, 1]], [[1], [2], [0]]], ids=str)
+def test_episodes_are_found_by_their_numbers(tmp_path, files):
+    """Whatever the order in which they lie, and in which files: as a resumed or a merged recording leaves them."""
+    episodes = read(write_told(tmp_path / "set", lengths=(5, 5, 5), files=files))
+    assert [int(episode.states[0, 0]) for episode in episodes] == [0, 1, 2] == [episode.scene for episode in episodes]
+
+
+def test_a_thousandth_file_comes_after_the_others(tmp_path):
+    root = write_told(tmp_path / "set", files=[[0], [1], [2]])
+    data = root / "data/chunk-000"
+    for number, name in ((1, 999), (2, 1000)):
+        (data / f"file-{number:03d}.parquet").rename(data / f"file-{name}.parquet")
+    names = [path.name for path in LerobotFolder(root).data_files()]
+    assert names == ["file-000.parquet", "file-999.parquet", "file-1000.parquet"] and len(read(root)) == 3
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_gaps_in_the_numbers_are_none_in_the_data(tmp_path, version):
+    episodes = read(write_told(tmp_path / "set", version, numbers=(0, 2, 5)))
+    assert [episode.scene for episode in episodes] == [0, 2, 5]
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize(
+    ("listed", "message"),
+    [
+        (lambda rows: rows[1:], r"episode 0 has 5 rows, the list of episodes says nothing"),
+        (lambda rows: [*rows, rows[0] | {"episode_index": 7}], r"episode 7 has no readable rows, the list .* says 5"),
+        (lambda rows: [*rows[:2], rows[2] | {"length": 4}], r"episode 2 has 6 rows, the list of episodes says 4"),
+        (lambda rows: [*rows[:2], rows[2] | {"episode_index": 3}], r"episode [23] has "),
+    ],
+    ids=["lacks one", "has one more", "another length", "another number"],
+)
+def test_a_list_of_other_episodes_is_refused(tmp_path, version, listed, message):
+    """The counts agree, so that nothing but the comparison by number and length shows it."""
+    root = write_told(tmp_path / "set", version, listed=listed)
+    if version == "v2.1":
+        # There the list says which files are read.
+        message = r"episode_\d+\.parquet is missing|info\.json says total|" + message
+    refused(root, message)
+
+
+def test_rows_of_another_order_are_refused(tmp_path):
+    """Frame n of a video is taken for row n: rows that were shuffled would each show another's."""
+
+    def shuffled(number, columns):
+        return {name: np.asarray(values)[[1, 0, *range(2, len(values))]] for name, values in columns.items()}
+
+    root = write_told(tmp_path / "set", columns=shuffled)
+    refused(root, r"file-000\.parquet: episode 0: frame_index is 1 at row 0, expected 0; rows were lost or copied")
+
+
+# ---- types (B3, A17) -----------------------------------------------------------------------------------------------
+
+
+def typed(name, dtype, number=1):
+    def change(episode, columns):
+        if episode == number:
+            columns[name] = np.asarray(columns[name]).astype(dtype)
+
+    return change
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "int64"])
+def test_numbers_of_another_type_in_one_file_are_cast(tmp_path, dtype):
+    """As LeRobot casts them: to the type of info.json."""
+    root = write_told(tmp_path / "set", files=[[0], [1, 2]], columns=typed("observation.state", dtype))
+    episodes = read(root)
+    assert {episode.states.dtype for episode in episodes} == {np.dtype("float32")}
+    assert episodes[1].states[:3].tolist() == [[1, 0], [1, 1], [1, 2]]
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        ("next.success", "int64"),
+        ("next.success", "float64"),
+        ("next.reward", "bool"),
+        ("task_index", "float64"),
+        ("episode_index", "uint8"),
+    ],
+)
+def test_flags_and_counters_of_another_type_are_cast(tmp_path, name, dtype):
+    episodes = read(write_told(tmp_path / "set", files=[[0], [1], [2]], columns=typed(name, dtype)))
+    assert [episode.terminated for episode in episodes] == [True, True, False]
+    assert episodes[1].instruction == TASKS[1]
+
+
+def success_of(dtype, values, declared=None):
+    """Success of the second episode as these values; info.json says `declared`."""
+
+    def columns(number, made):
+        made["next.success"] = np.asarray(made["next.success"]).astype(dtype)
+        if number == 1:
+            made["next.success"] = np.asarray(values)
+
+    return {"columns": columns, "info": lambda info: info["features"]["next.success"].update(dtype=declared or dtype)}
+
+
+@pytest.mark.parametrize("declared", ["float32", "bool"])
+def test_rule_09_a_probability_is_no_success(tmp_path, declared):
+    """Anything above 0 would be one: at the first row."""
+    root = write_told(tmp_path / "set", **success_of("float32", np.float32([0.1, 0.2, 0.3, 0.9]), declared))
+    refused(root, r"next\.success (is 0\.1 at row 0, neither 0 nor 1|holds float, info\.json says bool)")
+
+
+def test_rule_09_a_success_in_words_is_none(tmp_path):
+    root = write_told(tmp_path / "set", **success_of("<U5", ["false"] * 4, "string"))
+    refused(root, r"column next\.success holds string, info\.json says string")
+
+
+def test_flags_as_numbers_are_flags(tmp_path):
+    root = write_told(tmp_path / "set", **success_of("int64", [0, 0, 0, 1]))
+    assert read(root)[1].terminated
+
+
+@pytest.mark.parametrize("name", ["action", "task_index", "next.reward"])
+def test_words_for_numbers_are_refused(tmp_path, name):
+    def words(number, columns):
+        columns[name] = np.asarray(columns[name]).astype(str)
+
+    refused(write_told(tmp_path / "set", columns=words), rf"column {name} holds string, info\.json says \w+")
+
+
+def test_a_half_instruction_is_refused(tmp_path):
+    def half(number, columns):
+        columns["task_index"] = np.asarray(columns["task_index"]) + 0.5
+
+    refused(write_told(tmp_path / "set", columns=half), "column task_index holds double, info.json says int64")
+
+
+# ---- columns of others (B7) ----------------------------------------------------------------------------------------
+
+
+def with_column(name, dtype, value):
+    return {
+        "columns": lambda number, columns: columns.update({name: [value] * len(columns["index"])}),
+        "info": lambda info: info["features"].update({name: feature(dtype)}),
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype", "value"),
+    [
+        ("scene", "string", "kitchen 1"),
+        ("scene", "float32", 0.5),
+        ("frame.is_final", "string", "no"),
+        ("next.truncated", "string", "no"),
+        ("note", "string", "a word"),
+        ("note", "int64", 1.5),
+        ("note", "float32", None),
+    ],
+)
+def test_columns_of_others_are_left_alone(tmp_path, name, dtype, value):
+    episodes = read(write_told(tmp_path / "set", **with_column(name, dtype, value)))
+    assert [episode.scene for episode in episodes] == [0, 1, 2]
+
+
+def test_a_number_of_the_scene_is_read(tmp_path):
+    root = write_told(tmp_path / "set", **with_column("scene", "int64", 7))
+    assert {episode.scene for episode in read(root)} == {7}
+
+
+ANNOTATION = "annotation.human.task_description"
+GROUPS = {
+    "state": {"all": {"start": 0, "end": 2}},
+    "action": {"all": {"start": 0, "end": 2}},
+    "video": {"front": {"original_key": FRONT}},
+    "annotation": {"human.task_description": {}},
+}
+
+
+@pytest.mark.parametrize(("dtype", "value", "text"), [("string", "pick it up", "pick it up"), ("int64", 1, TASKS[1])])
+def test_an_annotation_holds_instructions_or_their_numbers(tmp_path, dtype, value, text):
+    root = write_told(tmp_path / "set", "v2.1", **with_column(ANNOTATION, dtype, value))
+    (root / "meta/modality.json").write_text(json.dumps(GROUPS), encoding="utf-8")
+    assert {episode.instruction for episode in read(root)} == {text}
+    (data,) = audit([root]).datasets
+    assert data.instructions == {text}
+
+
+def test_a_blank_instruction_is_refused(tmp_path):
+    refused(write_told(tmp_path / "set", tasks=("  ", "open")), "episode 0: its instruction 0 is empty")
+
+
+# ---- outcomes (A5, C6) ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rule", ["always", "never", "done", "reward"])
+def test_rule_09_a_recorded_outcome_is_kept(tmp_path, rule):
+    """A flag is meant for other data sets of the same mixture, which do not say."""
+    root = write_told(tmp_path / "set")
+    recorded = [episode.terminated for episode in read(root)]
+    assert [episode.terminated for episode in read(root, LabelRules(rule))] == recorded == [True, True, False]
+    assert audit([root], labels=LabelRules(rule)).datasets[0].successes == 2
+    # The reward may be another: many data sets have none that means anything.
+    assert read(root, LabelRules(rule, "success"))[0].rewards.tolist() == [0, 0, 0, 0, 1]
+
+
+def test_rule_09_what_this_project_recorded_keeps_its_outcome_and_reward(tmp_path):
+    rng = np.random.default_rng(0)
+    made = [example_episode(rng, 6, success) for success in (True, False)]
+    made[1].rewards[2] = 0.5
+    write_dataset(tmp_path / "set", made, example_contract(), "local/toy")
+    for labels in (RECORDED, LabelRules("always"), LabelRules("done", "success"), LabelRules("never", "success")):
+        back, _, _ = read_dataset(tmp_path / "set", labels=labels)
+        assert [episode.terminated for episode in back] == [True, False]
+        assert back[1].rewards.tolist() == made[1].rewards.tolist()
+        assert audit([tmp_path / "set"], labels=labels).datasets[0].successes == 1
+
+
+def test_one_row_without_success_is_refused(tmp_path):
+    root = write_told(tmp_path / "set", lengths=(1, 4, 6), successes=(False, True, True))
+    refused(root, "episode 0: it has no steps: 1 rows without success; leave it out")
+
+
+def test_one_row_with_success_is_one_step(tmp_path):
+    assert read(write_told(tmp_path / "set", lengths=(1, 4, 6)))[0].length == 1
+
+
+# ---- cameras (A7, C2) ----------------------------------------------------------------------------------------------
+
+DEPTH = "observation.images.depth"
+MARKS = (
+    {"info": {"is_depth_map": True}},
+    {"info": {"video.is_depth_map": True}},
+    {"video_info": {"video.is_depth_map": True}},
+    {"info": {"video.pix_fmt": "gray12le"}},
+)
+
+
+def with_depth(mark):
+    image = encoded(Image.fromarray(np.full((SIZE, SIZE), 1450, np.uint16)))
+    return {
+        "columns": lambda number, columns: columns.update({DEPTH: [image] * len(columns["index"])}),
+        "info": lambda info: info["features"].update({DEPTH: feature("image", (SIZE, SIZE, 1)) | mark}),
+    }
+
+
+@pytest.mark.parametrize("mark", MARKS, ids=str)
+@pytest.mark.parametrize("version", VERSIONS)
+def test_depth_maps_are_left_out(tmp_path, version, mark):
+    """8 bits have no room for them: 1450 mm would be white, as would be all beyond 255."""
+    root = write_told(tmp_path / "set", version, **with_depth(mark))
+    assert [camera.name for camera in own_contract(root).cameras] == ["front"] and len(read(root)) == 3
+    contract = own_contract(root)
+    contract = dataclasses.replace(contract, cameras=(*contract.cameras, Camera("depth", SIZE, SIZE)))
+    with pytest.raises(ContractMismatch, match="camera depth holds depth maps, which are not read: leave it out"):
+        read_dataset(root, contract)
+    declare_dataset(root, contract)
+    assert any("camera depth holds depth maps" in line for line in errors(root))
+
+
+def test_depth_maps_of_a_group_are_left_out(tmp_path):
+    root = write_told(tmp_path / "set", "v2.1", **with_depth(MARKS[0]))
+    video = GROUPS["video"] | {"far": {"original_key": DEPTH}}
+    (root / "meta/modality.json").write_text(json.dumps(GROUPS | {"video": video, "annotation": {}}), encoding="utf-8")
+    assert [camera.name for camera in own_contract(root).cameras] == ["front"] and len(read(root)) == 3

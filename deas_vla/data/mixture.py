@@ -21,7 +21,8 @@ class MixtureConfig:
     weights: list[float] = field(default_factory=list)
     # Images are kept of every so many rows, in data sets of others: a divisor of the critic's horizon.
     image_every: int = 4
-    # What counts as success and reward in those that do not say.
+    # What counts as success and reward in those that do not say: one with a column next.success, or declared, keeps
+    # its own success, and one that this project wrote its reward too.
     labels: LabelRules = field(default_factory=LabelRules)
 
     def __post_init__(self):

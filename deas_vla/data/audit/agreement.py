@@ -5,10 +5,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from deas_vla.data.audit.findings import Finding, found
 from deas_vla.data.contract import Contract
 from deas_vla.data.lerobot import EMPTY_CAMERA
 from deas_vla.data.lerobot.files import IMAGE_TYPES
+from deas_vla.data.lerobot.findings import Finding, found
 from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.data.lerobot.layout import UNKNOWN, Layout, image_size
 from deas_vla.data.lerobot.reader import own_contract

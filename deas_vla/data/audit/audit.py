@@ -7,21 +7,21 @@ the reader would refuse is an error here; so is what it could not see and traini
 import hashlib
 import itertools
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
-from deas_vla.data.audit import columns, images, rows
+from deas_vla.data.audit import columns, images
 from deas_vla.data.audit.agreement import Reference, differences, reference_at
-from deas_vla.data.audit.columns import ColumnFacts
-from deas_vla.data.audit.findings import ERROR, SEVERITIES, Finding, Findings, found
 from deas_vla.data.contract import Contract
 from deas_vla.data.labels import RECORDED, LabelRules
-from deas_vla.data.lerobot import SIDECAR
-from deas_vla.data.lerobot.folder import EPISODES_WORTH_A_BAR, LerobotFolder, Rows, split_episodes
-from deas_vla.data.lerobot.layout import KEYS, Layout, gather
+from deas_vla.data.lerobot import SIDECAR, rows
+from deas_vla.data.lerobot.columns import ColumnFacts
+from deas_vla.data.lerobot.findings import ERROR, SEVERITIES, Finding, Findings, found
+from deas_vla.data.lerobot.folder import LerobotFolder, Rows
+from deas_vla.data.lerobot.layout import Layout
 from deas_vla.data.lerobot.reader import declared_labels, own_contract
 from deas_vla.errors import UserError, require
 
@@ -38,7 +38,6 @@ class Audited:
     folder: LerobotFolder | None = None  # None if it is none
     layout: Layout | None = None  # None if it does not say
     contract: Contract | None = None  # what it declares, else what it says of itself
-    rows: int = 0  # of all files
     lengths: dict[int, int] = field(default_factory=dict)  # rows of each episode, by number
     successes: int | None = None  # episodes that succeed, or None if nothing says so
     rewards: tuple[float, float] | None = None  # smallest and largest of a step
@@ -96,7 +95,6 @@ def _dataset(data: Audited, labels: LabelRules, reference: Reference | None) -> 
     modality = yield from _readable("broken-modality", lambda: folder.modality)
     sidecar = yield from _readable("broken-sidecar", lambda: folder.sidecar)
     episodes = yield from _readable("missing-episode-list", lambda: folder.episodes)
-    has_tasks = yield from _readable("missing-tasks", lambda: folder.tasks)
     if not (modality and sidecar and episodes):
         return
     try:
@@ -118,22 +116,20 @@ def _dataset(data: Audited, labels: LabelRules, reference: Reference | None) -> 
     if declared:
         data.layout = data.layout.with_columns_of(data.contract)
     yield from images.unused_cameras(folder, data.layout)
-    parts = yield from _files(data, labels, folder.tasks if has_tasks else None)
-    yield from rows.counts(folder, data.lengths, data.rows)
+    parts = yield from _episodes(data, labels)
     yield from columns.stored_statistics(folder, data.layout.keys, parts)
-    data.facts = _column_facts(data.layout, parts)
+    data.facts = rows.column_facts(data.layout, parts)
     yield from _whole(data, declared)
-    for what, facts in data.facts.items() if declared else ():
-        whose = f"the contract in {SIDECAR}"
-        yield from columns.against_columns(facts, getattr(data.contract, what), what, whose)
+    if declared:
+        yield from rows.beyond_contract(data.facts, data.contract, f"the contract in {SIDECAR}")
     if reference is not None:
         yield from differences(folder, data.layout, reference)
         wanted = reference.contract
         if wanted is not None and not data.layout.column_misfits(folder, wanted):
-            for what, facts in _column_facts(data.layout.with_columns_of(wanted), parts).items():
-                yield from columns.against_columns(facts, getattr(wanted, what), what, reference.name)
-                if wanted.statistics is not None:
-                    yield from columns.unlike(facts, getattr(wanted, what), what, wanted.statistics)
+            seen = rows.column_facts(data.layout.with_columns_of(wanted), parts)
+            yield from rows.beyond_contract(seen, wanted, reference.name)
+            for what, facts in seen.items() if wanted.statistics is not None else ():
+                yield from columns.unlike(facts, getattr(wanted, what), what, wanted.statistics)
 
 
 def _readable(code: str, read: Callable[[], object]) -> Generator[Finding, None, bool]:
@@ -145,68 +141,45 @@ def _readable(code: str, read: Callable[[], object]) -> Generator[Finding, None,
     return True
 
 
-def _column_facts(layout: Layout, parts: list[Rows]) -> dict[str, ColumnFacts]:
-    """Facts of ``state`` and ``action``, in the order of a layout, as far as the episodes have them."""
-    whole = {key: np.concatenate([part.columns[key] for part in parts]) for key in layout.keys if parts}
-    facts = {what: whole and ColumnFacts.of(gather(getattr(layout, what), whole)) for what in KEYS}
-    return {what: each for what, each in facts.items() if each}
+def _episodes(data: Audited, labels: LabelRules) -> Generator[Finding, None, list[Rows]]:
+    """The one pass over the rows, and the images of each episode; returns the episodes."""
+    folder, layout = data.folder, data.layout
+    parts = yield from rows.read_rows(folder, layout, labels, others=True, desc=f"audit {folder.root.name}")
+    tasks = {}
+    with suppress(UserError):  # found with the rows, if they are read by it
+        tasks = folder.tasks
+    for part in parts:
+        yield from _episode(data, part, labels, tasks)
+    for file, group in itertools.groupby(parts, key=lambda part: part.file):
+        yield from images.stored_images(folder, layout, file, [(part, _shown(part, labels)) for part in group])
+    return [part for part in parts if all(key in part.columns for key in layout.keys)]
 
 
-def _files(data: Audited, labels: LabelRules, tasks: dict[int, str] | None) -> Generator[Finding, None, list[Rows]]:
-    """The one pass over the rows; returns states and actions of each episode. `tasks` is None if it cannot be read."""
-    folder, episodes = data.folder, data.folder.episodes
-    ends = itertools.accumulate((row["length"] for row in episodes.values()), initial=0)
-    first_index = dict(zip(episodes, ends, strict=False))
-    try:
-        files = folder.data_files()
-    except UserError as error:
-        yield found("missing-rows", error)
-        return []
-    parts = []
-    few = len(episodes) < EPISODES_WORTH_A_BAR
-    with tqdm(total=len(episodes), desc=f"audit {folder.root.name}", disable=few, dynamic_ncols=True) as bar:
-        for file, only in zip(files, episodes if folder.episodic else itertools.repeat(None), strict=False):
-            table = yield from rows.read_file(folder, file, only)
-            data.rows += len(next(iter(table.values()), ()))
-            if "episode_index" not in table:
-                continue
-            for part in split_episodes(file.relative_to(folder.root), table):
-                kept = yield from _episode(data, part, labels, tasks, first_index.get(part.number))
-                parts += [kept] if kept else []
-                bar.update()
-            yield from images.stored_images(folder, data.layout, file, table["episode_index"].ravel())
-    return parts
-
-
-def _episode(
-    data: Audited, part: Rows, labels: LabelRules, tasks: dict[int, str] | None, first_index: int | None
-) -> Generator[Finding, None, Rows | None]:
-    """All checks of one episode; returns its states and actions, if it has them."""
+def _episode(data: Audited, part: Rows, labels: LabelRules, tasks: dict[int, str]) -> Iterator[Finding]:
+    """What the reader does not look at, of one episode."""
     folder, layout, number = data.folder, data.layout, part.number
-    if number in data.lengths:
-        yield rows.fault(part, "episode-twice", f"it begins again in {part.file.name}", "episode_index")
     data.lengths[number] = data.lengths.get(number, 0) + len(part)
-    yield from rows.numbering(part, first_index)
-    yield from rows.times(part, folder.rate_hz)
-    yield from rows.finite(part, layout)
     if (labelled := rows.step_labels(part, labels)) is not None:
         success, rewards = labelled
         data.successes = (data.successes or 0) + int(success.any())
         if np.isfinite(rewards).all():
             low, high = data.rewards or (np.inf, -np.inf)
             data.rewards = (min(low, float(rewards.min())), max(high, float(rewards.max())))
-            yield from rows.ends(part, success, rewards, labels, "frame.is_final" in folder.features)
     yield from images.episode_videos(folder, layout, number, len(part))
-    if tasks is not None and layout.instruction in part.columns:
-        data.instructions |= {tasks.get(int(rows.flat(part, layout.instruction)[0]))} - {None, ""}
-        yield from rows.instruction(part, layout.instruction, tasks)
+    if layout.instruction in part.columns:
+        data.instructions |= {rows.instruction_of(part, layout.instruction, tasks)} - {None, ""}
     if any(key not in part.columns for key in layout.keys):
-        return None
-    kept = {key: np.ascontiguousarray(part.columns[key]) for key in layout.keys}
-    digest = hashlib.sha256(b"".join(values.tobytes() for values in kept.values())).digest()
+        return
+    digest = hashlib.sha256(b"".join(part.columns[key].tobytes() for key in layout.keys)).digest()
     if (before := data.content.setdefault(digest, number)) != number:
         yield rows.fault(part, "duplicated-episode", f"it has the states and actions of episode {before}")
-    return replace(part, columns=kept)
+
+
+def _shown(part: Rows, labels: LabelRules) -> np.ndarray:
+    """(F,) the rows of an episode whose images the reader would show; all, if nothing says where it ends."""
+    if any(name not in part.columns for name in labels.columns):
+        return np.arange(len(part))
+    return rows.frames_of(part, labels.of(part.columns, len(part))[0])
 
 
 def _whole(data: Audited, declared: bool) -> Iterator[Finding]:

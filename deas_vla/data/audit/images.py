@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
-from deas_vla.data.audit.findings import Finding, found
-from deas_vla.data.lerobot.folder import LerobotFolder
+from deas_vla.data.lerobot.findings import WARNING, Finding, found
+from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout, image_size
 from deas_vla.errors import UserError, as_user_error, require
 
@@ -106,10 +106,18 @@ def _has_video(folder: LerobotFolder, key: str, number: int) -> bool:
         return False
 
 
-def stored_images(folder: LerobotFolder, layout: Layout, file: Path, numbers: np.ndarray) -> Iterator[Finding]:
-    """Faults in the images inside one parquet file; `numbers` is (rows,) the episode of each row."""
+def stored_images(
+    folder: LerobotFolder, layout: Layout, file: Path, episodes: list[tuple[Rows, np.ndarray]]
+) -> Iterator[Finding]:
+    """Faults in the images inside one parquet file.
+
+    `episodes` are all that lie in it, each with its (F,) rows whose images are shown: a fault in another image is a
+    warning.
+    """
     import pyarrow.parquet as pq
 
+    numbers = np.concatenate([np.full(len(part), part.number) for part, _ in episodes])
+    shown = np.concatenate([np.isin(np.arange(len(part)), frames) for part, frames in episodes])
     for camera, key in layout.cameras.items():
         if folder.features[key]["dtype"] != "image":
             continue
@@ -125,9 +133,9 @@ def stored_images(folder: LerobotFolder, layout: Layout, file: Path, numbers: np
                 if code:
                     number = int(numbers[row])
                     message = f"episode {number}: camera {camera} at row {row} of the file {what}"
-                    where = str(file.relative_to(folder.root))
-                    yield found(code, message, file=where, column=camera, episodes=(number,))
-                row, before = row + 1, encoded
+                    position = {"file": episodes[0][0].name, "column": camera, "episodes": (number,)}
+                    yield found(code, message, severity="" if shown[row] else WARNING, **position)
+                row, before = row + 1, b"" if code else encoded
 
 
 def _problem(encoded: object, folder: LerobotFolder, key: str) -> tuple[str, str]:

@@ -171,15 +171,6 @@ def read_lines(path: Path, **needed: type) -> list[dict]:
     return lines
 
 
-def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
-    """(rows,) or, for lists of one length, lists of lists among them, (rows, numbers in a row)."""
-    values = array = plain(column).combine_chunks()
-    while is_list(values.type):
-        values = values.flatten()
-    numbers = values.to_numpy(zero_copy_only=False)
-    return numbers if values is array else numbers.reshape(len(array), -1 if len(array) else 0)
-
-
 def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     """A column as lists of lists where a library registered a type of its own for tables of numbers."""
     import pyarrow as pa
@@ -187,6 +178,59 @@ def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     if isinstance(column.type, pa.BaseExtensionType):
         return pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type)
     return column
+
+
+def as_declared(column: pa.ChunkedArray, feature: dict, *, text: bool = True) -> tuple[np.ndarray | None, str, str]:
+    """A column as info.json declares it, cast without loss, as LeRobot casts the columns of all files to one type.
+
+    Args:
+        feature: dtype and shape that it should have.
+        text: whether it may hold texts.
+
+    Returns:
+        (rows,) or (rows, numbers in a row), or None; the code of what is wrong with it, and what that is, or "".
+    """
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    # Where a column is a table of numbers a row: the rows of all rows, and so on down to the numbers.
+    leaf, widths, wanted = plain(column), [], math.prod(feature.get("shape", [1]))
+    empty = leaf.null_count
+    while is_list(leaf.type) and not empty:
+        widths.append(pc.unique(pc.list_value_length(leaf)).to_pylist())
+        leaf = pc.list_flatten(leaf)
+        empty = leaf.null_count
+    if empty:
+        return None, "empty-entries", f"has {empty} empty entries"
+    uniform = all(len(each) == 1 for each in widths)
+    if len(column) and not (uniform and math.prod(each[0] for each in widths) == wanted):
+        there = " by ".join(str(sorted(each)) for each in widths) or "single"
+        return None, "wrong-width", f"has {there} entries a row, info.json says {wanted}"
+    stored, declared = _NAMES.get(str(leaf.type), str(leaf.type)), feature["dtype"]
+    if (kind_of(stored), kind_of(declared)) == ("string", "string") and text:
+        cast = leaf.cast(pa.string())
+    else:
+        try:
+            if not {kind_of(stored), kind_of(declared)} <= {"bool", "int", "float"}:
+                raise TypeError
+            cast = leaf.cast(pa.from_numpy_dtype(np.dtype(declared)))
+            # A flag that is neither 0 nor 1 would become True.
+            if declared == "bool" and not pc.all(pc.equal(cast.cast(leaf.type), leaf), min_count=0).as_py():
+                raise TypeError
+        except (TypeError, pa.ArrowException):
+            return None, "wrong-type", f"holds {leaf.type}, info.json says {declared}"
+    values = cast.combine_chunks().to_numpy(zero_copy_only=False)
+    values = values.reshape(len(column), -1) if widths and len(column) else values
+    return values, "" if stored == declared else "other-precision", f"holds {leaf.type}, info.json says {declared}"
+
+
+# Arrow's names of what numpy, and info.json, call otherwise.
+_NAMES = {"halffloat": "float16", "float": "float32", "double": "float64", "large_string": "string"}
+
+
+def kind_of(dtype: str) -> str:
+    """``float32`` and ``float64`` are floats, ``uint8`` and ``int64`` are ints."""
+    return dtype.rstrip("0123456789").removeprefix("u")
 
 
 def is_list(kind: pa.DataType) -> bool:

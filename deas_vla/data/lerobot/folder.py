@@ -27,15 +27,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deas_vla.data.lerobot import FORMAT, SIDECAR
-from deas_vla.data.lerobot.files import (
-    check_info,
-    read_episodes,
-    read_images,
-    read_lines,
-    read_table,
-    read_tasks,
-    to_numpy,
-)
+from deas_vla.data.lerobot.files import check_info, read_episodes, read_images, read_lines, read_tasks
 from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.files import read_json
 
@@ -53,6 +45,7 @@ class Rows:
 
     number: int
     file: Path
+    name: str  # of the file, below the data set's folder
     first: int
     columns: dict[str, np.ndarray]  # (rows,) or (rows, width) each
 
@@ -137,26 +130,6 @@ class LerobotFolder:
             return self._parquet("data")
         return [self._episode_path("data_path", number) for number in self.episodes]
 
-    def rows(self, needed: list[str], optional: tuple[str, ...] = ()) -> Iterator[Rows]:
-        """The rows of one episode after the other, as they lie in the files; optional columns may be missing.
-
-        Raises UserError if a file is missing, cut off, lacks a needed column or has another number of rows than listed.
-        """
-        names = dict.fromkeys(("episode_index", *needed, *optional))
-        wanted = [name for name in names if name == "episode_index" or name in self.features]
-        total = 0
-        for file in self.data_files():
-            table = read_table(file, wanted, full=True)
-            columns = {name: to_numpy(table.column(name)) for name in wanted}
-            total += len(table)
-            for rows in split_episodes(file, columns):
-                listed = self.episodes.get(rows.number, {"length": 0})["length"]
-                if self.episodic and len(rows) != listed:
-                    raise UserError(f"{file} has {len(rows)} rows, episodes.jsonl says {listed}; copy it again")
-                yield rows
-        if not self.episodic and total != self.info["total_frames"]:
-            raise UserError(f"{self.root}: {total} rows, info.json says {self.info['total_frames']}; copy it again")
-
     def images(
         self, key: str, size: tuple[int, int], episodes: list[Rows], wanted: list[np.ndarray], name: str = ""
     ) -> list[np.ndarray]:
@@ -227,7 +200,7 @@ def _by_number(path: Path) -> list[str | int]:
     return [int(part) if part.isdigit() else part for part in parts]
 
 
-def split_episodes(file: Path, columns: dict[str, np.ndarray]) -> Iterator[Rows]:
+def split_episodes(file: Path, columns: dict[str, np.ndarray], name: str) -> Iterator[Rows]:
     """The episodes in one file, in the order in which they lie there; ``episode_index`` is among the columns."""
     numbers = columns["episode_index"].reshape(-1)
     if not len(numbers):
@@ -235,4 +208,4 @@ def split_episodes(file: Path, columns: dict[str, np.ndarray]) -> Iterator[Rows]
     starts = np.flatnonzero(np.diff(numbers, prepend=numbers[0] - 1))
     for start, end in itertools.pairwise([*starts.tolist(), len(numbers)]):
         part = {name: values[start:end] for name, values in columns.items()}
-        yield Rows(int(numbers[start]), file, start, part)
+        yield Rows(int(numbers[start]), file, name, start, part)

@@ -1,15 +1,27 @@
 """LeRobot data sets into episodes: ours as they were written, those of others once success and reward are declared."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
-from deas_vla.data.labels import RECORDED, LabelRules
+from deas_vla.data.labels import RECORDED, SUCCESS_RULES, LabelRules
 from deas_vla.data.lerobot import SIDECAR
+from deas_vla.data.lerobot.findings import refuse
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout, gather
+from deas_vla.data.lerobot.rows import (
+    beyond_contract,
+    column_facts,
+    frames_of,
+    has_final,
+    instruction_of,
+    is_text,
+    read_rows,
+    steps_of,
+)  # fmt: skip
 from deas_vla.errors import ContractMismatch, UserError, as_user_error
 
 
@@ -61,23 +73,24 @@ def read_dataset(
         raise ContractMismatch(f"{root} and its contract do not fit together: {'; '.join(misfits)}")
     layout = layout.with_columns_of(contract)
 
-    optional = ("frame.is_fresh", "frame.is_final", "scene")
-    rows = list(folder.rows([*layout.keys, layout.instruction, *labels.columns], optional))
-    if len({part.number for part in rows}) < len(rows):
-        raise UserError(f"{root}: an episode is in two places; `deas-vla audit {root}` says which")
+    rows = refuse(folder.root, read_rows(folder, layout, labels))
     if not rows:
         raise UserError(f"{root}: there are no episodes in it; collect some")
+    if declared:
+        refuse(folder.root, beyond_contract(column_facts(layout, rows), contract, f"the contract in {SIDECAR}"))
     source = folder.sidecar.get("source", source)
-    episodes = [_episode(folder, layout, labels, number, part, source, image_every) for number, part in enumerate(rows)]
+    episodes = [_episode(folder, layout, labels, part, source, image_every) for part in rows]
     frames = [episode.frame_steps for episode in episodes]
     for camera in contract.cameras:
         key, name = layout.cameras[camera.name], f"{folder.root.name} {camera.name}"
         images = folder.images(key, (camera.height, camera.width), rows, frames, name)
         for episode, part in zip(episodes, images, strict=True):
             episode.images[camera.name] = part
-    for number, episode in enumerate(episodes):
-        episode.validate(contract, f"{root}, episode {number}")
-    return episodes, contract, folder.sidecar.get("metadata", {})
+    # Whatever file an episode lies in: two copies of a data set are one.
+    pairs = sorted(zip(rows, episodes, strict=True), key=lambda pair: pair[0].number)
+    for part, episode in pairs:
+        episode.validate(contract, f"{root}, episode {part.number}")
+    return [episode for _, episode in pairs], contract, folder.sidecar.get("metadata", {})
 
 
 def own_contract(folder: LerobotFolder, layout: Layout) -> tuple[Contract, bool]:
@@ -88,43 +101,40 @@ def own_contract(folder: LerobotFolder, layout: Layout) -> tuple[Contract, bool]
 
 
 def declared_labels(folder: LerobotFolder, labels: LabelRules) -> LabelRules:
-    """What the data set itself declares of success and reward, else what the caller does."""
+    """What the data set itself declares of success and reward, or has recorded, else what the caller says.
+
+    A column ``next.success`` of others, and everything that this project wrote, keeps its own outcome: what a caller
+    says is meant for data that do not say.
+    """
     if folder.sidecar.get("labels") is None:
-        return labels
+        if folder.sidecar:
+            return RECORDED
+        return replace(labels, success="column") if SUCCESS_RULES["column"] in folder.features else labels
     with as_user_error(f"{folder.root / SIDECAR}: labels cannot be read", UserError):
         return LabelRules(**folder.sidecar["labels"])
 
 
 def _episode(
-    folder: LerobotFolder, layout: Layout, labels: LabelRules, number: int, part: Rows, source: str, image_every: int
+    folder: LerobotFolder, layout: Layout, labels: LabelRules, part: Rows, source: str, image_every: int
 ) -> Episode:
     """An episode without images; `frame_steps` says which rows to decode."""
-    columns, rows = part.columns, len(part)
+    columns = part.columns
     states = gather(layout.state, columns)
-    success, rewards = labels.of(columns, rows)
-    fresh = columns.get("frame.is_fresh", np.arange(rows) % image_every == 0).astype(bool)
-    if "frame.is_final" in columns and columns["frame.is_final"][-1]:
-        steps = rows - 1
-    elif success.any():
-        # A success ends the episode, whatever was recorded after it. Nothing comes after it, so nothing will be read
-        # off the state after it.
-        steps = int(success.argmax()) + 1
-        states, fresh = np.append(states[:steps], states[steps - 1 : steps], 0), fresh[:steps]
-    else:
-        # Nothing was stored after the last action: the last row is the observation that a timeout bootstraps from.
-        steps, fresh[-1] = rows - 1, True
-    task = int(columns[layout.instruction][0])
-    if task not in folder.tasks:
-        raise UserError(f"{folder.root}, episode {number}: instruction {task} is not in its list of tasks")
+    success, rewards = labels.of(columns, len(part))
+    steps, frames = steps_of(part, success), frames_of(part, success, image_every)
+    if success.any() and not has_final(part):
+        # Nothing comes after a success, so nothing will be read off the state after it.
+        states = np.append(states[:steps], states[steps - 1 : steps], 0)
+    tasks = {} if is_text(folder, layout.instruction) else folder.tasks
     return Episode(
-        instruction=folder.tasks[task],
+        instruction=instruction_of(part, layout.instruction, tasks),
         source=source,
-        scene=int(columns["scene"][0]) if "scene" in columns else number,
+        scene=int(columns["scene"].flat[0]) if "scene" in columns else part.number,
         states=np.ascontiguousarray(states),
         actions=gather(layout.action, columns)[:steps].copy(),
         rewards=rewards[:steps].copy(),
         success=success[:steps].copy(),
         truncated=not success[:steps].any(),
-        frame_steps=np.flatnonzero(fresh),
+        frame_steps=frames,
         images={},
     )

@@ -1,6 +1,8 @@
 """What an audit finds: where, what, and how to fix it; one fault in many episodes is one finding."""
 
+from collections.abc import Generator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from deas_vla.errors import UserError
 
@@ -39,6 +41,7 @@ KINDS = {
     "no-rows": (ERROR, "leave it out"),
     "no-statistics": (WARNING, "this project computes its own; LeRobot's tools need it"),
     "no-success": (WARNING, "add data with successes, or look whether success was recorded"),
+    "not-a-flag": (ERROR, "record success as a flag, or declare what succeeds (--success of `deas-vla declare`)"),
     "not-binary": (ERROR, "look whether columns were swapped or scaled; threshold it when recording"),
     "not-finite": (ERROR, RECORD),
     "other-contract": (ERROR, "correct the one that is wrong"),
@@ -58,6 +61,7 @@ KINDS = {
     "wrong-count": (ERROR, COUNT),
     "wrong-image-size": (ERROR, "correct info.json, or scale the images"),
     "wrong-length": (ERROR, COUNT),
+    "wrong-number": (ERROR, "give the file the name of its episode, or copy the data set again"),
     "wrong-rate": (ERROR, "correct fps in info.json, or sample the episode anew"),
     "wrong-statistics": (WARNING, f"{STATISTICS}: policies would be trained with a wrong normalisation"),
     "wrong-type": (ERROR, "write the column with the type of info.json"),
@@ -88,6 +92,19 @@ def found(code: str, what: str | UserError, *, severity: str = "", hint: str = "
         what, *end = str(what).rsplit("; ", 1)
         hint = "".join(end)
     return Finding(severity or usual, code, what, hint or fix, **position)
+
+
+def refuse[T](root: Path, findings: Generator[Finding, None, T]) -> T:
+    """What a check returns in the end; the first error that it finds is a UserError with its file and its fix."""
+    while True:
+        try:
+            finding = next(findings)
+        except StopIteration as end:
+            return end.value
+        if finding.severity == ERROR:
+            where = str(root / finding.file)
+            message = finding.message if where in finding.message else f"{where}: {finding.message}"
+            raise UserError(f"{message}; {finding.hint}")
 
 
 class Findings:
