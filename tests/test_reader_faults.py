@@ -9,16 +9,20 @@ from data_example import example_contract, example_episode
 from PIL import Image
 from told_example import (
     FRONT,
+    RATE,
     SIZE,
     TASKS,
+    VIDEO_SIZE,
     encoded,
     feature,
     own_contract,
     told,
+    write_frames,
     write_lines,
     write_tasks,
     write_told,
-)  # fmt: skip
+    write_told_video,
+)
 
 from deas_vla.data.audit.audit import audit
 from deas_vla.data.contract import Camera
@@ -429,3 +433,69 @@ def test_depth_maps_of_a_group_are_left_out(tmp_path):
     video = GROUPS["video"] | {"far": {"original_key": DEPTH}}
     (root / "meta/modality.json").write_text(json.dumps(GROUPS | {"video": video, "annotation": {}}), encoding="utf-8")
     assert [camera.name for camera in own_contract(root).cameras] == ["front"] and len(read(root)) == 3
+
+
+# ---- videos (A1, C1, C2, C3) ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_frames_of_videos_are_those_of_their_rows(tmp_path, version):
+    """In v3 the rows lie in another order than the videos, which lie in two files."""
+    options = {"files": [[2], [1, 0]], "video_files": [0, 1, 0]} if version == "v3.0" else {}
+    assert len(read(write_told_video(tmp_path / "set", version, **options))) == 3
+
+
+def test_frames_of_a_discarded_take_are_told(tmp_path):
+    root = write_told_video(tmp_path / "set", extra=2)
+    read(root)
+    (finding,) = [f for f in audit([root]).datasets[0].findings.sorted() if f.code == "long-video"]
+    assert "episode 0 has 5 rows, camera front has 7 frames" in finding.message and finding.episodes == (0, 1, 2)
+
+
+def moved(number, seconds):
+    def change(rows):
+        rows[number][f"videos/{FRONT}/from_timestamp"] += seconds
+
+    return change
+
+
+def test_an_episode_that_shows_the_next_ones_frames_is_refused(tmp_path):
+    """The list gives two episodes one part of the video: each frame is there, and is another's."""
+    root = write_told_video(tmp_path / "set", listed=moved(1, -0.2))
+    refused(root, r"meta/episodes: episode 0 has 5 rows, camera front has 3 frames up to the next episode in file-000")
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_a_video_whose_times_do_not_fit_is_refused_in_one_line(tmp_path, version):
+    root = write_told_video(tmp_path / "set", version, times=lambda frames: 0.35 + np.arange(frames) / RATE)
+    refused(
+        root, r"\.mp4: its times do not fit its rows, at seconds 0 to 0\.4 a frame is over half a step away; encode"
+    )
+    assert errors(root)[0] == (
+        "video-times: episode 0: camera front has no frame at 0 s, where row 0 is: the nearest is 350 ms away"
+    )
+
+
+def with_camera(info):
+    info["features"]["observation.images.wrist"] = feature("video", (VIDEO_SIZE, VIDEO_SIZE, 3))
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_only_the_cameras_of_the_contract_need_videos(tmp_path, version):
+    root = write_told_video(tmp_path / "set", version, info=with_camera)
+    both = own_contract(root)
+    refused(root, "has no videos/observation.images.wrist/chunk_index|episode_000000.mp4 is missing")
+    front = dataclasses.replace(both, cameras=both.cameras[:1])
+    assert len(read_dataset(root, front)[0]) == 3
+    declare_dataset(root, front)
+    assert errors(root) == [] and len(read_dataset(root)[0]) == 3
+
+
+def test_a_video_of_deep_grey_pixels_is_a_depth_map(tmp_path):
+    root = write_told_video(tmp_path / "set", lengths=(5,), successes=(True,))
+    frames = [np.full((VIDEO_SIZE, VIDEO_SIZE), 9000 * row, np.uint16) for row in range(5)]
+    path = next((root / "videos").rglob("*.mp4"))
+    path.unlink()
+    write_frames(path, frames, name="libx265", format="gray12le")
+    refused(root, r"\.mp4 holds depth maps \(gray12le\), no colours; mark it in info\.json as LeRobot does")
+    assert errors(root) == ["depth-map: camera front has pixels of format gray12le"]

@@ -3,8 +3,10 @@
 import io
 import json
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -15,20 +17,21 @@ from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.data.lerobot.layout import Layout
 
 SIZE, RATE, FRONT = 8, 10, "observation.images.front"
+VIDEO_SIZE = 32
 TASKS = ("pick the pear", "open the drawer")
 LENGTHS = (5, 4, 6)
 
 
-def picture(episode: int, row: int) -> np.ndarray:
-    """(SIZE, SIZE, 3): the left half tells the episode, the right half the row."""
-    image = np.zeros((SIZE, SIZE, 3), np.uint8)
-    image[:, : SIZE // 2], image[:, SIZE // 2 :] = 10 + 20 * episode, 10 + 10 * row
+def picture(episode: int, row: int, size: int = SIZE) -> np.ndarray:
+    """(size, size, 3): the left half tells the episode, the right half the row."""
+    image = np.zeros((size, size, 3), np.uint8)
+    image[:, : size // 2], image[:, size // 2 :] = 10 + 20 * episode, 10 + 10 * row
     return image
 
 
 def told(image: np.ndarray) -> tuple[int, int]:
-    """(episode, row) that an image shows."""
-    return (int(image[0, 0, 0]) - 10) // 20, (int(image[0, -1, 0]) - 10) // 10
+    """(episode, row) that an image shows; videos lose a little."""
+    return round((float(image[0, 0, 0]) - 10) / 20), round((float(image[0, -1, 0]) - 10) / 10)
 
 
 def encoded(image: np.ndarray | Image.Image, kind: str = "PNG") -> bytes:
@@ -159,6 +162,77 @@ def write_told(
         write_lines(root / "meta/tasks.jsonl", lines)
     (root / "meta/info.json").write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
     return root
+
+
+def write_told_video(
+    root: Path,
+    version: str = "v3.0",
+    *,
+    extra: int = 0,
+    video_files: Sequence[int] | None = None,
+    times: Callable[[int], Sequence[float]] | None = None,
+    listed: Callable[[list[dict]], list[dict] | None] | None = None,
+    **options,
+) -> Path:
+    """`write_told` with the images in videos.
+
+    Args:
+        extra: frames after the rows of each episode, of no row.
+        video_files: of v3, the file of each episode.
+        times: the second of each frame in a file of so many; None: one after the other at the rate.
+    """
+    lengths = options.setdefault("lengths", LENGTHS)
+    numbers = options.setdefault("numbers", range(len(lengths)))
+    files: dict[int, list[np.ndarray]] = {}
+    video_files = video_files or ([0] * len(lengths) if version.startswith("v3") else numbers)
+    rows: list[dict] = []
+    for number, length, file in zip(numbers, lengths, video_files, strict=True):
+        begin = len(files.setdefault(file, [])) / RATE
+        end = begin + (length + extra) / RATE
+        place = {"chunk_index": 0, "file_index": file, "from_timestamp": begin, "to_timestamp": end}
+        rows.append({f"videos/{FRONT}/{name}": value for name, value in place.items()})
+        files[file] += [picture(number, row, VIDEO_SIZE) for row in range(length)]
+        files[file] += [picture(number + 5, 9, VIDEO_SIZE)] * extra
+
+    def described(info: dict) -> None:
+        info["features"][FRONT] = feature("video", (VIDEO_SIZE, VIDEO_SIZE, 3), ["height", "width", "channels"])
+        if "info" in options:
+            options["info"](info)
+
+    def with_places(made: list[dict]) -> list[dict]:
+        made = [row | place for row, place in zip(made, rows, strict=True)] if version.startswith("v3") else made
+        return (listed and listed(made)) or made
+
+    def without_images(number: int, columns: dict) -> None:
+        del columns[FRONT]
+        if "columns" in options:
+            options["columns"](number, columns)
+
+    given = {"info": described, "listed": with_places, "columns": without_images}
+    write_told(root, version, **(options | given))
+    for file, frames in files.items():
+        name = f"{FRONT}/chunk-000/file-{file:03d}" if version[1] == "3" else f"chunk-000/{FRONT}/episode_{file:06d}"
+        write_frames(root / f"videos/{name}.mp4", frames, times and times(len(frames)))
+    return root
+
+
+def write_frames(path: Path, frames: Sequence[np.ndarray], times: Sequence[float] | None = None, **codec) -> None:
+    """A video; `codec`: its name and pixel format."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(
+            codec.get("name", "libx264"), rate=RATE, options={"crf": "5", "g": "2", "bf": "0"}
+        )
+        stream.height, stream.width = frames[0].shape[:2]
+        stream.pix_fmt = codec.get("format", "yuv420p")
+        if times is not None:
+            stream.codec_context.time_base = Fraction(1, 1000)
+        for number, image in enumerate(frames):
+            frame = av.VideoFrame.from_ndarray(image, format="gray16le" if image.ndim == 2 else "rgb24")
+            if times is not None:
+                frame.pts, frame.time_base = round(times[number] * 1000), Fraction(1, 1000)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def write_tables(path: Path, tables: list[pa.Table]) -> None:

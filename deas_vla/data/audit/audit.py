@@ -23,6 +23,7 @@ from deas_vla.data.lerobot.findings import ERROR, SEVERITIES, Finding, Findings,
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout
 from deas_vla.data.lerobot.reader import declared_labels, own_contract
+from deas_vla.data.lerobot.videos import misplaced, video_ends
 from deas_vla.errors import UserError, require
 
 # Episodes that are named in a finding, and instructions of a data set; the rest is counted.
@@ -148,8 +149,11 @@ def _episodes(data: Audited, labels: LabelRules) -> Generator[Finding, None, lis
     tasks = {}
     with suppress(UserError):  # found with the rows, if they are read by it
         tasks = folder.tasks
+    ends = {key: video_ends(folder, key) for key in layout.cameras.values() if folder.features[key]["dtype"] == "video"}
+    yield from misplaced(folder, layout, parts)
     for part in parts:
         yield from _episode(data, part, labels, tasks)
+        yield from images.episode_videos(folder, layout, part, ends)
     for file, group in itertools.groupby(parts, key=lambda part: part.file):
         yield from images.stored_images(folder, layout, file, [(part, _shown(part, labels)) for part in group])
     return [part for part in parts if all(key in part.columns for key in layout.keys)]
@@ -157,7 +161,7 @@ def _episodes(data: Audited, labels: LabelRules) -> Generator[Finding, None, lis
 
 def _episode(data: Audited, part: Rows, labels: LabelRules, tasks: dict[int, str]) -> Iterator[Finding]:
     """What the reader does not look at, of one episode."""
-    folder, layout, number = data.folder, data.layout, part.number
+    layout, number = data.layout, part.number
     data.lengths[number] = data.lengths.get(number, 0) + len(part)
     if (labelled := rows.step_labels(part, labels)) is not None:
         success, rewards = labelled
@@ -165,7 +169,6 @@ def _episode(data: Audited, part: Rows, labels: LabelRules, tasks: dict[int, str
         if np.isfinite(rewards).all():
             low, high = data.rewards or (np.inf, -np.inf)
             data.rewards = (min(low, float(rewards.min())), max(high, float(rewards.max())))
-    yield from images.episode_videos(folder, layout, number, len(part))
     if layout.instruction in part.columns:
         data.instructions |= {rows.instruction_of(part, layout.instruction, tasks)} - {None, ""}
     if any(key not in part.columns for key in layout.keys):

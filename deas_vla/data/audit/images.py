@@ -6,60 +6,35 @@ would have to decode every frame to count them. Images in parquet files are chec
 
 import io
 import itertools
-from collections import deque
 from collections.abc import Iterator
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from deas_vla.data.lerobot.files import deep_grey
 from deas_vla.data.lerobot.findings import WARNING, Finding, found
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout, image_size
-from deas_vla.errors import UserError, as_user_error, require
+from deas_vla.data.lerobot.videos import video_facts
+from deas_vla.errors import UserError
 
-# An image whose numbers vary less than this shows one colour.
-FLAT = 2.0
 # Images are read from parquet files so many rows at a time.
 ROWS = 64
 
 
-@lru_cache(maxsize=16)
-def _video_facts(path: Path, modified_ns: int) -> tuple[int, tuple[int, int], float, bool]:
-    """Frames (counted, not what the header says), (height, width), frames a second, whether both ends show one colour.
-
-    Cached, since a file of v3 holds many episodes. One that holds no video, or is damaged there, is a UserError.
-    """
-    av = require("av", "lerobot")
-    broken = f"{path} cannot be decoded; copy it again"
-    with as_user_error(broken, av.FFmpegError), av.open(str(path)) as container:
-        if not container.streams.video:
-            raise UserError(f"{path} holds no video; copy it again")
-        stream = container.streams.video[0]
-        times = [packet.pts for packet in container.demux(stream) if packet.size]
-        if not times or None in times:
-            raise UserError(f"{path} holds no frames with times; record it again")
-        # Frames are stored in the order in which they are decoded, not shown.
-        container.seek(max(times), stream=stream)
-        last = next(iter(deque(container.decode(stream), maxlen=1)), None)
-        container.seek(min(times), stream=stream)
-        first = next(container.decode(stream), None)
-        if first is None or last is None:
-            raise UserError(broken)
-        flat = all(frame.to_ndarray(format="rgb24").std() < FLAT for frame in (first, last))
-        return len(times), (first.height, first.width), float(stream.average_rate or 0), flat
-
-
-def episode_videos(folder: LerobotFolder, layout: Layout, number: int, rows: int) -> Iterator[Finding]:
-    """Faults in the videos of one episode of so many rows, hence frames."""
-    if number not in folder.episodes:
+def episode_videos(
+    folder: LerobotFolder, layout: Layout, part: Rows, ends: dict[str, dict[int, float | None]]
+) -> Iterator[Finding]:
+    """Faults in the videos of one episode; `ends` is `videos.video_ends` of each column."""
+    if part.number not in folder.episodes:
         return  # its list of episodes lacks this one: found elsewhere
     for camera, key in layout.cameras.items():
         if folder.features[key]["dtype"] == "video":
-            yield from _video(folder, camera, key, number, rows)
+            yield from _video(folder, camera, key, part, ends[key].get(part.number))
 
 
-def _video(folder: LerobotFolder, camera: str, key: str, number: int, rows: int) -> Iterator[Finding]:
+def _video(folder: LerobotFolder, camera: str, key: str, part: Rows, end: float | None) -> Iterator[Finding]:
+    number, rows, rate_hz = part.number, len(part), folder.rate_hz
     try:
         path, begin = folder.video(key, number)
     except UserError as error:
@@ -70,22 +45,29 @@ def _video(folder: LerobotFolder, camera: str, key: str, number: int, rows: int)
         yield found("missing-video", f"episode {number}: {path.name} of camera {camera} is missing", **position)
         return
     try:
-        frames, size, rate_hz, flat = _video_facts(path, path.stat().st_mtime_ns)
+        facts = video_facts(path, path.stat().st_mtime_ns)
     except UserError as error:
         yield found("broken-video", error, **position)
         return
-    if other := _other_size(size, folder, key):
+    if other := _other_size(facts.size, folder, key):
         yield found("wrong-image-size", f"camera {camera} {other}", **position)
-    if rate_hz and abs(rate_hz / folder.rate_hz - 1) > 0.01:
-        message = f"camera {camera} has {rate_hz:g} frames a second, info.json says {folder.rate_hz:g}"
-        yield found("wrong-video-rate", message, **position)
-    own = frames - round(begin * folder.rate_hz)
+    if deep_grey(facts.pixel_format):
+        yield found("depth-map", f"camera {camera} has pixels of format {facts.pixel_format}", **position)
+    own = (len(facts.times) if end is None else round(end * rate_hz)) - round(begin * rate_hz)
     message = f"episode {number} has {rows} rows, camera {camera} has {max(own, 0)} frames"
+    wanted = begin + np.arange(rows) / rate_hz
+    if facts.rate_hz and abs(facts.rate_hz / rate_hz - 1) > 0.01:
+        rates = f"camera {camera} has {facts.rate_hz:g} frames a second, info.json says {rate_hz:g}"
+        yield found("wrong-video-rate", rates, **position)
+    elif own >= rows and (gap := facts.gap(wanted)).max() * rate_hz >= 0.5:
+        row = int(gap.argmax())
+        times = f"episode {number}: camera {camera} has no frame at {wanted[row]:g} s, where row {row} is"
+        yield found("video-times", f"{times}: the nearest is {gap[row] * 1e3:.0f} ms away", **position)
     if own < rows:
         yield found("short-video", f"{message} for them", **position)
-    elif folder.episodic and own > rows:
+    elif own > rows:
         yield found("long-video", message, **position)
-    if flat:
+    if facts.flat:
         yield found("flat-video", f"camera {camera} shows one colour in its first and last frame", **position)
 
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 import math
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from deas_vla.errors import UserError, as_user_error
+from deas_vla.errors import UserError, as_user_error, require
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -81,6 +82,14 @@ def is_depth(feature: dict) -> bool:
         if notes.get("is_depth_map") or notes.get("video.is_depth_map") or deep_grey(notes.get("video.pix_fmt")):
             return True
     return False
+
+
+@lru_cache(maxsize=1024)
+def pixel_format(path: Path) -> str:
+    """FFmpeg's name of the format of a video's pixels, by its header."""
+    av = require("av", "lerobot")
+    with as_user_error(f"{path} cannot be read; copy it again", av.FFmpegError), av.open(str(path)) as container:
+        return str(container.streams.video[0].codec_context.pix_fmt)
 
 
 def deep_grey(pixel_format: object) -> bool:

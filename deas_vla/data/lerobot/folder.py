@@ -27,7 +27,15 @@ import numpy as np
 from tqdm import tqdm
 
 from deas_vla.data.lerobot import FORMAT, SIDECAR
-from deas_vla.data.lerobot.files import check_info, read_episodes, read_images, read_lines, read_tasks
+from deas_vla.data.lerobot.files import (
+    check_info,
+    deep_grey,
+    pixel_format,
+    read_episodes,
+    read_images,
+    read_lines,
+    read_tasks,
+)
 from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.files import read_json
 
@@ -170,14 +178,24 @@ class LerobotFolder:
 
     def _video_frames(self, key: str, size: tuple[int, int], number: int, wanted: np.ndarray) -> np.ndarray:
         """Frame n of an episode belongs to its row n, whatever its column of timestamps says."""
-        decode = require("lerobot.datasets.video_utils", "lerobot").decode_video_frames
+        lerobot = require("lerobot.datasets.video_utils", "lerobot")
         path, begin = self.video(key, number)
         if not path.is_file():
             raise UserError(f"{path} is missing; copy the data set again")
         times = [begin + float(row) / self.rate_hz for row in wanted]
         broken = f"{path} cannot be decoded up to second {times[-1]:g}; copy it again"
         with as_user_error(broken, Exception):  # each decoder has its own errors
-            frames = decode(path, times, tolerance_s=0.5 / self.rate_hz, return_uint8=True)
+            try:
+                frames = lerobot.decode_video_frames(path, times, tolerance_s=0.5 / self.rate_hz, return_uint8=True)
+            except lerobot.FrameTimestampError:
+                frames = None  # its message is many lines of tensors
+        if frames is None:
+            span, fix = f"seconds {times[0]:g} to {times[-1]:g}", "encode it anew with a frame at the time of each row"
+            raise UserError(f"{path}: its times do not fit its rows, at {span} a frame is over half a step away; {fix}")
+        # Grey pixels of more than 8 bits are depths, and were clipped or scaled.
+        if (frames[0] == frames[0, :1]).all() and deep_grey(pixel_format(path)):
+            fix = "mark it in info.json as LeRobot does (info: is_depth_map), and it is left out"
+            raise UserError(f"{path} holds depth maps ({pixel_format(path)}), no colours; {fix}")
         if frames.shape[1:] != (3, *size):
             found = (*frames.shape[2:], frames.shape[1])
             raise UserError(f"{path}: frames are {found}, info.json says {(*size, 3)}")

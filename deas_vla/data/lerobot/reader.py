@@ -22,6 +22,7 @@ from deas_vla.data.lerobot.rows import (
     read_rows,
     steps_of,
 )  # fmt: skip
+from deas_vla.data.lerobot.videos import misplaced
 from deas_vla.errors import ContractMismatch, UserError, as_user_error
 
 
@@ -76,6 +77,7 @@ def read_dataset(
     rows = refuse(folder.root, read_rows(folder, layout, labels))
     if not rows:
         raise UserError(f"{root}: there are no episodes in it; collect some")
+    refuse(folder.root, misplaced(folder, layout, rows))
     if declared:
         refuse(folder.root, beyond_contract(column_facts(layout, rows), contract, f"the contract in {SIDECAR}"))
     source = folder.sidecar.get("source", source)

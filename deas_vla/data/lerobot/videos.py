@@ -1,0 +1,96 @@
+"""Where in its videos an episode lies, and what the packets and headers of a file say, without decoding it whole."""
+
+import itertools
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from deas_vla.data.lerobot.findings import Finding, found
+from deas_vla.data.lerobot.folder import LerobotFolder, Rows
+from deas_vla.data.lerobot.layout import Layout
+from deas_vla.errors import UserError, as_user_error, require
+
+# An image whose numbers vary less than this shows one colour.
+FLAT = 2.0
+
+
+@dataclass(frozen=True)
+class VideoFacts:
+    """What a video file holds."""
+
+    times: np.ndarray  # (frames,) s, increasing: counted from its packets, not what the header says
+    size: tuple[int, int]  # height and width
+    rate_hz: float  # by its header, or 0
+    pixel_format: str  # FFmpeg's name
+    flat: bool  # its first and its last frame show one colour
+
+    def gap(self, wanted: np.ndarray) -> np.ndarray:
+        """(rows,) s from each wanted second to the nearest frame."""
+        after = np.searchsorted(self.times, wanted).clip(1, max(len(self.times) - 1, 1))
+        near = self.times[[after - 1, np.minimum(after, len(self.times) - 1)]]
+        return np.abs(near - wanted).min(0)
+
+
+@lru_cache(maxsize=16)
+def video_facts(path: Path, modified_ns: int) -> VideoFacts:
+    """Facts of a video; one that holds none, or is damaged at an end, is a UserError.
+
+    Cached, since a file of v3 holds many episodes.
+    """
+    av = require("av", "lerobot")
+    broken = f"{path} cannot be decoded; copy it again"
+    with as_user_error(broken, av.FFmpegError), av.open(str(path)) as container:
+        if not container.streams.video:
+            raise UserError(f"{path} holds no video; copy it again")
+        stream = container.streams.video[0]
+        times = [packet.pts for packet in container.demux(stream) if packet.size]
+        if not times or None in times:
+            raise UserError(f"{path} holds no frames with times; record it again")
+        # Frames are stored in the order in which they are decoded, not shown.
+        container.seek(max(times), stream=stream)
+        last = next(iter(deque(container.decode(stream), maxlen=1)), None)
+        container.seek(min(times), stream=stream)
+        first = next(container.decode(stream), None)
+        if first is None or last is None:
+            raise UserError(broken)
+        flat = all(frame.to_ndarray(format="rgb24").std() < FLAT for frame in (first, last))
+        seconds = np.sort(np.array(times, np.float64)) * float(stream.time_base)
+        return VideoFacts(
+            seconds, (first.height, first.width), float(stream.average_rate or 0), first.format.name, flat
+        )
+
+
+def video_ends(folder: LerobotFolder, key: str) -> dict[int, float | None]:
+    """The second at which the next episode begins in the file of each episode's video; None in the last, and of v2."""
+    places: dict[Path, list[tuple[float, int]]] = {}
+    for number in () if folder.episodic else folder.episodes:
+        try:
+            path, begin = folder.video(key, number)
+        except UserError:
+            continue  # found where the episode is looked at
+        places.setdefault(path, []).append((begin, number))
+    ends: dict[int, float | None] = dict.fromkeys(folder.episodes)
+    for place in places.values():
+        ends |= {number: after for (_, number), (after, _) in itertools.pairwise(sorted(place))}
+    return ends
+
+
+def misplaced(folder: LerobotFolder, layout: Layout, parts: list[Rows]) -> Iterator[Finding]:
+    """Episodes with fewer frames than rows up to the next episode in the file: its images would be shown for theirs."""
+    for camera, key in layout.cameras.items():
+        if folder.features[key]["dtype"] != "video":
+            continue
+        ends = video_ends(folder, key)
+        for part in parts:
+            if ends.get(part.number) is None:
+                continue
+            path, begin = folder.video(key, part.number)
+            frames = (ends[part.number] - begin) * folder.rate_hz
+            if frames < len(part) - 0.5:
+                message = f"episode {part.number} has {len(part)} rows, camera {camera} has {round(frames)} frames"
+                position = {"file": "meta/episodes", "column": camera, "episodes": (part.number,)}
+                yield found("short-video", f"{message} up to the next episode in {path.name}", **position)
