@@ -435,6 +435,44 @@ def test_depth_maps_of_a_group_are_left_out(tmp_path):
     assert [camera.name for camera in own_contract(root).cameras] == ["front"] and len(read(root)) == 3
 
 
+@pytest.mark.parametrize(
+    ("kind", "image"),
+    [
+        ("PNG", Image.fromarray(np.full((SIZE, SIZE), 1450, np.uint16))),
+        ("TIFF", Image.fromarray(np.full((SIZE, SIZE), 1450, np.uint16))),
+        ("TIFF", Image.fromarray(np.full((SIZE, SIZE), 0.4, np.float32))),
+    ],
+    ids=["16 bits", "16 bits, TIFF", "float"],
+)
+def test_a_depth_map_that_nobody_marked_is_refused(tmp_path, kind, image):
+    depth = {FRONT: encoded(image, kind)}
+    root = write_told(tmp_path / "set", columns=lambda number, columns: spoil_images(columns, 1, depth[FRONT]))
+    refused(root, r"front, row 1: a depth map \((I;16|F)\), no colours; mark it in info\.json as LeRobot does")
+
+
+def spoil_images(columns, row, image):
+    columns[FRONT][row] = image
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_an_image_that_was_cut_off_is_refused(tmp_path, kind):
+    noise = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), dtype=np.uint8)
+    half = encoded(noise, kind)[:-60]
+    root = write_told(tmp_path / "set", columns=lambda number, columns: spoil_images(columns, 1, half))
+    refused(root, r"front, row 1: not an image")
+
+
+def test_images_that_nothing_shows_may_be_spoiled(tmp_path):
+    """Rows after a success are not used."""
+
+    def early(number, columns):
+        columns["next.success"] = np.arange(len(columns["index"])) >= 2
+        columns["next.reward"] = columns["next.success"].astype(np.float32)
+        spoil_images(columns, -1, b"no image")
+
+    assert [episode.length for episode in read(write_told(tmp_path / "set", columns=early))] == [3, 3, 3]
+
+
 # ---- videos (A1, C1, C2, C3) ---------------------------------------------------------------------------------------
 
 

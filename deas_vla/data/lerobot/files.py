@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 IMAGE_TYPES = ("image", "video")
+# Pillow's modes with more than 8 bits a pixel and no colours, which it would clip: depth maps.
+DEEP_MODES = ("I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
 def check_info(info: dict, path: Path, episodic: bool) -> None:
@@ -251,19 +253,36 @@ def is_list(kind: pa.DataType) -> bool:
 def read_images(file: Path, key: str, wanted: np.ndarray, images: np.ndarray) -> None:
     """Decodes the images in these rows of a parquet file, and no others, into (F, height, width, 3) uint8."""
     import pyarrow.parquet as pq
-    from PIL import Image
 
     first, done = 0, 0
     with pq.ParquetFile(file) as parquet:
         for batch in parquet.iter_batches(1024, columns=[key]):
-            encoded = batch.column(0).field("bytes")
             while done < len(wanted) and wanted[done] < first + len(batch):
-                where = f"{file}, {key}, row {int(wanted[done])}"
-                with as_user_error(f"{where}: not an image; copy the data set again", SyntaxError):
-                    stored = io.BytesIO(encoded[int(wanted[done]) - first].as_py())
-                    image = np.asarray(Image.open(stored).convert("RGB"))
-                if image.shape != images.shape[1:]:
-                    raise UserError(f"{where}: image is {image.shape}, info.json says {images.shape[1:]}")
-                images[done] = image
+                stored = batch.column(0)[int(wanted[done]) - first].as_py()
+                decode_image(image_bytes(stored), images[done], f"{file}, {key}, row {int(wanted[done])}")
                 done += 1
             first += len(batch)
+
+
+def image_bytes(stored: object) -> bytes | None:
+    """The image file in an entry of a column of images: an object with ``bytes``, or these alone."""
+    encoded = stored.get("bytes") if isinstance(stored, dict) else stored
+    return encoded if isinstance(encoded, bytes) else None
+
+
+def decode_image(encoded: bytes | None, image: np.ndarray, where: str) -> None:
+    """Decodes an image file into (height, width, 3) uint8; UserError, naming `where`, if it is another or none."""
+    from PIL import Image
+
+    if encoded is None:
+        raise UserError(f"{where}: there is no image; copy the data set again")
+    with as_user_error(f"{where}: not an image; copy the data set again", Exception):  # each format has its own
+        stored = Image.open(io.BytesIO(encoded))
+        deep = stored.mode in DEEP_MODES
+        decoded = np.asarray(stored.convert("RGB"))
+    if deep:
+        fix = "mark it in info.json as LeRobot does (info: is_depth_map), and it is left out"
+        raise UserError(f"{where}: a depth map ({stored.mode}), no colours; {fix}")
+    if decoded.shape != image.shape:
+        raise UserError(f"{where}: image is {decoded.shape}, info.json says {image.shape}")
+    image[:] = decoded
