@@ -19,6 +19,7 @@ import torch
 from accelerate import Accelerator
 
 from deas_vla.config import from_json, incidental
+from deas_vla.data.ahead import spare_workers
 from deas_vla.data.contract import Contract
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Chunks, build_chunks
@@ -127,7 +128,9 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
             seed=config.seed,
         )
         train(
-            accelerator, FlowImitation(policy), batches, config.training, folder, name=folder.name, seed=config.seed
+            accelerator, FlowImitation(policy), batches, config.training, folder,
+            name=folder.name, seed=config.seed,
+            workers=spare_workers(accelerator.num_processes) if frames.on_disk else 0,
         )  # fmt: skip
         if accelerator.is_main_process:
             policy.save(folder / "policy")
@@ -179,7 +182,7 @@ def what_to_imitate(
     chunks = CandidateCache(
         folder / "proposals", policy, asked, weighting.proposals, config.seed, weighting.noise_scale
     )
-    proposed = filled(accelerator, chunks, "proposals")
+    proposed = filled(accelerator, chunks, "proposals").read()
     encoded = encode_frames(accelerator, scorer, policy, frames, cache, rows)
     advantages = advantages_among(scorer.to("cpu"), encoded, proposed)
     return Examples.proposed(rows, proposed, advantage_weights(advantages, weighting))

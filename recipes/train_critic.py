@@ -178,7 +178,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
                 folder / "candidates", policy, frames, config.policy_chunks, config.seed, config.policy_noise_scale
             )
             # A critic of shorter chunks scores how they begin.
-            candidates = filled(accelerator, chunks, "candidates")[:, :, : critic_config.horizon]
+            candidates = filled(accelerator, chunks, "candidates").read()[:, :, : critic_config.horizon]
         probabilities = group_probabilities(
             options.group,
             {
@@ -194,8 +194,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
 
         def batch_at(step: int) -> tuple[CriticBatch]:
             rows = sample_indices(config.seed, step, config.training.batch_size, probabilities)[share]
-            batch = critic_batch(features, state, options, torch.from_numpy(rows), candidates)
-            return (batch.to(accelerator.device),)
+            return (critic_batch(features, state, options, torch.from_numpy(rows), candidates),)
 
         train(
             accelerator, critic, batch_at, config.training, folder,

@@ -85,7 +85,7 @@ def test_its_output_has_mean_0_and_standard_deviation_1(episodes, tmp_path):
     frames = FrameTable.of(episodes)
     encoder = learn(episodes, tmp_path, torch.ones(len(frames), dtype=torch.bool))
     with torch.no_grad():
-        seen = encoder([frames.images[camera.name] for camera in CONTRACT.cameras])
+        seen = encoder([frames.images[camera.name][:] for camera in CONTRACT.cameras])
     spread, mean = torch.std_mean(seen, 0, correction=0)
     torch.testing.assert_close(mean, torch.zeros_like(mean), atol=1e-4, rtol=0)
     torch.testing.assert_close(spread, torch.ones_like(spread), atol=1e-3, rtol=0)
@@ -100,7 +100,7 @@ def test_it_learns_where_the_hand_will_be(episodes, tmp_path):
 
     def error(encoder) -> float:
         with torch.no_grad():
-            seen = encoder([frames.images[camera.name] for camera in CONTRACT.cameras])
+            seen = encoder([frames.images[camera.name][:] for camera in CONTRACT.cameras])
         seen = torch.cat([seen, torch.ones(len(seen), 1)], 1)
         weights = torch.linalg.lstsq(seen[~held_out], place[~held_out]).solution
         return float((seen[held_out] @ weights - place[held_out]).square().mean().sqrt())
@@ -153,7 +153,12 @@ def test_stored_images_are_encoded_once_and_as_live_ones(episodes, tmp_path, mon
         return Features(CONTRACT, FeatureConfig(dim=4), projection, ImageEncoder(2, 8))
 
     cached = stored_features(accelerator, features(0), pooled, frames, tmp_path)
-    torch.testing.assert_close(cached, features(0).of_pooled(pooled, frames.images), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(
+        cached,
+        features(0).of_pooled(pooled, frames.observation(torch.arange(len(frames))).images),
+        rtol=1e-5,
+        atol=1e-5,
+    )
     other = stored_features(accelerator, features(1), pooled, frames, tmp_path)
     assert not torch.equal(other[:, 4:], cached[:, 4:])
 

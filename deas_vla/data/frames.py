@@ -1,4 +1,4 @@
-"""Every stored observation of a list of episodes, as contiguous arrays."""
+"""Every stored observation of a list of episodes: states as contiguous arrays, images in memory or on disk."""
 
 import hashlib
 from dataclasses import dataclass, field, replace
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from deas_vla.data.episodes import Episode
+from deas_vla.data.images import FrameImages
 from deas_vla.data.observation import Observation
 
 
@@ -21,7 +22,7 @@ class FrameTable:
     step: Tensor  # (F,) int64, which row of that episode, 0 to T
     instruction: Tensor  # (F,) int64, which of `instructions`
     instructions: list[str]
-    images: dict[str, Tensor]  # camera name to (F, height, width, 3) uint8
+    images: dict[str, FrameImages]  # by camera name; indexed with rows they are (B, height, width, 3) uint8
     _blocks: dict[int, list[str]] = field(default_factory=dict, init=False, repr=False)
 
     @classmethod
@@ -31,16 +32,21 @@ class FrameTable:
         counts = [len(episode.frame_steps) for episode in episodes]
         numbers = [instructions.index(episode.instruction) for episode in episodes]
         return cls(
-            state=_joined([episode.states[episode.frame_steps] for episode in episodes]),
+            state=torch.from_numpy(np.concatenate([episode.states[episode.frame_steps] for episode in episodes])),
             episode=torch.from_numpy(np.repeat(np.arange(len(episodes)), counts)),
-            step=_joined([episode.frame_steps for episode in episodes]),
+            step=torch.from_numpy(np.concatenate([episode.frame_steps for episode in episodes])),
             instruction=torch.from_numpy(np.repeat(np.array(numbers), counts)),
             instructions=instructions,
-            images={name: _joined([episode.images[name] for episode in episodes]) for name in episodes[0].images},
+            images={name: FrameImages([episode.images[name] for episode in episodes]) for name in episodes[0].images},
         )
 
     def __len__(self) -> int:
         return len(self.state)
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether images are decoded only when asked for."""
+        return any(images.on_disk for images in self.images.values())
 
     def observation(self, rows: Tensor) -> Observation:
         """The frames at these rows, (B,) int64, as a policy sees them."""
@@ -51,9 +57,9 @@ class FrameTable:
         )
 
     def subset(self, rows: Tensor | slice) -> "FrameTable":
-        """A table of the frames at these rows, (M,) int64; of a slice it shows the same memory."""
+        """A table of the frames at these rows, (M,) int64; no image is copied or decoded."""
         tensors = {name: value[rows] for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return replace(self, **tensors, images={name: images[rows] for name, images in self.images.items()})
+        return replace(self, **tensors, images={name: images.subset(rows) for name, images in self.images.items()})
 
     def block_fingerprints(self, block: int) -> list[str]:
         """`fingerprint` of each `block` frames in order; images are hashed once, however many caches ask."""
@@ -64,23 +70,11 @@ class FrameTable:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256 over everything that a policy sees of the frames, in order."""
+        """SHA-256 over everything that a policy sees of the frames, in order; of images on disk over their files."""
         digest = hashlib.sha256()
         for name, images in sorted(self.images.items()):
-            digest.update(f"{name} {tuple(images.shape)}".encode())
-            digest.update(images.numpy())
+            digest.update(f"{name} {images.shape}".encode())
+            images.update(digest)
         digest.update(self.state.numpy())
         digest.update("\n".join(self.instructions[i] for i in self.instruction.tolist()).encode())
         return digest.hexdigest()
-
-
-def _joined(parts: list[np.ndarray]) -> Tensor:
-    """The parts as one array: the one that they lie in already, as `read_dataset` leaves them, or a copy."""
-    whole, ends = parts[0].base, np.cumsum([len(part) for part in parts])
-    shape = (ends[-1], *parts[0].shape[1:])
-    if isinstance(whole, np.ndarray) and whole.flags["C_CONTIGUOUS"] and whole.shape == shape:
-        pieces = np.split(whole, ends[:-1])
-        pairs = zip(parts, pieces, strict=True)
-        if all(part.base is whole and len(part) and np.shares_memory(part, piece) for part, piece in pairs):
-            return torch.from_numpy(whole)
-    return torch.from_numpy(np.concatenate(parts))

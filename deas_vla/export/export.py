@@ -85,7 +85,7 @@ def stored_frames(run: Path, contract: Contract) -> Observation:
     for name in ("demonstrations", "rollouts"):
         root = run / name / DATASET
         if root.is_dir():
-            frames += some_frames(read_dataset(root, contract)[0], FRAMES_A_SOURCE)
+            frames += some_frames(read_dataset(root, contract, in_memory=0)[0], FRAMES_A_SOURCE)
     if not frames:
         raise UserError(f"{run} has no recorded frames (demonstrations/{DATASET}, rollouts/{DATASET})")
     return Observation.stack(frames)

@@ -89,8 +89,8 @@ def _mean(tokens: Tensor, mask: Tensor) -> Tensor:
     return torch.where(kept, tokens, 0).sum(1) / kept.sum(1).clamp_min(1)
 
 
-def fit_projection(pooled: Tensor, dim: int, among: Tensor | None = None) -> Projection:
-    """Fits on (F, P) pooled tokens, exactly and in float64; with `dim` 0 the pooled tokens are the features.
+def fit_projection(pooled, dim: int, among: Tensor | None = None) -> Projection:
+    """Fits on (F, P) pooled tokens, a tensor or a cache of them; with `dim` 0 the pooled tokens are the features.
 
     `among`: (M,) int64 rows of the frames that it may be fitted on (training episodes); None: all. Raises UserError if
     there are fewer than two frames or a value is not finite.

@@ -42,7 +42,7 @@ class ImageEncoderConfig:
     future_weight: float = 3.0
     # Probability of dropping a hidden unit of the heads while training.
     dropout: float = 0.2
-    # Images are shifted by up to this many pixels, anew at every use.
+    # Images, 64 pixels a side, are shifted by up to this many pixels, anew at every use.
     max_shift: int = 4
 
     def __post_init__(self):
@@ -87,12 +87,17 @@ class ImageEncoder(nn.Module):
         self.norm.bias.sub_(mean).div_(std)
 
 
+def small_images(images: Tensor) -> Tensor:
+    """(B, h, w, 3) uint8 to (B, SIDE, SIDE, 3) uint8, each pixel the rounded mean of those it stands for."""
+    if images.shape[1:3] == (SIDE, SIDE):
+        return images
+    means = functional.adaptive_avg_pool2d(images.permute(0, 3, 1, 2).float(), SIDE)
+    return means.round_().byte().permute(0, 2, 3, 1).contiguous()
+
+
 def _pixels(images: Tensor) -> Tensor:
     """(B, h, w, 3) uint8 to (B, 3, SIDE, SIDE) in [-1, 1]."""
-    pixels = images.permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
-    if pixels.shape[2:] == (SIDE, SIDE):
-        return pixels
-    return functional.adaptive_avg_pool2d(pixels, SIDE)
+    return small_images(images).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
 
 
 @dataclass

@@ -12,7 +12,9 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
+from deas_vla.data.ahead import ahead, spare_workers
 from deas_vla.data.frames import FrameTable
+from deas_vla.data.observation import Observation
 from deas_vla.data.options import Options, RewardSpec
 from deas_vla.errors import UserError
 from deas_vla.features.cache import BLOCK, FeatureCache, FrameCache, ImageCache
@@ -30,26 +32,31 @@ SMALLEST_MADE, SMALLEST_CHAINED = 0.25, 0.5
 # ---- stored frames ---------------------------------------------------------------------------------------------
 
 
-def filled(accelerator: Accelerator, cache: FrameCache, name: str) -> Tensor:
-    """The content of a cache; what is missing is computed by all processes, which all call this."""
+def filled[C: FrameCache](accelerator: Accelerator, cache: C, name: str) -> C:
+    """A cache with all its content; what is missing is computed by all processes, which all call this."""
     processes = accelerator.num_processes
-    with progress_bar(accelerator, len(cache.frames), name, unit="frame") as bar:
+    with progress_bar(accelerator, len(cache), name, unit="frame") as bar:
         cache.fill(
-            process=accelerator.process_index, processes=processes, progress=lambda count: bar.update(count * processes)
+            process=accelerator.process_index,
+            processes=processes,
+            workers=spare_workers(processes) if cache.frames.on_disk else 0,
+            progress=lambda count: bar.update(count * processes),
         )
     accelerator.wait_for_everyone()
-    return cache.read()
+    return cache
 
 
 def stored_features(
-    accelerator: Accelerator, features: Features, pooled: Tensor, frames: FrameTable, folder: Path
+    accelerator: Accelerator, features: Features, pooled: FrameCache | Tensor, frames: FrameTable, folder: Path
 ) -> Tensor:
-    """(F, …) the critic's features of all frames, from their (F, P) pooled tokens."""
-    projected = features.project(pooled)
-    if features.image_encoder is None:
-        return projected
-    encoded = filled(accelerator, ImageCache(folder, features, frames), "encoding images")
-    return torch.cat([projected, encoded], 1)
+    """(F, …) the critic's features of all frames, from their pooled tokens, of which a few are in memory at a time."""
+    sources = [(pooled, features.project)]
+    if features.image_encoder is not None:
+        sources.append(
+            (filled(accelerator, ImageCache(folder, features, frames), "encoding images"), lambda rows: rows)
+        )
+    batches = torch.arange(len(frames)).split(BLOCK)
+    return torch.cat([torch.cat([use(source[rows]) for source, use in sources], 1) for rows in batches])
 
 
 def encode_frames(
@@ -61,18 +68,22 @@ def encode_frames(
     rows: Tensor | None = None,
 ) -> Encoded:
     """What a scorer on the policy's device reads of stored frames, at (M,) rows or all; all processes call it."""
-    state = policy.contract.normalize_state(frames.state if rows is None else frames.state[rows])
     features = getattr(scorer, "features", None)
+    asked = frames if rows is None else frames.subset(rows)
+    state, parts = policy.contract.normalize_state(asked.state), []
+    pooled = None
     if isinstance(features, Features):
         pooled = filled(accelerator, FeatureCache(folder, policy, frames, features.config), "features")
         if rows is None:
             return Encoded(stored_features(accelerator, features, pooled, frames, folder), state)
-        return Encoded(features.of_pooled(pooled[rows], frames.subset(rows).images), state)
-    parts = []
+    batches = torch.arange(len(asked)).split(FRAMES)
+    workers = spare_workers(accelerator.num_processes) if frames.on_disk else 0
     with torch.inference_mode():
-        for part in (torch.arange(len(frames)) if rows is None else rows).split(FRAMES):
-            observation = frames.observation(part)
-            parts.append(scorer.encode(policy.encode(observation), observation).features.cpu())
+        for part, observation in zip(batches, ahead(asked.observation, batches, workers), strict=True):
+            if pooled is None:
+                parts.append(scorer.encode(policy.encode(observation), observation).features.cpu())
+            else:
+                parts.append(features.of_pooled(pooled[rows[part]], observation.images).cpu())
     return Encoded(torch.cat(parts), state)
 
 
@@ -98,11 +109,11 @@ class CandidateCache(FrameCache):
         self.policy = policy.eval()
         self.count, self.seed, self.noise_scale = count, seed, noise_scale
 
-    def compute(self, rows: Tensor) -> Tensor:
+    def compute(self, rows: Tensor, loaded: Observation) -> Tensor:
         contract = self.policy.contract
         shape = (self.count, self.policy.horizon, contract.action_dim)
         noise = torch.stack([candidate_noise(self.seed, frame, 0, 0, *shape) for frame in rows.tolist()])
-        context = self.policy.encode(self.frames.observation(rows))
+        context = self.policy.encode(loaded)
         chunks = self.policy.sample(context, self.noise_scale * noise.to(context.tokens.device))
         return contract.normalize_action(contract.to_command(chunks)).float()
 

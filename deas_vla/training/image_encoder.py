@@ -14,10 +14,11 @@ from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
 from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
-from deas_vla.features.cache import BLOCK
+from deas_vla.features.cache import BLOCK, SmallImageCache
 from deas_vla.features.image_encoder import FrameOutcomes, ImageEncoder, ImageEncoderConfig, ImageEncoderLearning
 from deas_vla.files import atomic_path
 from deas_vla.policies.augment import random_shift
+from deas_vla.training.critic import filled
 from deas_vla.training.loop import TrainingConfig, my_share, step_generator, train
 from deas_vla.training.stages import lock_for_run
 
@@ -61,8 +62,14 @@ def train_image_encoder(
         "outcomes": _digest(outcomes.success, outcomes.labelled, outcomes.future, seen),
         "seed": seed,
     }
-    folder = Path(folder) / f"image-encoder-{fingerprint(key)[:16]}"
-    images = [frames.images[camera.name] for camera in contract.cameras]
+    cache, folder = folder, Path(folder) / f"image-encoder-{fingerprint(key)[:16]}"
+    images, small = (
+        [frames.images[camera.name] for camera in contract.cameras],
+        SmallImageCache(cache, contract, frames),
+    )
+    if small.needed:
+        # No step decodes large images and makes them small: that would take most of its time.
+        images = filled(accelerator, small, "small images").read().unbind(1)
     # Means over the frames that count, whatever their number in one batch.
     success_weight = outcomes.labelled / outcomes.labelled[rows].mean()
     future_weight = outcomes.success / outcomes.success[rows].mean().clamp_min(1e-6)
@@ -76,8 +83,7 @@ def train_image_encoder(
         generator = step_generator(seed, step)
         chosen = rows[torch.randint(len(rows), (training.batch_size,), generator=generator)]
         shifted = [random_shift(image[chosen], config.max_shift, generator, share) for image in images]
-        picked = (table[chosen[share]].to(accelerator.device) for table in tables)
-        return [image.to(accelerator.device) for image in shifted], *picked
+        return shifted, *(table[chosen[share]] for table in tables)
 
     torch.manual_seed(seed)
     encoder = ImageEncoder(len(contract.cameras), config.dim).to(accelerator.device)

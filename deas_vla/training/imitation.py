@@ -140,7 +140,7 @@ def imitation_batches(
     max_shift: int,
     seed: int,
 ) -> Callable[[int], tuple[Observation | Tensor, ...]]:
-    """From a step's number to this process's share of the batch, on its device.
+    """From a step's number to this process's share of the batch.
 
     B observations, (B, H, A) normalised chunks, (B, K, H, A) noise, (B, K) flow times and (B, H) valid steps.
 
@@ -157,7 +157,6 @@ def imitation_batches(
         time = sample_time((size, flow_samples), generator)
         observation = frames.observation(examples.start_frame[index])
         observation = shift_observation(observation, max_shift, generator, share)
-        parts = (part[share].to(accelerator.device) for part in (chunks, noise, time, valid))
-        return observation.to(accelerator.device), *parts
+        return observation, *(part[share] for part in (chunks, noise, time, valid))
 
     return batch_at

@@ -20,13 +20,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, send_to_device
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from deas_vla.config import flat, incidental
+from deas_vla.data.ahead import ahead
 from deas_vla.errors import UserError, as_user_error, require_ranges
 from deas_vla.files import atomic_path
 
@@ -108,6 +109,7 @@ def train(
     *,
     name: str,
     seed: int,
+    workers: int = 0,
     after_step: Callable[[], object] = lambda: None,
     milestone: Callable[[int], object] = lambda steps: None,
 ) -> None:
@@ -115,10 +117,11 @@ def train(
 
     Args:
         module: its forward takes what `batch_at` returns and gives (scalar loss, dict of 0-d tensors).
-        batch_at: step number to the arguments of this process's share of the batch, already on the device.
+        batch_at: step number to the arguments of this process's share of the batch, on the CPU.
         folder: where ``checkpoint.safetensors`` and ``metrics.jsonl`` are kept while training runs.
         name: what the progress bar and TensorBoard call it.
         seed: seeds dropout, anew at every step and on every process.
+        workers: processes that make the next batches meanwhile; the batches are the same.
         after_step: called after every optimiser step (target networks).
         milestone: called after that with the number of steps done; must not draw random numbers.
     """
@@ -144,11 +147,12 @@ def train(
     seed_dropout = torch.default_generator.manual_seed if on_cpu else torch.manual_seed
     wrapped.train()
     bar = progress_bar(accelerator, config.steps, name, unit="step", initial=start, mininterval=1)
-    for step in range(start, config.steps):
+    steps = range(start, config.steps)
+    for step, batch in zip(steps, ahead(batch_at, steps, workers), strict=True):
         seed_dropout(step_generator(seed, step, 1 + accelerator.process_index).initial_seed())
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step)
-        loss, metrics = wrapped(*batch_at(step))
+        loss, metrics = wrapped(*send_to_device(batch, accelerator.device))
         accelerator.backward(loss)
         norm = accelerator.clip_grad_norm_(parameters, config.gradient_clip or math.inf)
         optimizer.step()

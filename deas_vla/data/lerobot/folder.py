@@ -15,21 +15,27 @@ the hub and takes 12 s to import, its script from v2.1 to v3 refuses v2.0, and t
 file that cannot be read is an error here; its content is judged elsewhere.
 """
 
+from __future__ import annotations
+
 import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
 
+from deas_vla.data.images import StoredImages
 from deas_vla.data.lerobot import FORMAT, SIDECAR
 from deas_vla.data.lerobot.files import (
     check_info,
+    decode_image,
     deep_grey,
+    image_bytes,
     pixel_format,
     read_episodes,
     read_images,
@@ -39,12 +45,17 @@ from deas_vla.data.lerobot.files import (
 from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.files import read_json
 
+if TYPE_CHECKING:
+    from datasets import Dataset
+
 INFO, MODALITY = "meta/info.json", "meta/modality.json"
 VERSIONS = ("v2.0", "v2.1", "v3.")
 # Below this, a progress bar would only flicker.
 EPISODES_WORTH_A_BAR = 50
 # What the list of episodes of v3 says of each camera.
 VIDEO_FIELDS = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+# Frames of a video that are decoded at once.
+FRAMES_AT_ONCE = 64
 
 
 @dataclass
@@ -153,7 +164,10 @@ class LerobotFolder:
         with tqdm(desc=name, total=len(episodes), disable=few, dynamic_ncols=True) as bar:
             if self.features[key]["dtype"] == "video":
                 for rows, frames, part in zip(episodes, wanted, parts, strict=True):
-                    part[:] = self._video_frames(key, size, rows.number, frames)
+                    # In pieces: what is decoded lies beside its copy, whatever the length of the episode.
+                    for start in range(0, len(frames), FRAMES_AT_ONCE):
+                        piece = slice(start, start + FRAMES_AT_ONCE)
+                        part[piece] = self._video_frames(key, size, rows.number, frames[piece])
                     bar.update()
                 return parts
             done = 0
@@ -164,6 +178,46 @@ class LerobotFolder:
                 done += len(stored)
                 bar.update(len(members))
         return parts
+
+    def stored_images(
+        self, key: str, size: tuple[int, int], episodes: list[Rows], wanted: list[np.ndarray]
+    ) -> list[StoredImages]:
+        """`images`, but each is decoded when it is asked for, and none stays in memory."""
+        stored = []
+        for rows, frames in zip(episodes, wanted, strict=True):
+            if self.features[key]["dtype"] == "video":
+                file, begin = self.video(key, rows.number)
+                if not file.is_file():
+                    raise UserError(f"{file} is missing; copy the data set again")
+                decode = partial(self._video_frames, key, size, rows.number)
+            else:
+                file, begin = rows.file, rows.first
+                decode = partial(self._table_images, key, size, file, begin)
+            stored.append(StoredImages(decode, frames, size, file, f"{key} from {begin}"))
+        return stored
+
+    def _table_images(self, key: str, size: tuple[int, int], file: Path, first: int, wanted: np.ndarray) -> np.ndarray:
+        """Images that lie in parquet files, through the memory-mapped copy that LeRobot's own reader makes too."""
+        table, begins = self._image_table
+        with as_user_error(f"{file} cannot be read; copy it again"):
+            encoded = table[(begins[file] + first + wanted).tolist()].column(key)
+        images = np.empty((len(wanted), *size, 3), np.uint8)
+        for row, image, stored in zip(wanted, images, encoded.to_pylist(), strict=True):
+            decode_image(image_bytes(stored), image, f"{file}, {key}, row {first + int(row)}")
+        return images
+
+    @cached_property
+    def _image_table(self) -> tuple[Dataset, dict[Path, int]]:
+        """The columns of images of all data files, one after the other, and the row at which each file begins."""
+        import pyarrow.parquet as pq
+
+        dataset = require("datasets", "lerobot").Dataset
+        files = self.data_files()
+        keys = [key for key, feature in self.features.items() if feature["dtype"] == "image"]
+        with as_user_error(f"{self.root}/data: the images cannot be copied to the cache of `datasets`", Exception):
+            table = dataset.from_parquet([str(file) for file in files], columns=keys).with_format("arrow")
+            counts = [pq.read_metadata(file).num_rows for file in files]
+        return table, dict(zip(files, np.cumsum([0, *counts[:-1]]).tolist(), strict=True))
 
     def video(self, key: str, number: int) -> tuple[Path, float]:
         """The video of one episode and the second at which it begins in it; a UserError if the list names none."""

@@ -7,6 +7,7 @@ import numpy as np
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
+from deas_vla.data.images import IN_MEMORY
 from deas_vla.data.labels import RECORDED, SUCCESS_RULES, LabelRules
 from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.lerobot.findings import refuse
@@ -33,6 +34,7 @@ def read_dataset(
     source: str = "demonstration",
     labels: LabelRules = RECORDED,
     image_every: int = 1,
+    in_memory: int = IN_MEMORY,
 ) -> tuple[list[Episode], Contract, dict]:
     """Reads and checks a data set: LeRobot v3, or v2.0 and v2.1 as GR00T has them.
 
@@ -44,8 +46,9 @@ def read_dataset(
         root: folder of the data set.
         expected: the contract of its columns (picked by name where there is a ``modality.json``), cameras and rate.
         source, labels: what its episodes are, and what counts as success and reward in it, if it does not say.
-        image_every: of a data set of others, keep the images of every so many rows (and of the last), since all of
-            them seldom fit in memory. Options start and end at kept images: a divisor of the chunk length.
+        image_every: of a data set of others, use the images of every so many rows (and of the last). Options start and
+            end at these images: a divisor of the chunk length.
+        in_memory: if its images take more bytes than this, they stay on disk and are decoded when they are asked for.
 
     Returns:
         Its episodes, its contract (with statistics if it was written with them) and the metadata written with it.
@@ -83,9 +86,14 @@ def read_dataset(
     source = folder.sidecar.get("source", source)
     episodes = [_episode(folder, layout, labels, part, source, image_every) for part in rows]
     frames = [episode.frame_steps for episode in episodes]
+    pixels = sum(camera.height * camera.width for camera in contract.cameras)
+    on_disk = 3 * pixels * sum(map(len, frames)) > in_memory
     for camera in contract.cameras:
-        key, name = layout.cameras[camera.name], f"{folder.root.name} {camera.name}"
-        images = folder.images(key, (camera.height, camera.width), rows, frames, name)
+        key, size = layout.cameras[camera.name], (camera.height, camera.width)
+        if on_disk:
+            images = folder.stored_images(key, size, rows, frames)
+        else:
+            images = folder.images(key, size, rows, frames, f"{folder.root.name} {camera.name}")
         for episode, part in zip(episodes, images, strict=True):
             episode.images[camera.name] = part
     # Whatever file an episode lies in: two copies of a data set are one.
