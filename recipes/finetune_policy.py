@@ -21,7 +21,9 @@ from accelerate import Accelerator
 from deas_vla.config import from_json, incidental
 from deas_vla.data.ahead import spare_workers
 from deas_vla.data.contract import Contract
+from deas_vla.data.episodes import statistics_of
 from deas_vla.data.frames import FrameTable
+from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import Chunks, build_chunks
 from deas_vla.errors import UserError
 from deas_vla.files import read_json
@@ -69,10 +71,12 @@ class FinetunePolicyConfig:
     output: str = incidental("outputs/lift/policy")
     # What to imitate: demonstrations (bc), also successful rollouts (filtered_bc), or the critic's favourites.
     method: Method = "bc"
-    # Stage folder of the demonstrations.
+    # Stage folder of the demonstrations; empty for none.
     demonstrations: str = incidental("outputs/lift/demonstrations")
     # Stage folders of rollouts, separated by commas; not for bc.
     rollouts: list[str] = incidental([])
+    # LeRobot data sets besides those of the stages.
+    more: MixtureConfig = field(default_factory=MixtureConfig)
     # Stage folder of the critic; only for advantage_weighted.
     critic: str = incidental("")
     # Folder of the cached features; empty: the critic's own.
@@ -102,12 +106,18 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
     inputs = {name: Path(path) for name, path in paths.items() if path}
 
     def work(folder: Path) -> None:
-        demonstrations, contract, _ = read(inputs["demonstrations"])
-        data = {str(inputs["demonstrations"]): demonstrations}
-        data |= {str(inputs[name]): read(inputs[name], contract)[0] for name in rollouts}
+        data, contract = {}, None
+        for name in ("demonstrations", *rollouts):
+            if name in inputs:
+                data[str(inputs[name])], own, _ = read(inputs[name], contract)
+                contract = contract or own
+        parts, contract = read_mixture(config.more, contract)
+        data |= dict(zip(config.more.folders, parts, strict=True))
         if accelerator.is_main_process:
             record_scenes(folder, data)
         episodes = [episode for part in data.values() for episode in part]
+        if contract.statistics is None:
+            contract = contract.with_statistics(statistics_of(episodes))
         torch.manual_seed(config.seed)
         if "start_from" in inputs:
             policy = load_policy(inputs["start_from"] / "policy", contract)
@@ -135,7 +145,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
         if accelerator.is_main_process:
             policy.save(folder / "policy")
 
-    run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True)
+    run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True, data=config.more.folders)
 
 
 def new_policy(config: FinetunePolicyConfig, contract: Contract, instructions: list[str]) -> ChunkPolicy:
@@ -190,8 +200,12 @@ def what_to_imitate(
 
 def main(config: FinetunePolicyConfig) -> None:
     needs = {"bc": (), "filtered_bc": ("rollouts",), "advantage_weighted": ("rollouts", "critic", "start_from")}
+    if config.more.weights:
+        raise UserError("--more.weights are of the critic's options; a policy imitates the chunks of all sets alike")
+    if not config.demonstrations and not config.more.folders:
+        raise UserError("there is nothing to imitate: --demonstrations=FOLDER or --more.folders=FOLDER,…")
     for name in needs[config.method]:
-        if not getattr(config, name):
+        if not getattr(config, name) and not (name == "rollouts" and config.more.folders):
             raise UserError(f"--method={config.method} needs --{name}=FOLDER")
     finetune_policy(make_accelerator(), config)
 

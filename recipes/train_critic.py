@@ -211,7 +211,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
             write_json(folder / "validation.json", validated | {"data": facts})
             scorer.save(folder / "critic")
 
-    run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True)
+    run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True, data=config.more.folders)
 
 
 def main(config: TrainCriticConfig) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from deas_vla.data.contract import Contract
+from deas_vla.data.contract import Contract, Statistics
 from deas_vla.errors import UserError, as_user_error
 from deas_vla.files import atomic_path
 
@@ -100,6 +100,14 @@ class Episode:
             shape, images = (len(frames), camera.height, camera.width, 3), self.images[camera.name]
             if images.shape != shape or images.dtype != np.uint8:
                 yield f"images of {camera.name} are {images.dtype} {images.shape}, expected uint8 {shape}"
+
+
+def statistics_of(episodes: list[Episode]) -> Statistics:
+    """Mean and standard deviation of every column of the states and actions, over all steps of the episodes."""
+    import torch
+
+    columns = ([episode.states for episode in episodes], [episode.actions for episode in episodes])
+    return Statistics.of(*(torch.from_numpy(np.concatenate(column)) for column in columns))
 
 
 _ARRAYS = ("states", "actions", "rewards", "success", "frame_steps")

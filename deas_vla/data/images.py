@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from deas_vla.errors import UserError
+
 # What takes more bytes than this stays on disk.
 IN_MEMORY = 1 << 30
 # Of a file, the bytes at its beginning and at its end that are hashed: there are the sizes of all frames of a video,
@@ -53,6 +55,22 @@ def file_identity(file: Path) -> str:
     """SHA-256 over a file's size and its first and last MiB: a data set of 500 GB is not read whole for it."""
     status = Path(file).stat()
     return _file_identity(Path(file), status.st_size, status.st_mtime_ns)
+
+
+def folder_identity(folder: Path) -> str:
+    """SHA-256 over the names and sizes of a data set's files, and of what `file_identity` says of its tables.
+
+    Videos count by their sizes; hidden files and the card, which hubs and desktops change, do not count.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: there is no such folder of a data set")
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).rglob("*")):
+        name = file.relative_to(folder)
+        if file.is_file() and name.name != "README.md" and not any(part.startswith(".") for part in name.parts):
+            content = file.stat().st_size if file.suffix == ".mp4" else file_identity(file)
+            digest.update(f"{name} {content}\n".encode())
+    return digest.hexdigest()
 
 
 @lru_cache(1 << 16)

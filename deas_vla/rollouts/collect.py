@@ -7,12 +7,10 @@ from collections.abc import Callable, Iterable
 from functools import lru_cache
 from pathlib import Path
 
-import numpy as np
-import torch
 from tqdm import tqdm
 
-from deas_vla.data.contract import Contract, Statistics
-from deas_vla.data.episodes import Episode, load_block, save_block
+from deas_vla.data.contract import Contract
+from deas_vla.data.episodes import Episode, load_block, save_block, statistics_of
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.envs.vector import EnvWorkers
@@ -106,8 +104,7 @@ def write_collected(
     if not episodes:
         raise UserError(f"{folder}: none of {len(attempts)} episodes succeeded; nothing could be learnt from them")
     if demonstrations:
-        columns = ([episode.states for episode in episodes], [episode.actions for episode in episodes])
-        contract = contract.with_statistics(Statistics.of(*(torch.from_numpy(np.concatenate(c)) for c in columns)))
+        contract = contract.with_statistics(statistics_of(episodes))
     counts = {
         "attempts": len(attempts),
         "episodes": len(episodes),

@@ -5,7 +5,7 @@ import json
 import resource
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from deas_vla.config import flat, outcome_settings, to_json
+from deas_vla.data.images import folder_identity
 from deas_vla.errors import UserError
 from deas_vla.files import write_json
 
@@ -29,6 +30,7 @@ def run_stage(
     work: Callable[[Path], None],
     *,
     everyone: bool = False,
+    data: Sequence[str] = (),
 ) -> None:
     """Runs one stage, goes on with it, or skips it.
 
@@ -41,6 +43,7 @@ def run_stage(
             counts as its default there; or a dict of JSON values.
         inputs: name to folder of the stages whose output is read; they must be done.
         work: does the stage, given its folder.
+        data: folders of data sets that are read besides; a set that has changed since is another one.
         everyone: all processes work (training); otherwise only the main one does and the others wait.
 
     Raises:
@@ -50,6 +53,7 @@ def run_stage(
         "settings": outcome_settings(config),
         "inputs": {name: stage_mark(path) for name, path in inputs.items()},
         "sources": {name: str(path) for name, path in inputs.items()},
+        "data": {folder: folder_identity(Path(folder)) for folder in data},
     }
     with lock_for_run(accelerator, folder):
         if (folder / DONE).is_file():
@@ -168,6 +172,11 @@ def _require_same(folder: Path, file: str, record: dict, config: Any) -> dict:
         f"stage {name} was made anew"
         for name in sorted(there["inputs"].keys() | record["inputs"].keys())
         if there["inputs"].get(name) != record["inputs"].get(name)
+    ]
+    # An older version did not note its data sets.
+    data = there.get("data", {})
+    changed += [
+        f"the data set {name} has changed" for name, mark in record["data"].items() if data.get(name, mark) != mark
     ]
     if changed:
         raise UserError(

@@ -1,0 +1,77 @@
+"""Recordings of one's own, LeRobot data sets without any stage of ours: a policy and a critic by the recipes alone."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from accelerate import Accelerator
+from data_example import example_contract, example_episode
+
+from deas_vla.config import parse
+from deas_vla.data.contract import Camera
+from deas_vla.data.lerobot.writer import write_dataset
+from deas_vla.errors import UserError
+from deas_vla.policies.registry import load_policy
+from recipes import finetune_policy, train_critic
+
+CAMERAS = (Camera("left", 64, 64), Camera("wrist", 64, 64))
+TINY = ["--training.steps=3", "--training.batch_size=4", "--policy.horizon=4", "--policy.layers=2"]
+CRITIC = [
+    "--training.steps=3", "--training.batch_size=4", "--critic.horizon=4", "--critic.hidden_dim=16",
+    "--image_encoder_training.steps=3", "--features.dim=4",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    rng, root = np.random.default_rng(0), tmp_path_factory.mktemp("own") / "recorded"
+    episodes = [example_episode(rng, 12 + i, i % 2 == 0, every=4) for i in range(6)]
+    for episode in episodes:
+        shape = (len(episode.frame_steps), 64, 64, 3)
+        episode.images = {name: rng.integers(0, 256, shape, dtype=np.uint8) for name in episode.images}
+    write_dataset(root, episodes, example_contract(cameras=CAMERAS), "local/own")
+    return root
+
+
+def finetune(*arguments):
+    config = parse(finetune_policy.FinetunePolicyConfig, ["--demonstrations=", *TINY, *arguments])
+    finetune_policy.finetune_policy(Accelerator(cpu=True), config)
+
+
+def learn(*arguments):
+    config = parse(train_critic.TrainCriticConfig, ["--demonstrations=", "--rollouts=", *CRITIC, *arguments])
+    train_critic.train_critic(Accelerator(cpu=True), config)
+
+
+@pytest.mark.slow
+def test_a_policy_and_a_critic_from_recordings_alone(dataset, tmp_path):
+    finetune("--method=filtered_bc", f"--more.folders={dataset}", f"--output={tmp_path}/policy")
+    policy = load_policy(tmp_path / "policy" / "policy")
+    assert policy.contract.statistics is not None
+    learn(f"--more.folders={dataset}", f"--policy={tmp_path}/policy", f"--output={tmp_path}/critic")
+    assert json.loads((tmp_path / "critic" / "validation.json").read_text())["data"]["options"] > 0
+
+
+@pytest.mark.slow
+def test_data_that_grew_make_another_stage(dataset, tmp_path, capsys):
+    grown = shutil.copytree(dataset, tmp_path / "recorded")
+    arguments = ("--method=filtered_bc", f"--more.folders={grown}", f"--output={tmp_path}/policy")
+    finetune(*arguments)
+    (grown / "README.md").write_text("A card that somebody edited.\n")
+    finetune(*arguments)
+    assert "done before, skipped" in capsys.readouterr().out
+    info = grown / "meta" / "info.json"
+    info.write_text(info.read_text() + "\n")
+    with pytest.raises(UserError, match=f"the data set {grown} has changed"):
+        finetune(*arguments)
+
+
+@pytest.mark.unit
+def test_nothing_to_imitate_is_one_line(tmp_path):
+    config = parse(finetune_policy.FinetunePolicyConfig, ["--demonstrations="])
+    with pytest.raises(UserError, match=r"--more\.folders=FOLDER"):
+        finetune_policy.main(config)
+    with pytest.raises(UserError, match="there is no such folder"):
+        finetune(f"--more.folders={tmp_path}/gone", f"--output={tmp_path}/policy")
+    assert not (tmp_path / "policy").exists()
