@@ -5,9 +5,9 @@
     accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune_metaworld.py \\
         --tasks=door-open-v3,door-close-v3 --output=outputs/doors
 
-Needs the extras `metaworld`, `lerobot`, `groot`, `train` and `report`; 90 minutes on two CPU cores that had other work
-besides. The demonstrations of all tasks are one data set and so are the rollouts; which task it is, policy and critic
-read in the instruction. `studies/metaworld/results.py` writes the results task by task.
+Needs the extras `metaworld`, `lerobot`, `groot`, `train` and `report`. Each stage's last line says how long it
+took. The demonstrations of all tasks are one data set and so are the rollouts; which task it is, policy and critic read
+in the instruction. `studies/metaworld/results.py` writes the results task by task.
 """
 
 from dataclasses import dataclass, field

@@ -7,8 +7,12 @@
         --method=advantage_weighted --start_from=outputs/lift/policy --rollouts=outputs/lift/rollouts \\
         --critic=outputs/lift/critic --output=outputs/lift/advantage_weighted
 
-Needs the extras `groot` and `lerobot`. The embedded backbone takes 1.4 GB a process; a GR00T-sized one needs a
-GPU of 40 GB, or `--policy.tune=lora` and accelerate_configs/deepspeed_zero2.yaml.
+    accelerate launch --config_file accelerate_configs/cpu.yaml recipes/finetune_policy.py \\
+        --demonstrations= --more.folders=my/lerobot/dataset --method=filtered_bc --output=outputs/mine/policy
+
+The last clones recordings of yours: their successes, if the data set says so (docs/data.md). Needs the extras `groot`
+and `lerobot`. Images of a data set that take more than 1 GiB stay on disk. In the demo 106 s
+(studies/results/demo.json); a backbone of GR00T's size needs a GPU, or `--policy.tune=lora`.
 """
 
 from dataclasses import dataclass, field

@@ -5,8 +5,8 @@
     accelerate launch --config_file accelerate_configs/multi_gpu.yaml recipes/finetune_robocasa.py \\
         --env=robocasa --tasks=PickPlaceCounterToCabinet --demos.dataset=LEROBOT_FOLDER --output=outputs/kitchen
 
-By default it plays Lift in robosuite with RoboCasa's robot, columns and camera names: no download, no GPU; about 16
-minutes and 5 GB on two CPU cores. Each stage has a folder in `output`, is skipped when it is there and matches its
+By default it plays Lift in robosuite with RoboCasa's robot, columns and camera names: no download, no GPU; 10 minutes
+on two idle CPU cores, at most 10 GB. Each stage has a folder in `output`, is skipped when it is there and matches its
 settings, and goes on where it was interrupted: run the same command again.
 """
 

@@ -4,9 +4,9 @@
         --demonstrations=outputs/lift/demonstrations --rollouts=outputs/lift/rollouts \\
         --policy=outputs/lift/policy --output=outputs/lift/critic
 
-Needs the extras `groot` and `lerobot`. 2.7 GB a process on the demo's data; the features of a frame
-take 128 numbers, so a million frames fit into 0.5 GB. The policy's backbone stays as it is: the critic belongs
-to this backbone and is refused by policies with another.
+Needs the extras `groot` and `lerobot`. In the demo 128 s (studies/results/demo.json). Images of a data set that take
+more than 1 GiB stay on disk; a frame's features take (128 + 64 a camera) x 4 bytes of memory. The policy's
+backbone stays as it is: the critic belongs to this backbone and is refused by policies with another.
 """
 
 from dataclasses import dataclass, field
