@@ -5,7 +5,10 @@
 
 Needs the extra `lerobot`; as much memory as the policy. Then recipes/collect_rollouts.py, train_critic.py, evaluate.py
 and `deas-vla export` take it. LeRobot does not store what a policy's columns mean; the data set that it was trained on
-says so. What is written holds all of the policy and refers to no other folder and to no hub.
+says so, or --units does. A policy that was fine-tuned from a base (`lerobot-train --policy.path=BASE --rename_map=…`)
+keeps the base's cameras, image sizes and width of the state in its config.json: SmolVLA, π0 and π0.5 resize and pad
+inside and are taken all the same; cameras that only the data or only the base have are named. What is written holds all
+of the policy and refers to no other folder and to no hub.
 """
 
 from dataclasses import dataclass
@@ -15,6 +18,7 @@ from accelerate import Accelerator
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.lerobot import SIDECAR
+from deas_vla.data.lerobot.declare import declared_contract
 from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.data.lerobot.layout import KEYS, UNKNOWN, Layout, feature_names
 from deas_vla.data.lerobot.reader import own_contract
@@ -36,6 +40,8 @@ class AdoptPolicyConfig:
     dataset: str = ""
     # Folder of this stage.
     output: str = "outputs/lerobot/policy"
+    # Units of the columns, if the data set does not say: as in `deas-vla declare --help`. Asked for by robots.
+    units: str = ""
     # For a type of policy without an adapter of its own: the module that encodes images, which the critic reads.
     feature: str = ""
 
@@ -43,17 +49,27 @@ class AdoptPolicyConfig:
 def adopt_policy(accelerator: Accelerator, config: AdoptPolicyConfig) -> None:
     checkpoint, dataset = Path(config.checkpoint), LerobotFolder(Path(config.dataset))
     layout = Layout.of(dataset)
-    contract, _ = own_contract(dataset, layout)
+    contract, declared = own_contract(dataset, layout)
+    if config.units:
+        if declared:
+            raise UserError(f"{dataset.root / SIDECAR} has the units already; leave --units out")
+        contract = declared_contract(dataset.root, config.units)
     require_order_of_files(dataset, layout, contract)
     if any(column.unit == UNKNOWN for column in (*contract.state, *contract.action)):
         print(
             f"{dataset.root} does not say the units of its columns, and a robot refuses a policy without them: "
-            f"deas-vla declare {dataset.root} --units=UNIT, then adopt the policy"
+            f"add --units=UNIT, or for all that read the data: deas-vla declare {dataset.root} --units=UNIT"
         )
 
     def work(folder: Path) -> None:
         policy = LeRobotPolicy.load(checkpoint, contract, config.feature or None)
         require_same_names(policy, dataset)
+        kept = [camera.name for camera in policy.contract.cameras]
+        for camera in contract.cameras:
+            if camera.name not in kept:
+                print(f"the policy does not see the camera {camera.name} of {dataset.root}: it is left out")
+        for name in policy.processors.camera_keys.keys() - kept:
+            print(f"{dataset.root} has no camera {name} of the policy's base: LeRobot goes without it")
         policy.save(folder / "policy")
 
     settings = {"checkpoint": sha256_of(checkpoint), "contract": contract.fingerprint, "feature": config.feature}

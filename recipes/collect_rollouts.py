@@ -64,7 +64,8 @@ def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) ->
             blocks = []
             for task in config.tasks:
                 with config.open_workers(task, accelerator.num_processes) as workers:
-                    workers.contract.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
+                    seen = workers.contract.with_cameras_of(policy.contract)
+                    seen.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
                     blocks += collect_in_blocks(
                         folder,
                         task,

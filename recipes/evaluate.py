@@ -157,7 +157,8 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
         for task in config.tasks:
             results = folder / "methods" / task
             with config.open_workers(task, accelerator.num_processes) as workers:
-                workers.contract.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
+                seen = workers.contract.with_cameras_of(policy.contract)
+                seen.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
                 # The longest first: processes share the methods, and should end together.
                 if plan.oracle_scenes:
                     with try_lock(results / "oracle.json") as mine:

@@ -141,6 +141,11 @@ class Contract:
         like = like.float()
         return like.new_tensor(mean), like.new_tensor(std)
 
+    def with_cameras_of(self, other: Contract) -> Contract:
+        """This contract without the cameras that `other` does not name: a policy need not see all that there are."""
+        names = [camera.name for camera in other.cameras]
+        return replace(self, cameras=tuple(camera for camera in self.cameras if camera.name in names))
+
     def differences(self, other: Contract) -> list[str]:
         """Every way in which another contract differs, one line each; statistics only where both have them."""
         lines = []

@@ -4,6 +4,7 @@ Several processes may collect at once: each takes a block that nobody is at.
 """
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -100,7 +101,13 @@ def write_collected(
     Raises:
         UserError: if no episode is kept.
     """
-    episodes = [episode for episode in attempts if episode.terminated or not demonstrations]
+    names = [camera.name for camera in contract.cameras]
+    episodes = [
+        # A simulator may show more cameras than the policy that played sees.
+        replace(episode, images={name: episode.images[name] for name in names})
+        for episode in attempts
+        if episode.terminated or not demonstrations
+    ]
     if not episodes:
         raise UserError(f"{folder}: none of {len(attempts)} episodes succeeded; nothing could be learnt from them")
     if demonstrations:
@@ -135,5 +142,8 @@ class CollectedReader:
         """As `collected`, read once. The list is the caller's own, its episodes are not."""
         episodes, contract, metadata = self._read(Path(stage).resolve(), stage_mark(stage))
         if expected is not None:
+            contract = contract.with_cameras_of(expected)
             expected.require_same(contract, "what is expected", str(stage / DATASET))
+            names = [camera.name for camera in expected.cameras]
+            episodes = [replace(episode, images={name: episode.images[name] for name in names}) for episode in episodes]
         return list(episodes), contract, metadata

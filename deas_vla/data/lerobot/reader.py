@@ -67,6 +67,7 @@ def read_dataset(
     layout = Layout.of(folder)
     contract, declared = own_contract(folder, layout)
     if declared and expected is not None:
+        contract = contract.with_cameras_of(expected)
         expected.require_same(contract, "what is expected", str(root))
     elif not declared:
         if expected is None and folder.modality is None:

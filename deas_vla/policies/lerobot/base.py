@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from deas_vla.data.observation import TEXT
+from deas_vla.data.observation import OTHER, TEXT
 from deas_vla.policies.lerobot import adapters
 from deas_vla.policies.lerobot.noise import widen
 from deas_vla.registry import Registry
@@ -50,12 +50,14 @@ class Adapter(ABC):
         sees_padding: whether the encoder reads padding like text, so that only prompts of one length share a batch.
         largest_batch: most observations that are encoded together.
         autocasts, any_noise_scale: see `ChunkPolicy`.
+        resizes: whether it brings images of any size to its own, pads states, and does without some of its cameras.
     """
 
     settings: tuple[str, ...] = ()
     sees_padding = False
     largest_batch = 64
     autocasts = False
+    resizes = False
     any_noise_scale = True
 
     def __init__(
@@ -65,6 +67,14 @@ class Adapter(ABC):
         self.action_dim = self.config.action_feature.shape[0]
         self.horizon = self.steps = horizon
         self.width = width or self.action_dim
+
+    @staticmethod
+    def views(config, present: list[int], missing: int) -> list[int]:
+        """The camera in the contract of each image that the model sees, and `OTHER` where it fills one in.
+
+        `present`: those that the robot has, in the policy's order; `missing`: how many of the policy's it lacks.
+        """
+        return present + [OTHER] * missing
 
     def widened(self, noise: Tensor) -> Tensor:
         """(M, H, A) noise to the (M, steps, width) that the model starts from."""

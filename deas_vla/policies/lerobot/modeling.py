@@ -4,6 +4,7 @@ A saved one is LeRobot's folder, contract.json, critic_feature.json (the module 
 parts/ (of a standalone folder: what else it is built from).
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -56,8 +57,10 @@ class LeRobotPolicy(ChunkPolicy):
         from deas_vla.policies.lerobot.processing import Processors
 
         self.processors = Processors(policy.config, preprocessor, postprocessor)
-        self.adapter = _adapter_of(policy, self.processors.cameras(contract), feature)
-        self.processors.require_fits(contract)
+        adapter = _adapter_class(policy, feature)
+        self.processors.require_fits(contract, adapter.resizes)
+        views = adapter.views(policy.config, *self.processors.cameras(contract))
+        self.adapter = adapter(policy, views) if feature is None else adapter(policy, views, feature)
         if contract.statistics is None:
             contract = contract.with_statistics(self.processors.statistics())
         self.policy, self.contract, self.horizon = policy, contract, self.adapter.horizon
@@ -129,7 +132,8 @@ class LeRobotPolicy(ChunkPolicy):
         return {"kind": self.policy.config.type, "feature": self.feature}
 
     def image_keys(self) -> dict[str, str]:
-        return dict(self.processors.camera_keys)
+        keys = self.processors.camera_keys
+        return {camera.name: keys[camera.name] for camera in self.contract.cameras}
 
     # ---- files ---------------------------------------------------------------------------------------------
 
@@ -156,6 +160,8 @@ class LeRobotPolicy(ChunkPolicy):
         from lerobot.configs import PreTrainedConfig
         from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
+        from deas_vla.policies.lerobot.processing import Processors
+
         folder = Path(folder)
         for name in (CONFIG, WEIGHTS, PREPROCESSOR, POSTPROCESSOR):
             if not (folder / name).is_file():
@@ -177,6 +183,10 @@ class LeRobotPolicy(ChunkPolicy):
                 policy = get_policy_class(config.type).from_pretrained(folder, config=config, local_files_only=True)
             _require_loaded(policy, folder / WEIGHTS)
             processors = make_pre_post_processors(config, str(folder), preprocessor_overrides=overrides)
+        if not (folder / CONTRACT).is_file():
+            # Cameras of the robot that LeRobot's policy was made without are none of its contract.
+            names = Processors(config, *processors).camera_keys
+            contract = replace(contract, cameras=tuple(c for c in contract.cameras if c.name in names))
         return cls(policy, *processors, contract, feature).eval()
 
     # ---- details -------------------------------------------------------------------------------------------
@@ -214,7 +224,7 @@ def _class_of(policy: nn.Module) -> type[Adapter]:
     return ADAPTERS.get(kind) if kind in ADAPTERS.names() else Adapter
 
 
-def _adapter_of(policy: nn.Module, cameras: list[int], feature: str | None) -> Adapter:
+def _adapter_class(policy: nn.Module, feature: str | None) -> type[Adapter]:
     from deas_vla.policies.lerobot.batched import Batched
 
     kind, known = policy.config.type, ", ".join(ADAPTERS.names())
@@ -222,11 +232,11 @@ def _adapter_of(policy: nn.Module, cameras: list[int], feature: str | None) -> A
         same = "its latent is zero at inference, so that all candidates would be one and the same chunk"
         raise UserError(f"the policy is of kind 'act': {same}; train one that samples ({known})")
     if feature is not None:
-        return Batched(policy, cameras, feature)
+        return Batched
     if kind not in ADAPTERS.names():
         fix = "name the module that encodes its images, as the critic's feature"
         raise UserError(f"the policy is of kind '{kind}', and there are adapters for {known}; {fix}")
-    return ADAPTERS.get(kind)(policy, cameras)
+    return ADAPTERS.get(kind)
 
 
 def _require_loaded(policy: nn.Module, path: Path) -> None:

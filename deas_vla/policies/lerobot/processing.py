@@ -21,7 +21,7 @@ from torch import Tensor
 
 from deas_vla.data.contract import ACTION_STD_FLOOR, STATE_STD_FLOOR, Contract, Statistics
 from deas_vla.data.lerobot import EMPTY_CAMERA, camera_name
-from deas_vla.data.observation import OTHER, Observation
+from deas_vla.data.observation import Observation
 from deas_vla.errors import ContractMismatch, UserError
 
 STATE, ACTION, TASK = "observation.state", "action", "task"
@@ -75,35 +75,51 @@ class Processors:
                 fix = "save its processors with the statistics of its data set"
                 raise UserError(f"the {kind} policy has no normalisation statistics of {', '.join(missing)}; {fix}")
 
-    def cameras(self, contract: Contract) -> list[int]:
-        """The contract's index of each camera in the policy's order; `OTHER` for the empty ones that it fills in."""
+    def cameras(self, contract: Contract) -> tuple[list[int], int]:
+        """The contract's index of each camera in the policy's order, and how many of the policy's are not in it."""
         names = [camera.name for camera in contract.cameras]
         keys = list(self._cameras)
         for step in self.preprocessor.steps:
             if _packs(step):
                 keys = step._ordered_image_keys(dict.fromkeys(keys))
-        indices = [names.index(self._cameras[key]) if self._cameras[key] in names else OTHER for key in keys]
-        return indices + [OTHER] * (len(self.config.image_features) - len(indices))
+        present = [names.index(self._cameras[key]) for key in keys if self._cameras[key] in names]
+        return present, len(self.config.image_features) - len(present)
 
-    def require_fits(self, contract: Contract) -> None:
+    def require_fits(self, contract: Contract, resizes: bool = False) -> None:
         """Compares widths, cameras and image sizes (not the rate: a LeRobot policy has none), which LeRobot does not.
+
+        A kind that `resizes` keeps the sizes, cameras and width of the state that its base was made for, whatever it is
+        fine-tuned on: of these the state's statistics count, and one camera at least must be there.
 
         Raises:
             ContractMismatch: with every difference.
         """
         lines, inputs = [], self.config.input_features
         state, action = inputs.get(STATE), self.config.output_features.get(ACTION)
-        for what, feature, wanted in (("state", state, contract.state_dim), ("action", action, contract.action_dim)):
-            if feature is not None and feature.shape[0] != wanted:
-                lines.append(f"{what}: {feature.shape[0]} columns against {wanted}")
+        widths = {"state": state and state.shape[0], "action": action and action.shape[0]}
+        if resizes and state is not None:
+            widths["state"] = self._normalised_width(STATE) or widths["state"]
+        for what, wanted in (("state", contract.state_dim), ("action", contract.action_dim)):
+            if widths[what] not in (None, wanted):
+                lines.append(f"{what}: {widths[what]} columns against {wanted}")
         sizes = {camera.name: (camera.height, camera.width) for camera in contract.cameras}
         mine = {name: tuple(inputs[key].shape[1:]) for key, name in self._cameras.items()}
+        if resizes and sizes.keys() & mine.keys():
+            mine = {name: sizes[name] for name in mine if name in sizes}
         for name in sorted(sizes.keys() | mine.keys()):
             if mine.get(name) != sizes.get(name):
                 lines.append(f"camera {name}: {mine.get(name, 'none')} against {sizes.get(name, 'none')}")
         if lines:
             what = f"the {self.config.type} policy and the contract"
             raise ContractMismatch(f"{what} do not fit together: {'; '.join(lines)}")
+
+    def _normalised_width(self, key: str) -> int | None:
+        """How many columns the normaliser's statistics of a column of the batch have; None: it has none."""
+        for step in self.preprocessor.steps:
+            for numbers in ((getattr(step, "stats", None) or {}).get(key) or {}).values():
+                if torch.as_tensor(numbers).ndim == 1 and len(numbers) > 1:
+                    return len(numbers)
+        return None
 
     def statistics(self) -> Statistics:
         """Those of the data that the policy was trained on, from its normaliser; without any, a UserError."""
@@ -122,6 +138,8 @@ class Processors:
         """What the policy's model reads, for B observations; ``task`` holds the instructions: see `instructions_of`."""
         batch = {self.state_key: observation.state, TASK: list(observation.instruction)}
         for name, key in self.camera_keys.items():
+            if name not in observation.images:
+                continue  # a camera of the base policy that the robot lacks: see `require_fits`
             batch[key] = observation.images[name].permute(0, 3, 1, 2).float() / 255
         made = self._padded(batch)
         tensors = {key: value for key, value in made.items() if isinstance(value, Tensor)}

@@ -17,8 +17,10 @@ from deas_vla.policies.lerobot.base import Adapter, Encoded, register_adapter
 class SharedPrefix(Adapter):
     """A language model that encodes the prefix, and an action expert that reads its keys and values in flow matching.
 
-    They are copied for each candidate and sample of noise, which costs memory traffic and no arithmetic.
+    Keys and values are copied for each candidate and sample of noise, which costs memory traffic and no arithmetic.
     """
+
+    resizes = True
 
     def __init__(self, policy: nn.Module, cameras: list[int], encoder: list[nn.Module], flow_steps: int) -> None:
         super().__init__(policy, cameras, encoder, policy.config.chunk_size, policy.config.max_action_dim)

@@ -45,6 +45,10 @@ class SmolVLA(SharedPrefix):
         return Encoded(hidden[:, : len(layout)], torch.tensor(layout), memory, pad[:, : len(layout)])
 
     @staticmethod
+    def views(config, present: list[int], missing: int) -> list[int]:
+        return present + [OTHER] * min(missing, config.empty_cameras)
+
+    @staticmethod
     def write_parts(policy: nn.Module, folder: Path) -> dict[str, object]:
         both = policy.model.vlm_with_expert
         both.config.save_pretrained(folder / PARTS / "vlm")
