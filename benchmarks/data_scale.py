@@ -148,10 +148,10 @@ def repeat(base: Path, folder: Path, times: int) -> None:
     )
     write("data", list(numbered))
     write("meta/episodes", lists)
-    info = json.loads((folder / "meta" / "info.json").read_text())
+    info = json.loads((folder / "meta" / "info.json").read_text(encoding="utf-8"))
     info |= {"total_episodes": BASE_EPISODES * times, "total_frames": len(rows) * times}
     info["splits"] = {"train": f"0:{BASE_EPISODES * times}"}
-    (folder / "meta" / "info.json").write_text(json.dumps(info))
+    (folder / "meta" / "info.json").write_text(json.dumps(info), encoding="utf-8")
 
 
 def measured(*command: str) -> dict[str, float]:

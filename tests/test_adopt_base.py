@@ -1,4 +1,4 @@
-"""The usual way to a policy: `lerobot-train --policy.path=BASE --rename_map=…`; the base has other cameras and widths."""
+"""The usual way to a policy, `lerobot-train --policy.path=BASE --rename_map=…`: the base has other cameras, widths."""
 
 import json
 import os
@@ -104,7 +104,7 @@ def adopted(checkpoint: Path, data: Path, output: Path, *more: str) -> LeRobotPo
 
 @pytest.mark.parametrize("how", ["lerobot-train", "a narrower state"])
 def test_a_fine_tuned_base_is_adopted_and_plays_as_in_lerobot(how, base, data, tmp_path, capsys):
-    """Three cameras of 96 pixels, of which the data has two, of 64; the state is wider, as smolvla_base has it, or not."""
+    """Three cameras of 96 pixels, of which the data has two, of 64; the state is wider, as smolvla_base's, or not."""
     if how == "lerobot-train":
         checkpoint = lerobot_train(base(3, 6), data, tmp_path / "train")
         kept = json.loads((checkpoint / "config.json").read_text())["input_features"]

@@ -333,12 +333,20 @@ def test_rule_07_columns_have_names(copy):
         "unit 'cm' against 'm'",
         example_contract(state=(*CONTRACT.state[:2], dataclasses.replace(CONTRACT.state[2], unit="cm"))),
     )
-    refused(copy, "cameras: 1 entries against 2", example_contract(cameras=CONTRACT.cameras[:1]))
+    further = dataclasses.replace(CONTRACT.cameras[0], name="above")
+    refused(copy, "cameras: 3 entries against 2", example_contract(cameras=(*CONTRACT.cameras, further)))
+    refused(copy, "cameras: 2 entries against 1", example_contract(cameras=(further, CONTRACT.cameras[1])))
     statistics = Statistics((0.5, 0.0, -0.5), (2.0, 1.0, 0.5), (0.1, 0.5), (0.9, 0.5))
     refused(copy, r"action_std differs in columns \[0\]", example_contract(statistics=statistics))
     # A contract that has no statistics yet takes those of the data set.
     _, contract, _ = read_dataset(copy, example_contract(statistics=None))
     assert contract.statistics == CONTRACT.statistics
+
+
+def test_cameras_that_are_not_asked_for_are_left_out(copy):
+    only = example_contract(cameras=CONTRACT.cameras[1:])
+    episodes, contract, _ = read_dataset(copy, only)
+    assert contract == only and all(episode.images.keys() == {"wrist"} for episode in episodes)
 
 
 def test_rule_07_a_foreign_data_set_must_have_the_columns(copy):
