@@ -62,7 +62,7 @@ def write_json(path: Path, value: object) -> None:
 
 def read_json(path: Path) -> dict:
     """A JSON object from a file; a UserError if the file is missing, cut off or holds something else."""
-    with as_user_error(f"{path}: missing, cut off or damaged"):
+    with as_user_error(f"{path}: missing, cut off or damaged; make it or copy it again"):
         value = json.loads(Path(path).read_text(encoding="utf-8"))
     if not isinstance(value, dict):
         raise UserError(f"{path}: not a JSON object")

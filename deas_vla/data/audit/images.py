@@ -7,6 +7,7 @@ would have to decode every frame to count them. Images in parquet files are chec
 import io
 import itertools
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -121,21 +122,30 @@ def stored_images(
 
 def _problem(encoded: bytes | None, folder: LerobotFolder, key: str) -> tuple[str, str]:
     """Code and message of what is wrong with an image."""
-    from PIL import Image
-
     if encoded is None:
         return "missing-image", "has no image"
     try:
-        with Image.open(io.BytesIO(encoded)) as image:
-            size, mode = (image.height, image.width), image.mode
-            # A PNG has checksums, which are read in a fraction of the time.
-            (image.verify if image.format == "PNG" else image.load)()
+        size, mode = _checked(encoded)
     except Exception as error:  # each format has its own errors
         return "broken-image", f"is not an image ({error})"
     if mode in DEEP_MODES:
         return "depth-map", f"is a depth map ({mode}), no colours"
     other = _other_size(size, folder, key)
     return "wrong-image-size" if other else "", other
+
+
+def _checked(encoded: bytes) -> tuple[tuple[int, int], str]:
+    """(height, width) and Pillow's mode of an image that can be decoded; an exception of its format if it cannot."""
+    from PIL import Image
+
+    with suppress(Exception), Image.open(io.BytesIO(encoded)) as image:
+        if image.format == "PNG":
+            # It has checksums, which are read in a fraction of the time. One that lacks its end only can be decoded.
+            image.verify()
+            return (image.height, image.width), image.mode
+    with Image.open(io.BytesIO(encoded)) as image:
+        image.load()
+        return (image.height, image.width), image.mode
 
 
 def _other_size(size: tuple[int, int], folder: LerobotFolder, key: str) -> str:

@@ -284,5 +284,6 @@ def decode_image(encoded: bytes | None, image: np.ndarray, where: str) -> None:
         fix = "mark it in info.json as LeRobot does (info: is_depth_map), and it is left out"
         raise UserError(f"{where}: a depth map ({stored.mode}), no colours; {fix}")
     if decoded.shape != image.shape:
-        raise UserError(f"{where}: image is {decoded.shape}, info.json says {image.shape}")
+        fix = "correct info.json, or scale the images"
+        raise UserError(f"{where}: image is {decoded.shape}, info.json says {image.shape}; {fix}")
     image[:] = decoded

@@ -252,7 +252,8 @@ class LerobotFolder:
             raise UserError(f"{path} holds depth maps ({pixel_format(path)}), no colours; {fix}")
         if frames.shape[1:] != (3, *size):
             found = (*frames.shape[2:], frames.shape[1])
-            raise UserError(f"{path}: frames are {found}, info.json says {(*size, 3)}")
+            fix = "correct info.json, or scale the video"
+            raise UserError(f"{path}: frames are {found}, info.json says {(*size, 3)}; {fix}")
         return frames.permute(0, 2, 3, 1).numpy()
 
     def _parquet(self, folder: str) -> list[Path]:

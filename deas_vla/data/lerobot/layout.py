@@ -140,7 +140,9 @@ def _by_info(folder: LerobotFolder, what: str) -> tuple[Position, ...]:
     key = KEYS[what]
     if key not in folder.features:
         present = ", ".join(sorted(folder.features))
-        raise UserError(f"{folder.root}: column {key} is missing; its columns are {present}")
+        raise UserError(
+            f"{folder.root}: column {key} is missing; record it, or give info.json its name among {present}"
+        )
     width = int(np.prod(folder.features[key]["shape"]))
     names = feature_names(folder.features[key])
     if names is None:
@@ -189,7 +191,7 @@ def _objects(folder: LerobotFolder, where: str, what: str) -> dict[str, dict]:
 
 def _require_column(folder: LerobotFolder, where: str, what: str, key: object) -> None:
     if not isinstance(key, str) or key not in folder.features:
-        raise UserError(f"{where}: {what} is in column {key}, which info.json does not have")
+        raise UserError(f"{where}: {what} is in column {key}, which info.json does not have; correct it")
 
 
 def _group(folder: LerobotFolder, where: str, key: str, name: str, group: dict) -> list[Position]:

@@ -246,6 +246,8 @@ def _episode(
     success, rewards = labels.of(part.columns, len(part))
     if steps_of(part, success) < 1:
         yield fault(part, "too-short", f"it has no steps: {len(part)} rows without success", severity=ERROR)
+    elif not len(frames_of(part, success)):
+        yield fault(part, "missing-image", "no row of it says that it has an image of its own", "frame.is_fresh")
     elif np.isfinite(rewards).all():
         yield from ends(part, *step_labels(part, labels), labels, "frame.is_final" in part.columns)
     if len(part) < 2:
