@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from deas_vla.envs import rendering
 from deas_vla.envs.panda_omron import columns_of, panda_omron_contract
-from deas_vla.envs.protocol import EnvSettings, as_commands
+from deas_vla.envs.protocol import EnvSettings, as_commands, require_frame
 from deas_vla.envs.registry import EnvConfig, contract_of, env_config, make_env
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
@@ -109,3 +109,19 @@ def test_rendering_uses_what_is_installed_or_says_what_to_install(monkeypatch, w
     else:
         with pytest.raises(UserError, match="unset it" if wanted == "glfw" else "apt-get install -y libosmesa6"):
             rendering.choose_gl()
+
+
+def test_a_first_frame_that_is_not_what_the_contract_says_names_the_simulator():
+    (camera,) = CONTRACT.cameras
+    shape = (camera.height, camera.width, 3)
+    frame = {"state": np.zeros(16, np.float32), "images": {camera.name: np.zeros(shape, np.uint8)}}
+    assert require_frame(frame, CONTRACT, "Kitchen") is frame
+    faults = {
+        r"Kitchen\.state\(\) gave \(2,\), its contract has 16 columns": {"state": np.zeros(2)},
+        r"Kitchen\.images\(\) gave left; its contract has robot0": {"images": {"left": np.zeros(shape, np.uint8)}},
+        "as float64": {"images": {camera.name: np.zeros(shape)}},
+        r"as uint8 \(8, 8, 3\)": {"images": {camera.name: np.zeros((8, 8, 3), np.uint8)}},
+    }
+    for message, change in faults.items():
+        with pytest.raises(UserError, match=message):
+            require_frame(frame | change, CONTRACT, "Kitchen")

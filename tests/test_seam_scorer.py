@@ -133,3 +133,16 @@ def test_a_name_in_a_file_imports_nothing(shortest, tmp_path):
     path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + size :])
     with pytest.raises(UserError, match="header that does not fit"):
         Reranker.load(folder)
+
+
+def test_values_of_another_shape_are_refused_by_the_scorers_name(shortest):
+    policy = small_policy()
+
+    class Forgetful(shortest):
+        def q_values(self, encoded, chunks):
+            return super().q_values(encoded, chunks)[0]
+
+    decider = BestOfN(policy, 4, "best", Forgetful(policy.contract, policy.horizon))
+    keys = [NoiseKey(seed=0, scene=scene, sample=0, decision=0) for scene in range(2)]
+    with pytest.raises(UserError, match=r"Forgetful\.q_values gave \(2, 4\), expected \(K, 2, 4\)"):
+        decider.choose(observations(2), keys)

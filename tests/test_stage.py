@@ -126,6 +126,49 @@ def test_a_stage_whose_input_was_made_anew_is_refused(stage, tmp_path):
     stage("other", settings={"steps": 9})
     with pytest.raises(UserError, match="stage data was made anew"):
         stage("policy", inputs={"data": tmp_path / "other"})
+    with pytest.raises(UserError, match="stage more is new here"):
+        stage("policy", inputs={"data": tmp_path / "data", "more": tmp_path / "other"})
+    with pytest.raises(UserError, match="stage data is not read now"):
+        stage("policy")
+
+
+def test_a_stage_that_was_refused_before_it_made_anything_is_forgotten(stage, tmp_path):
+    """Else the next try, with the settings that the refusal asked for, would be refused for these (defect)."""
+
+    def refused(folder):
+        raise UserError("the critic's horizon does not fit")
+
+    with pytest.raises(UserError, match="horizon does not fit"):
+        stage(work=refused)
+    assert not (tmp_path / "policy").exists()
+    stage(settings=SETTINGS | {"steps": 6})
+
+    def half_way(folder):
+        (folder / "checkpoint").touch()
+        refused(folder)
+
+    with pytest.raises(UserError, match="horizon does not fit"):
+        stage("other", work=half_way)
+    with pytest.raises(UserError, match="steps: 5 there, 6 now"):
+        stage("other", settings=SETTINGS | {"steps": 6})
+
+
+def test_a_stage_made_with_another_version_of_the_users_file_is_refused(stage, tmp_path, monkeypatch):
+    """One who writes a scorer edits it over and over: the old result must not pass for the new one's (defect)."""
+    scorer, simulator = tmp_path / "mine.py", tmp_path / "point.py"
+    for file in (scorer, simulator):
+        file.write_text("version = 1")
+    settings = SETTINGS | {"scorer": f"{scorer}:mine"}
+    stage(settings=settings)
+    stage(settings=settings)
+    scorer.write_text("version = 2")
+    with pytest.raises(UserError, match=r"the file .*mine\.py has changed"):
+        stage(settings=settings)
+    monkeypatch.setenv("DEAS_VLA_PLUGINS", str(simulator))
+    stage("other")
+    simulator.write_text("version = 2")
+    with pytest.raises(UserError, match=r"the file .*point\.py has changed"):
+        stage("other")
 
 
 def test_a_stage_that_is_made_again_with_the_same_settings_is_another_one(stage, tmp_path):

@@ -235,10 +235,27 @@ class SteppedEnv:
         Raises:
             UserError: if there is no expert.
         """
-        raise UserError(f"{type(self).__name__} has no scripted expert for {self.task}")
+        fix = "define expert_command, or collect rollouts of a policy instead"
+        raise UserError(f"{type(self).__name__} has no scripted expert for {self.task}; {fix}")
 
     def close(self) -> None:
         """Frees what the simulator holds."""
+
+
+def require_frame(frame: dict, contract: Contract, simulator: str) -> dict:
+    """The frame, if it shows what the contract says; else a UserError that says what the simulator must give."""
+    state, images = np.shape(frame["state"]), frame["images"]
+    if state != (contract.state_dim,):
+        raise UserError(f"{simulator}.state() gave {state}, its contract has {contract.state_dim} columns of the state")
+    names = [camera.name for camera in contract.cameras]
+    if set(images) != set(names):
+        raise UserError(f"{simulator}.images() gave {', '.join(images) or 'none'}; its contract has {', '.join(names)}")
+    for camera in contract.cameras:
+        image, shape = images[camera.name], (camera.height, camera.width, 3)
+        if image.shape != shape or image.dtype != np.uint8:
+            found = f"{image.dtype} {image.shape}"
+            raise UserError(f"{simulator}.images() gave {camera.name} as {found}, its contract says uint8 {shape}")
+    return frame
 
 
 def as_commands(actions: np.ndarray, contract: Contract) -> np.ndarray:

@@ -30,7 +30,7 @@ from typing import Any
 
 import numpy as np
 
-from deas_vla.envs.protocol import ChunkResult, Simulator
+from deas_vla.envs.protocol import ChunkResult, Simulator, require_frame
 from deas_vla.envs.registry import SIMULATORS, EnvConfig, contract_of, make_env
 from deas_vla.errors import UserError
 
@@ -177,8 +177,13 @@ class _Host:
         if method == "expert":
             scene, seed, frame_every = arguments
             env = self._at(slot, fresh=True)
-            return env.reset(scene), env.play_expert(env.horizon, np.random.default_rng(seed), frame_every)
-        return getattr(self._at(slot, fresh=method in ("reset", "restore")), method)(*arguments)
+            return self._begin(env, scene), env.play_expert(env.horizon, np.random.default_rng(seed), frame_every)
+        env = self._at(slot, fresh=method in ("reset", "restore"))
+        return self._begin(env, *arguments) if method == "reset" else getattr(env, method)(*arguments)
+
+    def _begin(self, env: Simulator, *arguments) -> dict:
+        """The first frame, which must be what the contract says: told before an episode is played, not after all."""
+        return require_frame(env.reset(*arguments), contract_of(self.config), type(env).__name__)
 
     def close(self) -> None:
         for env in self._envs.values():

@@ -88,7 +88,7 @@ class BestOfN:
         compared = candidates
         if self.scorer is not None:
             encoded = self.scorer.encode(context, observation)
-            q_values = self.scorer.q_values(encoded, self.scorer.chunks(candidates))
+            q_values = self.scorer.checked_q_values(encoded, self.scorer.chunks(candidates))
             scores, value = self.scorer.aggregate(q_values), self.scorer.value(encoded)
             # Chunks that are alike where they were scored are alike.
             compared = candidates[:, :, : self.scorer.horizon]

@@ -87,9 +87,17 @@ class Scorer(nn.Module, ABC):
         """(K, B, N) values to (B, N) scores."""
         return score(q_values, self.aggregation)
 
+    def checked_q_values(self, encoded: Encoded, chunks: Tensor) -> Tensor:
+        """`q_values`; a UserError that names the scorer if it gives another shape."""
+        values, (count, candidates) = self.q_values(encoded, chunks), chunks.shape[:2]
+        if values.ndim != 3 or values.shape[1:] != (count, candidates):
+            found, fix = tuple(values.shape), "for K = 1 add a first dimension: [None]"
+            raise UserError(f"{type(self).__name__}.q_values gave {found}, expected (K, {count}, {candidates}); {fix}")
+        return values
+
     def score(self, encoded: Encoded, chunks: Tensor) -> Tensor:
         """(B, N, H, A) normalised chunks to (B, N) scores: higher is better."""
-        return self.aggregate(self.q_values(encoded, chunks))
+        return self.aggregate(self.checked_q_values(encoded, chunks))
 
     def advantage(self, encoded: Encoded, chunk: Tensor) -> Tensor:
         """(B, H, A) one normalised chunk for each observation to (B,) score − V."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import resource
 import time
 import uuid
@@ -16,7 +17,8 @@ from filelock import FileLock, Timeout
 from deas_vla.config import flat, outcome_settings, to_json
 from deas_vla.data.images import folder_identity
 from deas_vla.errors import UserError
-from deas_vla.files import write_json
+from deas_vla.files import sha256_of, write_json
+from deas_vla.registry import PLUGINS
 
 DONE = "stage.json"
 SETTINGS = "settings.json"
@@ -54,6 +56,7 @@ def run_stage(
         "inputs": {name: stage_mark(path) for name, path in inputs.items()},
         "sources": {name: str(path) for name, path in inputs.items()},
         "data": {folder: folder_identity(Path(folder)) for folder in data},
+        "code": {file: sha256_of(Path(file)) for file in _plugin_files(config)},
     }
     with lock_for_run(accelerator, folder):
         if (folder / DONE).is_file():
@@ -68,8 +71,15 @@ def run_stage(
             write_json(folder / SETTINGS, record | {"attempts": attempts})
             accelerator.print(f"{folder.name} …")
         accelerator.wait_for_everyone()
-        if everyone or accelerator.is_main_process:
-            work(folder)
+        try:
+            if everyone or accelerator.is_main_process:
+                work(folder)
+        except UserError:
+            # What was refused before it made anything must not stand in the way of the next try.
+            if accelerator.is_main_process and [path.name for path in folder.iterdir()] == [SETTINGS]:
+                (folder / SETTINGS).unlink()
+                folder.rmdir()
+            raise
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             record |= {
@@ -109,6 +119,14 @@ def stage_mark(folder: Path) -> str:
 def numbered(name: str, folders: list[str]) -> dict[str, str]:
     """Names for stages of one kind: ``name`` to the first folder, ``name_2`` to the second, and so on."""
     return {name if number == 1 else f"{name}_{number}": folder for number, folder in enumerate(folders, 1)}
+
+
+def _plugin_files(config: Any) -> list[str]:
+    """The user's own files of code that the settings name, as ``FILE.py:NAME``, or the environment does."""
+    settings = config if isinstance(config, dict) else to_json(config)
+    named = [value.rpartition(":")[0] for value in flat(settings).values() if isinstance(value, str)]
+    named += os.environ.get(PLUGINS, "").split(",")
+    return sorted({name for name in named if name.endswith(".py") and Path(name).is_file()})
 
 
 def _peak_memory(processes: int) -> int:
@@ -168,16 +186,17 @@ def _require_same(folder: Path, file: str, record: dict, config: Any) -> dict:
         for key in sorted(compared)
         if old.get(key, "absent") != new.get(key, "absent")
     ]
+    changed += [f"stage {name} is new here" for name in sorted(record["inputs"].keys() - there["inputs"].keys())]
+    changed += [f"stage {name} is not read now" for name in sorted(there["inputs"].keys() - record["inputs"].keys())]
     changed += [
         f"stage {name} was made anew"
-        for name in sorted(there["inputs"].keys() | record["inputs"].keys())
-        if there["inputs"].get(name) != record["inputs"].get(name)
+        for name in sorted(there["inputs"].keys() & record["inputs"].keys())
+        if there["inputs"][name] != record["inputs"][name]
     ]
-    # An older version did not note its data sets.
-    data = there.get("data", {})
-    changed += [
-        f"the data set {name} has changed" for name, mark in record["data"].items() if data.get(name, mark) != mark
-    ]
+    # An older version did not note its data sets and the user's own files of code.
+    for kind, what in (("data", "the data set"), ("code", "the file")):
+        marks = there.get(kind, {})
+        changed += [f"{what} {n} has changed" for n, mark in record[kind].items() if marks.get(n, mark) != mark]
     if changed:
         raise UserError(
             f"{folder} was made with other settings ({'; '.join(changed)}); "

@@ -80,7 +80,7 @@ TASKS = {
 def task_of(name: str) -> Task:
     """The task of that name, or a `UserError` with the known ones and the nearest."""
     if name not in TASKS:
-        raise UserError(unknown("robosuite task", name, TASKS))
+        raise UserError(f"{unknown('robosuite task', name, TASKS)}; another simulator is named by --env=FILE.py:NAME")
     return TASKS[name]
 
 
