@@ -24,7 +24,7 @@ from told_example import (
     write_told_video,
 )
 
-from deas_vla.data.audit.audit import audit
+from deas_vla.data.audit.audit import audit, report_text
 from deas_vla.data.contract import Camera
 from deas_vla.data.labels import RECORDED, LabelRules
 from deas_vla.data.lerobot.declare import declare_dataset
@@ -424,6 +424,7 @@ def test_depth_maps_are_left_out(tmp_path, version, mark):
     contract = dataclasses.replace(contract, cameras=(*contract.cameras, Camera("depth", SIZE, SIZE)))
     with pytest.raises(ContractMismatch, match="camera depth holds depth maps, which are not read: leave it out"):
         read_dataset(root, contract)
+    assert "camera depth holds depth maps: it is left out" in report_text(audit([root]))
     declare_dataset(root, contract)
     assert any("camera depth holds depth maps" in line for line in errors(root))
 
@@ -512,6 +513,13 @@ def test_a_video_whose_times_do_not_fit_is_refused_in_one_line(tmp_path, version
     assert errors(root)[0] == (
         "video-times: episode 0: camera front has no frame at 0 s, where row 0 is: the nearest is 350 ms away"
     )
+
+
+def test_a_video_of_a_real_clock_is_read(tmp_path):
+    """A frame is up to a fifth of a step late, so that the decoder's own count of the rate is wrong."""
+    late = np.random.default_rng(0).uniform(0, 0.02, 20)
+    root = write_told_video(tmp_path / "set", "v2.1", times=lambda frames: np.arange(frames) / RATE + late[:frames])
+    read(root)
 
 
 def with_camera(info):

@@ -1,7 +1,8 @@
 """The compatibility report: is each data set fit for training, do they fit to each other, to a policy, to a critic?
 
 Data sets are read as they are, v2 or v3, an episode at a time, and every fault is reported, not only the first. What
-the reader would refuse is an error here; so is what it could not see and training would learn nonsense from.
+the reader would refuse is an error here: faults in rows are found by the very code with which it refuses them. So is
+what it could not see and training would learn nonsense from: LeRobot's statistics, and what does not fit to others.
 """
 
 import hashlib
@@ -21,7 +22,7 @@ from deas_vla.data.lerobot import SIDECAR, rows
 from deas_vla.data.lerobot.columns import ColumnFacts
 from deas_vla.data.lerobot.findings import ERROR, SEVERITIES, Finding, Findings, found
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
-from deas_vla.data.lerobot.layout import Layout
+from deas_vla.data.lerobot.layout import Layout, depth_cameras
 from deas_vla.data.lerobot.reader import declared_labels, own_contract
 from deas_vla.data.lerobot.videos import misplaced, video_ends
 from deas_vla.errors import UserError, require
@@ -117,6 +118,8 @@ def _dataset(data: Audited, labels: LabelRules, reference: Reference | None) -> 
     if declared:
         data.layout = data.layout.with_columns_of(data.contract)
     yield from images.unused_cameras(folder, data.layout)
+    for camera in sorted(depth_cameras(folder)):
+        yield found("depth-left-out", f"camera {camera} holds depth maps: it is left out", column=camera)
     parts = yield from _episodes(data, labels)
     yield from columns.stored_statistics(folder, data.layout.keys, parts)
     data.facts = rows.column_facts(data.layout, parts)

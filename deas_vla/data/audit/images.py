@@ -55,19 +55,24 @@ def _video(folder: LerobotFolder, camera: str, key: str, part: Rows, end: float 
     if deep_grey(facts.pixel_format):
         yield found("depth-map", f"camera {camera} has pixels of format {facts.pixel_format}", **position)
     own = (len(facts.times) if end is None else round(end * rate_hz)) - round(begin * rate_hz)
-    message = f"episode {number} has {rows} rows, camera {camera} has {max(own, 0)} frames"
+    counted = f"episode {number} has {rows} rows, camera {camera} has {max(own, 0)} frames"
+    rates = f"camera {camera} has {facts.rate_hz:g} frames a second, info.json says {rate_hz:g}"
+    other_rate = bool(facts.rate_hz) and abs(facts.rate_hz / rate_hz - 1) > 0.01
     wanted = begin + np.arange(rows) / rate_hz
-    if facts.rate_hz and abs(facts.rate_hz / rate_hz - 1) > 0.01:
-        rates = f"camera {camera} has {facts.rate_hz:g} frames a second, info.json says {rate_hz:g}"
+    gap = facts.gap(wanted)
+    if (gap * rate_hz < 0.5).all():  # frames are looked up by their times
+        if other_rate:
+            yield found("wrong-video-rate", rates, severity=WARNING, **position)
+        if own > rows:
+            yield found("long-video", counted, **position)
+    elif other_rate:
         yield found("wrong-video-rate", rates, **position)
-    elif own >= rows and (gap := facts.gap(wanted)).max() * rate_hz >= 0.5:
+    elif own < rows:
+        yield found("short-video", f"{counted} for them", **position)
+    else:
         row = int(gap.argmax())
         times = f"episode {number}: camera {camera} has no frame at {wanted[row]:g} s, where row {row} is"
         yield found("video-times", f"{times}: the nearest is {gap[row] * 1e3:.0f} ms away", **position)
-    if own < rows:
-        yield found("short-video", f"{message} for them", **position)
-    elif own > rows:
-        yield found("long-video", message, **position)
     if facts.flat:
         yield found("flat-video", f"camera {camera} shows one colour in its first and last frame", **position)
 

@@ -22,6 +22,7 @@ KINDS = {
     "constant-action": (WARNING, "leave them out of the contract, or look whether they were recorded"),
     "constant-reward": (WARNING, "train with success_minus_one, or look how rewards were recorded"),
     "constant-state": (NOTE, "leave them out of the contract, or look whether they were recorded"),
+    "depth-left-out": (NOTE, ""),
     "depth-map": (ERROR, "mark it in info.json as LeRobot does (info: is_depth_map), and it is left out"),
     "done-too-early": (ERROR, RECORD),
     "duplicated-episode": (WARNING, "leave one out: it would be trained on and validated with"),

@@ -21,6 +21,7 @@ import itertools
 import re
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -47,13 +48,14 @@ from deas_vla.files import read_json
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from torch import Tensor
 
 INFO, MODALITY = "meta/info.json", "meta/modality.json"
 VERSIONS = ("v2.0", "v2.1", "v3.")
 # Below this, a progress bar would only flicker.
 EPISODES_WORTH_A_BAR = 50
 # What the list of episodes of v3 says of each camera.
-VIDEO_FIELDS = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+VIDEO_FIELDS = ("chunk_index", "file_index", "from_timestamp")
 # Frames of a video that are decoded at once.
 FRAMES_AT_ONCE = 64
 
@@ -224,28 +226,19 @@ class LerobotFolder:
         if self.episodic:
             return self._episode_path("video_path", number, video_key=key), 0.0
         fields = {name: self.episodes[number].get(f"videos/{key}/{name}") for name in VIDEO_FIELDS}
-        if missing := [name for name in VIDEO_FIELDS if fields[name] is None and name != "to_timestamp"]:
+        if missing := [name for name in VIDEO_FIELDS if fields[name] is None]:
             fix = "copy the data set again, or leave the camera out of the contract"
             raise UserError(f"{self.root}/meta/episodes: episode {number} has no videos/{key}/{missing[0]}; {fix}")
-        begin, _ = (fields.pop(name) for name in ("from_timestamp", "to_timestamp"))
+        begin = fields.pop("from_timestamp")
         return self.root / self.info["video_path"].format(video_key=key, **fields), begin
 
     def _video_frames(self, key: str, size: tuple[int, int], number: int, wanted: np.ndarray) -> np.ndarray:
         """Frame n of an episode belongs to its row n, whatever its column of timestamps says."""
-        lerobot = require("lerobot.datasets.video_utils", "lerobot")
         path, begin = self.video(key, number)
         if not path.is_file():
             raise UserError(f"{path} is missing; copy the data set again")
         times = [begin + float(row) / self.rate_hz for row in wanted]
-        broken = f"{path} cannot be decoded up to second {times[-1]:g}; copy it again"
-        with as_user_error(broken, Exception):  # each decoder has its own errors
-            try:
-                frames = lerobot.decode_video_frames(path, times, tolerance_s=0.5 / self.rate_hz, return_uint8=True)
-            except lerobot.FrameTimestampError:
-                frames = None  # its message is many lines of tensors
-        if frames is None:
-            span, fix = f"seconds {times[0]:g} to {times[-1]:g}", "encode it anew with a frame at the time of each row"
-            raise UserError(f"{path}: its times do not fit its rows, at {span} a frame is over half a step away; {fix}")
+        frames = self._decoded(path, times)
         # Grey pixels of more than 8 bits are depths, and were clipped or scaled.
         if (frames[0] == frames[0, :1]).all() and deep_grey(pixel_format(path)):
             fix = "mark it in info.json as LeRobot does (info: is_depth_map), and it is left out"
@@ -255,6 +248,24 @@ class LerobotFolder:
             fix = "correct info.json, or scale the video"
             raise UserError(f"{path}: frames are {found}, info.json says {(*size, 3)}; {fix}")
         return frames.permute(0, 2, 3, 1).numpy()
+
+    def _decoded(self, path: Path, times: list[float]) -> Tensor:
+        """(F, 3, height, width) uint8: the frames of a video at these seconds, within half a step each."""
+        lerobot = require("lerobot.datasets.video_utils", "lerobot")
+        step = 1 / self.rate_hz
+        decode = partial(lerobot.decode_video_frames, path, times, tolerance_s=0.5 * step, return_uint8=True)
+        try:
+            return decode()
+        except Exception as error:  # each decoder has its own
+            usual = error
+        with suppress(Exception):
+            # The usual decoder looks frames up by their number, which in a video of a real clock is another.
+            return decode(backend="pyav")
+        if isinstance(usual, lerobot.FrameTimestampError):  # whose message is many lines of tensors
+            span, fix = f"seconds {times[0]:g} to {times[-1]:g}", "encode it anew with a frame at the time of each row"
+            raise UserError(f"{path}: its times do not fit its rows, at {span} a frame is over half a step away; {fix}")
+        with as_user_error(f"{path} cannot be decoded up to second {times[-1]:g}; copy it again", Exception):
+            raise usual
 
     def _parquet(self, folder: str) -> list[Path]:
         files = sorted((self.root / folder).glob("*/*.parquet"), key=_by_number)
