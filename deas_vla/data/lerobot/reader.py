@@ -78,7 +78,7 @@ def read_dataset(
         raise ContractMismatch(f"{root} and its contract do not fit together: {'; '.join(misfits)}")
     layout = layout.with_columns_of(contract)
 
-    rows = refuse(folder.root, read_rows(folder, layout, labels))
+    rows = refuse(folder.root, read_rows(folder, layout, labels, desc=folder.root.name))
     if not rows:
         raise UserError(f"{root}: there are no episodes in it; collect some")
     refuse(folder.root, misplaced(folder, layout, rows))
