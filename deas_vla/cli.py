@@ -35,6 +35,19 @@ def declare(arguments: argparse.Namespace) -> None:
     print(f"{arguments.dataset}/{SIDECAR} is written; check the data with: deas-vla audit {arguments.dataset}")
 
 
+def critique(arguments: argparse.Namespace) -> None:
+    from pathlib import Path
+
+    from deas_vla.critique.critique import critique
+    from deas_vla.critique.verdict import text_of
+
+    policy, output = (Path(path) if path else None for path in (arguments.policy, arguments.output))
+    numbers = {name: getattr(arguments, name) for name in ("candidates", "frames", "seed")}
+    critic = Path(arguments.critic)
+    print(text_of(critique(arguments.datasets, critic, policy, output, **numbers)))
+    print(f"{output or critic / 'critique'}: critique.json, critique.png")
+
+
 def export(arguments: argparse.Namespace) -> None:
     from deas_vla.config import parse
     from deas_vla.export.export import ExportConfig, export_run
@@ -89,6 +102,17 @@ def main(argv: list[str] | None = None) -> int:
         labelled("--success", default="column", metavar="column|done|reward|always|never", help=success)
         reward = "what the reward is: next.reward (default), or 1 for the step that succeeds"
         labelled("--reward", default="column", metavar="column|success", help=reward)
+    critique_flag = add(critique, "whether a critic is worth reranking with, from recordings alone, and why")
+    critique_flag("datasets", nargs="+", metavar="DATASET", help="folder of a LeRobot data set, or of a stage")
+    critique_flag("--critic", required=True, metavar="FOLDER", help="stage folder of the critic")
+    critique_flag("--policy", metavar="FOLDER", help="stage folder of the policy (default: the critic's own)")
+    critique_flag("--output", metavar="FOLDER", help="default: critique in the critic's folder")
+    for name, default, what in (
+        ("candidates", 16, "chunks of the policy at a frame"),
+        ("frames", 12, "most frames of an episode"),
+        ("seed", 0, "of the candidates' noise and of the intervals"),
+    ):
+        critique_flag(f"--{name}", type=int, default=default, help=f"{what} (default: %(default)s)")
     add(export, "a run's policy and critic as one folder: deas-vla export --help", add_help=False)
     add(verify, "whether an exported reranker is unchanged and decides as it did")("folder")
     inspect_flag = add(inspect, "what an exported reranker is made of")

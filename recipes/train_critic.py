@@ -18,6 +18,7 @@ from accelerate import Accelerator
 
 from deas_vla.config import incidental, to_json
 from deas_vla.critic.critic import CriticBatch, CriticConfig
+from deas_vla.critique.evidence import write_held_out
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import RewardSpec, build_options
@@ -31,7 +32,7 @@ from deas_vla.improvement.best_of_n import require_fitting_horizon
 from deas_vla.improvement.selection import CANDIDATE_NOISE
 from deas_vla.launch import run_recipe
 from deas_vla.policies.registry import load_policy
-from deas_vla.rollouts.collect import Reader, collected
+from deas_vla.rollouts.collect import DATASET, Reader, collected
 from deas_vla.rollouts.scenes import record_scenes
 from deas_vla.scorers.deas import DeasScorer
 from deas_vla.scorers.scorer import SCORERS, EnsembleScorer
@@ -209,6 +210,9 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
             }
             validated = validation(critic, features, state, options, held_out, candidates)
             write_json(folder / "validation.json", validated | {"data": facts})
+            roots = [*(str(inputs[name] / DATASET) for name in stages), *config.more.folders]
+            flags = np.split(held_out, np.cumsum([len(part) for part in parts])[:-1])
+            write_held_out(folder, dict(zip(roots, flags, strict=True)))
             scorer.save(folder / "critic")
 
     run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True, data=config.more.folders)

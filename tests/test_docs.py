@@ -117,7 +117,7 @@ def known_flags() -> set[str]:
         for what in [*recipes(), "robots.rollout"]:
             parsed(what, ["--help"])
         parsed("robots.rollout", ["--help", "--robot.type=so101_follower"])
-        for command in ("audit", "declare", "export", "inspect"):
+        for command in ("audit", "critique", "declare", "export", "inspect"):
             with contextlib.suppress(SystemExit):
                 cli.main([command, "--help"])
     return known | set(re.findall(r"--([\w.]+)", shown.getvalue()))
@@ -151,7 +151,7 @@ def test_every_command_is_understood(name, folder, monkeypatch):
             done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
         elif what == "deas-vla":
-            assert arguments[0] in {"doctor", "audit", "declare", "export", "verify", "inspect"}
+            assert arguments[0] in {"doctor", "audit", "critique", "declare", "export", "verify", "inspect"}
             if arguments[0] == "export":
                 parse(ExportConfig, arguments[1:])
         elif what.startswith("recipes/") or what == "robots.rollout":

@@ -28,7 +28,7 @@ FLOORS: list[dict[str, set[str]]] = [
     {"policies": set(), "scorers": set()},
     {"improvement": set(), "envs": set()},
     {"training": set(), "rollouts": {"training"}},
-    {"export": set(), "report": set(), "serving": {"export"}},
+    {"export": set(), "report": set(), "critique": {"report"}, "serving": {"export"}},
     {"doctor": set(), "cli": {"doctor"}},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}

@@ -8,6 +8,7 @@ import pytest
 from accelerate import Accelerator
 from data_example import example_contract, example_episode
 
+from deas_vla import cli
 from deas_vla.config import parse
 from deas_vla.data.contract import Camera
 from deas_vla.data.lerobot.writer import write_dataset
@@ -45,12 +46,24 @@ def learn(*arguments):
 
 
 @pytest.mark.slow
-def test_a_policy_and_a_critic_from_recordings_alone(dataset, tmp_path):
+def test_a_policy_and_a_critic_from_recordings_alone(dataset, tmp_path, capsys):
     finetune("--method=filtered_bc", f"--more.folders={dataset}", f"--output={tmp_path}/policy")
     policy = load_policy(tmp_path / "policy" / "policy")
     assert policy.contract.statistics is not None
-    learn(f"--more.folders={dataset}", f"--policy={tmp_path}/policy", f"--output={tmp_path}/critic")
+    learn(
+        f"--more.folders={dataset}", f"--policy={tmp_path}/policy", f"--output={tmp_path}/critic", "--held_out=0.4"
+    )  # fmt: skip
     assert json.loads((tmp_path / "critic" / "validation.json").read_text())["data"]["options"] > 0
+
+    # And whether the critic is any good, by the episodes that it was not trained on: too few here, and it says so.
+    critic = f"--critic={tmp_path}/critic"
+    assert cli.main(["critique", str(dataset), critic, "--candidates=4", "--frames=3"]) == 0
+    said = capsys.readouterr().out
+    assert "Verdict: cannot be told" in said and "1 successes, 1 failures" in said
+    assert (tmp_path / "critic" / "critique" / "critique.png").is_file()
+    learn(f"--more.folders={dataset}", f"--policy={tmp_path}/policy", f"--output={tmp_path}/all", "--held_out=0")
+    assert cli.main(["critique", str(dataset), f"--critic={tmp_path}/all"]) == 2
+    assert "trained on all of its episodes" in capsys.readouterr().err
 
 
 @pytest.mark.slow

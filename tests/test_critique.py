@@ -1,0 +1,140 @@
+"""Is a critic any good, from recordings alone: closed forms, planted critics, held-out episodes only."""
+
+import itertools
+import json
+
+import numpy as np
+import pytest
+from data_example import example_contract, example_episode
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from deas_vla.critique.critique import draw
+from deas_vla.critique.evidence import Evidence, from_json, to_json, unseen_episodes, write_held_out
+from deas_vla.critique.verdict import FEWEST, best_of, judge, text_of
+from deas_vla.data.episodes import statistics_of
+from deas_vla.data.lerobot.writer import write_dataset
+from deas_vla.errors import UserError
+
+pytestmark = pytest.mark.unit
+RANGE = (-50.0, 0.0)
+
+
+def evidence(rng, success, *, tells=4.0, spread=1.0, disagreement=0.2, frames=9, candidates=16) -> Evidence:
+    """Of a critic whose V is `tells` higher in successes, on candidates whose scores have this spread."""
+    progress = np.linspace(0, 0.9, frames)
+    value = -20 + tells * success * progress + rng.normal(size=frames)
+    monte_carlo = -30 * (1 - progress) if success else np.full(frames, -50.0)
+    scores = value[:, None] + spread * rng.normal(size=(frames, candidates))
+    return Evidence(
+        success, progress, value, scores.mean(1), monte_carlo, scores,
+        np.full(frames, disagreement), np.full(frames, 0.3),
+    )  # fmt: skip
+
+
+def episodes(rng, count=20, **settings):
+    return [evidence(rng, number % 2 == 0, **settings) for number in range(count)]
+
+
+@given(st.integers(1, 7), st.integers(0, 1000))
+@settings(max_examples=25, deadline=None)
+def test_the_best_of_n_is_the_mean_over_all_subsets(n, seed):
+    scores = np.random.default_rng(seed).normal(size=(3, 7))
+    subsets = [scores[:, list(subset)].max(1) for subset in itertools.combinations(range(7), n)]
+    np.testing.assert_allclose(best_of(scores, n), np.mean(subsets, 0) - scores.mean(1), atol=1e-12)
+
+
+def test_a_critic_that_sees_is_told_from_one_that_is_blind():
+    rng = np.random.default_rng(0)
+    seeing, blind = judge(episodes(rng, 40), RANGE), judge(episodes(rng, 40, tells=0.0), RANGE)
+    assert seeing.worth is True and seeing.auc[2].low > 0.5 and "worth reranking" in text_of(seeing)
+    assert blind.worth is False and blind.auc[2].low < 0.5 < blind.auc[2].high
+    assert blind.recommended == (1, "first") and "does not tell success from failure" in text_of(blind)
+    # At its beginning an episode shows nothing, and a critic that sees does not claim to.
+    assert seeing.auc[0].low < 0.5 < seeing.auc[0].high
+
+
+def test_networks_that_disagree_more_than_the_candidates_differ_are_no_judge():
+    found = judge(episodes(np.random.default_rng(1), 40, tells=8.0, spread=0.1, disagreement=2.0), RANGE)
+    assert found.worth is False and found.clarity.high < 1 and "disagree about one candidate more" in text_of(found)
+
+
+def test_candidates_that_are_all_alike_leave_nothing_to_choose():
+    found = judge(episodes(np.random.default_rng(2), 40, tells=8.0, spread=0.0, disagreement=0.0), RANGE)
+    assert found.worth is False and found.gains[16] == 0
+
+
+def test_calibration_is_spearmans_correlation_over_all_frames():
+    made = episodes(np.random.default_rng(7), 10, tells=8.0)
+    scores, returns = (np.concatenate([getattr(each, name) for each in made]) for name in ("score", "monte_carlo"))
+    found = judge(made, RANGE).calibration
+    assert found.value == pytest.approx(stats.spearmanr(scores, returns).statistic, abs=1e-9)
+    assert found.low < found.value < found.high
+
+
+def test_too_few_episodes_are_no_verdict():
+    rng = np.random.default_rng(3)
+    few = [evidence(rng, number < FEWEST - 1) for number in range(20)]
+    found = judge(few, RANGE)
+    assert found.worth is None and "too few to tell" in text_of(found)
+    assert judge([evidence(rng, True) for _ in range(6)], RANGE).worth is None
+
+
+def test_intervals_cover_the_truth():
+    """Of 60 sets of episodes of a blind critic, the interval of the AUC holds 0.5 in nearly all."""
+    rng = np.random.default_rng(4)
+    found = [judge(episodes(rng, 16, tells=0.0, frames=5, candidates=2), RANGE, seed).auc[2] for seed in range(60)]
+    assert sum(each.low <= 0.5 <= each.high for each in found) >= 51
+
+
+def test_more_candidates_are_recommended_where_they_add_more():
+    rng = np.random.default_rng(5)
+    found = judge(episodes(rng, 20, candidates=32), RANGE)
+    assert list(found.gains) == [2, 4, 8, 16, 32] and sorted(found.gains.values()) == list(found.gains.values())
+    number, rule = found.recommended
+    assert found.gains[number] >= 0.9 * found.gains[32] and rule == "best"
+    unsure = judge(episodes(rng, 20, disagreement=0.7), RANGE)
+    assert unsure.worth and unsure.recommended[1] == "consensus"
+
+
+def test_it_is_written_and_drawn(tmp_path):
+    made = episodes(np.random.default_rng(6))
+    back = from_json(json.loads(json.dumps(to_json(made))))
+    assert all(np.array_equal(vars(a)[k], vars(b)[k]) for a, b in zip(made, back, strict=True) for k in vars(a))
+    pytest.importorskip("matplotlib")
+    for name, shown in {"both": made, "one": made[:1]}.items():
+        draw(judge(shown, RANGE), shown, tmp_path / f"{name}.png")
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+# ---- held-out episodes ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def recorded(tmp_path):
+    rng = np.random.default_rng(0)
+    made = [example_episode(rng, 6, i % 2 == 0) for i in range(4)]
+    contract = example_contract(statistics=statistics_of(made))
+    write_dataset(tmp_path / "seen", made, contract, "local/seen")
+    write_dataset(tmp_path / "other", made[:2], contract, "local/other")
+    return made
+
+
+def test_only_episodes_that_it_was_not_trained_on_are_asked_about(recorded, tmp_path):
+    seen, other, critic = tmp_path / "seen", tmp_path / "other", tmp_path / "critic"
+    with pytest.raises(UserError, match="does not say which episodes it was trained on"):
+        unseen_episodes(critic, seen, recorded)
+    write_held_out(critic, {str(seen): [False, True, False, True], str(tmp_path / "gone"): [True]})
+    assert unseen_episodes(critic, seen, recorded) == [recorded[1], recorded[3]]
+    moved = (tmp_path / "seen").rename(tmp_path / "moved")
+    assert unseen_episodes(critic, moved, recorded) == [recorded[1], recorded[3]]
+    assert unseen_episodes(critic, other, recorded[:2]) == recorded[:2]
+    write_held_out(critic, {str(moved): [False] * 4})
+    with pytest.raises(UserError, match="trained on all of its episodes"):
+        unseen_episodes(critic, moved, recorded)
+    write_held_out(critic, {str(moved): [False, True, False, False]})
+    info = moved / "meta" / "info.json"
+    info.write_text(info.read_text(encoding="utf-8") + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match="has changed since"):
+        unseen_episodes(critic, moved, recorded)
