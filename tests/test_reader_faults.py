@@ -241,7 +241,7 @@ def typed(name, dtype, number=1):
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int64"])
 def test_numbers_of_another_type_in_one_file_are_cast(tmp_path, dtype):
     """As LeRobot casts them: to the type of info.json."""
-    root = write_told(tmp_path / "set", files=[[0], [1, 2]], columns=typed("observation.state", dtype))
+    root = write_told(tmp_path / "set", files=[[0], [1], [2]], columns=typed("observation.state", dtype))
     episodes = read(root)
     assert {episode.states.dtype for episode in episodes} == {np.dtype("float32")}
     assert episodes[1].states[:3].tolist() == [[1, 0], [1, 1], [1, 2]]
@@ -520,6 +520,14 @@ def test_a_video_of_a_real_clock_is_read(tmp_path):
     late = np.random.default_rng(0).uniform(0, 0.02, 20)
     root = write_told_video(tmp_path / "set", "v2.1", times=lambda frames: np.arange(frames) / RATE + late[:frames])
     read(root)
+
+
+def test_surplus_frames_of_another_rate_are_refused(tmp_path):
+    """By its seconds row 4 shows frame 4, and by their rate frame 5: nothing says which is meant."""
+    root = write_told_video(tmp_path / "set", "v2.1", extra=3, times=lambda frames: np.arange(frames) * 0.9 / RATE)
+    refused(
+        root, r"episode 0 has 5 rows, camera front has 8 frames, 11\.\d+ a second, info\.json says 10; encode the video"
+    )
 
 
 def with_camera(info):

@@ -16,7 +16,7 @@ from deas_vla.data.lerobot.files import DEEP_MODES, deep_grey, image_bytes
 from deas_vla.data.lerobot.findings import WARNING, Finding, found
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout, image_size
-from deas_vla.data.lerobot.videos import video_facts
+from deas_vla.data.lerobot.videos import other_rate, video_facts
 from deas_vla.errors import UserError
 
 # Images are read from parquet files so many rows at a time.
@@ -57,15 +57,15 @@ def _video(folder: LerobotFolder, camera: str, key: str, part: Rows, end: float 
     own = (len(facts.times) if end is None else round(end * rate_hz)) - round(begin * rate_hz)
     counted = f"episode {number} has {rows} rows, camera {camera} has {max(own, 0)} frames"
     rates = f"camera {camera} has {facts.rate_hz:g} frames a second, info.json says {rate_hz:g}"
-    other_rate = bool(facts.rate_hz) and abs(facts.rate_hz / rate_hz - 1) > 0.01
+    other = other_rate(facts.rate_hz, rate_hz)
     wanted = begin + np.arange(rows) / rate_hz
     gap = facts.gap(wanted)
-    if (gap * rate_hz < 0.5).all():  # frames are looked up by their times
-        if other_rate:
+    if (gap * rate_hz < 0.499).all():  # frames are looked up by their times, within half a step
+        if other:
             yield found("wrong-video-rate", rates, severity=WARNING, **position)
         if own > rows:
             yield found("long-video", counted, **position)
-    elif other_rate:
+    elif other:
         yield found("wrong-video-rate", rates, **position)
     elif own < rows:
         yield found("short-video", f"{counted} for them", **position)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,12 +87,26 @@ def is_depth(feature: dict) -> bool:
     return False
 
 
+@dataclass(frozen=True)
+class VideoHeader:
+    """What a video file says of itself: FFmpeg's name of the format of its pixels, and frames a second, or 0."""
+
+    pixel_format: str
+    rate_hz: float
+
+
+def video_header(path: Path) -> VideoHeader:
+    """The header of a video; a file without is a UserError. Read once for every state of the file."""
+    return _video_header(path, path.stat().st_mtime_ns)
+
+
 @lru_cache(maxsize=1024)
-def pixel_format(path: Path) -> str:
-    """FFmpeg's name of the format of a video's pixels, by its header."""
+def _video_header(path: Path, modified_ns: int) -> VideoHeader:
     av = require("av", "lerobot")
-    with as_user_error(f"{path} cannot be read; copy it again", av.FFmpegError), av.open(str(path)) as container:
-        return str(container.streams.video[0].codec_context.pix_fmt)
+    broken = f"{path} cannot be decoded; copy it again"
+    with as_user_error(broken, av.FFmpegError, IndexError), av.open(str(path)) as container:
+        stream = container.streams.video[0]
+        return VideoHeader(str(stream.codec_context.pix_fmt), float(stream.average_rate or 0))
 
 
 def deep_grey(pixel_format: object) -> bool:

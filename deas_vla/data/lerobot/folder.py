@@ -37,11 +37,11 @@ from deas_vla.data.lerobot.files import (
     decode_image,
     deep_grey,
     image_bytes,
-    pixel_format,
     read_episodes,
     read_images,
     read_lines,
     read_tasks,
+    video_header,
 )
 from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.files import read_json
@@ -240,9 +240,9 @@ class LerobotFolder:
         times = [begin + float(row) / self.rate_hz for row in wanted]
         frames = self._decoded(path, times)
         # Grey pixels of more than 8 bits are depths, and were clipped or scaled.
-        if (frames[0] == frames[0, :1]).all() and deep_grey(pixel_format(path)):
+        if (frames[0] == frames[0, :1]).all() and deep_grey(video_header(path).pixel_format):
             fix = "mark it in info.json as LeRobot does (info: is_depth_map), and it is left out"
-            raise UserError(f"{path} holds depth maps ({pixel_format(path)}), no colours; {fix}")
+            raise UserError(f"{path} holds depth maps ({video_header(path).pixel_format}), no colours; {fix}")
         if frames.shape[1:] != (3, *size):
             found = (*frames.shape[2:], frames.shape[1])
             fix = "correct info.json, or scale the video"

@@ -3,12 +3,14 @@
 import itertools
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
+from deas_vla.data.lerobot.files import video_header
 from deas_vla.data.lerobot.findings import Finding, found
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout
@@ -80,17 +82,34 @@ def video_ends(folder: LerobotFolder, key: str) -> dict[int, float | None]:
 
 
 def misplaced(folder: LerobotFolder, layout: Layout, parts: list[Rows]) -> Iterator[Finding]:
-    """Episodes with fewer frames than rows up to the next episode in the file: its images would be shown for theirs."""
+    """Episodes in whose place of a video, by its seconds, other frames than those of their rows may be."""
     for camera, key in layout.cameras.items():
         if folder.features[key]["dtype"] != "video":
             continue
         ends = video_ends(folder, key)
-        for part in parts:
-            if ends.get(part.number) is None:
+        for part in (part for part in parts if part.number in folder.episodes):
+            position = {"file": "meta/episodes", "column": camera, "episodes": (part.number,)}
+            try:
+                path, begin = folder.video(key, part.number)
+            except UserError as error:
+                yield found("missing-video", error, **position)
                 continue
-            path, begin = folder.video(key, part.number)
-            frames = (ends[part.number] - begin) * folder.rate_hz
-            if frames < len(part) - 0.5:
-                message = f"episode {part.number} has {len(part)} rows, camera {camera} has {round(frames)} frames"
-                position = {"file": "meta/episodes", "column": camera, "episodes": (part.number,)}
-                yield found("short-video", f"{message} up to the next episode in {path.name}", **position)
+            header = None
+            with suppress(UserError, OSError):  # found where it is decoded
+                header = video_header(path)
+            end, message = ends[part.number], f"episode {part.number} has {len(part)} rows, camera {camera} has"
+            if end is not None and (frames := (end - begin) * folder.rate_hz) < len(part) - 0.5:
+                yield found(
+                    "short-video", f"{message} {round(frames)} frames up to the next episode in {path.name}", **position
+                )
+            elif header and other_rate(header.rate_hz, folder.rate_hz):
+                # As many frames as rows belong together whatever the clock; among more, seconds and numbers disagree.
+                times = video_facts(path, path.stat().st_mtime_ns).times + 0.5 / folder.rate_hz
+                if (count := int(((times >= begin) & (times < (end or np.inf))).sum())) != len(part):
+                    rates = f"{header.rate_hz:g} a second, info.json says {folder.rate_hz:g}"
+                    yield found("wrong-video-rate", f"{message} {count} frames, {rates}", **position)
+
+
+def other_rate(rate_hz: float, rows_hz: float) -> bool:
+    """Whether a video has another rate than its rows; 0 is an unknown one."""
+    return bool(rate_hz) and abs(rate_hz / rows_hz - 1) > 0.01
