@@ -525,9 +525,7 @@ def test_a_video_of_a_real_clock_is_read(tmp_path):
 def test_surplus_frames_of_another_rate_are_refused(tmp_path):
     """By its seconds row 4 shows frame 4, and by their rate frame 5: nothing says which is meant."""
     root = write_told_video(tmp_path / "set", "v2.1", extra=3, times=lambda frames: np.arange(frames) * 0.9 / RATE)
-    refused(
-        root, r"episode 0 has 5 rows, camera front has 8 frames, 11\.\d+ a second, info\.json says 10; encode the video"
-    )
+    refused(root, r"episode 0 has 5 rows, camera front has 8 frames, 1\d\.\d+ a second, info\.json says 10; encode")
 
 
 def with_camera(info):
