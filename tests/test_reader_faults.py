@@ -31,6 +31,7 @@ from deas_vla.data.lerobot.declare import declare_dataset
 from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.lerobot.writer import write_dataset
+from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.errors import ContractMismatch, UserError
 
 VERSIONS = ("v3.0", "v2.1")
@@ -384,6 +385,23 @@ def test_rule_09_what_this_project_recorded_keeps_its_outcome_and_reward(tmp_pat
         assert [episode.terminated for episode in back] == [True, False]
         assert back[1].rewards.tolist() == made[1].rewards.tolist()
         assert audit([tmp_path / "set"], labels=labels).datasets[0].successes == 1
+
+
+def test_rule_09_a_rule_for_one_data_set_of_a_mixture_leaves_the_others_alone(tmp_path):
+    """Demonstrations that do not say are all successes; rollouts beside them keep their failure."""
+    says = write_told(tmp_path / "says")
+
+    def silent(number, columns):
+        del columns["next.success"], columns["next.reward"]
+
+    def undescribed(info):
+        del info["features"]["next.success"], info["features"]["next.reward"]
+
+    silent = write_told(tmp_path / "silent", columns=silent, info=undescribed)
+    config = MixtureConfig([str(says), str(silent)], image_every=1, labels=LabelRules("always", "success"))
+    parts, _ = read_mixture(config, own_contract(says))
+    outcomes = [[episode.terminated for episode in part] for part in parts]
+    assert outcomes == [[True, True, False], [True, True, True]]
 
 
 def test_one_row_without_success_is_refused(tmp_path):

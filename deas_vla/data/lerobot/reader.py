@@ -22,7 +22,7 @@ from deas_vla.data.lerobot.rows import (
     is_text,
     read_rows,
     steps_of,
-)  # fmt: skip
+)
 from deas_vla.data.lerobot.videos import misplaced
 from deas_vla.errors import ContractMismatch, UserError, as_user_error
 
@@ -51,10 +51,12 @@ def read_dataset(
         in_memory: if its images take more bytes than this, they stay on disk and are decoded when they are asked for.
 
     Returns:
-        Its episodes, its contract (with statistics if it was written with them) and the metadata written with it.
+        Its episodes in the order of their numbers, its contract (with statistics if it was written with them) and the
+        metadata written with it.
 
     Raises:
-        UserError: if something is missing, broken, NaN or too little, naming the file and the column.
+        UserError: if something is missing, broken, NaN or too little, naming the file and the column: the first of what
+            `deas-vla audit` calls an error. Images on disk are looked at when they are decoded.
         ContractMismatch: if it disagrees with `expected`, with every difference.
     """
     folder = LerobotFolder(root)
