@@ -399,7 +399,7 @@ def written(plan: Plan, folder: str) -> Path | None:
     """The data set, or None where no tool could have written it: a column of two types in one file."""
     try:
         return plan.write(Path(folder) / "set")
-    except (pa.ArrowException, KeyError, ValueError, IndexError, TypeError):
+    except (pa.ArrowException, KeyError, ValueError, IndexError, TypeError, OSError):
         return None
 
 
