@@ -17,7 +17,6 @@ from deas_vla.data.episodes import statistics_of
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.errors import UserError
 
-pytestmark = pytest.mark.unit
 RANGE = (-50.0, 0.0)
 
 
@@ -37,6 +36,7 @@ def episodes(rng, count=20, **settings):
     return [evidence(rng, number % 2 == 0, **settings) for number in range(count)]
 
 
+@pytest.mark.unit
 @given(st.integers(1, 7), st.integers(0, 1000))
 @settings(max_examples=25, deadline=None)
 def test_the_best_of_n_is_the_mean_over_all_subsets(n, seed):
@@ -45,6 +45,7 @@ def test_the_best_of_n_is_the_mean_over_all_subsets(n, seed):
     np.testing.assert_allclose(best_of(scores, n), np.mean(subsets, 0) - scores.mean(1), atol=1e-12)
 
 
+@pytest.mark.unit
 def test_a_critic_that_sees_is_told_from_one_that_is_blind():
     rng = np.random.default_rng(0)
     seeing, blind = judge(episodes(rng, 40), RANGE), judge(episodes(rng, 40, tells=0.0), RANGE)
@@ -55,16 +56,19 @@ def test_a_critic_that_sees_is_told_from_one_that_is_blind():
     assert seeing.auc[0].low < 0.5 < seeing.auc[0].high
 
 
+@pytest.mark.unit
 def test_networks_that_disagree_more_than_the_candidates_differ_are_no_judge():
     found = judge(episodes(np.random.default_rng(1), 40, tells=8.0, spread=0.1, disagreement=2.0), RANGE)
     assert found.worth is False and found.clarity.high < 1 and "disagree about one candidate more" in text_of(found)
 
 
+@pytest.mark.unit
 def test_candidates_that_are_all_alike_leave_nothing_to_choose():
     found = judge(episodes(np.random.default_rng(2), 40, tells=8.0, spread=0.0, disagreement=0.0), RANGE)
     assert found.worth is False and found.gains[16] == 0
 
 
+@pytest.mark.unit
 def test_calibration_is_spearmans_correlation_over_all_frames():
     made = episodes(np.random.default_rng(7), 10, tells=8.0)
     scores, returns = (np.concatenate([getattr(each, name) for each in made]) for name in ("score", "monte_carlo"))
@@ -73,6 +77,7 @@ def test_calibration_is_spearmans_correlation_over_all_frames():
     assert found.low < found.value < found.high
 
 
+@pytest.mark.unit
 def test_too_few_episodes_are_no_verdict():
     rng = np.random.default_rng(3)
     few = [evidence(rng, number < FEWEST - 1) for number in range(20)]

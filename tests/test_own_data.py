@@ -80,7 +80,6 @@ def test_data_that_grew_make_another_stage(dataset, tmp_path, capsys):
         finetune(*arguments)
 
 
-@pytest.mark.unit
 def test_nothing_to_imitate_is_one_line(tmp_path):
     config = parse(finetune_policy.FinetunePolicyConfig, ["--demonstrations="])
     with pytest.raises(UserError, match=r"--more\.folders=FOLDER"):
