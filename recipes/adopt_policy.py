@@ -40,6 +40,8 @@ class AdoptPolicyConfig:
     dataset: str = ""
     # Folder of this stage.
     output: str = "outputs/lerobot/policy"
+    # Where the checkpoint is an adapter of peft: folder of the policy that it adapts, if not the one that it names.
+    base: str = ""
     # Units of the columns, if the data set does not say: as in `deas-vla declare --help`. Asked for by robots.
     units: str = ""
     # For a type of policy without an adapter of its own: the module that encodes images, which the critic reads.
@@ -62,7 +64,7 @@ def adopt_policy(accelerator: Accelerator, config: AdoptPolicyConfig) -> None:
         )
 
     def work(folder: Path) -> None:
-        policy = LeRobotPolicy.load(checkpoint, contract, config.feature or None)
+        policy = LeRobotPolicy.load(checkpoint, contract, config.feature or None, config.base or None)
         require_same_names(policy, dataset)
         kept = [camera.name for camera in policy.contract.cameras]
         for camera in contract.cameras:
@@ -73,6 +75,8 @@ def adopt_policy(accelerator: Accelerator, config: AdoptPolicyConfig) -> None:
         policy.save(folder / "policy")
 
     settings = {"checkpoint": sha256_of(checkpoint), "contract": contract.fingerprint, "feature": config.feature}
+    if config.base:
+        settings["base"] = sha256_of(Path(config.base))
     run_stage(accelerator, Path(config.output), settings, {}, work)
 
 

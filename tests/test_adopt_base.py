@@ -1,7 +1,9 @@
 """The usual way to a policy, `lerobot-train --policy.path=BASE --rename_map=…`: the base has other cameras, widths."""
 
+import copy
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -140,6 +142,51 @@ def test_a_camera_that_the_policy_does_not_see_is_left_out(base, data, tmp_path,
     # And it reads its data with one camera only.
     episodes, _, _ = read_dataset(data, policy.contract.with_statistics(None))
     assert all(episode.images.keys() == {"left"} for episode in episodes)
+
+
+def test_an_adapter_is_merged_into_its_base(base, data, tmp_path, capsys):
+    """As `lerobot-train --peft.method_type=LORA` leaves it: the adapter, the configuration, the processors."""
+    from lerobot.policies.smolvla.modeling_smolvla import SmolVLAPolicy
+    from peft import LoraConfig, get_peft_model
+
+    origin = as_fine_tuned(base(2, 3), RENAMED)
+    wrapped = get_peft_model(
+        SmolVLAPolicy.from_pretrained(origin, local_files_only=True),
+        LoraConfig(r=2, target_modules=r".*lm_expert.*\.(q|v)_proj", modules_to_save=["action_out_proj"]),
+    )
+    wrapped.peft_config["default"].base_model_name_or_path = "lerobot/smolvla_base"
+    checkpoint = tmp_path / "adapter"
+
+    def save() -> None:
+        wrapped.save_pretrained(checkpoint)
+        wrapped.base_model.model.config.use_peft = True
+        wrapped.base_model.model.config.save_pretrained(checkpoint)
+        for path in origin.glob("policy_*"):
+            shutil.copy(path, checkpoint)
+
+    save()
+    with pytest.raises(UserError, match=r"lerobot/smolvla_base, is not a folder here; .*--base=FOLDER"):
+        adopted(checkpoint, data, tmp_path / "policy", "--units=rad")
+    with pytest.raises(UserError, match="changes no weight of its base"):
+        adopted(checkpoint, data, tmp_path / "policy", "--units=rad", f"--base={origin}")
+    torch.manual_seed(0)
+    for name, parameter in wrapped.named_parameters():
+        if "lora_B" in name or "modules_to_save" in name:
+            parameter.data += 0.05 * torch.randn(parameter.shape)
+    save()
+    policy = adopted(checkpoint, data, tmp_path / "policy", "--units=rad", f"--base={origin}")
+    observation, noise = observations(2, policy.contract, sentences=SENTENCES[:1]), normal(2, H, 2)
+    with torch.no_grad():
+        mine = policy.sample(policy.encode(observation), noise[:, None])[:, 0]
+        plain = LeRobotPolicy.load(origin, policy.contract.with_statistics(None))
+        theirs = copy.copy(policy)
+        theirs.policy = wrapped.base_model.model.eval()
+        expected = own_chunks(theirs, observation, noise)
+    assert close(mine[:, : expected.shape[1]], expected)
+    assert not close(own_chunks(plain, observation, noise), expected)
+    (checkpoint / "adapter_model.safetensors").rename(checkpoint / "adapter_model.bin")
+    with pytest.raises(UserError, match=r"adapter_model\.safetensors: missing"):
+        adopted(checkpoint, data, tmp_path / "other", "--units=rad", f"--base={origin}")
 
 
 def test_what_does_not_fit_is_still_refused(tmp_path):

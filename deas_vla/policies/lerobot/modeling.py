@@ -20,6 +20,7 @@ from deas_vla.files import read_json, write_json
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.fingerprint import Fingerprint
 from deas_vla.policies.flow import hold_last
+from deas_vla.policies.lerobot.adapter import ADAPTER_CONFIG, adapted_base, with_adapter
 from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, join
 from deas_vla.policies.lerobot.standalone import CONFIG, PREPROCESSOR, find_parts, make_standalone, without_weights
 from deas_vla.policies.registry import register_policy
@@ -150,10 +151,17 @@ class LeRobotPolicy(ChunkPolicy):
             make_standalone(folder, self.processors.preprocessor.steps, fields)
 
     @classmethod
-    def load(cls, folder: str | Path, contract: Contract | None = None, feature: str | None = None) -> Self:
+    def load(
+        cls,
+        folder: str | Path,
+        contract: Contract | None = None,
+        feature: str | None = None,
+        base: str | Path | None = None,
+    ) -> Self:
         """Reads a folder that `save` or LeRobot wrote (``…/pretrained_model``), in evaluation mode, and no hub.
 
-        The contract is needed for a folder that LeRobot wrote; where one is stored, another is refused. A file that is
+        The contract is needed for a folder that LeRobot wrote; where one is stored, another is refused. An adapter of
+        `peft` is merged into its base policy, in the folder `base` or the one that the adapter names. A file that is
         missing, cut off or does not fit is a UserError.
         """
         require("lerobot.policies", "lerobot")
@@ -163,10 +171,10 @@ class LeRobotPolicy(ChunkPolicy):
         from deas_vla.policies.lerobot.processing import Processors
 
         folder = Path(folder)
-        for name in (CONFIG, WEIGHTS, PREPROCESSOR, POSTPROCESSOR):
-            if not (folder / name).is_file():
-                fix = "merge its adapter first" if (folder / "adapter_config.json").is_file() else "copy it again"
-                raise UserError(f"{folder / name}: missing, and no LeRobot policy is without it; {fix}")
+        origin = adapted_base(folder, base) if (folder / ADAPTER_CONFIG).is_file() else folder
+        for path in (folder / CONFIG, origin / WEIGHTS, folder / PREPROCESSOR, folder / POSTPROCESSOR):
+            if not path.is_file():
+                raise UserError(f"{path}: missing, and no LeRobot policy is without it; copy it again")
         if (path := folder / CONTRACT).is_file():
             stored = Contract.from_json(read_json(path), path)
             if contract is not None:
@@ -179,9 +187,12 @@ class LeRobotPolicy(ChunkPolicy):
         with as_user_error(f"{folder}: LeRobot cannot read this policy", SafetensorError):
             config = PreTrainedConfig.from_pretrained(folder, local_files_only=True)
             overrides = {"device_processor": {"device": config.device}, **find_parts(config, folder)}
+            config.use_peft = False
             with without_weights(folder):
-                policy = get_policy_class(config.type).from_pretrained(folder, config=config, local_files_only=True)
-            _require_loaded(policy, folder / WEIGHTS)
+                policy = get_policy_class(config.type).from_pretrained(origin, config=config, local_files_only=True)
+            _require_loaded(policy, origin / WEIGHTS)
+            if origin != folder:
+                policy = with_adapter(policy, folder)
             processors = make_pre_post_processors(config, str(folder), preprocessor_overrides=overrides)
         if not (folder / CONTRACT).is_file():
             # Cameras of the robot that LeRobot's policy was made without are none of its contract.
