@@ -46,12 +46,15 @@ def test_networks_learn_the_chain(head):
         q = returns + batch.bootstrap * value[end]
         value = torch.stack([q[start == i].mean() for i in range(states + 1)])
 
-    train(critic, batch, 1000 if head == "hl_gauss" else 500, lr=6e-3)
+    steps = 1000 if head == "hl_gauss" else 500
+    train(critic, batch, steps, lr=6e-3)
+    # A constant rate jumps now and then (0.43 off, once, with other kernels); a lower one ends within 0.02.
+    train(critic, batch, steps // 4, lr=1e-3)
     critic.eval()
     learnt = critic.value(one_hot, torch.zeros(states + 1, 1))
-    torch.testing.assert_close(learnt, value, atol=0.4, rtol=0)
+    torch.testing.assert_close(learnt, value, atol=0.2, rtol=0)
     learnt_q = critic.score(batch.features, batch.state, batch.chunk.unsqueeze(1)).squeeze(1)
-    torch.testing.assert_close(learnt_q, q, atol=0.4, rtol=0)
+    torch.testing.assert_close(learnt_q, q, atol=0.2, rtol=0)
     advantage = learnt_q - critic.value(batch.features, batch.state)
     assert (advantage[:states:2] > advantage[states:-1]).all()  # right against wrong, where both were recorded
 
