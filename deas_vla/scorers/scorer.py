@@ -88,7 +88,7 @@ class Scorer(nn.Module, ABC):
         return score(q_values, self.aggregation)
 
     def checked_q_values(self, encoded: Encoded, chunks: Tensor) -> Tensor:
-        """`q_values`; a UserError that names the scorer if it gives another shape."""
+        """(K, B, N) `q_values`; a UserError that names the scorer if they have another shape."""
         values, (count, candidates) = self.q_values(encoded, chunks), chunks.shape[:2]
         if values.ndim != 3 or values.shape[1:] != (count, candidates):
             found, fix = tuple(values.shape), "for K = 1 add a first dimension: [None]"
