@@ -160,6 +160,18 @@ def test_the_image_encoder_sees_small_images_as_it_sees_large_ones(tables, tmp_p
         assert torch.equal(encoder(list(images.unbind(1))), large)
 
 
+def test_processes_that_decode_ahead_share_no_open_video(tmp_path):
+    """A video that was open before is opened anew in each: an open file has one position for all (defect)."""
+    from lerobot.datasets.video_utils import _default_decoder_cache as opened
+
+    frames = FrameTable.of(read(write_wide(tmp_path / "dataset", "video"), in_memory=0))
+    first = frames.observation(torch.tensor([0, 3]))
+    assert len(opened._cache) > 0
+    assert set(ahead(lambda _: len(opened._cache), range(4), 2)) == {0}
+    for seen in ahead(frames.observation, [torch.tensor([0, 3])] * 4, 2):
+        assert all(torch.equal(image, first.images[name]) for name, image in seen.images.items())
+
+
 @pytest.mark.parametrize("workers", [0, 1, 3])
 def test_what_is_loaded_ahead_comes_in_order(workers):
     assert list(ahead(lambda item: item * item, range(11), workers)) == [item * item for item in range(11)]

@@ -1,6 +1,7 @@
 """Work of the processor that is done ahead of the one that waits for it."""
 
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
@@ -40,9 +41,20 @@ def ahead[T, U](load: Callable[[T], U], items: Sequence[T], workers: int) -> Ite
             batch_size=None,
             num_workers=workers,
             collate_fn=_unchanged,
+            worker_init_fn=_close_inherited,
             generator=torch.Generator(),
         )
     )
+
+
+def _close_inherited(worker: int) -> None:
+    """Closes the videos that were open when this process was forked.
+
+    An open file has one position, which all processes share: two of them that seek and read in it would get each
+    other's bytes.
+    """
+    if videos := sys.modules.get("lerobot.datasets.video_utils"):
+        videos._default_decoder_cache.clear()
 
 
 def _unchanged[T](item: T) -> T:
