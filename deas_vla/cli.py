@@ -4,7 +4,9 @@ import argparse
 import json
 import sys
 
+from deas_vla.config import expand_home
 from deas_vla.errors import UserError
+from deas_vla.launch import leave_closed_pipe, system_fault
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -119,14 +121,23 @@ def main(argv: list[str] | None = None) -> int:
     inspect_flag("folder")
     for printing in (doctor_flag, audit_flag, inspect_flag):
         printing("--json", action="store_true", help="print one JSON object")
-    arguments, settings = parser.parse_known_args(argv)
+    arguments, settings = parser.parse_known_args(expand_home(sys.argv[1:]) if argv is None else argv)
     if settings and arguments.run is not export:
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     arguments.settings = settings
     try:
-        return arguments.run(arguments) or 0
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        status = arguments.run(arguments) or 0
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        leave_closed_pipe()
+    except Exception as error:
+        line = str(error) if isinstance(error, UserError) else system_fault(error)
+        if line is None:
+            raise
+        print(f"error: {line}", file=sys.stderr)
         return 2
 
 

@@ -14,6 +14,7 @@ import hashlib
 import io
 import itertools
 import json
+import os
 import re
 import sys
 import types
@@ -39,7 +40,7 @@ def parse[T](config_class: type[T], argv: list[str] | None = None, prog: str | N
     """
     import tyro
 
-    argv = sys.argv[1:] if argv is None else argv
+    argv = expand_home(sys.argv[1:]) if argv is None else argv
     config_class = _fitting(config_class, argv)
     known = _flag_types(config_class)
     arguments = _with_files_and_switches(argv, known)
@@ -60,6 +61,11 @@ def parse[T](config_class: type[T], argv: list[str] | None = None, prog: str | N
     if unknown:
         raise UserError(_unknown(unknown[0], known))
     return config
+
+
+def expand_home(argv: list[str]) -> list[str]:
+    """``--output=~/run`` as the shell would read it in a word of its own: behind a "=" it leaves the ~ as it is."""
+    return [re.sub(r"(?<=[=,])~(?=/|,|$)", lambda _: os.path.expanduser("~"), token) for token in argv]
 
 
 def from_json[T](config_class: type[T], values: dict, where: str | Path) -> T:

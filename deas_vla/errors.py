@@ -30,6 +30,7 @@ RANGES: dict[str, Callable[[float], bool]] = {
     "at least 0": lambda number: number >= 0,
     "at least 1": lambda number: number >= 1,
     "above 0": lambda number: number > 0,
+    "from 0 to 1": lambda number: 0 <= number <= 1,
     "above 0 and at most 1": lambda number: 0 < number <= 1,
     "above 0 and below 1": lambda number: 0 < number < 1,
     "at least 0 and below 1": lambda number: 0 <= number < 1,

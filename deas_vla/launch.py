@@ -40,8 +40,10 @@ def run_recipe[T](main: Callable[[T], object], config_class: type[T], argv: list
         if rank == 0:
             print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
         sys.exit(130)
+    except BrokenPipeError:
+        leave_closed_pipe()
     except Exception as error:
-        line = str(error) if isinstance(error, UserError) else disk_full(error)
+        line = str(error) if isinstance(error, UserError) else system_fault(error)
         if line is None:
             raise
         _report(f"error: {line}", rank)
@@ -72,8 +74,14 @@ def leave_process_group() -> None:
         distributed.destroy_process_group()
 
 
-def disk_full(error: BaseException) -> str | None:
-    """One line for an error that came of a full disk or quota, else None.
+def leave_closed_pipe() -> NoReturn:
+    """Ends quietly, as a program of the shell does, when who reads the output has enough (``… --help | head``)."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(128 + signal.SIGPIPE)
+
+
+def system_fault(error: BaseException) -> str | None:
+    """One line for an error that came of a full disk or quota, or of a folder that may not be written, else None.
 
     Writers wrap the system's error each in their own way: the whole chain of causes is searched, and texts too.
     """
@@ -84,6 +92,8 @@ def disk_full(error: BaseException) -> str | None:
             notes = [note.removeprefix(WRITING) for note in getattr(error, "__notes__", []) if note.startswith(WRITING)]
             where = getattr(cause, "filename", None) or (notes[0] if notes else Path.cwd())
             return f"disk full at {where}; free space and run the same command again: nothing is lost"
+        if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+            return f"{cause.filename or 'a file'}: {os.strerror(number).lower()}; name a folder that you may write to"
         cause = cause.__cause__ or cause.__context__
     return None
 

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 
 from deas_vla.config import incidental, outcome_settings
 from deas_vla.envs.simulator import SimulatorConfig
+from deas_vla.errors import require_ranges
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, SelectionConfig
 from deas_vla.launch import run_recipe
@@ -38,6 +39,10 @@ class RolloutsConfig:
     noise_scale: float = CANDIDATE_NOISE
     # Actions played of each chunk before the policy decides again.
     execute_steps: int = EXECUTE_STEPS
+
+    def __post_init__(self):
+        ranges = {"at least 1": "episodes execute_steps", "at least 0": "frame_every noise_scale"}
+        require_ranges(self, "rollouts.", ranges)
 
 
 @dataclass

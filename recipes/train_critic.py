@@ -23,7 +23,7 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.data.sampling import group_probabilities, sample_indices, split_by_episode
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, require_ranges
 from deas_vla.features.cache import FeatureCache
 from deas_vla.features.features import FeatureConfig, Features, fit_projection
 from deas_vla.features.image_encoder import ImageEncoderConfig
@@ -108,6 +108,7 @@ class TrainCriticConfig:
     training: TrainingConfig = field(default_factory=lambda: preset("default").training)
 
     def __post_init__(self):
+        require_ranges(self, "", {"at least 1": "policy_chunks"})
         require_fit(self.critic, self.reward)
 
     @staticmethod
@@ -221,6 +222,8 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
 def main(config: TrainCriticConfig) -> None:
     if not config.rollouts and not config.demonstrations and not config.more.folders:
         raise UserError("the critic needs --demonstrations=FOLDER, --rollouts=FOLDER or --more.folders=FOLDER,…")
+    if not config.policy:
+        raise UserError("the critic needs --policy=FOLDER, the stage of the policy whose backbone it reads")
     train_critic(make_accelerator(), config)
 
 

@@ -14,7 +14,10 @@ from robots.robot import Robot
 OutcomeSource = Literal["auto", "keys", "sim", "success", "failure"]
 Verdict = Literal["success", "failure", "again", "quit"]
 KEYS: dict[str, Verdict] = {"s": "success", "f": "failure", "r": "again", "q": "quit"}
-ASKED = "s success, f failure, r record it again: the arm then goes back slowly; q quit: it stays"
+ESCAPE = b"\x1b"
+# What belongs to a key that sends several bytes follows its first one at once, over a network a little later.
+ESCAPE_S = 0.02
+ASKED = "s success, f failure, r record it again: the arm then goes back slowly; q or Esc quit: it stays"
 
 
 class Keys(AbstractContextManager):
@@ -39,13 +42,30 @@ class Keys(AbstractContextManager):
 
     def pressed(self, wait_s: float = 0.0) -> str | None:
         """The next key, or None if there is none within so many seconds."""
-        if not select.select([self.stream], [], [], wait_s)[0]:
+        if not self._waiting(wait_s):
             return None
         # Not through the stream: it would take more keys than one, and select would not see them.
-        key = os.read(self.stream.fileno(), 1)
-        if not key:
+        key = self._read()
+        return self._after_escape() if key == ESCAPE else key.decode(errors="replace").lower()
+
+    def _after_escape(self) -> str | None:
+        """Esc alone is q. Arrows, F1 or Alt-s send more bytes behind it: none of them says how an episode went."""
+        if not self._waiting(ESCAPE_S):
+            return "q"
+        if self._read() in (b"[", b"O"):
+            # Numbers follow, and a letter or ~ as the last byte.
+            while self._waiting(ESCAPE_S) and not b"@" <= self._read() <= b"~":
+                pass
+        return None
+
+    def _waiting(self, seconds: float) -> bool:
+        return bool(select.select([self.stream], [], [], seconds)[0])
+
+    def _read(self) -> bytes:
+        byte = os.read(self.stream.fileno(), 1)
+        if not byte:
             raise UserError("the terminal is gone; nobody can say how the episodes went")
-        return key.decode(errors="replace").lower()
+        return byte
 
 
 class Judge(AbstractContextManager):

@@ -113,6 +113,16 @@ def test_flags_set_fields_with_their_types(argv, path, value):
 
 
 @pytest.mark.unit
+def test_a_home_folder_behind_an_equals_sign_is_the_users(monkeypatch):
+    """The shell expands ~ only where a word begins: ``--output=~/run`` made a folder named ~ (defect)."""
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setattr("sys.argv", ["recipe.py", "--output=~/run", "--tasks=~/a,b~/c,~", "--label=see ~/x"])
+    config = parse(Recipe)
+    assert config.output == Path("/home/me/run") and config.label == "see ~/x"
+    assert config.tasks == ["/home/me/a", "b~/c", "/home/me"]
+
+
+@pytest.mark.unit
 def test_a_flag_keeps_the_rest_of_a_customised_default():
     """The default of critic.head has 51 bins; setting its kind must not bring back the class's own 101."""
     assert parse(Recipe, ["--critic.head.kind=scalar"]).critic.head == Head("scalar", 51)

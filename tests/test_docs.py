@@ -111,7 +111,7 @@ def test_links_and_paths_lead_somewhere(name):
 @functools.cache
 def known_flags() -> set[str]:
     """Of all recipes, the robots' program and `deas-vla`, and those of others' programs that the guides name."""
-    known = {"help", "config", "config_file", "policy.path", "policy.rate_hz", "env.type"}
+    known = {"help", "config", "config_file", "policy.path", "policy.rate_hz", "env.type", "rename_map"}
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
         for what in [*recipes(), "robots.rollout"]:

@@ -2,6 +2,9 @@
 
 import errno
 import json
+import os
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import pytest
@@ -9,7 +12,7 @@ import pytest
 from deas_vla import launch
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path
-from deas_vla.launch import disk_full, run_recipe
+from deas_vla.launch import run_recipe, system_fault
 
 pytestmark = pytest.mark.unit
 
@@ -87,7 +90,39 @@ def test_a_defect_keeps_its_traceback():
     ],
 )
 def test_a_full_disk_is_known_however_it_is_wrapped(error, full):
-    assert (disk_full(error) is not None) == full
+    assert (system_fault(error) is not None) == full
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])
+def test_a_folder_that_may_not_be_written_is_one_line(number, capsys):
+    assert end_of(raises(OSError(number, os.strerror(number), "/usr/critic"))) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: /usr/critic: ") and line.endswith("name a folder that you may write to")
+
+
+PRINTS_FOR_EVER = """
+import sys
+from dataclasses import dataclass
+from deas_vla.launch import run_recipe
+
+@dataclass
+class Config:
+    n: int = 1
+
+def main(config):
+    while True:
+        print("a line", flush=True)
+
+run_recipe(main, Config)
+"""
+
+
+def test_who_closes_the_pipe_sees_no_traceback():
+    """``recipe | head`` (defect)."""
+    process = subprocess.Popen([sys.executable, "-c", PRINTS_FOR_EVER], stdout=-1, stderr=-1, text=True)
+    assert process.stdout.readline() == "a line\n"
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("", 141)
 
 
 def test_other_processes_wait_for_the_first_to_tell_and_print_no_help(monkeypatch, capsys):
@@ -110,4 +145,4 @@ def test_the_launcher_is_told_the_line(tmp_path, monkeypatch):
 def test_a_full_disk_names_the_file_even_if_the_library_does_not(tmp_path):
     with pytest.raises(RuntimeError) as caught, atomic_path(tmp_path / "critic.safetensors"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
-    assert f"disk full at {tmp_path / 'critic.safetensors'}; free space" in disk_full(caught.value)
+    assert f"disk full at {tmp_path / 'critic.safetensors'}; free space" in system_fault(caught.value)

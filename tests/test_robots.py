@@ -182,6 +182,19 @@ def test_a_key_ends_an_episode_or_answers_after_it(terminal, key, verdict):
         assert not judge.ready("episode 2 of 2")
 
 
+@pytest.mark.parametrize(
+    "bytes_of_key",
+    [b"\x1b[F", b"\x1bOS", b"\x1b[13~", b"\x1b[12~", b"\x1bs", b"\x1b[12;40R", b"\x1b[1;5F"],
+    ids=["End", "F4", "F3", "F2", "Alt-s", "a cursor report", "Ctrl-End"],
+)
+def test_a_key_that_sends_several_bytes_says_nothing_of_an_episode(terminal, bytes_of_key):
+    with Keys() as keys:
+        os.write(terminal, bytes_of_key + b"s")
+        assert [keys.pressed(1), keys.pressed(1), keys.pressed()] == [None, "s", None]
+        os.write(terminal, b"\x1b")
+        assert keys.pressed(1) == "q", "Esc, which stops LeRobot's own programs"
+
+
 @pytest.mark.parametrize("enter", [b"\r", b"\n"])
 def test_the_enter_key_starts_an_episode(terminal, enter):
     """It sends a carriage return, which Python 3.12.0 and 3.12.1 do not let the terminal change."""

@@ -9,6 +9,7 @@ from deas_vla.config import incidental, read_file
 from deas_vla.envs.protocol import EnvSettings
 from deas_vla.envs.registry import SIMULATORS, EnvConfig
 from deas_vla.envs.vector import EnvWorkers
+from deas_vla.errors import require_ranges
 
 
 @dataclass
@@ -27,6 +28,7 @@ class SimulatorConfig:
     parallel_episodes: int = 16
 
     def __post_init__(self):
+        require_ranges(self, "", {"at least 0": "workers", "at least 1": "parallel_episodes"})
         if self.simulator is None:
             self.simulator = SIMULATORS.get(self.env).settings_class()
 

@@ -65,7 +65,8 @@ def export_run(config: ExportConfig) -> Reranker:
     policy = load_policy(origins["policy"])
     report, evaluation, executed = run / "report.json", run / "evaluation", None
     if evaluation.is_dir():
-        executed = stage_report(evaluation)["settings"]["evaluation"]["execute_steps"]
+        # Of a policy of shorter chunks the evaluation played whole chunks.
+        executed = min(stage_report(evaluation)["settings"]["evaluation"]["execute_steps"], policy.horizon)
     return export_reranker(
         config.output,
         policy=policy,

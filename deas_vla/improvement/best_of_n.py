@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from deas_vla.data.contract import Contract
+from deas_vla.data.contract import Column, Contract
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
 from deas_vla.improvement.selection import NoiseKey, RuleName, SelectionConfig, rule_named, select
@@ -76,12 +76,15 @@ class BestOfN:
 
         Candidates that are not consistent with a prefix are dropped before the scoring.
         """
+        contract = self.policy.contract
+        _require_finite(observation.state, contract.state, "the observation's state")
         context = self.policy.encode(observation)
         device = context.tokens.device
         shape = (self.num_candidates, self.policy.horizon, self.policy.contract.action_dim)
         noise = [candidate_noise(key.seed, key.scene, key.sample, key.decision, *shape) for key in keys]
         noise = self.selection.noise_scale * torch.stack(noise).to(device)
         candidates = self.policy.contract.to_command(self.policy.sample(context, noise))
+        _require_finite(candidates, contract.action, "the policy's commands")
         if prefix is not None:
             candidates = prefix_consistent(candidates, prefix, self.policy.contract)
         q_values = scores = value = None
@@ -94,6 +97,14 @@ class BestOfN:
             compared = candidates[:, :, : self.scorer.horizon]
         index = select(self.selection, self.rule, q_values, compared, keys, scores)
         return Choice(candidates, index, scores, value)
+
+
+def _require_finite(numbers: Tensor, columns: tuple[Column, ...], whose: str) -> None:
+    """Refuses (..., columns) numbers that an arm must not be sent, and a network makes such numbers of, by name."""
+    finite = torch.isfinite(numbers)
+    if not finite.all():
+        names = [column.name for column, right in zip(columns, finite.flatten(0, -2).all(0), strict=True) if not right]
+        raise UserError(f"{whose} hold NaN or infinite numbers ({', '.join(names)}); nothing is decided from them")
 
 
 def require_same_encoder(policy: ChunkPolicy, scorer: Scorer) -> None:

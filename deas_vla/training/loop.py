@@ -56,7 +56,8 @@ class TrainingConfig:
     checkpoint_every: int = incidental(250)
 
     def __post_init__(self):
-        require_ranges(self, "", {"at least 1": "steps batch_size"})
+        ranges = {"at least 1": "steps batch_size log_every checkpoint_every", "above 0": "learning_rate"}
+        require_ranges(self, "", ranges | {"at least 0": "weight_decay gradient_clip", "from 0 to 1": "warmup"})
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then a cosine to zero or a constant."""

@@ -1,7 +1,6 @@
 """Stages of a run: each has a folder, is skipped when it is done, and refuses to mix two configurations."""
 
 import dataclasses
-import json
 import os
 import resource
 import time
@@ -17,7 +16,7 @@ from filelock import FileLock, Timeout
 from deas_vla.config import flat, outcome_settings, to_json
 from deas_vla.data.images import folder_identity
 from deas_vla.errors import UserError
-from deas_vla.files import sha256_of, write_json
+from deas_vla.files import read_json, sha256_of, write_json
 from deas_vla.registry import PLUGINS
 
 DONE = "stage.json"
@@ -106,7 +105,7 @@ def stage_report(folder: Path) -> dict:
         raise UserError("the name of a stage's folder is empty; give the folder of a finished stage")
     if not (folder / DONE).is_file():
         raise UserError(f"{folder} is not a finished stage (no {DONE}); run the recipe that makes it first")
-    return json.loads((folder / DONE).read_text(encoding="utf-8"))
+    return read_json(folder / DONE)
 
 
 def stage_mark(folder: Path) -> str:
@@ -175,7 +174,7 @@ def _lock_of(path: Path) -> FileLock:
 
 def _require_same(folder: Path, file: str, record: dict, config: Any) -> dict:
     """What is written there; refuses other settings and other inputs."""
-    there = json.loads((folder / file).read_text(encoding="utf-8"))
+    there = read_json(folder / file)
     old, new = flat(there["settings"]), flat(record["settings"])
     compared = old.keys() | new.keys()
     if dataclasses.is_dataclass(config):

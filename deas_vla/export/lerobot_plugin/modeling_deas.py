@@ -188,7 +188,11 @@ def observation_of(batch: dict, image_keys: dict[str, str], contract: Contract) 
     for key in ("observation.state", "task"):
         if key not in batch:
             raise UserError(f"the observation lacks {key}; the policy reads state and instruction")
-    return Observation(images, batch["observation.state"].float(), list(batch["task"]))
+    state, task = batch["observation.state"].float(), batch["task"]
+    instructions = [task] if isinstance(task, str) else list(task)
+    if len(instructions) != len(state):
+        raise UserError(f"task holds {len(instructions)} instructions for {len(state)} observations; give one to each")
+    return Observation(images, state, instructions)
 
 
 def _pixels(image: Tensor, key: str) -> Tensor:
