@@ -113,13 +113,13 @@ def test_flags_set_fields_with_their_types(argv, path, value):
 
 
 @pytest.mark.unit
-def test_a_home_folder_behind_an_equals_sign_is_the_users(monkeypatch):
+def test_a_home_folder_behind_an_equals_sign_is_the_users(monkeypatch, tmp_path):
     """The shell expands ~ only where a word begins: ``--output=~/run`` made a folder named ~ (defect)."""
-    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("sys.argv", ["recipe.py", "--output=~/run", "--tasks=~/a,b~/c,~", "--label=see ~/x"])
     config = parse(Recipe)
-    assert config.output == Path("/home/me/run") and config.label == "see ~/x"
-    assert config.tasks == ["/home/me/a", "b~/c", "/home/me"]
+    assert config.output == tmp_path / "run" and config.label == "see ~/x"
+    assert config.tasks == [str(tmp_path / "a"), "b~/c", str(tmp_path)]
 
 
 @pytest.mark.unit
