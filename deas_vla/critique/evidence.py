@@ -64,7 +64,8 @@ class Evidence:
         score: (M,) of the chunk that was really played.
         monte_carlo: (M,) what was collected from there on: a lower bound in episodes that a timeout ended.
         candidates: (M, N) scores of the policy's own chunks.
-        disagreement: (M,) standard deviation of the K networks about a candidate, averaged; 0 where K = 1.
+        disagreement: (M,) standard deviation of the K networks about how far a candidate is above the mean candidate,
+            averaged; 0 where K = 1.
         distance: (M,) how far two candidates are apart: root mean squared difference of normalised commands.
     """
 
@@ -117,7 +118,8 @@ def collect_evidence(
             "value": scorer.value(encoded),
             "score": scorer.score(encoded, chunk.to(device)[:, None])[:, 0],
             "candidates": scorer.aggregate(q_values),
-            "disagreement": q_values.std(0, correction=0).mean(1),
+            # What a network says of all candidates alike moves none before another.
+            "disagreement": (q_values - q_values.mean(2, keepdim=True)).std(0, correction=0).mean(1),
             "distance": apart.sum((1, 2)) / max(1, candidates * (candidates - 1)),
         }
         for name, tensor in found.items():
