@@ -1,7 +1,7 @@
 """Does memory grow with the data? And how fast are frames and batches read, beside LeRobot's own loader?
 
-    python benchmarks/data_scale.py                       # 5, 50 and 500 episodes, about an hour on two cores
-    python benchmarks/data_scale.py --episodes=5,50       # minutes
+    python benchmarks/data_scale.py                       # 5, 50 and 500 episodes
+    python benchmarks/data_scale.py --episodes=5,50       # a short try
     python benchmarks/data_scale.py --json                # and one JSON object as the last line
 
 LeRobot's recorder writes five episodes of 300 frames, two cameras of 480x640 pixels, h264. Larger data sets repeat

@@ -5,8 +5,7 @@ import json
 import sys
 
 from deas_vla.config import expand_home
-from deas_vla.errors import UserError
-from deas_vla.launch import leave_closed_pipe, system_fault
+from deas_vla.launch import leave_closed_pipe, one_line
 
 
 def doctor(arguments: argparse.Namespace) -> int:
@@ -134,7 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     except BrokenPipeError:
         leave_closed_pipe()
     except Exception as error:
-        line = str(error) if isinstance(error, UserError) else system_fault(error)
+        line = one_line(error)
         if line is None:
             raise
         print(f"error: {line}", file=sys.stderr)

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 
 from deas_vla.errors import UserError, as_user_error
@@ -15,6 +16,9 @@ from deas_vla.errors import UserError, as_user_error
 WRITING = "while writing "
 # Ends the name under which a process writes, which is .NAME.PROCESS.partial.
 PARTIAL = ".partial"
+# Of a file, the bytes at its beginning and at its end that are hashed: there are the sizes of all frames of a video,
+# and of all pages of a parquet file.
+HASHED = 1 << 20
 
 
 @contextmanager
@@ -78,6 +82,37 @@ def sha256_of(path: Path) -> str:
             digest.update(str(file.relative_to(path)).encode())
         with file.open("rb") as stream:
             hashlib.file_digest(stream, lambda: digest)
+    return digest.hexdigest()
+
+
+def file_identity(file: Path) -> str:
+    """SHA-256 over a file's size and its first and last MiB: a data set of 500 GB is not read whole for it."""
+    status = Path(file).stat()
+    return _file_identity(Path(file), status.st_size, status.st_mtime_ns)
+
+
+def folder_identity(folder: Path) -> str:
+    """SHA-256 over the names and sizes of a data set's files, and of what `file_identity` says of its tables.
+
+    Videos count by their sizes; hidden files and the card, which hubs and desktops change, do not count.
+    """
+    if not Path(folder).is_dir():
+        raise UserError(f"{folder}: there is no such folder of a data set")
+    digest = hashlib.sha256()
+    for file in sorted(Path(folder).rglob("*")):
+        name = file.relative_to(folder)
+        if file.is_file() and name.name != "README.md" and not any(part.startswith(".") for part in name.parts):
+            content = file.stat().st_size if file.suffix == ".mp4" else file_identity(file)
+            digest.update(f"{name} {content}\n".encode())
+    return digest.hexdigest()
+
+
+@lru_cache(1 << 16)
+def _file_identity(file: Path, size: int, _: int) -> str:
+    with file.open("rb") as stream:
+        digest = hashlib.sha256(f"{size} ".encode() + stream.read(HASHED))
+        stream.seek(max(size - HASHED, 0))
+        digest.update(stream.read())
     return digest.hexdigest()
 
 

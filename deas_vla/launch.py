@@ -43,7 +43,7 @@ def run_recipe[T](main: Callable[[T], object], config_class: type[T], argv: list
     except BrokenPipeError:
         leave_closed_pipe()
     except Exception as error:
-        line = str(error) if isinstance(error, UserError) else system_fault(error)
+        line = one_line(error)
         if line is None:
             raise
         _report(f"error: {line}", rank)
@@ -78,6 +78,11 @@ def leave_closed_pipe() -> NoReturn:
     """Ends quietly, as a program of the shell does, when who reads the output has enough (``… --help | head``)."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(128 + signal.SIGPIPE)
+
+
+def one_line(error: BaseException) -> str | None:
+    """What is said of an error that a user can fix; None of a defect, which keeps its traceback."""
+    return str(error) if isinstance(error, UserError) else system_fault(error)
 
 
 def system_fault(error: BaseException) -> str | None:

@@ -9,10 +9,9 @@ import torch
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.episodes import Episode
 from deas_vla.data.frames import FrameTable
-from deas_vla.data.images import folder_identity
 from deas_vla.data.options import RewardSpec, returns_to_go
 from deas_vla.errors import UserError
-from deas_vla.files import read_json, write_json
+from deas_vla.files import folder_identity, read_json, write_json
 from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise
 from deas_vla.scorers.scorer import Scorer
 

@@ -3,23 +3,18 @@
 Shapes: F images of one camera, height h, width w.
 """
 
-import hashlib
 import itertools
 from collections.abc import Callable
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from deas_vla.errors import UserError
+from deas_vla.files import file_identity
 
 # What takes more bytes than this stays on disk.
 IN_MEMORY = 1 << 30
-# Of a file, the bytes at its beginning and at its end that are hashed: there are the sizes of all frames of a video,
-# and of all pages of a parquet file.
-HASHED = 1 << 20
 
 
 class StoredImages:
@@ -49,37 +44,6 @@ class StoredImages:
     def identity(self, index: slice | np.ndarray) -> bytes:
         """Changes with the file and with the rows, not with the file's place."""
         return f"{file_identity(self._file)} {self._name}".encode() + self._rows[index].astype(np.int64).tobytes()
-
-
-def file_identity(file: Path) -> str:
-    """SHA-256 over a file's size and its first and last MiB: a data set of 500 GB is not read whole for it."""
-    status = Path(file).stat()
-    return _file_identity(Path(file), status.st_size, status.st_mtime_ns)
-
-
-def folder_identity(folder: Path) -> str:
-    """SHA-256 over the names and sizes of a data set's files, and of what `file_identity` says of its tables.
-
-    Videos count by their sizes; hidden files and the card, which hubs and desktops change, do not count.
-    """
-    if not Path(folder).is_dir():
-        raise UserError(f"{folder}: there is no such folder of a data set")
-    digest = hashlib.sha256()
-    for file in sorted(Path(folder).rglob("*")):
-        name = file.relative_to(folder)
-        if file.is_file() and name.name != "README.md" and not any(part.startswith(".") for part in name.parts):
-            content = file.stat().st_size if file.suffix == ".mp4" else file_identity(file)
-            digest.update(f"{name} {content}\n".encode())
-    return digest.hexdigest()
-
-
-@lru_cache(1 << 16)
-def _file_identity(file: Path, size: int, _: int) -> str:
-    with file.open("rb") as stream:
-        digest = hashlib.sha256(f"{size} ".encode() + stream.read(HASHED))
-        stream.seek(max(size - HASHED, 0))
-        digest.update(stream.read())
-    return digest.hexdigest()
 
 
 class FrameImages:

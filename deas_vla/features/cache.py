@@ -141,13 +141,13 @@ class FrameCache:
 
     def _open(self, number: int):
         """The content of a block as a file that is read where it is indexed."""
-        _, rows, path = list(self._blocks())[number]
-        with self._as_block(number), safe_open(path, "pt") as file:
+        count = min(self.block, len(self) - number * self.block)
+        with self._as_block(number), safe_open(self._path(number), "pt") as file:
             if file.metadata()["fingerprint"] != self._keys[number]:
                 raise ValueError("it belongs to another cache")
             content = file.get_slice("content")
-            if content.get_shape()[0] != len(rows):
-                raise ValueError(f"{content.get_shape()[0]} rows for {len(rows)} frames")
+            if content.get_shape()[0] != count:
+                raise ValueError(f"{content.get_shape()[0]} rows for {count} frames")
             return content
 
     def _as_block(self, number: int) -> AbstractContextManager:

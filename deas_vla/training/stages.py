@@ -14,9 +14,8 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from deas_vla.config import flat, outcome_settings, to_json
-from deas_vla.data.images import folder_identity
 from deas_vla.errors import UserError
-from deas_vla.files import read_json, sha256_of, write_json
+from deas_vla.files import folder_identity, read_json, sha256_of, write_json
 from deas_vla.registry import PLUGINS
 
 DONE = "stage.json"
