@@ -1,7 +1,9 @@
 """Errors a user can fix: one line that names what is wrong and the fix, and no traceback at the command line."""
 
 import difflib
+import errno
 import importlib
+import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 
@@ -45,9 +47,37 @@ def require_ranges(config: object, prefix: str, ranges: dict[str, str]) -> None:
                 raise UserError(f"{prefix}{name}={getattr(config, name)} must be {limit}")
 
 
+# How libraries that have no class for it say that memory ran out, of the machine or of a GPU; the last two are a worker
+# process that the system killed.
+OUT_OF_MEMORY = (
+    "can't allocate memory", os.strerror(errno.ENOMEM), "bad_alloc", "CUDA out of memory", "CUDA error: out of memory",
+    "CUBLAS_STATUS_ALLOC_FAILED", "allocate shared memory", "out of shared memory",
+    "is killed by signal: Killed", "died (exit status -9)",
+)  # fmt: skip
+
+
+def causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what it came of, what that came of, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: an error of that class, or one that says so, is among the causes."""
+    return any(
+        isinstance(cause, MemoryError)
+        or type(cause).__name__ == "OutOfMemoryError"  # torch's, which is not imported here
+        or any(text in str(cause) for text in OUT_OF_MEMORY)
+        for cause in causes(error)
+    )
+
+
 @contextmanager
 def as_user_error(message: str, *errors: type[Exception]) -> Iterator[None]:
     """A block in which what a library raises when it cannot read something becomes one line, cause in brackets.
+
+    Memory that ran out says nothing of a file, and stays what it is.
 
     Args:
         message: what could not be read, and where.
@@ -56,6 +86,8 @@ def as_user_error(message: str, *errors: type[Exception]) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, *errors) as error:
+        if is_out_of_memory(error):
+            raise
         first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{message} ({first_line})") from error
 

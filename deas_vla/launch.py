@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import NoReturn
 
 from deas_vla.config import parse
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, causes, is_out_of_memory
 from deas_vla.files import WRITING
 
+# Begins the note on an error of a stage that says what to change when memory runs out.
+FITS_WITH = "what takes less memory: "
 # How long a process other than the first waits before it reports an error: mostly the first one has met the same
 # error, reports it and ends, and the launcher then ends the others.
 OTHER_RANKS_WAIT_S = 5.0
@@ -26,8 +28,8 @@ PR_SET_PDEATHSIG = 1
 def run_recipe[T](main: Callable[[T], object], config_class: type[T], argv: list[str] | None = None) -> NoReturn:
     """Parses the command line, runs a recipe and ends the process.
 
-    Exit status: 0 when `main` returns; 2 for a `UserError` and for a full disk, reported in one line, once for all
-    processes; 130 when interrupted. Any other exception is a defect and keeps its traceback.
+    Exit status: 0 when `main` returns; 2 for a `UserError` and for a full disk or memory, reported in one line, once
+    for all processes; 130 when interrupted. Any other exception is a defect and keeps its traceback.
     """
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
@@ -86,21 +88,27 @@ def one_line(error: BaseException) -> str | None:
 
 
 def system_fault(error: BaseException) -> str | None:
-    """One line for an error that came of a full disk or quota, or of a folder that may not be written, else None.
+    """One line for an error that came of memory, a disk or quota that is full, or a folder that may not be written.
 
-    Writers wrap the system's error each in their own way: the whole chain of causes is searched, and texts too.
+    None for others. Writers wrap the system's error each in their own way: all its causes are searched, and texts too.
     """
-    cause = error
-    while cause is not None:
+    if is_out_of_memory(error):
+        fix = _note(error, FITS_WITH) or "end other programs, or take a smaller --training.batch_size"
+        return f"out of memory: {fix}; then run again: what was finished is kept"
+    for cause in causes(error):
         number = cause.errno if isinstance(cause, OSError) else None
         if number in (errno.ENOSPC, errno.EDQUOT) or os.strerror(errno.ENOSPC) in str(cause):
-            notes = [note.removeprefix(WRITING) for note in getattr(error, "__notes__", []) if note.startswith(WRITING)]
-            where = getattr(cause, "filename", None) or (notes[0] if notes else Path.cwd())
+            where = getattr(cause, "filename", None) or _note(error, WRITING) or Path.cwd()
             return f"disk full at {where}; free space and run the same command again: nothing is lost"
         if number in (errno.EACCES, errno.EPERM, errno.EROFS):
             return f"{cause.filename or 'a file'}: {os.strerror(number).lower()}; name a folder that you may write to"
-        cause = cause.__cause__ or cause.__context__
     return None
+
+
+def _note(error: BaseException, kind: str) -> str | None:
+    """The first note of this kind, by how it begins, on an error or what caused it."""
+    notes = (note for cause in causes(error) for note in getattr(cause, "__notes__", []))
+    return next((note.removeprefix(kind) for note in notes if note.startswith(kind)), None)
 
 
 def _report(line: str, rank: int) -> None:

@@ -8,11 +8,12 @@ import sys
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from deas_vla import launch
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, as_user_error
 from deas_vla.files import atomic_path
-from deas_vla.launch import run_recipe, system_fault
+from deas_vla.launch import FITS_WITH, run_recipe, system_fault
 
 pytestmark = pytest.mark.unit
 
@@ -91,6 +92,46 @@ def test_a_defect_keeps_its_traceback():
 )
 def test_a_full_disk_is_known_however_it_is_wrapped(error, full):
     assert (system_fault(error) is not None) == full
+
+
+def torch_out_of_memory() -> Exception:
+    """As torch itself says it on a CPU."""
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(1 << 60)
+    return caught.value
+
+
+MEMORY_RAN_OUT = [
+    MemoryError("Unable to allocate 5.15 GiB"),
+    torch.OutOfMemoryError("CUDA out of memory."),
+    torch_out_of_memory(),
+    OSError(errno.ENOMEM, os.strerror(errno.ENOMEM)),
+    RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. "),
+    RuntimeError("simulator worker 0 died (exit status -9); was memory short?"),
+]
+
+
+@pytest.mark.parametrize("error", MEMORY_RAN_OUT, ids=lambda error: type(error).__name__)
+def test_memory_that_ran_out_is_one_line_with_what_to_change(error, capsys):
+    """It was "mp4 cannot be decoded; copy it again", or "delete it and run again" of a checkpoint (defect)."""
+
+    def main(config):
+        try:
+            with as_user_error("film.mp4 cannot be decoded; copy it again", Exception):
+                raise error
+        except Exception as caught:
+            caught.add_note(f"{FITS_WITH}--training.batch_size=16 (2 GiB)")
+            raise RuntimeError("a library's own words") from caught
+
+    assert end_of(main) == 2
+    error.__notes__ = []
+    expected = "error: out of memory: --training.batch_size=16 (2 GiB); then run again: what was finished is kept\n"
+    assert capsys.readouterr().err == expected
+
+
+def test_memory_that_ran_out_before_anything_was_estimated_is_one_line_too():
+    assert "a smaller --training.batch_size" in system_fault(MemoryError())
+    assert system_fault(RuntimeError("allocate")) is None
 
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS])

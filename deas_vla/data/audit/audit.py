@@ -25,7 +25,7 @@ from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout, depth_cameras
 from deas_vla.data.lerobot.reader import declared_labels, own_contract
 from deas_vla.data.lerobot.videos import misplaced, video_ends
-from deas_vla.errors import UserError, require
+from deas_vla.errors import UserError, is_out_of_memory, require
 
 # Episodes that are named in a finding, and instructions of a data set; the rest is counted.
 NAMED = 8
@@ -79,6 +79,8 @@ def audit(roots: list[Path], against: Path | None = None, labels: LabelRules = R
             for finding in _dataset(each, labels, reference):
                 each.findings.add(finding)
         except Exception as error:
+            if is_out_of_memory(error):
+                raise
             # Of a kind that no check foresees: the rest of the report is still worth having.
             problem = " ".join(f"{type(error).__name__}: {error}".split())
             each.findings.add(found("audit-stopped", f"it cannot be looked at to its end ({problem})"))

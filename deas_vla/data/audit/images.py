@@ -17,7 +17,7 @@ from deas_vla.data.lerobot.findings import WARNING, Finding, found
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout, image_size
 from deas_vla.data.lerobot.videos import other_rate, video_facts
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, is_out_of_memory
 
 # Images are read from parquet files so many rows at a time.
 ROWS = 64
@@ -132,6 +132,8 @@ def _problem(encoded: bytes | None, folder: LerobotFolder, key: str) -> tuple[st
     try:
         size, mode = _checked(encoded)
     except Exception as error:  # each format has its own errors
+        if is_out_of_memory(error):
+            raise
         return "broken-image", f"is not an image ({error})"
     if mode in DEEP_MODES:
         return "depth-map", f"is a depth map ({mode}), no colours"
