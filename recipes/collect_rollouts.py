@@ -37,7 +37,7 @@ class RolloutsConfig:
     frame_every: int = 8
     # The policy's noise is multiplied by this: with less, a policy plays nearer to its mean and succeeds more often.
     noise_scale: float = CANDIDATE_NOISE
-    # Actions played of each chunk before the policy decides again.
+    # Actions played of each chunk before the policy decides again; of shorter chunks, all.
     execute_steps: int = EXECUTE_STEPS
 
     def __post_init__(self):
@@ -62,9 +62,10 @@ class CollectRolloutsConfig(SimulatorConfig):
 
 
 def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) -> None:
-    def work(folder: Path) -> None:
+    def work(folder: Path) -> dict:
+        policy = load_policy(Path(config.policy) / "policy").to(accelerator.device).eval()
+        played = min(config.rollouts.execute_steps, policy.horizon)
         if not (folder / DATASET).exists():
-            policy = load_policy(Path(config.policy) / "policy").to(accelerator.device).eval()
             noise = SelectionConfig(noise_scale=config.rollouts.noise_scale)
             blocks = []
             for task in config.tasks:
@@ -83,7 +84,7 @@ def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) ->
                                 [Job(scene) for scene in scenes],
                                 seed=config.seed,
                                 parallel=config.parallel_episodes,
-                                execute_steps=config.rollouts.execute_steps,
+                                execute_steps=played,
                                 frame_every=config.rollouts.frame_every,
                                 finished=lambda rollout: finished(rollout.episode),
                             )
@@ -93,9 +94,11 @@ def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) ->
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 metadata = {"settings": outcome_settings(config)}
+                metadata["settings"]["rollouts"]["execute_steps"] = played
                 write_collected(folder, load_blocks(blocks), policy.contract, metadata=metadata)
         if accelerator.is_main_process:
             shutil.rmtree(folder / "blocks", ignore_errors=True)
+        return {"execute_steps": played}
 
     inputs = {"policy": Path(config.policy)}
     run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True)

@@ -18,7 +18,7 @@ from deas_vla.envs.registry import make_env
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN
-from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, SelectionConfig
+from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, RULES, SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import load_policy
@@ -46,7 +46,7 @@ class EvaluationConfig:
     candidate_counts: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
     # The noise of candidates is multiplied by this; methods of a policy alone play with its own.
     noise_scale: float = CANDIDATE_NOISE
-    # Actions played of each chunk before the policy decides again.
+    # Actions played of each chunk before the policy decides again; of shorter chunks, all.
     execute_steps: int = EXECUTE_STEPS
     # Scenes (the first ones) in which the oracle tries every candidate out in a branch of the simulator; 0: none.
     oracle_scenes: int = 20
@@ -126,6 +126,20 @@ def methods_of(
     return methods | {name: BestOfN(policy, n, "best", other, noise) for name, other in scorers.items()}
 
 
+def unscored(methods: dict[str, BestOfN], execute_steps: int) -> list[str]:
+    """A line for each number of actions that are played of a chunk although the critic that chose it never saw them."""
+    found: dict[tuple[int, int], list[str]] = {}
+    for name, method in methods.items():
+        played = min(execute_steps, method.policy.horizon)
+        if RULES[method.rule].needs_scorer and method.scorer.horizon < played:
+            found.setdefault((method.scorer.horizon, played), []).append(name)
+    return [
+        f"warning: {', '.join(names)}: the critic scores the first {scored} of the {played} actions that are played of "
+        f"a chunk; --evaluation.execute_steps={scored} plays only what it scores"
+        for (scored, played), names in found.items()
+    ]
+
+
 def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
     policies, scorers = named(config.policies, critic=True), named(config.scorers, critic=False)
     plan = config.evaluation
@@ -135,7 +149,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
 
     scenes = scenes_of("evaluation", plan.scenes, config.seed)
 
-    def work(folder: Path) -> None:
+    def work(folder: Path) -> dict:
         require_unseen(scenes, inputs.values())
         policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)
 
@@ -153,6 +167,8 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
             {name: scorer_in(stage) for name, (stage,) in scorers.items()},
         )
 
+        for line in unscored(methods, plan.execute_steps):
+            accelerator.print(line)
         playing = {"seed": config.seed, "execute_steps": plan.execute_steps, "line": accelerator.local_process_index}
         for task in config.tasks:
             results = folder / "methods" / task
@@ -183,6 +199,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
                 seed=config.seed,
                 execute_steps=plan.execute_steps,
             )
+        return {"execute_steps": min(plan.execute_steps, policy.horizon)}
 
     run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True)
     if accelerator.is_main_process:

@@ -164,6 +164,10 @@ def test_rule_08_no_action_is_played_that_was_never_scored(parts, tmp_path):
         export_reranker(tmp_path / "longer", **given, execute_steps=4)
     # No score is looked at.
     export_reranker(tmp_path / "first", **given, execute_steps=4, selection=SelectionConfig(rule="first"))
+    # Exported before this was looked at, or changed since.
+    rewrite_json(tmp_path / "reranker/manifest.json", lambda m: m["selection"].update(execute_steps=4))
+    with pytest.raises(UserError, match=r"4 actions .* the critic scores the first 3"):
+        Reranker.load(tmp_path / "reranker")
 
 
 def test_rule_11_no_pickle(exported):

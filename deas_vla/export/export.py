@@ -16,7 +16,7 @@ from deas_vla.export.lerobot_files import lerobot_files
 from deas_vla.export.reranker import CRITIC, FORMAT, MANIFEST, POLICY, Reranker, sections_of_parts
 from deas_vla.export.verify import GOLDEN, Golden, write_sums
 from deas_vla.files import atomic_path, read_json, sha256_of, write_json
-from deas_vla.improvement.best_of_n import BestOfN
+from deas_vla.improvement.best_of_n import BestOfN, require_scored
 from deas_vla.improvement.selection import CANDIDATE_NOISE, RULES, SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import load_policy
@@ -183,16 +183,6 @@ def export_reranker(
         (temporary / "README.md").write_text(card(manifest, results or {}), encoding="utf-8")
         write_sums(temporary)
     return Reranker(written, manifest)
-
-
-def require_scored(execute_steps: int, horizon: int, rule: str) -> None:
-    """Refuses to play actions of a chunk that the critic never scored (design rule 8)."""
-    if execute_steps > horizon and RULES[rule].needs_scorer:
-        raise UserError(
-            f"{execute_steps} actions of a chunk would be played, of which the critic scores the first {horizon}: play "
-            f"{horizon} (--execute_steps={horizon}; in LeRobot --policy.n_action_steps={horizon}), or train a critic "
-            f"with --critic.horizon={execute_steps}"
-        )
 
 
 def _require_same_decisions(given: BestOfN, written: BestOfN, observation: Observation) -> dict[str, float]:

@@ -14,7 +14,7 @@ from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError, as_user_error
 from deas_vla.files import read_json
-from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey, Prefix
+from deas_vla.improvement.best_of_n import BestOfN, Choice, NoiseKey, Prefix, require_scored
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import load_policy
@@ -89,6 +89,7 @@ class Reranker:
         lines += [f"the critic's {line}" for line in contract_of(manifest).differences(scorer.contract)]
         if lines:
             raise UserError(f"{folder}: its parts are not those of {MANIFEST}: {'; '.join(lines)}")
+        require_scored(played, scorer.horizon, selection.rule)
         return cls(BestOfN(policy, count, selection.rule, scorer, selection), manifest).to(device)
 
 

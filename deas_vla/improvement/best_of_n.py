@@ -8,7 +8,7 @@ from torch import Tensor
 from deas_vla.data.contract import Column, Contract
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
-from deas_vla.improvement.selection import NoiseKey, RuleName, SelectionConfig, rule_named, select
+from deas_vla.improvement.selection import RULES, NoiseKey, RuleName, SelectionConfig, rule_named, select
 from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise, require_noise_scale
 from deas_vla.scorers.scorer import Scorer
 
@@ -124,6 +124,16 @@ def require_fitting_horizon(policy: ChunkPolicy, horizon: int) -> None:
         raise UserError(
             f"the critic scores chunks of {horizon} steps and the policy makes chunks of {policy.horizon}; "
             f"train the critic with --critic.horizon={policy.horizon}"
+        )
+
+
+def require_scored(execute_steps: int, horizon: int, rule: str) -> None:
+    """Refuses to play actions of a chunk that the critic never scored (design rule 8)."""
+    if execute_steps > horizon and RULES[rule].needs_scorer:
+        raise UserError(
+            f"{execute_steps} actions of a chunk would be played, of which the critic scores the first {horizon}: play "
+            f"{horizon} (--execute_steps={horizon}; in LeRobot --policy.n_action_steps={horizon}), or train a critic "
+            f"with --critic.horizon={execute_steps}"
         )
 
 

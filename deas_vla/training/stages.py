@@ -27,7 +27,7 @@ def run_stage(
     folder: Path,
     config: Any,
     inputs: dict[str, Path],
-    work: Callable[[Path], None],
+    work: Callable[[Path], dict | None],
     *,
     everyone: bool = False,
     data: Sequence[str] = (),
@@ -42,7 +42,7 @@ def run_stage(
         config: a dataclass, of which `incidental` fields do not count, and a field that is newer than the folder
             counts as its default there; or a dict of JSON values.
         inputs: name to folder of the stages whose output is read; they must be done.
-        work: does the stage, given its folder.
+        work: does the stage, given its folder; what it returns, JSON values, is noted as `facts`.
         data: folders of data sets that are read besides; a set that has changed since is another one.
         everyone: all processes work (training); otherwise only the main one does and the others wait.
 
@@ -69,9 +69,10 @@ def run_stage(
             write_json(folder / SETTINGS, record | {"attempts": attempts})
             accelerator.print(f"{folder.name} …")
         accelerator.wait_for_everyone()
+        facts = None
         try:
             if everyone or accelerator.is_main_process:
-                work(folder)
+                facts = work(folder)
         except UserError:
             # What was refused before it made anything must not stand in the way of the next try.
             if accelerator.is_main_process and [path.name for path in folder.iterdir()] == [SETTINGS]:
@@ -86,6 +87,7 @@ def run_stage(
                 "peak_memory_bytes": _peak_memory(accelerator.num_processes),
                 "processes": accelerator.num_processes,
                 "attempts": attempts,
+                "facts": facts or {},
                 "made": uuid.uuid4().hex,
             }
             write_json(folder / DONE, record)
@@ -97,8 +99,9 @@ def run_stage(
 def stage_report(folder: Path) -> dict:
     """What `run_stage` noted of a finished stage.
 
-    ``settings``, ``inputs`` (their marks), ``sources`` (their folders), ``made``, unique to the stage, and, of the last
-    of the ``attempts``: ``seconds``, ``cpu_seconds`` of the main process, ``peak_memory_bytes``, ``processes``.
+    ``settings``, ``inputs`` (their marks), ``sources`` (their folders), ``made``, unique to the stage, ``facts`` that
+    its work returned, and, of the last of the ``attempts``: ``seconds``, ``cpu_seconds`` of the main process,
+    ``peak_memory_bytes``, ``processes``.
     """
     if folder == Path():
         raise UserError("the name of a stage's folder is empty; give the folder of a finished stage")

@@ -17,12 +17,12 @@ from torch import Tensor
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Observation, episode_ids
 from deas_vla.errors import UserError, as_user_error
-from deas_vla.export.export import export_reranker, require_scored
+from deas_vla.export.export import export_reranker
 from deas_vla.export.lerobot_files import require_fits
 from deas_vla.export.lerobot_plugin.configuration_deas import NO_TRAINING, DeasConfig
 from deas_vla.export.reranker import Reranker
 from deas_vla.export.verify import load_checked
-from deas_vla.improvement.best_of_n import BestOfN, NoiseKey, Prefix
+from deas_vla.improvement.best_of_n import BestOfN, NoiseKey, Prefix, require_scored
 
 # What a look-up on the hub may be told.
 HUB_SETTINGS = ("revision", "cache_dir", "force_download", "token", "local_files_only")
