@@ -33,25 +33,25 @@ from lerobot.envs.configs import EnvConfig
 
 
 class Dot(gym.Env):
-    """Two cameras with noise that the seed chooses; the state counts; every command is written down."""
+    """Cameras with noise that the seed chooses; the state counts; every command is written down."""
 
     metadata = {"render_modes": ["rgb_array"], "render_fps": 20}
     task_description = task = "lift the red cube"
     _max_episode_steps = 7
 
-    def __init__(self, size=16, render_mode="rgb_array"):
-        self.size, self.render_mode = size, render_mode
-        pixels = gym.spaces.Box(0, 255, (size, size, 3), np.uint8)
+    def __init__(self, height=HEIGHT, width=WIDTH, render_mode="rgb_array"):
+        self.shape, self.render_mode = (height, width, 3), render_mode
+        pixels = gym.spaces.Box(0, 255, self.shape, np.uint8)
         self.observation_space = gym.spaces.Dict({
-            "pixels": gym.spaces.Dict({"left": pixels, "wrist": pixels}),
-            "agent_pos": gym.spaces.Box(-np.inf, np.inf, (3,), np.float64),
+            "pixels": gym.spaces.Dict(dict.fromkeys(CAMERAS, pixels)),
+            "agent_pos": gym.spaces.Box(-np.inf, np.inf, (STATE,), np.float64),
         })
-        self.action_space = gym.spaces.Box(-1, 1, (2,), np.float32)
+        self.action_space = gym.spaces.Box(-1, 1, (ACTION,), np.float32)
 
     def _look(self):
-        draw = lambda: self.np_random.integers(0, 256, (self.size, self.size, 3), dtype=np.uint8)
-        state = np.array([self.seed_, self.steps, 0.5], np.float64)
-        self.seen = {"pixels": {"left": draw(), "wrist": draw()}, "agent_pos": state}
+        draw = lambda: self.np_random.integers(0, 256, self.shape, dtype=np.uint8)
+        state = np.resize(np.array([self.seed_, self.steps, 0.5], np.float64), STATE)
+        self.seen = {"pixels": {name: draw() for name in CAMERAS}, "agent_pos": state}
         return self.seen
 
     def reset(self, *, seed=None, options=None):
@@ -62,7 +62,7 @@ class Dot(gym.Env):
     def step(self, action):
         with open(os.environ["DOT_LOG"], "a") as log:
             state, images = self.seen["agent_pos"].tolist(), self.seen["pixels"]
-            sums = [int(images[name].sum()) for name in ("left", "wrist")]
+            sums = [int(images[name].sum()) for name in CAMERAS]
             log.write(json.dumps({"state": state, "sums": sums, "action": [float(a) for a in action]}) + "\\n")
         self.steps += 1
         done = self.steps >= self._max_episode_steps
@@ -72,46 +72,52 @@ class Dot(gym.Env):
         return np.zeros((64, 64, 3), np.uint8)
 
 
-gym.register("dot/Dot-v0", entry_point=Dot, max_episode_steps=7)
+gym.register(NAME + "/Dot-v0", entry_point=Dot, max_episode_steps=7)
 
 
-@EnvConfig.register_subclass("dot")
+@EnvConfig.register_subclass(NAME)
 @dataclass
 class DotConfig(EnvConfig):
     task: str = "Dot-v0"
     fps: int = 20
-    size: int = 16
+    height: int = HEIGHT
+    width: int = WIDTH
 
     def __post_init__(self):
-        picture = PolicyFeature(FeatureType.VISUAL, (self.size, self.size, 3))
+        picture = PolicyFeature(FeatureType.VISUAL, (self.height, self.width, 3))
         self.features = {
-            "action": PolicyFeature(FeatureType.ACTION, (2,)),
-            "agent_pos": PolicyFeature(FeatureType.STATE, (3,)),
-            "pixels/left": picture,
-            "pixels/wrist": picture,
+            "action": PolicyFeature(FeatureType.ACTION, (ACTION,)),
+            "agent_pos": PolicyFeature(FeatureType.STATE, (STATE,)),
         }
-        self.features_map = {
-            "action": "action",
-            "agent_pos": "observation.state",
-            "pixels/left": "observation.images.left",
-            "pixels/wrist": "observation.images.wrist",
-        }
+        self.features_map = {"action": "action", "agent_pos": "observation.state"}
+        for name in CAMERAS:
+            self.features["pixels/" + name] = picture
+            self.features_map["pixels/" + name] = "observation.images." + name
 
     @property
     def gym_id(self):
-        return "dot/Dot-v0"
+        return NAME + "/Dot-v0"
 
     @property
     def gym_kwargs(self):
-        return {"size": self.size}
+        return {"height": self.height, "width": self.width}
 '''
 
 
-def write_environment(place: Path) -> Path:
+def write_environment(
+    place: Path,
+    name: str = "dot",
+    cameras: tuple[str, ...] = ("left", "wrist"),
+    state: int = 3,
+    action: int = 2,
+    size: tuple[int, int] = (16, 16),
+) -> Path:
     """A distribution on disk whose name LeRobot looks for; the folder goes on the search path."""
-    package, told = place / "lerobot_env_dot", place / "lerobot_env_dot-0.1.dist-info"
+    package, told = place / f"lerobot_env_{name}", place / f"lerobot_env_{name}-0.1.dist-info"
     package.mkdir(parents=True)
     told.mkdir()
-    (package / "__init__.py").write_text(ENVIRONMENT)
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: lerobot_env_dot\nVersion: 0.1\n")
+    facts = {"NAME": name, "CAMERAS": cameras, "STATE": state, "ACTION": action, "HEIGHT": size[0], "WIDTH": size[1]}
+    lines = "".join(f"{fact} = {value!r}\n" for fact, value in facts.items())
+    (package / "__init__.py").write_text(lines + ENVIRONMENT)
+    (told / "METADATA").write_text(f"Metadata-Version: 2.1\nName: lerobot_env_{name}\nVersion: 0.1\n")
     return place

@@ -5,13 +5,11 @@ import functools
 import io
 import os
 import re
-import runpy
-import shlex
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from guides import run_guide, split_command, start
 from markdown import GUIDES, blocks, commands, flags, links, of_file, paths
 from source_tree import ROOT
 
@@ -43,7 +41,8 @@ TINY = {
     "recipes/evaluate.py": f"{SIMULATOR} --evaluation.scenes=2 --evaluation.samples=1 --evaluation.num_candidates=2 "
     "--evaluation.candidate_counts=1,2 --evaluation.oracle_scenes=1",
 }
-# Programs of others, and what takes minutes or a robot even at a tiny size: the flags are checked, it is not run.
+# Programs of others, and what takes minutes or a robot even at a tiny size: the flags are checked, it is not run. But
+# tests/test_lerobot_way.py runs all of docs/lerobot.md.
 FOREIGN = {"lerobot-eval", "lerobot-train", "tensorboard", "pip", "git", "cd", "source", "export"}
 ONLY_PARSED = {
     "recipes/finetune_robocasa.py",
@@ -51,32 +50,6 @@ ONLY_PARSED = {
     "recipes/adopt_policy.py",
     "robots.rollout",
 }
-
-
-def split_command(words: list[str]) -> tuple[str, list[str]]:
-    """What a command starts, and its arguments: the path of a script, a module, or a program."""
-    words = [words[0].removeprefix(".venv/bin/"), *words[1:]]
-    if words[:2] == ["accelerate", "launch"]:
-        assert words[2] == "--config_file" and (ROOT / words[3]).is_file(), words
-        words = ["python", *words[4:]]
-    if words[0] == "python":
-        words = words[2:] if words[1] == "-m" else words[1:]
-    return words[0], words[1:]
-
-
-def start(what: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    """Runs a script, a module or the command `deas-vla` in this process; returns its exit status."""
-    if what == "deas-vla":
-        return cli.main(arguments)
-    monkeypatch.setattr(sys, "argv", [what, *arguments])
-    try:
-        if what.endswith(".py"):
-            runpy.run_path(str(ROOT / what), run_name="__main__")
-        else:
-            runpy.run_module(what, run_name="__main__", alter_sys=True)
-    except SystemExit as end:
-        return end.code or 0
-    return 0
 
 
 def parsed(what: str, arguments: list[str]) -> list[object]:
@@ -111,7 +84,8 @@ def test_links_and_paths_lead_somewhere(name):
 @functools.cache
 def known_flags() -> set[str]:
     """Of all recipes, the robots' program and `deas-vla`, and those of others' programs that the guides name."""
-    known = {"help", "config", "config_file", "policy.path", "policy.rate_hz", "env.type", "rename_map"}
+    known = {"help", "config", "config_file", "policy.path", "policy.push_to_hub", "policy.rate_hz", "rename_map"}
+    known |= {"dataset.repo_id", "dataset.root", "env.type", "eval.n_episodes", "output_dir"}
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):
         for what in [*recipes(), "robots.rollout"]:
@@ -173,12 +147,8 @@ def workshop(folder) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         for name in RUN:
-            for words in commands(of_file(ROOT / name)):
-                what, arguments = split_command(words)
-                if is_run(what, arguments):
-                    status = start(what, [*arguments, *shlex.split(TINY.get(what, ""))], patch)
-                    # That of the audit says whether the data are fit, that of the doctor whether all is installed.
-                    assert status == 0 or arguments[0] in ("doctor", "audit"), f"{name}: {shlex.join(words)}"
+            for _ in run_guide(name, TINY, patch, is_run):
+                pass
     return folder
 
 

@@ -143,7 +143,7 @@ def test_a_second_run_is_the_same_and_choices_can_be_changed_on_the_command_line
 def test_an_exported_lerobot_policy_plays_where_its_backbone_never_was(place, evaluate_here):
     (place / "smolvlm").rename(place / "gone")
     try:
-        evaluate_here("smolvla", "other", "--env.size=64")
+        evaluate_here("smolvla", "other", "--env.height=64", "--env.width=64")
     finally:
         (place / "gone").rename(place / "smolvlm")
     assert len(played(place, "other")) == 14
@@ -153,7 +153,7 @@ def test_an_exported_lerobot_policy_plays_where_its_backbone_never_was(place, ev
     ("flags", "told"),
     [
         (
-            ["--env.size=96"],
+            ["--env.height=96", "--env.width=96"],
             "images of left are torch.uint8 (2, 96, 96, 3), the policy takes torch.uint8 (2, 16, 16, 3)",
         ),
         (["--policy.rate_hz=80"], "rate_hz: 80 against 20"),

@@ -8,6 +8,7 @@ import numpy as np
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
+from deas_vla.data.labels import LabelRules
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
@@ -27,7 +28,7 @@ from deas_vla.versions import collect_versions
 
 # Folders are named by their last parts: where somebody keeps a run is private.
 NAMED_PARTS = 3
-# Stored frames that become golden inputs, of demonstrations and of rollouts each.
+# Stored frames that become golden inputs, of each data set.
 FRAMES_A_SOURCE = 4
 
 
@@ -71,7 +72,7 @@ def export_run(config: ExportConfig) -> Reranker:
         config.output,
         policy=policy,
         scorer=load_scorer(origins["critic"], policy.contract),
-        observation=stored_frames(run, policy.contract),
+        observation=stored_frames(run / critic, policy.contract),
         num_candidates=config.candidates,
         selection=config.selection,
         execute_steps=config.execute_steps or executed,
@@ -80,15 +81,23 @@ def export_run(config: ExportConfig) -> Reranker:
     )
 
 
-def stored_frames(run: Path, contract: Contract) -> Observation:
-    """A few of the observations that the run recorded, from its demonstrations and its rollouts."""
+def stored_frames(critic: Path, contract: Contract) -> Observation:
+    """A few of the observations that the critic of a stage was trained on, from each of its stages and data sets."""
+    report = stage_report(critic)
+    # A run that was moved has its stages beside the critic.
+    stages = [
+        [Path(source) / DATASET, critic.parent / Path(source).name / DATASET] for source in report["sources"].values()
+    ]
+    places = [*stages, *([Path(folder)] for folder in report.get("data", {}))]
+    roots = [next(filter(Path.is_dir, each), None) for each in places]
+    labels = LabelRules(**report["settings"].get("more", {}).get("labels", {}))
     frames = []
-    for name in ("demonstrations", "rollouts"):
-        root = run / name / DATASET
-        if root.is_dir():
-            frames += some_frames(read_dataset(root, contract, in_memory=0)[0], FRAMES_A_SOURCE)
+    for root in filter(None, roots):
+        episodes = read_dataset(root, contract.with_statistics(None), labels=labels, in_memory=0)[0]
+        frames += some_frames(episodes, FRAMES_A_SOURCE)
     if not frames:
-        raise UserError(f"{run} has no recorded frames (demonstrations/{DATASET}, rollouts/{DATASET})")
+        named = ", ".join(str(each[0]) for each in places)
+        raise UserError(f"{critic}: no frames of the data that it was trained on are there ({named}); put them back")
     return Observation.stack(frames)
 
 
