@@ -22,7 +22,7 @@ from deas_vla.critique.evidence import write_held_out
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import RewardSpec, build_options
-from deas_vla.data.sampling import group_probabilities, sample_indices, split_by_episode
+from deas_vla.data.sampling import group_probabilities, sample_indices, split_by_episode, split_text
 from deas_vla.errors import UserError, require_ranges
 from deas_vla.features.cache import FeatureCache
 from deas_vla.features.features import FeatureConfig, Features, fit_projection
@@ -39,6 +39,7 @@ from deas_vla.scorers.scorer import SCORERS, EnsembleScorer
 from deas_vla.training.critic import (
     CandidateCache,
     critic_batch,
+    discount_warning,
     filled,
     require_fit,
     require_joined,
@@ -154,7 +155,10 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
             reward=config.reward,
         )
         require_joined(options)
+        if warning := discount_warning(critic_config, episodes, policy.contract.rate_hz):
+            accelerator.print(warning)
         held_out = split_by_episode(episodes, config.held_out, config.seed)
+        accelerator.print(split_text(episodes, held_out))
 
         cache_folder = Path(config.cache) if config.cache else folder / "features"
         # The backbone runs here, once for each stored frame, and never again.

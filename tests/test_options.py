@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import Options, RewardSpec, build_chunks, build_options, chunk_return, returns_to_go
-from deas_vla.data.sampling import group_probabilities, sample_indices, split_by_episode
+from deas_vla.data.sampling import group_probabilities, sample_indices, split_by_episode, split_text
 from deas_vla.errors import UserError
 
 pytestmark = pytest.mark.unit
@@ -347,5 +347,10 @@ def test_split_holds_out_whole_episodes_of_each_group():
     assert np.array_equal(mask, split_by_episode(episodes, 0.2, seed=1))
     assert not np.array_equal(mask, split_by_episode(episodes, 0.2, seed=2))
     assert not split_by_episode(episodes, 0.0, seed=1).any()
+    # A tenth of five is none, and then nothing says whether the critic only remembers (defect: in silence).
+    few = [*episodes[:2], *(example_episode(rng, 5, True, source="demonstration") for _ in range(5))]
+    mask = split_by_episode(few, 0.1, seed=1)
+    text = "episodes held out: 1 of 5 (demonstration), 0 of 1 (success), 0 of 1 (failure)"
+    assert mask.sum() == 1 and split_text(few, mask) == text
     with pytest.raises(UserError, match="held-out"):
         split_by_episode(episodes, 1.0, seed=1)

@@ -6,6 +6,9 @@ from torch import Tensor
 from deas_vla.data.episodes import GROUPS, Episode
 from deas_vla.errors import UserError
 
+# A smaller group has no episode to spare for validation.
+FEWEST_SPLIT = 3
+
 
 def group_probabilities(
     group: Tensor, weights: dict[str, float], dataset: Tensor | None = None, dataset_weights: list[float] | None = None
@@ -51,7 +54,8 @@ def sample_indices(seed: int, step: int, batch_size: int, probabilities: np.ndar
 def split_by_episode(episodes: list[Episode], held_out: float, seed: int) -> np.ndarray:
     """(E,) bool, True for the episodes held out for validation: the same share, in [0, 1), of each group.
 
-    Frames of one episode are alike: a split by frame would validate on what was trained on.
+    Frames of one episode are alike: a split by frame would validate on what was trained on. Of `FEWEST_SPLIT` episodes
+    of a group at least one is held out, unless the share is 0.
     """
     if not 0 <= held_out < 1:
         raise UserError(f"the share of held-out episodes is {held_out}; choose one in [0, 1)")
@@ -60,5 +64,13 @@ def split_by_episode(episodes: list[Episode], held_out: float, seed: int) -> np.
     for code in range(len(GROUPS)):
         members = np.flatnonzero(codes == code)
         stream = np.random.Generator(np.random.Philox(key=[seed, code]))
-        mask[stream.permutation(members)[: round(held_out * len(members))]] = True
+        least = 1 if held_out and len(members) >= FEWEST_SPLIT else 0
+        mask[stream.permutation(members)[: max(least, round(held_out * len(members)))]] = True
     return mask
+
+
+def split_text(episodes: list[Episode], held_out: np.ndarray) -> str:
+    """How many episodes of each group are held out, for people: (E,) bool as `split_by_episode` gives it."""
+    groups = np.array([episode.group for episode in episodes])
+    parts = [f"{held_out[groups == g].sum()} of {(groups == g).sum()} ({g})" for g in GROUPS if (groups == g).any()]
+    return f"episodes held out: {', '.join(parts)}"

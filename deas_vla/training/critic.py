@@ -13,6 +13,7 @@ from torch import Tensor
 
 from deas_vla.critic.critic import CriticBatch, CriticConfig, DeasCritic
 from deas_vla.data.ahead import ahead, spare_workers
+from deas_vla.data.episodes import Episode
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.observation import Observation
 from deas_vla.data.options import Options, RewardSpec
@@ -23,6 +24,8 @@ from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise, require
 from deas_vla.scorers.scorer import Encoded, Scorer
 from deas_vla.training.loop import progress_bar
 
+# Less than this share of the range of values between success and failure is a warning.
+FAINTEST = 0.1
 # Frames that a scorer without `Features` encodes at once, and options that are validated at once.
 FRAMES, VALIDATION_BATCH = 64, 4096
 # Below these shares of the stored images that start an option, and of the options that join another, nothing is learnt.
@@ -145,6 +148,25 @@ def require_joined(options: Options) -> None:
             f"{options.chained:.0%} of those within an episode end where another one starts; store images at every "
             "step, or at such a distance that --critic.horizon is a multiple of it"
         )
+
+
+def discount_warning(critic: CriticConfig, episodes: list[Episode], rate_hz: float) -> str | None:
+    """A line where a success at the usual distance hardly differs from a failure; None where it does.
+
+    The value of a success T steps ahead differs from that of failing for ever by γ₂ᵀ of their range, whatever the
+    rewards: a discount that is right at one rate and length of episodes is wrong at others.
+    """
+    lengths = [episode.length for episode in episodes if episode.terminated] or [e.length for e in episodes]
+    steps = int(np.median(lengths))
+    left = critic.bootstrap_discount**steps
+    if left >= FAINTEST:
+        return None
+    better = round(1 - 1 / steps, 4)
+    return (
+        f"warning: half of the successful episodes take {steps} steps ({steps / rate_hz:.0f} s) or more: at their "
+        f"start critic.bootstrap_discount={critic.bootstrap_discount:g} leaves {left:.1%} of the difference between "
+        f"success and failure; --critic.bootstrap_discount={better:g} leaves {better**steps:.0%}"
+    )
 
 
 # ---- batches ---------------------------------------------------------------------------------------------------
