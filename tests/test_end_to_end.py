@@ -54,8 +54,8 @@ METHODS = {
     "advantage_weighted", "advantage_weighted + best_of_n", "oracle",
 }  # fmt: skip
 # Files whose appearance is the moment to kill, from early to late. Each costs a start of two processes; other stages
-# (features, the image encoder, the critic) are killed in tests of their own.
-KILL_AT = ("policy/checkpoint.safetensors", "rollouts/blocks", "evaluation/methods/lift/policy.json")
+# (training of each kind, features) are killed in tests of their own.
+KILL_AT = ("rollouts/blocks", "evaluation/methods/lift/policy.json")
 
 pytestmark = [pytest.mark.slow, pytest.mark.sim, pytest.mark.timeout(900)]
 

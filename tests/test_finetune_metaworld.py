@@ -1,19 +1,18 @@
-"""The recipe of many tasks at a tiny size, as a user starts it, and its page."""
+"""The recipe of many tasks at a tiny size, and its page. (tests/test_end_to_end.py launches two processes.)"""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
+from deas_vla.config import parse
+from recipes.finetune_metaworld import FinetuneMetaworldConfig, main
 from studies.metaworld.page import write_metaworld_results
 
-ROOT = Path(__file__).resolve().parents[1]
 TASKS = ("reach-v3", "drawer-close-v3")
 TINY = [
     f"--tasks={','.join(TASKS)}",
-    "--workers=1",
+    "--workers=0",
     "--parallel_episodes=4",
     "--demos.episodes=3",
     "--demos.frame_every=8",
@@ -47,10 +46,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.sim, pytest.mark.timeout(900)]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
     output = tmp_path_factory.mktemp("whole") / "run"
-    launch = [sys.executable, "-m", "accelerate.commands.launch"]
-    launch += ["--config_file", str(ROOT / "accelerate_configs" / "cpu.yaml")]
-    recipe = str(ROOT / "recipes" / "finetune_metaworld.py")
-    subprocess.run([*launch, recipe, *TINY, f"--output={output}"], check=True, timeout=800)
+    main(parse(FinetuneMetaworldConfig, [*TINY, f"--output={output}"]))
     return output
 
 

@@ -70,15 +70,14 @@ def weights(output: Path) -> list[Path]:
 def test_rule_12_killed_and_resumed_gives_the_same_weights_and_two_processes_what_one_gives(data, tmp_path):
     whole, killed, two = tmp_path / "whole", tmp_path / "killed", tmp_path / "two"
     subprocess.run(command(data, whole), check=True, timeout=300)
-    for moment in ("behaviour-H5", "task1/deas"):
-        checkpoint = killed / "cube-single-play" / "seed-0" / moment / "checkpoint.safetensors"
-        process = subprocess.Popen(command(data, killed), start_new_session=True)
-        deadline = time.monotonic() + 200
-        while not checkpoint.is_file():
-            assert process.poll() is None and time.monotonic() < deadline, f"{checkpoint} did not appear"
-            time.sleep(0.005)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+    checkpoint = killed / "cube-single-play" / "seed-0" / "task1" / "deas" / "checkpoint.safetensors"
+    process = subprocess.Popen(command(data, killed), start_new_session=True)
+    deadline = time.monotonic() + 200
+    while not checkpoint.is_file():
+        assert process.poll() is None and time.monotonic() < deadline, f"{checkpoint} did not appear"
+        time.sleep(0.005)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
     subprocess.run(command(data, killed), check=True, timeout=300)
     for one, other in zip(weights(whole), weights(killed), strict=True):
         assert sha256_of(one) == sha256_of(other)
