@@ -64,8 +64,11 @@ def parse[T](config_class: type[T], argv: list[str] | None = None, prog: str | N
 
 
 def expand_home(argv: list[str]) -> list[str]:
-    """``--output=~/run`` as the shell would read it in a word of its own: behind a "=" it leaves the ~ as it is."""
-    return [re.sub(r"(?<=[=,])~(?=/|,|$)", lambda _: os.path.expanduser("~"), token) for token in argv]
+    """``--output=~/run`` as the shell would read it in a word of its own: behind a "=" it leaves the ~ as it is.
+
+    In a file of settings nothing else would read it.
+    """
+    return [re.sub(r"(?<=[=,\"])~(?=[/,\"]|$)", lambda _: os.path.expanduser("~"), token) for token in argv]
 
 
 def from_json[T](config_class: type[T], values: dict, where: str | Path) -> T:
@@ -152,7 +155,7 @@ def _with_files_and_switches(argv: list[str], known: dict[str, Any]) -> list[str
     joined = [f"{token}={next(rest, '')}" if token in ("--config", "--preset") else token for token in rest]
     for token, following in itertools.pairwise([*joined, "--"]):
         if token.startswith("--config="):
-            from_files += _as_flags(read_file(Path(token.removeprefix("--config="))), known)
+            from_files += expand_home(_as_flags(read_file(Path(token.removeprefix("--config="))), known))
         elif known.get(token.removeprefix("--")) is bool and following.startswith("-"):
             flags.append(f"{token}=true")
         else:

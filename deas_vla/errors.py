@@ -3,6 +3,7 @@
 import difflib
 import errno
 import importlib
+import math
 import os
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
@@ -43,8 +44,8 @@ def require_ranges(config: object, prefix: str, ranges: dict[str, str]) -> None:
     """Refuses fields out of range, by their flags: ``{"at least 1": "horizon num_q"}`` with the prefix "critic."."""
     for limit, names in ranges.items():
         for name in names.split():
-            if not RANGES[limit](getattr(config, name)):
-                raise UserError(f"{prefix}{name}={getattr(config, name)} must be {limit}")
+            if not RANGES[limit](getattr(config, name)) or math.isinf(getattr(config, name)):
+                raise UserError(f"{prefix}{name}={getattr(config, name)} must be {limit}, and finite")
 
 
 # How libraries that have no class for it say that memory ran out, of the machine or of a GPU; the last two are a worker

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from deas_vla.config import incidental, outcome_settings
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.envs.simulator import SimulatorConfig
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, require_ranges
 from deas_vla.launch import run_recipe
 from deas_vla.rollouts.collect import DATASET, collect_in_blocks, expert_episodes, load_blocks, write_collected
 from deas_vla.rollouts.scenes import scenes_of
@@ -36,6 +36,9 @@ class DemosConfig:
     dataset: str = ""
     # Images are stored every so many steps; each is a frame that the policy can be trained on.
     frame_every: int = 1
+
+    def __post_init__(self):
+        require_ranges(self, "demos.", {"at least 1": "frame_every"})
 
 
 @dataclass
@@ -73,7 +76,8 @@ def collect_demos(accelerator: Accelerator, config: CollectDemosConfig) -> None:
             write_collected(folder, episodes, contract, metadata=metadata, demonstrations=True)
         shutil.rmtree(folder / "blocks", ignore_errors=True)
 
-    run_stage(accelerator, Path(config.output), config, {}, work)
+    data = [config.demos.dataset] if config.demos.dataset else []
+    run_stage(accelerator, Path(config.output), config, {}, work, data=data)
 
 
 def main(config: CollectDemosConfig) -> None:

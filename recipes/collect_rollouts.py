@@ -60,6 +60,10 @@ class CollectRolloutsConfig(SimulatorConfig):
     # How much to collect.
     rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
 
+    def __post_init__(self):
+        super().__post_init__()
+        require_ranges(self, "", {"at least 0": "skip"})
+
 
 def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) -> None:
     def work(folder: Path) -> dict:

@@ -16,7 +16,7 @@ from accelerate import Accelerator
 from deas_vla.config import incidental
 from deas_vla.envs.registry import make_env
 from deas_vla.envs.simulator import SimulatorConfig
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, require_ranges
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, RULES, SelectionConfig
 from deas_vla.launch import run_recipe
@@ -56,6 +56,8 @@ class EvaluationConfig:
     def __post_init__(self):
         if self.scenes < 1 or self.samples < 1 or self.num_candidates < 2 or min(self.candidate_counts) < 1:
             raise UserError("scenes, samples and candidate_counts must be at least 1 and num_candidates at least 2")
+        ranges = {"at least 1": "execute_steps", "at least 0": "noise_scale oracle_scenes"}
+        require_ranges(self, "evaluation.", ranges)
 
 
 @dataclass

@@ -29,7 +29,7 @@ from deas_vla.data.episodes import statistics_of
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import Chunks, build_chunks
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, require_ranges
 from deas_vla.files import read_json
 from deas_vla.improvement.best_of_n import require_same_encoder
 from deas_vla.launch import run_recipe
@@ -66,6 +66,10 @@ class ImitationConfig(TrainingConfig):
     # Images are shifted by up to this many pixels, anew at every use.
     max_shift: int = 2
 
+    def __post_init__(self):
+        super().__post_init__()
+        require_ranges(self, "", {"at least 1": "flow_samples", "at least 0": "max_shift"})
+
 
 @dataclass
 class FinetunePolicyConfig:
@@ -101,6 +105,9 @@ class FinetunePolicyConfig:
     training: ImitationConfig = field(default_factory=ImitationConfig)
     # How advantages become weights; only for advantage_weighted.
     weighting: AdvantageWeighting = field(default_factory=AdvantageWeighting)
+
+    def __post_init__(self):
+        require_ranges(self, "", {"at least 0": "seed"})
 
 
 def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read: Reader = collected) -> None:

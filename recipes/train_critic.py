@@ -63,6 +63,9 @@ class MixConfig:
     # Options of rollouts that failed.
     failures: float = 0.4
 
+    def __post_init__(self):
+        require_ranges(self, "mix.", {"at least 0": "demonstrations successes failures"})
+
 
 @dataclass
 class TrainCriticConfig:
@@ -109,7 +112,8 @@ class TrainCriticConfig:
     training: TrainingConfig = field(default_factory=lambda: preset("default").training)
 
     def __post_init__(self):
-        require_ranges(self, "", {"at least 1": "policy_chunks"})
+        ranges = {"at least 1": "policy_chunks", "at least 0": "seed policy_noise_scale"}
+        require_ranges(self, "", ranges | {"at least 0 and below 1": "held_out"})
         require_fit(self.critic, self.reward)
 
     @staticmethod

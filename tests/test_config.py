@@ -120,6 +120,10 @@ def test_a_home_folder_behind_an_equals_sign_is_the_users(monkeypatch, tmp_path)
     config = parse(Recipe)
     assert config.output == tmp_path / "run" and config.label == "see ~/x"
     assert config.tasks == [str(tmp_path / "a"), "b~/c", str(tmp_path)]
+    file = tmp_path / "settings.yaml"
+    file.write_text("output: ~/run\ntasks: [~/a, b~/c]\nlabel: see ~/x")
+    config = parse(Recipe, [f"--config={file}"])
+    assert (config.output, config.tasks, config.label) == (tmp_path / "run", [str(tmp_path / "a"), "b~/c"], "see ~/x")
 
 
 @pytest.mark.unit

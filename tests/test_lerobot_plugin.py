@@ -266,6 +266,8 @@ def test_a_mean_is_a_mean_in_lerobot_too(tmp_path):
         ),
         (lambda b: b.update({"observation.images.left": torch.full((1, 3, 16, 16), torch.nan)}), "not an image"),
         (lambda b: b.pop("task"), "lacks task"),
+        (lambda b: b.update(task=["lift", "open"]), "task holds 2 instructions for 1 observations"),
+        (lambda b: b["observation.state"].fill_(torch.nan), "the observation's state hold NaN"),
         (lambda b: b.pop("observation.state"), "lacks observation.state"),
         (lambda b: b.update({"observation.state": torch.zeros(1, 5)}), r"the state is \(1, 5\)"),
     ],
@@ -283,6 +285,17 @@ def test_images_of_whole_numbers_are_taken_as_they_are(policy):
     policy.reset()
     whole = {k: (v * 255).round().byte() if "images" in k else v for k, v in batch.items()}
     assert same(policy.select_action(whole), expected)
+
+
+def test_an_instruction_as_one_text_is_that_of_one_observation(policy):
+    """LeRobot's own policies take it so (defect: its letters were taken for instructions)."""
+    batch = batch_of(observations(1))
+    expected = policy.select_action(batch)
+    policy.reset()
+    assert same(policy.select_action(batch | {"task": batch["task"][0]}), expected)
+    policy.reset()
+    with pytest.raises(UserError, match="task holds 1 instructions for 2 observations; give one to each"):
+        policy.select_action(batch_of(observations(2)) | {"task": "lift"})
 
 
 def test_other_episodes_need_a_reset(policy):

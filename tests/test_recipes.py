@@ -59,6 +59,8 @@ CONFIGS = {
         (collect_rollouts, ["--policy={folder}/none"], "none is not a finished stage"),
         (finetune_policy, ["--demonstrations={folder}/none"], "none is not a finished stage"),
         (evaluate, ["--policy="], "name of a stage's folder is empty"),
+        (collect_rollouts, ["--policy="], "name of a stage's folder is empty"),
+        (train_critic, ["--policy="], "the critic needs --policy=FOLDER"),
         (finetune_policy, ["--method=filtered_bc"], "--method=filtered_bc needs --rollouts=FOLDER"),
         (finetune_policy, ["--method=awr"], "('bc', 'filtered_bc', 'advantage_weighted')"),
         (finetune_policy, ["--training.steps=0"], "must be at least 1"),

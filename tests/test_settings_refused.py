@@ -13,11 +13,14 @@ from deas_vla.errors import UserError
 from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.training.loop import TrainingConfig
 from deas_vla.training.stages import run_stage, stage_report
+from recipes.collect_demos import DemosConfig
 from recipes.collect_rollouts import CollectRolloutsConfig, RolloutsConfig
-from recipes.train_critic import TrainCriticConfig
+from recipes.evaluate import EvaluationConfig
+from recipes.finetune_policy import FinetunePolicyConfig, ImitationConfig
+from recipes.train_critic import MixConfig, TrainCriticConfig
 
 pytestmark = pytest.mark.unit
-NAN = float("nan")
+NAN, INFINITE = float("nan"), float("inf")
 
 
 @pytest.mark.parametrize(
@@ -27,14 +30,26 @@ NAN = float("nan")
         (TrainingConfig, "warmup", (5.0, -0.1, NAN)),
         (TrainingConfig, "log_every", (0,)),
         (TrainingConfig, "checkpoint_every", (0,)),
-        (TrainingConfig, "learning_rate", (NAN, -1e-3, 0.0)),
+        (TrainingConfig, "learning_rate", (NAN, INFINITE, -1e-3, 0.0)),
         (TrainingConfig, "weight_decay", (-1.0, NAN)),
         (RolloutsConfig, "execute_steps", (-1, 0)),
         (RolloutsConfig, "episodes", (0,)),
         (RolloutsConfig, "frame_every", (-1,)),
         (CollectRolloutsConfig, "parallel_episodes", (0,)),
         (CollectRolloutsConfig, "workers", (-1,)),
+        (CollectRolloutsConfig, "skip", (-1,)),
+        (DemosConfig, "frame_every", (0,)),
+        (EvaluationConfig, "execute_steps", (-1, 0)),
+        (EvaluationConfig, "noise_scale", (-1.0, NAN)),
+        (EvaluationConfig, "oracle_scenes", (-1,)),
+        (FinetunePolicyConfig, "seed", (-1,)),
+        (ImitationConfig, "flow_samples", (0,)),
+        (ImitationConfig, "max_shift", (-1,)),
+        (MixConfig, "successes", (-1.0, INFINITE)),
         (TrainCriticConfig, "policy_chunks", (-2, 0)),
+        (TrainCriticConfig, "policy_noise_scale", (-1.0,)),
+        (TrainCriticConfig, "held_out", (1.0, -0.1)),
+        (TrainCriticConfig, "seed", (-1,)),
     ],
 )
 def test_a_setting_out_of_range_is_refused_by_its_flag(config_class, field, values):

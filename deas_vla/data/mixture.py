@@ -1,5 +1,6 @@
 """Several LeRobot data sets as one, each with a weight."""
 
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -28,7 +29,7 @@ class MixtureConfig:
     def __post_init__(self):
         if self.weights and len(self.weights) != len(self.folders):
             raise UserError(f"{len(self.folders)} folders and {len(self.weights)} weights; give one to each")
-        if any(not weight >= 0 for weight in self.weights):
+        if any(not 0 <= weight < math.inf for weight in self.weights):
             raise UserError(f"weights are {self.weights}; give each data set one of at least 0")
         if self.image_every < 1:
             raise UserError(f"image_every is {self.image_every}; choose 1 or more")

@@ -25,6 +25,8 @@ COLUMNS = {
 }
 # Tasks without buttons do not have it.
 OPTIONAL = "button_states"
+# Actions that are larger than 1 by no more than this are so by rounding, and are clipped.
+ROUNDING = 1e-5
 
 
 @dataclass
@@ -132,8 +134,10 @@ def _checked(columns: dict[str, np.ndarray], path: Path) -> OGBenchData:
             row = int(np.flatnonzero(~np.isfinite(columns[name]).all(axis=1))[0])
             raise UserError(f"{path}: '{name}' is not finite (row {row}); the file is damaged")
     largest = np.abs(columns["actions"]).max()
+    if largest > 1 + ROUNDING:
+        raise UserError(f"{path}: 'actions' reach {largest:.9g}; they must lie in [-1, 1]")
     if largest > 1:
-        raise UserError(f"{path}: 'actions' reach {largest:.4g}; they must lie in [-1, 1]")
+        columns["actions"] = columns["actions"].clip(-1, 1)
     if not columns["terminals"][-1]:
         raise UserError(f"{path}: the last row does not end a trajectory; rows are missing at the end")
     return OGBenchData(**columns)

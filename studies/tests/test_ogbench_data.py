@@ -102,6 +102,7 @@ FAULTS = {
     "NaN": (with_value("observations", 3, np.nan), "'observations' is not finite (row 3)"),
     "infinite": (with_value("qvel", 5, np.inf), "'qvel' is not finite (row 5)"),
     "wild action": (with_value("actions", 0, -1.5), "'actions' reach 1.5"),
+    "action a little out of range": (with_value("actions", 0, 1.0001), "'actions' reach 1.00010002;"),
     "cut trajectory": (with_value("terminals", -1, False), "the last row does not end a trajectory"),
     "half true": (replaced("terminals", lambda a: a * 0.5), "'terminals' must be true or false"),
     "texts": (replaced("terminals", lambda a: a.astype(str)), "'terminals' must be true or false"),
@@ -123,6 +124,15 @@ def test_each_fault_is_one_line_that_names_the_file(tmp_path, fault):
         with pytest.raises(UserError, match="faulty"):
             write_npz(tmp_path / "faulty-copy.npz", OGBenchData(**columns))
         assert not (tmp_path / "faulty-copy.npz").exists()
+
+
+@pytest.mark.unit
+def test_actions_that_are_too_large_by_rounding_are_clipped(tmp_path):
+    """They were refused as "'actions' reach 1" (defect)."""
+    columns = example().columns()
+    columns["actions"][2] = np.float32(1.0000002) * np.array([-1, 1, 1, -1, 1])
+    np.savez_compressed(tmp_path / "rounded.npz", **columns)
+    assert read_npz(tmp_path / "rounded.npz").actions[2].tolist() == [-1, 1, 1, -1, 1]
 
 
 @pytest.mark.unit
