@@ -36,6 +36,21 @@ def declare(arguments: argparse.Namespace) -> None:
     print(f"{arguments.dataset}/{SIDECAR} is written; check the data with: deas-vla audit {arguments.dataset}")
 
 
+def label(arguments: argparse.Namespace) -> None:
+    from deas_vla.labelling.labelling import Labelling
+
+    labelling = Labelling(arguments.dataset)
+    if arguments.page:
+        from deas_vla.labelling.page import label_on_page
+
+        label_on_page(labelling, arguments.port)
+    else:
+        from deas_vla.labelling.terminal import label_in_terminal
+
+        label_in_terminal(labelling)
+    print(labelling.summary())
+
+
 def critique(arguments: argparse.Namespace) -> None:
     from pathlib import Path
 
@@ -103,6 +118,10 @@ def main(argv: list[str] | None = None) -> int:
         labelled("--success", default="column", metavar="column|done|reward|always|never", help=success)
         reward = "what the reward is: next.reward (default), or 1 for the step that succeeds"
         labelled("--reward", default="column", metavar="column|success", help=reward)
+    flag = add(label, "look at each episode of a LeRobot data set without outcomes and say how it went")
+    flag("dataset", help="folder of the data set")
+    flag("--page", action="store_true", help="in a browser on this machine, not in the terminal")
+    flag("--port", type=int, default=0, help="of the page (default: any that is free)")
     critique_flag = add(critique, "whether a critic is worth reranking with, from recordings alone, and why")
     critique_flag("datasets", nargs="+", metavar="DATASET", help="folder of a LeRobot data set, or of a stage")
     critique_flag("--critic", required=True, metavar="FOLDER", help="stage folder of the critic")

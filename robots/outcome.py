@@ -1,71 +1,17 @@
 """How an episode went: by key press, or from a robot that knows."""
 
-import os
-import select
-import sys
-import termios
-import tty
 from contextlib import AbstractContextManager, nullcontext
-from typing import Literal, TextIO
+from typing import Literal
 
 from deas_vla.errors import UserError
+from deas_vla.keys import Keys
 from robots.robot import Robot
 
 OutcomeSource = Literal["auto", "keys", "sim", "success", "failure"]
 Verdict = Literal["success", "failure", "again", "quit"]
 KEYS: dict[str, Verdict] = {"s": "success", "f": "failure", "r": "again", "q": "quit"}
-ESCAPE = b"\x1b"
-# What belongs to a key that sends several bytes follows its first one at once, over a network a little later.
-ESCAPE_S = 0.02
+NO_TERMINAL = "give --outcome=sim, success or failure without one"
 ASKED = "s success, f failure, r record it again: the arm then goes back slowly; q or Esc quit: it stays"
-
-
-class Keys(AbstractContextManager):
-    """Single keys of a terminal, without Enter; Ctrl-C stays what it is.
-
-    Raises:
-        UserError: if there is no terminal.
-    """
-
-    def __init__(self, stream: TextIO | None = None):
-        self.stream = stream or sys.stdin
-        if not self.stream.isatty():
-            raise UserError("outcomes by key need a terminal; give --outcome=sim, success or failure without one")
-
-    def __enter__(self) -> "Keys":
-        self.before = termios.tcgetattr(self.stream)
-        tty.setcbreak(self.stream, termios.TCSANOW)
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        termios.tcsetattr(self.stream, termios.TCSANOW, self.before)
-
-    def pressed(self, wait_s: float = 0.0) -> str | None:
-        """The next key, or None if there is none within so many seconds."""
-        if not self._waiting(wait_s):
-            return None
-        # Not through the stream: it would take more keys than one, and select would not see them.
-        key = self._read()
-        return self._after_escape() if key == ESCAPE else key.decode(errors="replace").lower()
-
-    def _after_escape(self) -> str | None:
-        """Esc alone is q. Arrows, F1 or Alt-s send more bytes behind it: none of them says how an episode went."""
-        if not self._waiting(ESCAPE_S):
-            return "q"
-        if self._read() in (b"[", b"O"):
-            # Numbers follow, and a letter or ~ as the last byte.
-            while self._waiting(ESCAPE_S) and not b"@" <= self._read() <= b"~":
-                pass
-        return None
-
-    def _waiting(self, seconds: float) -> bool:
-        return bool(select.select([self.stream], [], [], seconds)[0])
-
-    def _read(self) -> bytes:
-        byte = os.read(self.stream.fileno(), 1)
-        if not byte:
-            raise UserError("the terminal is gone; nobody can say how the episodes went")
-        return byte
 
 
 class Judge(AbstractContextManager):
@@ -85,7 +31,7 @@ class Judge(AbstractContextManager):
             raise UserError(f"--outcome=sim: {robot.name} does not know whether it succeeded; use keys")
         self.source = ("sim" if knows else "keys") if source == "auto" else source
         self.robot = robot
-        self.keys = Keys() if self.source == "keys" else nullcontext()
+        self.keys = Keys(NO_TERMINAL) if self.source == "keys" else nullcontext()
 
     def __enter__(self) -> "Judge":
         self.keys.__enter__()

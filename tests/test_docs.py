@@ -91,7 +91,7 @@ def known_flags() -> set[str]:
         for what in [*recipes(), "robots.rollout"]:
             parsed(what, ["--help"])
         parsed("robots.rollout", ["--help", "--robot.type=so101_follower"])
-        for command in ("audit", "critique", "declare", "export", "inspect"):
+        for command in ("audit", "critique", "declare", "export", "inspect", "label"):
             with contextlib.suppress(SystemExit):
                 cli.main([command, "--help"])
     return known | set(re.findall(r"--([\w.]+)", shown.getvalue()))
@@ -125,7 +125,7 @@ def test_every_command_is_understood(name, folder, monkeypatch):
             done = subprocess.run(["make", "-n", *arguments], cwd=ROOT, capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
         elif what == "deas-vla":
-            assert arguments[0] in {"doctor", "audit", "critique", "declare", "export", "verify", "inspect"}
+            assert arguments[0] in {"doctor", "audit", "critique", "declare", "export", "label", "verify", "inspect"}
             if arguments[0] == "export":
                 parse(ExportConfig, arguments[1:])
         elif what.startswith("recipes/") or what == "robots.rollout":
@@ -138,6 +138,7 @@ def test_every_command_is_understood(name, folder, monkeypatch):
 def is_run(what: str, arguments: list[str]) -> bool:
     """Whether a command of the guides is run, and not only understood: see FOREIGN and ONLY_PARSED."""
     users_own = any(argument.partition("=")[2].startswith("/") for argument in arguments)  # --dataset=/data/mine
+    users_own |= arguments[:1] == ["label"]  # waits for somebody
     return what not in FOREIGN | ONLY_PARSED | {"make"} and not what.startswith("studies") and not users_own
 
 

@@ -21,6 +21,7 @@ FLOORS: list[dict[str, set[str]]] = [
         "files": {"errors"},
         "config": {"errors", "files"},
         "launch": {"errors", "files", "config"},
+        "keys": {"errors"},
         "registry": {"errors", "files", "config"},
         "critic": {"errors", "files", "config"},
     },
@@ -28,7 +29,7 @@ FLOORS: list[dict[str, set[str]]] = [
     {"policies": set(), "scorers": set()},
     {"improvement": set(), "envs": set()},
     {"training": set(), "rollouts": {"training"}},
-    {"export": set(), "report": set(), "critique": {"report"}, "serving": {"export"}},
+    {"export": set(), "report": set(), "critique": {"report"}, "labelling": {"report"}, "serving": {"export"}},
     {"doctor": set(), "cli": {"doctor"}},
 ]
 FLOOR_OF = {room: number for number, floor in enumerate(FLOORS) for room in floor}

@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 from accelerate import Accelerator
 from data_example import example_contract, example_episode
+from v2_example import drop_outcomes
 
 from deas_vla import cli
 from deas_vla.config import parse
 from deas_vla.data.contract import Camera
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.errors import UserError
+from deas_vla.labelling.labelling import Labelling
 from deas_vla.policies.registry import load_policy
 from recipes import finetune_policy, train_critic
 
@@ -32,6 +34,10 @@ def dataset(tmp_path_factory):
         shape = (len(episode.frame_steps), 64, 64, 3)
         episode.images = {name: rng.integers(0, 256, shape, dtype=np.uint8) for name in episode.images}
     write_dataset(root, episodes, example_contract(cameras=CAMERAS), "local/own")
+    labelling = Labelling(drop_outcomes(root))
+    for number, episode in enumerate(episodes):
+        labelling.give(number, "success" if episode.terminated else "failure")
+    assert cli.main(["declare", str(root), "--units=m", "--source=rollout"]) == 0
     return root
 
 
@@ -50,6 +56,8 @@ def test_a_policy_and_a_critic_from_recordings_alone(dataset, tmp_path, capsys):
     finetune("--method=filtered_bc", f"--more.folders={dataset}", f"--output={tmp_path}/policy")
     policy = load_policy(tmp_path / "policy" / "policy")
     assert policy.contract.statistics is not None
+    assert cli.main(["audit", str(dataset), f"--against={tmp_path}/policy"]) == 0
+    assert "success: 3 of 6" in capsys.readouterr().out
     learn(
         f"--more.folders={dataset}", f"--policy={tmp_path}/policy", f"--output={tmp_path}/critic", "--held_out=0.4"
     )  # fmt: skip

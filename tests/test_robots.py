@@ -16,11 +16,12 @@ from hypothesis import strategies as st
 from deas_vla.data.contract import Camera, Column
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.improvement.best_of_n import Choice
+from deas_vla.keys import Keys
 from deas_vla.rollouts.play import Job
 from robots.arm import Arm
 from robots.contract import agreed
 from robots.lerobot_arm import contract_of, slow_cameras
-from robots.outcome import Judge, Keys
+from robots.outcome import Judge
 from robots.play import play
 from robots.safety import Limiter
 from robots.timing import Timing, summary
@@ -158,7 +159,7 @@ def terminal(monkeypatch):
 
 
 def test_keys_come_one_by_one_and_the_terminal_is_left_as_it_was(terminal):
-    keys = Keys()
+    keys = Keys("")
     with keys:
         assert keys.pressed() is None
         os.write(terminal, b"xSf")
@@ -188,7 +189,7 @@ def test_a_key_ends_an_episode_or_answers_after_it(terminal, key, verdict):
     ids=["End", "F4", "F3", "F2", "Alt-s", "a cursor report", "Ctrl-End"],
 )
 def test_a_key_that_sends_several_bytes_says_nothing_of_an_episode(terminal, bytes_of_key):
-    with Keys() as keys:
+    with Keys("") as keys:
         os.write(terminal, bytes_of_key + b"s")
         assert [keys.pressed(1), keys.pressed(1), keys.pressed()] == [None, "s", None]
         os.write(terminal, b"\x1b")

@@ -186,3 +186,16 @@ def edit_rows(root: Path, number: int, change) -> None:
     columns = pq.read_table(data_file(root, number)).to_pydict()
     change(columns)
     pq.write_table(pa.table(columns), data_file(root, number))
+
+
+OUTCOME_COLUMNS = ("next.reward", "next.done", "next.success", "next.truncated", "frame.is_fresh", "frame.is_final")
+
+
+def drop_outcomes(root: Path) -> Path:
+    """Makes a data set, v2 or v3, one that somebody recorded without saying how its episodes went."""
+    (root / "meta/deas_vla.json").unlink(missing_ok=True)
+    edit_json(root / "meta/info.json", lambda info: [info["features"].pop(name, None) for name in OUTCOME_COLUMNS])
+    for file in (root / "data").rglob("*.parquet"):
+        table = pq.read_table(file)
+        pq.write_table(table.drop([name for name in OUTCOME_COLUMNS if name in table.column_names]), file)
+    return root

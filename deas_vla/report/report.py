@@ -17,6 +17,7 @@ from deas_vla.errors import require
 from deas_vla.files import atomic_path, read_json, sha256_of
 from deas_vla.report import plots, summary
 from deas_vla.report.data import Calibration, Curve, OracleDecisions, Outcomes, ReportData, ValueTrace
+from deas_vla.report.template import rendered
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.rollouts.oracle import RETURNS, returns_of
 from deas_vla.rollouts.scenes import seen_scenes
@@ -51,16 +52,12 @@ def write_report(folder: str | Path, data: ReportData) -> dict:
 
 def render(data: ReportData, found: dict) -> str:
     """The report as one HTML document that refers to nothing outside it; every number in words is of `found`."""
-    jinja2 = require("jinja2", "report")
-    options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
-    environment = jinja2.Environment(**options, undefined=jinja2.StrictUndefined)
     words = "percent points point_range signed counted lowered p_value duration scene_runs method_meaning"
-    environment.globals |= {name: getattr(summary, name) for name in words.split()}
-    template = environment.from_string(Path(__file__).with_name("report.html.j2").read_text(encoding="utf-8"))
-    text = template.render(
-        found,
+    text = rendered(
+        Path(__file__).with_name("report.html.j2"),
+        **found,
+        **{name: getattr(summary, name) for name in words.split()},
         data=data,
-        colors=plots.COLORS,
         METHOD_COLORS=plots.METHOD_COLORS,
         plots={name: _embedded(svg) for name, svg in plots.plots(data, found["critic"]).items()},
         curves=[(title, _embedded(svg)) for title, svg in plots.curve_plots(data.curves)],

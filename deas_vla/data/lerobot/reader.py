@@ -8,11 +8,12 @@ import numpy as np
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
 from deas_vla.data.images import IN_MEMORY
-from deas_vla.data.labels import RECORDED, SUCCESS_RULES, LabelRules
+from deas_vla.data.labels import RECORDED, REWARD_RULES, SUCCESS_RULES, GivenOutcomes, LabelRules
 from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.lerobot.findings import refuse
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout, gather
+from deas_vla.data.lerobot.outcomes import OUTCOMES, read_outcomes, recorded_outcome
 from deas_vla.data.lerobot.rows import (
     beyond_contract,
     column_facts,
@@ -64,6 +65,8 @@ def read_dataset(
     for name in labels.columns:
         if name not in folder.features:
             fix = "record it, or declare what success and reward are (--success, --reward of `deas-vla declare`)"
+            if name == SUCCESS_RULES["column"]:
+                fix += f", or look at each episode: deas-vla label {root}"
             columns = ", ".join(sorted(folder.features))
             raise UserError(f"{root}: column {name} is missing; {fix}; its columns are {columns}")
     layout = Layout.of(folder)
@@ -116,15 +119,27 @@ def own_contract(folder: LerobotFolder, layout: Layout) -> tuple[Contract, bool]
 def declared_labels(folder: LerobotFolder, labels: LabelRules) -> LabelRules:
     """What the data set itself declares of success and reward, or has recorded, else what the caller says.
 
-    A column ``next.success`` of others, and everything that this project wrote, keeps its own outcome: what a caller
-    says is meant for data that do not say.
+    A column ``next.success`` of others, everything that this project wrote, and a data set whose episodes were given
+    their outcomes by `deas-vla label`, keep their own: what a caller says is meant for data that do not say.
     """
-    if folder.sidecar.get("labels") is None:
-        if folder.sidecar:
-            return RECORDED
-        return replace(labels, success="column") if SUCCESS_RULES["column"] in folder.features else labels
-    with as_user_error(f"{folder.root / SIDECAR}: labels cannot be read", UserError):
-        return LabelRules(**folder.sidecar["labels"])
+    if (declared := folder.sidecar.get("labels")) is not None:
+        with as_user_error(f"{folder.root / SIDECAR}: labels cannot be read", UserError):
+            labels = LabelRules(**declared)
+    elif folder.sidecar:
+        labels = RECORDED
+    elif SUCCESS_RULES["column"] in folder.features:
+        labels = replace(labels, success="column")
+    given = {outcome.episode: outcome.success for outcome in read_outcomes(folder)}
+    if not given:
+        return labels
+    if recorded := recorded_outcome(folder):
+        raise UserError(f"{folder.root}: outcomes are given in {OUTCOMES} and by {recorded}; delete one of the two")
+    if missing := folder.episodes.keys() - given.keys():
+        count = f"{len(missing)} of {len(folder.episodes)} episodes have no outcome yet"
+        raise UserError(f"{folder.root / OUTCOMES}: {count}; go on with: deas-vla label {folder.root}")
+    # Where no reward was recorded, success is all that is known of it.
+    recorded = labels.reward == "column" and REWARD_RULES["column"] in folder.features
+    return GivenOutcomes(reward="column" if recorded else "success", outcomes=given)
 
 
 def _episode(
@@ -134,6 +149,8 @@ def _episode(
     columns = part.columns
     states = gather(layout.state, columns)
     success, rewards = labels.of(columns, len(part))
+    if isinstance(labels, GivenOutcomes) and not success.any():
+        source = "rollout"  # somebody saw it fail: it is nothing to imitate
     steps, frames = steps_of(part, success), frames_of(part, success, image_every)
     if success.any() and not has_final(part):
         # Nothing comes after a success, so nothing will be read off the state after it.
