@@ -65,7 +65,7 @@ def read_dataset(
     for name in labels.columns:
         if name not in folder.features:
             fix = "record it, or declare what success and reward are (--success, --reward of `deas-vla declare`)"
-            if name == SUCCESS_RULES["column"]:
+            if SUCCESS_RULES[labels.success] not in (None, *folder.features):
                 fix += f", or look at each episode: deas-vla label {root}"
             columns = ", ".join(sorted(folder.features))
             raise UserError(f"{root}: column {name} is missing; {fix}; its columns are {columns}")
