@@ -320,9 +320,9 @@ def test_any_other_policy_runs_as_a_batch(policies, kind, feature):
         assert torch.allclose(plain.sample(alone, noise[[2]])[0], chunks[2], atol=2e-5)
         # The adapter is given what is derived here: the steps beyond the noise.
         longer = widen(noise.flatten(0, 1), H, policy.adapter.width)
-        memory, _ = policy._memory(policy.encode(observation), 4)
+        memory, _ = policy._memory(policy.encode(observation))
         expected = policy.adapter.sample(memory, longer)[:, :8]
-        inner, _ = plain._memory(context, 4)
+        inner, _ = plain._memory(context)
         assert torch.allclose(plain.adapter.sample(inner, noise.flatten(0, 1)), expected, atol=2e-5)
     plain.freeze_encoder()
     plain.train()

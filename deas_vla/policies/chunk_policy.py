@@ -38,6 +38,7 @@ class ChunkPolicy(nn.Module, ABC):
         feature_source: which of its tensors the critic's features are pooled from, in words.
         autocasts: whether it computes in bfloat16 whatever its weights are: replays then differ by more.
         any_noise_scale: whether noise may be scaled by other numbers than 0 and 1, see `require_noise_scale`.
+        causal: whether no step of a chunk depends on later ones: `sample_first` is then cheaper than `sample`.
     """
 
     contract: Contract
@@ -47,6 +48,7 @@ class ChunkPolicy(nn.Module, ABC):
     feature_source: ClassVar[str] = "the tokens of its encoder"
     autocasts: bool = False
     any_noise_scale: bool = True
+    causal: bool = False
 
     @abstractmethod
     def encode(self, observation: Observation) -> Context:
@@ -55,6 +57,10 @@ class ChunkPolicy(nn.Module, ABC):
     @abstractmethod
     def sample(self, context: Context, noise: Tensor) -> Tensor:
         """(B, N, H, A) standard normal noise to (B, N, H, A) normalised chunks, N for each of B contexts."""
+
+    def sample_first(self, context: Context, noise: Tensor, steps: int) -> Tensor:
+        """(B, N, steps, A) how the chunks of `sample` begin, from the same (B, N, H, A) noise."""
+        return self.sample(context, noise)[:, :, :steps]
 
     @abstractmethod
     def loss(

@@ -49,7 +49,7 @@ class Adapter(ABC):
         settings: names of the configuration's fields, beside weights and processing, that tokens depend on.
         sees_padding: whether the encoder reads padding like text, so that only prompts of one length share a batch.
         largest_batch: most observations that are encoded together.
-        autocasts, any_noise_scale: see `ChunkPolicy`.
+        autocasts, any_noise_scale, causal: see `ChunkPolicy`.
         resizes: whether it brings images of any size to its own, pads states, and does without some of its cameras.
     """
 
@@ -59,6 +59,7 @@ class Adapter(ABC):
     autocasts = False
     resizes = False
     any_noise_scale = True
+    causal = False
 
     def __init__(
         self, policy: nn.Module, cameras: list[int], encoder: list[nn.Module], horizon: int, width: int | None = None
@@ -86,14 +87,23 @@ class Adapter(ABC):
 
     @abstractmethod
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
-        """Turns (M, steps, width) noise into (M, H, A) chunks by the policy's own sampler; memory has M rows."""
+        """Turns noise into chunks by the policy's own sampler.
+
+        Args:
+            memory: of B observations.
+            noise: (B·N, steps, width), the N candidates of an observation one after another.
+
+        Returns:
+            (B·N, H, A); a causal model may be given the first h steps of the noise, and returns as many.
+        """
 
     @abstractmethod
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """(M, H, A) squared error of what the model predicts, in the units of its own training loss.
 
         Args:
-            memory, noise: as in `sample`.
+            memory: of M rows, one for each chunk.
+            noise: (M, steps, width).
             actions: (M, H, A) chunks as the preprocessor makes them, which may have padded steps and columns.
             time: (M,) flow times, 0 for noise and 1 for the clean chunk.
         """
@@ -128,6 +138,11 @@ def outputs_of(*modules: nn.Module) -> Iterator[list]:
     finally:
         for handle in handles:
             handle.remove()
+
+
+def repeated(memory: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
+    """The memory of B observations with each row as often as makes `rows`."""
+    return {name: value.repeat_interleave(rows // len(value), 0) for name, value in memory.items()}
 
 
 def join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from deas_vla.errors import UserError
-from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, Encoded, camera_tokens, outputs_of
+from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, Encoded, camera_tokens, outputs_of, repeated
 from deas_vla.policies.lerobot.noise import GivenNoise, seed_of
 from deas_vla.policies.lerobot.processing import TASK, instructions_of
 
@@ -63,7 +63,7 @@ class Batched(Adapter):
         modes = {module: module.training for module in self.policy.modules()}
         self.policy.eval()
         with GivenNoise(noise, first=True) as given:
-            chunks = self.policy.predict_action_chunk(_as_text(memory))
+            chunks = self.policy.predict_action_chunk(_as_text(repeated(memory, len(noise))))
         for module, training in modes.items():
             module.training = training
         if not given.draws:

@@ -21,7 +21,7 @@ from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.fingerprint import Fingerprint
 from deas_vla.policies.flow import hold_last
 from deas_vla.policies.lerobot.adapter import ADAPTER_CONFIG, adapted_base, with_adapter
-from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, join
+from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, join, repeated
 from deas_vla.policies.lerobot.standalone import CONFIG, PREPROCESSOR, find_parts, make_standalone, without_weights
 from deas_vla.policies.registry import register_policy
 
@@ -66,6 +66,7 @@ class LeRobotPolicy(ChunkPolicy):
             contract = contract.with_statistics(self.processors.statistics())
         self.policy, self.contract, self.horizon = policy, contract, self.adapter.horizon
         self.autocasts, self.any_noise_scale = self.adapter.autocasts, self.adapter.any_noise_scale
+        self.causal = self.adapter.causal
         self.feature, self._frozen, self._fingerprint = feature, False, Fingerprint()
 
     # ---- the three calls of a policy -----------------------------------------------------------------------
@@ -83,9 +84,15 @@ class LeRobotPolicy(ChunkPolicy):
         return Context(tokens, mask, camera, self.contract.normalize_state(state), parts | {RAW_STATE: state.float()})
 
     def sample(self, context: Context, noise: Tensor) -> Tensor:
-        memory, raw_state = self._memory(context, noise.shape[1])
-        actions = self.adapter.sample(memory, self.adapter.widened(noise.flatten(0, 1)))
-        return self.contract.normalize_action(self.processors.commands(actions, raw_state)).view(noise.shape)
+        return self.sample_first(context, noise, noise.shape[2])
+
+    def sample_first(self, context: Context, noise: Tensor, steps: int) -> Tensor:
+        memory, raw_state = self._memory(context)
+        # Columns and steps that pad the noise follow from all of it: it is widened before it is cut.
+        wide = self.adapter.widened(noise.flatten(0, 1))
+        actions = self.adapter.sample(memory, wide[:, :steps] if self.causal else wide)
+        commands = self.processors.commands(actions, raw_state.repeat_interleave(noise.shape[1], 0))
+        return self.contract.normalize_action(commands).unflatten(0, noise.shape[:2])[:, :, :steps]
 
     def loss(
         self, context: Context, chunks: Tensor, noise: Tensor, time: Tensor, valid: Tensor | None = None
@@ -94,7 +101,7 @@ class LeRobotPolicy(ChunkPolicy):
             valid = torch.ones(chunks.shape[:2], dtype=torch.bool, device=chunks.device)
         chunks, samples = hold_last(chunks, valid), noise.shape[1]
         actions = self.processors.actions(self.contract.to_command(chunks), context.extras[RAW_STATE])
-        memory, _ = self._memory(context, samples)
+        memory = repeated(self._memory(context)[0], len(chunks) * samples)
         actions, noise = actions.repeat_interleave(samples, 0), self.adapter.widened(noise.flatten(0, 1))
         error = self.adapter.error(memory, actions, noise, time.flatten())
         error = error.mean(-1).unflatten(0, (-1, samples)).mean(1)
@@ -220,13 +227,12 @@ class LeRobotPolicy(ChunkPolicy):
         parts = {"tokens": made.tokens.float() * mask[..., None], "mask": mask, "camera": camera}
         return parts | {f"{MEMORY}{name}": value for name, value in made.memory.items()}
 
-    def _memory(self, context: Context, count: int) -> tuple[dict[str, Tensor], Tensor]:
-        """The sampler's memory and the raw state, each row `count` times."""
+    def _memory(self, context: Context) -> tuple[dict[str, Tensor], Tensor]:
+        """The sampler's memory and the raw state of B observations."""
         if RAW_STATE not in context.extras:
             raise UserError("this context was made by another policy; encode the observation with this one")
-        rows = {name: value.repeat_interleave(count, 0) for name, value in context.extras.items()}
-        raw_state = rows.pop(RAW_STATE)
-        return {name.removeprefix(MEMORY): value for name, value in rows.items()}, raw_state
+        memory = {name.removeprefix(MEMORY): value for name, value in context.extras.items() if name != RAW_STATE}
+        return memory, context.extras[RAW_STATE]
 
 
 def _class_of(policy: nn.Module) -> type[Adapter]:

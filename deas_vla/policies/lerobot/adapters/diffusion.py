@@ -15,7 +15,7 @@ from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
 from deas_vla.policies.flow import TIME_BETA, TIME_CUTOFF
-from deas_vla.policies.lerobot.base import Adapter, Encoded, camera_tokens, outputs_of, register_adapter
+from deas_vla.policies.lerobot.base import Adapter, Encoded, camera_tokens, outputs_of, register_adapter, repeated
 from deas_vla.policies.lerobot.noise import GivenNoise
 
 
@@ -68,7 +68,8 @@ class Diffusion(Adapter):
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
         # DDIM draws none.
         with nullcontext() if self.any_noise_scale else GivenNoise(noise, first=False):
-            return self.model.conditional_sample(len(noise), global_cond=memory["condition"], noise=noise)
+            condition = repeated(memory, len(noise))["condition"]
+            return self.model.conditional_sample(len(noise), global_cond=condition, noise=noise)
 
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         predict = partial(self.model.unet, global_cond=memory["condition"])

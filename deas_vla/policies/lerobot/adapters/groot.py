@@ -5,6 +5,8 @@ are encoded together, and what the masked cross-attention of the head reads is p
 """
 
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -15,7 +17,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from deas_vla.data.observation import OTHER, TEXT
 from deas_vla.errors import UserError
 from deas_vla.files import read_json, write_json
-from deas_vla.policies.lerobot.base import Adapter, Encoded, register_adapter
+from deas_vla.policies.lerobot.base import Adapter, Encoded, register_adapter, repeated
 from deas_vla.policies.lerobot.noise import GivenNoise
 from deas_vla.policies.lerobot.standalone import CONFIG, PARTS, save_config
 
@@ -57,7 +59,8 @@ class Groot(Adapter):
 
     @torch.no_grad()
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
-        with self._autocast(), GivenNoise(noise, first=True):
+        rows, memory = len(memory["features"]), repeated(memory, len(noise))
+        with self._autocast(), GivenNoise(noise, first=True), self._sharing(rows, len(noise)):
             features = (memory[name] for name in ("features", "state", "embodiment"))
             made = self.head.get_action_with_features(*features, BatchFeature(memory), BatchFeature({}))
         return made.action_pred[:, : self.horizon, : self.action_dim].float()
@@ -103,6 +106,32 @@ class Groot(Adapter):
         each = image.sum(1, keepdim=True) // views
         number = (image.long().cumsum(1) - 1).clamp_min(0) // each
         return torch.where(image, camera[number.clamp_max(views - 1)], TEXT)
+
+    @contextmanager
+    def _sharing(self, rows: int, total: int) -> Iterator[None]:
+        """Inside, cross-attention makes keys and values for each of `rows` observations, not of `total` candidates.
+
+        The tokens of an observation's candidates become one sequence, which changes nothing for this attention.
+        """
+
+        def fold(_, inputs: tuple[Tensor], settings: dict) -> tuple[tuple[Tensor], dict]:
+            (hidden,), shared = inputs, dict(settings)
+            for name in ("encoder_hidden_states", "attention_mask"):
+                shared[name] = settings[name].unflatten(0, (rows, -1))[:, 0]
+            return (hidden.reshape(rows, -1, hidden.shape[-1]),), shared
+
+        def unfold(_, __, made: Tensor) -> Tensor:
+            return made.reshape(total, -1, made.shape[-1])
+
+        handles = []
+        for block in self.head.model.transformer_blocks[::2]:  # those between them attend to themselves
+            handles.append(block.attn1.register_forward_pre_hook(fold, with_kwargs=True))
+            handles.append(block.attn1.register_forward_hook(unfold))
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
 
     def _autocast(self):
         """As LeRobot runs the model."""

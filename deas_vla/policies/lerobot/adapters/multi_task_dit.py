@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from deas_vla.data.observation import TEXT
 from deas_vla.policies.lerobot.adapters.diffusion import denoising_error, history_of_one
-from deas_vla.policies.lerobot.base import Adapter, Encoded, camera_tokens, outputs_of, register_adapter
+from deas_vla.policies.lerobot.base import Adapter, Encoded, camera_tokens, outputs_of, register_adapter, repeated
 from deas_vla.policies.lerobot.noise import GivenNoise
 from deas_vla.policies.lerobot.standalone import PARTS, save_config
 
@@ -44,7 +44,7 @@ class MultiTaskDiT(Adapter):
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
         with GivenNoise(noise, first=True):
-            model, condition = self.policy.noise_predictor, memory["condition"]
+            model, condition = self.policy.noise_predictor, repeated(memory, len(noise))["condition"]
             return self.policy.objective.conditional_sample(model, len(noise), condition)
 
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:

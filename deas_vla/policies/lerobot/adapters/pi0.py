@@ -1,6 +1,6 @@
 """LeRobot's π0 (and π0.5, see `pi05.py`): a PaliGemma and an action expert that reads its keys and values."""
 
-from collections.abc import Callable
+from abc import abstractmethod
 
 import torch
 import torch.nn.functional as F
@@ -11,13 +11,18 @@ from torch import Tensor, nn
 from transformers import DynamicCache
 
 from deas_vla.data.observation import TEXT
-from deas_vla.policies.lerobot.base import Adapter, Encoded, register_adapter
+from deas_vla.policies.lerobot.base import Adapter, Encoded, register_adapter, repeated
+
+# Tokens of candidates that are one sequence. They attend to one another's keys in vain, behind a mask: that grows with
+# the square of their number, and beyond this one a second sequence is cheaper.
+SEQUENCE = 512
 
 
 class SharedPrefix(Adapter):
     """A language model that encodes the prefix, and an action expert that reads its keys and values in flow matching.
 
-    Keys and values are copied for each candidate and sample of noise, which costs memory traffic and no arithmetic.
+    The candidates of an observation are one sequence of the expert's tokens, each attending to the prefix and to its
+    own candidate: the prefix's keys and values are neither copied nor read again for each of them.
     """
 
     resizes = True
@@ -41,22 +46,59 @@ class SharedPrefix(Adapter):
         packed = torch.stack([torch.stack([layer.keys, layer.values], 1) for layer in cache.layers], 1)
         return hidden, {"cache": packed, "pad": pad}
 
+    @abstractmethod
+    def run_expert(
+        self, embedded: Tensor, attention: Tensor, position: Tensor, cache: DynamicCache, condition: list[Tensor]
+    ) -> Tensor:
+        """(B, L, D) last hidden states of the expert's embedded tokens, behind a prefix whose cache may be appended to.
+
+        Args:
+            attention: (B, L, P + L) bool, what each token reads of the P tokens of the prefix and of the others.
+            position: (B, L) of each token, counted from the prefix's first.
+            condition: what else LeRobot's `embed_suffix` returns, first dimension B.
+        """
+
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
-        return euler_integrate(self._velocity(memory), noise, self.flow_steps)[..., : self.action_dim]
+        noise = noise.unflatten(0, (len(memory["pad"]), -1))
+        parts = noise.split(max(1, SEQUENCE // noise.shape[2]), 1)
+        return torch.cat([self._sampled(memory, part) for part in parts], 1).flatten(0, 1)[..., : self.action_dim]
+
+    def _sampled(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
+        """(B, N, h, width) noise to chunks of the same shape."""
+        cache, prefix, (rows, count, steps, _) = _cache_of(memory), memory["pad"], noise.shape
+        state = repeated({name: memory[name] for name in memory.keys() & {"state"}}, rows * count)
+
+        def velocity(x: Tensor, time: Tensor) -> Tensor:
+            embedded, pad, kind, *condition = self.model.embed_suffix(**state, noisy_actions=x, timestep=time)
+            length = pad.shape[1]
+            own = torch.block_diag(*make_att_2d_masks(pad, kind[:, :length])[:count])
+            attention = torch.cat([prefix[:, None].expand(-1, len(own), -1), own.expand(rows, -1, -1)], 2)
+            position = prefix.sum(1)[:, None] + torch.arange(length, device=x.device).repeat(count)
+            # One time for all of them.
+            condition = [each[::count] for each in condition if each is not None]
+            made = self.run_expert(
+                embedded.reshape(rows, count * length, -1), attention, position, cache, condition
+            ).reshape(rows * count, length, -1)
+            cache.crop(prefix.shape[1])
+            return self.model.action_out_proj(made[:, -steps:].float())
+
+        return euler_integrate(velocity, noise.flatten(0, 1), self.flow_steps).view(noise.shape)
 
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         # LeRobot's time runs the other way: 1 is noise.
         actions, time = pad_vector(actions, self.width), 1 - time
         x = time[:, None, None] * noise + (1 - time[:, None, None]) * actions
-        return (self._velocity(memory)(x, time) - (noise - actions)).square()[..., : self.action_dim]
-
-    def _velocity(self, memory: dict[str, Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-        cache = DynamicCache()
-        for number, layer in enumerate(memory["cache"].unbind(1)):
-            cache.update(layer[:, 0], layer[:, 1], number)
-        rest = {"prefix_pad_masks": memory["pad"], "past_key_values": cache}
+        rest = {"prefix_pad_masks": memory["pad"], "past_key_values": _cache_of(memory)}
         rest |= {name: memory[name] for name in memory.keys() & {"state"}}
-        return lambda x, time: self.model.denoise_step(x_t=x, timestep=time, **rest)
+        velocity = self.model.denoise_step(x_t=x, timestep=time, **rest)
+        return (velocity - (noise - actions)).square()[..., : self.action_dim]
+
+
+def _cache_of(memory: dict[str, Tensor]) -> DynamicCache:
+    cache = DynamicCache()
+    for number, layer in enumerate(memory["cache"].unbind(1)):
+        cache.update(layer[:, 0], layer[:, 1], number)
+    return cache
 
 
 @register_adapter("pi0")
@@ -84,6 +126,21 @@ class Pi0(SharedPrefix):
         text = text_tokens.shape[1]
         camera = torch.tensor(self.cameras).repeat_interleave((pad.shape[1] - text) // len(images))
         return Encoded(hidden, F.pad(camera, (0, text), value=TEXT), memory, pad)
+
+    def run_expert(
+        self, embedded: Tensor, attention: Tensor, position: Tensor, cache: DynamicCache, condition: list[Tensor]
+    ) -> Tensor:
+        both = self.model.paligemma_with_expert
+        both.gemma_expert.model.config._attn_implementation = "eager"
+        (_, made), _ = both.forward(
+            attention_mask=prepare_attention_masks_4d(attention),
+            position_ids=position,
+            past_key_values=cache,
+            inputs_embeds=[None, embedded],
+            use_cache=False,
+            adarms_cond=[None, *(condition or [None])],
+        )
+        return made
 
     @staticmethod
     def renamed(policy: nn.Module, weights: dict[str, Tensor]) -> dict[str, Tensor]:

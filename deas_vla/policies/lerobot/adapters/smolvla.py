@@ -6,6 +6,7 @@ import torch
 from lerobot.policies.common.vla_utils import make_att_2d_masks
 from lerobot.utils.constants import OBS_LANGUAGE_ATTENTION_MASK, OBS_LANGUAGE_TOKENS
 from torch import Tensor, nn
+from transformers import DynamicCache
 
 from deas_vla.data.observation import OTHER, TEXT
 from deas_vla.errors import UserError
@@ -22,6 +23,8 @@ class SmolVLA(SharedPrefix):
     that features stay valid while the expert learns.
     """
 
+    # An action token attends to those before it.
+    causal = True
     settings = ("resize_imgs_with_padding", "add_image_special_tokens", "prefix_length", "empty_cameras")
 
     def __init__(self, policy: nn.Module, cameras: list[int]) -> None:
@@ -43,6 +46,18 @@ class SmolVLA(SharedPrefix):
             layout += [OTHER] * before + [camera] * image_outputs[0].shape[1] + [OTHER] * after
         layout += [TEXT] * text[0].shape[1]
         return Encoded(hidden[:, : len(layout)], torch.tensor(layout), memory, pad[:, : len(layout)])
+
+    def run_expert(
+        self, embedded: Tensor, attention: Tensor, position: Tensor, cache: DynamicCache, condition: list[Tensor]
+    ) -> Tensor:
+        (_, made), _ = self.model.vlm_with_expert.forward(
+            attention_mask=attention,
+            position_ids=position,
+            past_key_values=cache,
+            inputs_embeds=[None, embedded],
+            use_cache=True,
+        )
+        return made
 
     @staticmethod
     def views(config, present: list[int], missing: int) -> list[int]:

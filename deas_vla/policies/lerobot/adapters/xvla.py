@@ -15,7 +15,7 @@ from torch.func import vmap
 
 from deas_vla.data.observation import OTHER, TEXT
 from deas_vla.policies.lerobot.adapters.diffusion import uniform_of
-from deas_vla.policies.lerobot.base import Adapter, Encoded, register_adapter
+from deas_vla.policies.lerobot.base import Adapter, Encoded, register_adapter, repeated
 from deas_vla.policies.lerobot.standalone import PARTS
 
 
@@ -52,7 +52,9 @@ class XVLA(Adapter):
         return Encoded(torch.cat([tokens, others], 1), torch.tensor(layout), memory, mask)
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
-        noise, steps = noise.to(self.dtype), max(1, self.config.num_denoising_steps)
+        # Its transformer attends from observation to action too: nothing of the observation can be kept between steps.
+        memory, noise = repeated(memory, len(noise)), noise.to(self.dtype)
+        steps = max(1, self.config.num_denoising_steps)
         chunk = torch.zeros_like(noise)
         for step in range(steps, 0, -1):
             level = torch.full((len(noise),), step / steps, device=noise.device, dtype=self.dtype)

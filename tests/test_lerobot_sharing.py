@@ -1,0 +1,57 @@
+"""Candidates of one decision share what was encoded, and what is not needed of a chunk is not sampled."""
+
+import pytest
+import torch
+from lerobot_example import H, made_once, maker, normal, observations
+from lerobot_own import alike, own_chunks
+
+from deas_vla.policies.lerobot.adapters import pi0
+
+PREFIXED = ("smolvla", "pi0", "pi05", "groot")
+
+
+@pytest.fixture(scope="module")
+def policies(tmp_path_factory):
+    return made_once(maker(tmp_path_factory.mktemp("backbones")))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", PREFIXED)
+def test_sharing_gives_what_lerobot_gives_for_repeated_observations(policies, kind, monkeypatch):
+    """Of five candidates two are one sequence, two another, and one is alone."""
+    monkeypatch.setattr(pi0, "SEQUENCE", 2 * H + 1)
+    policy, observation, noise = policies(kind), alike(kind, 2), normal(2, 5, H, 2)
+    shared = policy.sample(policy.encode(observation), noise)
+    own = own_chunks(policy, observation[[0] * 5 + [1] * 5], noise.flatten(0, 1)).unflatten(0, (2, 5))
+    assert torch.allclose(shared[:, :, : own.shape[2]], own, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", PREFIXED)
+def test_keys_and_values_of_an_observation_are_made_and_read_once(policies, kind):
+    policy, rows = policies(kind), []
+    context = policy.encode(observations(2))
+    model = policy.adapter.model
+    if kind == "groot":
+        module = policy.adapter.head.model.transformer_blocks[0].attn1.to_k
+    elif kind == "smolvla":
+        module = model.vlm_with_expert.lm_expert.layers[1].self_attn.k_proj
+    else:
+        module = model.paligemma_with_expert.gemma_expert.model.layers[1].self_attn.k_proj
+    handle = module.register_forward_hook(lambda _, inputs, __: rows.append(len(inputs[0])))
+    policy.sample(context, normal(2, 6, H, 2))
+    handle.remove()
+    assert set(rows) == {2}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", ["smolvla", "pi0", "diffusion"])
+def test_first_steps_are_those_of_the_whole_chunk(policies, kind):
+    policy = policies(kind)
+    context, noise, lengths = policy.encode(observations(2)), normal(2, 3, H, 2), []
+    whole, sampled = policy.sample(context, noise), policy.adapter.sample
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(policy.adapter, "sample", lambda *given: lengths.append(given[1].shape[1]) or sampled(*given))
+        first = policy.sample_first(context, noise, 5)
+    assert first.shape[2] == 5 and torch.allclose(first, whole[:, :, :5], atol=1e-5)
+    assert policy.causal == (kind == "smolvla") and lengths == [5 if policy.causal else H]
