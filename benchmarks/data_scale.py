@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 CAMERAS, HEIGHT, WIDTH, JOINTS, RATE = ("top", "wrist"), 480, 640, 14, 30
 BASE_EPISODES = 5
-SMALL_POLICY = ("--policy.horizon=16", "--policy.layers=2", "--training.steps=20", "--training.batch_size=16")
+SMALL_POLICY = ("--policy.image_size=64", "--training.steps=20", "--training.batch_size=16")
 CRITIC = ("--training.steps=100", "--image_encoder_training.steps=50")
 
 READ = """

@@ -1,13 +1,14 @@
 """The GR00T-style policy: what must not matter does not, and what must matter does."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
-from data_example import example_contract
+from data_example import SIZE, example_contract
 from policy_example import SENTENCES, close, normal, observations, shake, small_config, small_policy, trained
 
-from deas_vla.data.observation import Context
+from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError
 from deas_vla.policies import fingerprint
 from deas_vla.policies.flow import hold_last, interpolate, sample_time
@@ -45,6 +46,21 @@ def test_rule_06_other_items_of_the_batch_change_nothing(policy):
     for row in (0, 7, 19):
         alone = policy.sample(policy.encode(everything[[row]]), noise[[row]])
         assert torch.allclose(alone[0], chunks[row], atol=1e-5)
+
+
+@torch.no_grad()
+def test_images_of_other_sizes_are_seen_as_means_of_their_pixels(policy):
+    """Cameras of 3·SIZE by 2·SIZE, each pixel six times, brought to SIZE, are the cameras of SIZE."""
+    contract = example_contract()
+    wide = replace(contract, cameras=tuple(replace(c, height=3 * SIZE, width=2 * SIZE) for c in contract.cameras))
+    with pytest.raises(UserError, match=r"--policy\.image_size=32 brings images to 32x32"):
+        SmallVLAPolicy(small_config(), wide, SENTENCES)
+    other = SmallVLAPolicy(small_config(image_size=SIZE), wide, SENTENCES).eval()
+    other.load_state_dict(policy.state_dict())
+    small = observations(5)
+    images = {k: image.repeat_interleave(3, 1).repeat_interleave(2, 2) for k, image in small.images.items()}
+    large = Observation(images, small.state, small.instruction)
+    assert close(other.encode(large).tokens, policy.encode(small).tokens)
 
 
 @torch.no_grad()

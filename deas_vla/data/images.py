@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from deas_vla.files import file_identity
 
@@ -110,3 +111,11 @@ def joined(parts: list[np.ndarray]) -> np.ndarray:
         if all(part.base is whole and len(part) and np.shares_memory(part, piece) for part, piece in pairs):
             return whole
     return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def resized(images: Tensor, height: int, width: int) -> Tensor:
+    """(B, h, w, 3) uint8 to (B, height, width, 3) uint8, each pixel the rounded mean of those it stands for."""
+    if images.shape[1:3] == (height, width):
+        return images
+    means = functional.adaptive_avg_pool2d(images.permute(0, 3, 1, 2).float(), (height, width))
+    return means.round_().byte().permute(0, 2, 3, 1).contiguous()

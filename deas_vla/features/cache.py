@@ -19,11 +19,11 @@ from torch import Tensor
 from deas_vla.data.ahead import ahead
 from deas_vla.data.contract import Contract
 from deas_vla.data.frames import FrameTable
-from deas_vla.data.images import IN_MEMORY
+from deas_vla.data.images import IN_MEMORY, resized
 from deas_vla.data.observation import Observation
 from deas_vla.errors import as_user_error
 from deas_vla.features.features import FeatureConfig, Features, pool_tokens
-from deas_vla.features.image_encoder import SIDE, small_images
+from deas_vla.features.image_encoder import SIDE
 from deas_vla.files import atomic_path
 
 BLOCK = 256
@@ -198,7 +198,7 @@ class SmallImageCache(FrameCache):
         return self.frames.on_disk or any(self.frames.images[name].shape[1:3] != (SIDE, SIDE) for name in self.cameras)
 
     def compute(self, rows: Tensor, loaded: Observation) -> Tensor:
-        return torch.stack([small_images(loaded.images[name]) for name in self.cameras], 1)
+        return torch.stack([resized(loaded.images[name], SIDE, SIDE) for name in self.cameras], 1)
 
 
 class ImageCache(FrameCache):

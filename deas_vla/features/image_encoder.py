@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
+from deas_vla.data.images import resized
 from deas_vla.errors import require_ranges
 
 # Images are brought to this many pixels a side first; the network is made for it.
@@ -87,17 +88,9 @@ class ImageEncoder(nn.Module):
         self.norm.bias.sub_(mean).div_(std)
 
 
-def small_images(images: Tensor) -> Tensor:
-    """(B, h, w, 3) uint8 to (B, SIDE, SIDE, 3) uint8, each pixel the rounded mean of those it stands for."""
-    if images.shape[1:3] == (SIDE, SIDE):
-        return images
-    means = functional.adaptive_avg_pool2d(images.permute(0, 3, 1, 2).float(), SIDE)
-    return means.round_().byte().permute(0, 2, 3, 1).contiguous()
-
-
 def _pixels(images: Tensor) -> Tensor:
     """(B, h, w, 3) uint8 to (B, 3, SIDE, SIDE) in [-1, 1]."""
-    return small_images(images).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
+    return resized(images, SIDE, SIDE).permute(0, 3, 1, 2).contiguous().float().div_(127.5).sub_(1)
 
 
 @dataclass

@@ -42,6 +42,8 @@ class SmallVLAConfig:
     backbone: str = ""
     # Sizes of the embedded backbone.
     embedded: EmbeddedBackboneConfig = field(default_factory=EmbeddedBackboneConfig)
+    # Side in pixels of the square that images are brought to before the backbone; 0: cameras as they are.
+    image_size: int = 0
     # How the backbone is tuned: frozen, lora or full.
     tune: str = "full"
     # Rank of the LoRA adapters.
@@ -78,4 +80,4 @@ class SmallVLAConfig:
         if self.width % self.head_width:
             raise UserError(f"width={self.width} is not a multiple of head_width={self.head_width}")
         counts = "horizon layers denoising_steps max_instruction_tokens encode_batch"
-        require_ranges(self, "", {"at least 1": counts})
+        require_ranges(self, "", {"at least 1": counts, "at least 0": "image_size"})

@@ -61,7 +61,8 @@ def build_embedded(config: EmbeddedBackboneConfig, cameras: tuple[Camera, ...], 
     if sizes != {(side, side)} or side % token:
         raise UserError(
             f"the embedded backbone needs square cameras of one size, a multiple of {token} pixels; "
-            f"got {', '.join(f'{c.name} {c.height}x{c.width}' for c in cameras)}"
+            f"got {', '.join(f'{c.name} {c.height}x{c.width}' for c in cameras)}; "
+            f"--policy.image_size={4 * token} brings images to {4 * token}x{4 * token}"
         )
     tokenizer = build_tokenizer(instructions)
     image_processor = Idefics3ImageProcessor(

@@ -57,6 +57,8 @@ class SmallVLAPolicy(ChunkPolicy):
         super().__init__()
         self.config, self.contract, self.horizon = config, contract, config.horizon
         cameras, tokens = contract.cameras, config.max_instruction_tokens
+        if side := config.image_size:
+            cameras = tuple(replace(camera, height=side, width=side) for camera in cameras)
         self.backbone, self.processor = build_backbone(config, cameras, instructions or [], folder)
         self.prompts = PromptProcessor(self.processor, cameras, self.backbone, tokens)
         self.context_encoder = ContextEncoder(config, self.backbone.width)

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from deas_vla.data.contract import Camera
+from deas_vla.data.images import resized
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError
 from deas_vla.policies.small_vla.backbone import Backbone
@@ -32,7 +33,9 @@ class PromptProcessor:
         self.max_instruction_tokens = max_instruction_tokens
         sizes = ", ".join(f"{camera.name} {camera.height}x{camera.width}" for camera in cameras)
         if len({(camera.height, camera.width) for camera in cameras}) > 1:
-            raise UserError(f"small_vla needs cameras of one size, got {sizes}")
+            raise UserError(
+                f"small_vla needs cameras of one size, got {sizes}; --policy.image_size=64 brings images to 64x64"
+            )
         if hasattr(processor.image_processor, "do_image_splitting"):
             # One tile a camera: the tokens of a camera then form one grid.
             processor.image_processor.do_image_splitting = False
@@ -42,17 +45,17 @@ class PromptProcessor:
         if not self.fast:
             warnings.warn(
                 f"images ({sizes}) go through {type(processor.image_processor).__name__} on the CPU, which is slow: it "
-                "resizes, splits or packs them; cameras of the backbone's own image size avoid it",
+                "resizes, splits or packs them; --policy.image_size= with the backbone's own image size avoids it",
                 stacklevel=2,
             )
         self.camera_index = self._find_cameras(backbone.image_token_id)
 
     def __call__(self, observation: Observation) -> dict[str, Tensor]:
         """Model inputs for B observations; every tensor's first dimension is a multiple of B."""
-        images = torch.stack([observation.images[camera.name] for camera in self.cameras], 1)
+        images = [resized(observation.images[camera.name], camera.height, camera.width) for camera in self.cameras]
         prompts = [self._prompt(instruction) for instruction in observation.instruction]
         texts = {name: torch.cat([prompt[name] for prompt in prompts]) for name in prompts[0]}
-        return {**texts, IMAGES: self._pixels(images)}
+        return {**texts, IMAGES: self._pixels(torch.stack(images, 1))}
 
     @property
     def fast(self) -> bool:
