@@ -208,7 +208,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
 
         train(
             accelerator, critic, batch_at, config.training, folder,
-            name=folder.name, seed=config.seed, after_step=critic.update_target,
+            name=folder.name, seed=config.seed, after_step=type(critic).update_target,
         )  # fmt: skip
         if accelerator.is_main_process:
             facts = {

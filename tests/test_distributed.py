@@ -1,4 +1,4 @@
-"""Two processes train what one trains, through Accelerate and over gloo."""
+"""Two processes under any engine train what one trains, whole batches or micro-batches, and save all of it."""
 
 import os
 import subprocess
@@ -12,27 +12,28 @@ ROOT = Path(__file__).resolve().parents[1]
 SCRIPT = ROOT / "tests" / "train_small.py"
 
 
-def weights(folder: Path, launcher: list[str]) -> tuple[int, dict]:
+def weights(folder: Path, launcher: list[str], micro_batches: int) -> tuple[int, dict]:
     folder.mkdir()
-    subprocess.run([sys.executable, *launcher, str(SCRIPT), str(folder)], check=True, env=os.environ, timeout=280)
+    command = [sys.executable, *launcher, str(SCRIPT), str(folder), str(micro_batches)]
+    subprocess.run(command, check=True, env=os.environ, timeout=280)
     with safe_open(folder / "weights.safetensors", "pt") as file:
         return int(file.metadata()["processes"]), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
 
 
 @pytest.fixture(scope="module")
 def one_process(tmp_path_factory) -> dict:
-    processes, expected = weights(tmp_path_factory.mktemp("processes") / "one", [])
+    processes, expected = weights(tmp_path_factory.mktemp("processes") / "one", [], 1)
     assert processes == 1
     return expected
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["cpu", "deepspeed_zero2"])
+@pytest.mark.parametrize("name", ["cpu", "fsdp2", "deepspeed_zero2", "deepspeed_zero3"])
 def test_two_processes_agree_with_one(name, one_process, tmp_path):
-    if name == "deepspeed_zero2":
+    if name.startswith("deepspeed"):
         pytest.importorskip("deepspeed", reason="EXTRAS=demo,dev,deepspeed tools/install.sh installs it")
-    config = str(ROOT / "accelerate_configs" / f"{name}.yaml")
-    processes, found = weights(tmp_path / name, ["-m", "accelerate.commands.launch", "--config_file", config])
+    config = ["--config_file", str(ROOT / "accelerate_configs" / f"{name}.yaml"), "--mixed_precision", "no"]
+    processes, found = weights(tmp_path / name, ["-m", "accelerate.commands.launch", *config], 2)
     assert processes == 2
     assert found.keys() == one_process.keys()
     for key, value in one_process.items():

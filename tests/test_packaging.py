@@ -101,15 +101,32 @@ def test_install_says_that_python_is_missing_and_changes_nothing(tmp_path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_launch_configurations_say_how_many_processes_and_collide_with_no_other_run(path):
     config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    assert config["num_processes"] >= 1 and config["num_machines"] == 1
-    assert config["num_processes"] == 1 or config["main_process_port"] == 0
+    assert config["num_processes"] >= config["num_machines"] == (2 if path.stem == "multi_node" else 1)
+    assert config["num_processes"] == 1 or config["main_process_port"] == (29500 if path.stem == "multi_node" else 0)
 
 
-def test_all_four_launch_configurations_are_valid_for_accelerate():
+def test_launch_configurations_are_what_accelerate_reads_in_them():
+    """By its own parser, which refuses a name that it does not know, and passes over a wrong one in an engine's own."""
     from accelerate.commands.config.config_args import load_config_from_file
+    from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 
     kinds = {path.stem: load_config_from_file(str(path)).distributed_type.value for path in CONFIGS}
-    assert kinds == {"cpu": "MULTI_GPU", "single_gpu": "NO", "multi_gpu": "MULTI_GPU", "deepspeed_zero2": "DEEPSPEED"}
+    assert kinds == {
+        "cpu": "MULTI_GPU",
+        "single_gpu": "NO",
+        "multi_gpu": "MULTI_GPU",
+        "multi_node": "MULTI_GPU",
+        "fsdp2": "FSDP",
+        "deepspeed_zero2": "DEEPSPEED",
+        "deepspeed_zero3": "DEEPSPEED",
+    }
+    for path in CONFIGS:
+        command = ["--config_file", str(path), "recipe.py"]
+        arguments, _, _ = _validate_launch_command(launch_command_parser().parse_args(command))
+        given = yaml.safe_load(path.read_text(encoding="utf-8"))
+        given |= given.pop("fsdp_config", {}) | given.pop("deepspeed_config", {})
+        for name in given.keys() - {"compute_environment", "distributed_type", "same_network"}:
+            assert str(getattr(arguments, name)).lower() == str(given[name]).lower(), (path.stem, name)
 
 
 LAUNCHED = """

@@ -9,6 +9,7 @@ import textwrap
 import pytest
 import torch
 from accelerate import Accelerator
+from safetensors import safe_open
 from torch import nn
 
 from deas_vla.errors import UserError
@@ -64,6 +65,55 @@ def test_rule_12_interrupted_is_not_lost(tmp_path, kill_at):
     lines, expected = (read_metrics(tmp_path / f / "metrics.jsonl") for f in ("killed", "whole"))
     assert [line["step"] for line in lines] == list(range(2, 21, 2))
     assert [line["loss"] for line in lines] == [line["loss"] for line in expected]
+
+
+class Adapted(Regression):
+    """A large layer that is not trained, and one beside it that is."""
+
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.fixed = nn.Linear(3, 500).requires_grad_(False)
+        self.small = nn.Linear(500, 1, bias=False)
+
+    def forward(self, x, y):
+        loss = (self.net(x) + self.small(self.fixed(x)) - y).square().mean()
+        return loss, {}
+
+
+def test_rule_12_a_checkpoint_holds_what_is_trained_and_goes_with_the_rest(tmp_path):
+    def run(folder, module, kill_at=None):
+        config = TrainingConfig(steps=6, batch_size=8, checkpoint_every=4)
+        train(Accelerator(cpu=True), module, batches(kill_at), config, folder, name="test", seed=3)
+        return module.state_dict()
+
+    whole = run(tmp_path / "whole", Adapted())
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", Adapted(), kill_at=5)
+    path = tmp_path / "killed" / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        held = {key.rpartition("fixed")[1] for key in file.keys()}  # noqa: SIM118
+    assert held == {""} and path.stat().st_size < 3 * 4 * 600 + 4000
+    with pytest.raises(UserError, match=r"checkpoint\.safetensors.*others that are not trained"):
+        run(tmp_path / "killed", Adapted(seed=1))
+    resumed = run(tmp_path / "killed", Adapted())
+    assert all(torch.equal(value, resumed[key]) for key, value in whole.items())
+
+
+def test_weights_that_something_else_moves_are_in_the_checkpoint(tmp_path):
+    def run(folder, kill_at=None):
+        module = Adapted()
+        config = TrainingConfig(steps=6, batch_size=8, checkpoint_every=4)
+        train(
+            Accelerator(cpu=True), module, batches(kill_at), config, folder,
+            name="test", seed=3, after_step=lambda m: m.fixed.weight.data.add_(0.1),
+        )  # fmt: skip
+        return module.state_dict()
+
+    whole = run(tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(tmp_path / "killed", kill_at=5)
+    assert torch.equal(whole["fixed.weight"], run(tmp_path / "killed")["fixed.weight"])
 
 
 def test_only_a_last_line_that_was_cut_off_is_left_out_of_the_metrics(tmp_path):
@@ -124,6 +174,35 @@ def test_a_batch_that_cannot_be_shared_is_refused():
     assert my_share(TwoProcesses, 8) == slice(4, 8)
     with pytest.raises(UserError, match="not a multiple of the 2 processes; take 6"):
         my_share(TwoProcesses, 7)
+
+
+def test_micro_batches_make_the_same_step(tmp_path):
+    """A critic's and a policy's batch: test_distributed.py; here the gradients, their norm and the loss."""
+
+    def run(name, parts):
+        module = Adapted()
+        module.net[2].p = 0.0
+        config = TrainingConfig(steps=3, batch_size=8, log_every=1, micro_batches=parts)
+        train(Accelerator(cpu=True), module, batches(), config, tmp_path / name, name="test", seed=3)
+        return module.state_dict(), read_metrics(tmp_path / name / "metrics.jsonl")
+
+    (whole, lines), (parts, part_lines) = run("whole", 1), run("parts", 4)
+    for key, value in whole.items():
+        torch.testing.assert_close(parts[key], value, atol=1e-5, rtol=1e-4)
+    for key in ("loss", "gradient_norm"):
+        assert [line[key] for line in part_lines] == pytest.approx([line[key] for line in lines], rel=1e-4)
+
+
+@pytest.mark.parametrize("parts, fix", [(3, "multiple of micro_batches=3"), (0, "micro_batches")])
+def test_micro_batches_that_do_not_divide_the_batch_are_refused(parts, fix):
+    with pytest.raises(UserError, match=fix):
+        TrainingConfig(batch_size=8, micro_batches=parts)
+
+
+def test_gradient_accumulation_of_the_launcher_is_refused(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "2")
+    with pytest.raises(UserError, match="set micro_batches instead"):
+        loop.make_accelerator()
 
 
 def test_step_generators_are_independent_of_history():

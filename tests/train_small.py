@@ -1,6 +1,6 @@
 """Trains a small policy, critic and image encoder for a few steps; a script, so that a launcher can start it twice.
 
-python tests/train_small.py FOLDER
+python tests/train_small.py FOLDER MICRO_BATCHES
 """
 
 import sys
@@ -23,10 +23,10 @@ from deas_vla.training.image_encoder import train_image_encoder
 from deas_vla.training.imitation import Examples, FlowImitation, imitation_batches
 from deas_vla.training.loop import TrainingConfig, make_accelerator, my_share, train
 
-CONFIG = TrainingConfig(steps=6, batch_size=8, learning_rate=1e-3, log_every=2, checkpoint_every=4)
 
-
-def main(folder: Path) -> None:
+def main(folder: Path, micro_batches: int) -> None:
+    sizes = {"steps": 6, "batch_size": 8, "micro_batches": micro_batches}
+    config = TrainingConfig(**sizes, learning_rate=1e-3, log_every=2, checkpoint_every=4)
     accelerator = make_accelerator()
     torch.set_num_threads(1)
     contract = example_contract()
@@ -47,22 +47,22 @@ def main(folder: Path) -> None:
         accelerator,
         frames,
         Examples.recorded(options, torch.ones(len(options))),
-        CONFIG,
+        config,
         flow_samples=2,
         max_shift=2,
         seed=0,
     )
-    train(accelerator, FlowImitation(policy), batches, CONFIG, folder / "policy", name="policy", seed=0)
+    train(accelerator, FlowImitation(policy), batches, config, folder / "policy", name="policy", seed=0)
 
     torch.manual_seed(0)
     critic = DeasCritic(CriticConfig(horizon=4, hidden_dim=32, num_layers=2), 5, 3, 2)
     features = torch.randn(len(frames), 5)
     state = contract.normalize_state(frames.state)
     chances = np.full(len(options), 1 / len(options))
-    share = my_share(accelerator, CONFIG.batch_size)
+    share = my_share(accelerator, config.batch_size)
 
     def batch_at(step: int) -> tuple[CriticBatch]:
-        rows = torch.from_numpy(sample_indices(0, step, CONFIG.batch_size, chances)[share])
+        rows = torch.from_numpy(sample_indices(0, step, config.batch_size, chances)[share])
         start, end = options.start_frame[rows], options.end_frame[rows]
         return (
             CriticBatch(
@@ -72,11 +72,11 @@ def main(folder: Path) -> None:
         )  # fmt: skip
 
     train(
-        accelerator, critic, batch_at, CONFIG, folder / "critic",
-        name="critic", seed=0, after_step=critic.update_target,
+        accelerator, critic, batch_at, config, folder / "critic",
+        name="critic", seed=0, after_step=DeasCritic.update_target,
     )  # fmt: skip
     encoder = train_image_encoder(
-        accelerator, ImageEncoderConfig(dim=4, dropout=0.0), CONFIG, episodes, frames, contract,
+        accelerator, ImageEncoderConfig(dim=4, dropout=0.0), config, episodes, frames, contract,
         torch.ones(len(frames), dtype=torch.bool), folder, horizon=4, seed=0,
     )  # fmt: skip
     if accelerator.is_main_process:
@@ -88,5 +88,5 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), int(sys.argv[2]))
     leave_process_group()

@@ -121,6 +121,10 @@ class CriticBatch:
     next_state: Tensor
     next_chunks: Tensor | None = None  # (B, N, H, A) the policy's own chunks there, if the target asks it
 
+    def __getitem__(self, rows: slice) -> "CriticBatch":
+        """The options at these rows."""
+        return CriticBatch(**{k: v[rows] for k, v in vars(self).items() if v is not None})
+
     def to(self, device: torch.device | str) -> "CriticBatch":
         """The batch on another device; the copy does not wait where the memory is pinned."""
         return CriticBatch(**{k: v.to(device, non_blocking=True) for k, v in vars(self).items() if v is not None})

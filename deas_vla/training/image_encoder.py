@@ -18,6 +18,7 @@ from deas_vla.features.cache import BLOCK, SmallImageCache
 from deas_vla.features.image_encoder import FrameOutcomes, ImageEncoder, ImageEncoderConfig, ImageEncoderLearning
 from deas_vla.files import atomic_path
 from deas_vla.policies.augment import random_shift
+from deas_vla.training.checkpoint import CHECKPOINT
 from deas_vla.training.critic import filled
 from deas_vla.training.loop import TrainingConfig, my_share, step_generator, train
 from deas_vla.training.stages import lock_for_run
@@ -100,6 +101,7 @@ def train_image_encoder(
                     encoder.standardise(torch.cat(parts))
                 with atomic_path(folder / WEIGHTS) as temporary:
                     save_file({k: v.cpu().contiguous() for k, v in encoder.state_dict().items()}, temporary)
+                (folder / CHECKPOINT).unlink(missing_ok=True)
             accelerator.wait_for_everyone()
     # Read back by everyone, so that a first run and a later one go on with the same weights.
     encoder.load_state_dict(load_file(folder / WEIGHTS))

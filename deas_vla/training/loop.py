@@ -11,25 +11,23 @@ import json
 import math
 import os
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from accelerate import Accelerator
-from accelerate.utils import DistributedType, InitProcessGroupKwargs, send_to_device
-from safetensors import safe_open
-from safetensors.torch import save_file
+from accelerate import Accelerator, PartialState
+from accelerate.utils import DistributedType, FullyShardedDataParallelPlugin, InitProcessGroupKwargs, send_to_device
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from deas_vla.config import flat, incidental
+from deas_vla.config import incidental
 from deas_vla.data.ahead import ahead
-from deas_vla.errors import UserError, as_user_error, require_ranges
-from deas_vla.files import atomic_path
+from deas_vla.errors import UserError, require_ranges
+from deas_vla.training.checkpoint import Checkpoint, gather, is_split, to_train, whole
 
 
 @dataclass
@@ -50,14 +48,20 @@ class TrainingConfig:
     weight_decay: float = 1e-5
     # Largest norm of the gradient; longer ones are scaled down. 0: they stay as they are.
     gradient_clip: float = 1.0
+    # Equal parts of a step's batch that are worked through one after another (gradient accumulation): the same step,
+    # but for dropout, with the memory of one part. A multiple of it and of the number of processes is the batch size.
+    micro_batches: int = incidental(1)
     # Steps between two lines of metrics.
     log_every: int = incidental(50)
     # Steps between two checkpoints; a killed run goes on from the last one.
     checkpoint_every: int = incidental(250)
 
     def __post_init__(self):
-        ranges = {"at least 1": "steps batch_size log_every checkpoint_every", "above 0": "learning_rate"}
-        require_ranges(self, "", ranges | {"at least 0": "weight_decay gradient_clip", "from 0 to 1": "warmup"})
+        counts = "steps batch_size micro_batches log_every checkpoint_every"
+        ranges = {"at least 1": counts, "above 0": "learning_rate", "from 0 to 1": "warmup"}
+        require_ranges(self, "", ranges | {"at least 0": "weight_decay gradient_clip"})
+        if self.batch_size % self.micro_batches:
+            raise UserError(f"batch_size={self.batch_size} is not a multiple of micro_batches={self.micro_batches}")
 
     def learning_rate_at(self, step: int) -> float:
         """Linear warm-up, then a cosine to zero or a constant."""
@@ -78,10 +82,24 @@ def make_accelerator() -> Accelerator:
     collects or evaluates must not run into the default time limit.
     """
     on_cpu = not torch.cuda.is_available()
-    deepspeed = os.environ.get("ACCELERATE_USE_DEEPSPEED", "false") == "true"
+    deepspeed, fsdp = (os.environ.get(f"ACCELERATE_USE_{name}", "false") == "true" for name in ("DEEPSPEED", "FSDP"))
     backend = "gloo" if on_cpu and deepspeed else None
     group = InitProcessGroupKwargs(backend=backend, timeout=timedelta(days=7))
-    return Accelerator(cpu=on_cpu and not deepspeed, kwargs_handlers=[group])
+    accelerator = Accelerator(cpu=on_cpu and not deepspeed, kwargs_handlers=[group])
+    if deepspeed:
+        from transformers.integrations import unset_hf_deepspeed_config
+
+        # Under ZeRO-3 transformers would split its models when they are made; here that is done when they are trained.
+        unset_hf_deepspeed_config()
+    if on_cpu and fsdp and accelerator.num_processes > 1:
+        # FSDP runs on CPUs, but Accelerate, set to use them, passes over it.
+        accelerator.state.fsdp_plugin = FullyShardedDataParallelPlugin()
+        PartialState().distributed_type = accelerator.state.distributed_type = DistributedType.FSDP
+    if accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2:
+        raise UserError("fsdp_version: 1 of the launch configuration; take 2, as in accelerate_configs/fsdp2.yaml")
+    if accelerator.gradient_accumulation_steps != 1:
+        raise UserError("gradient_accumulation_steps of the launch configuration must be 1: set micro_batches instead")
+    return accelerator
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
@@ -111,35 +129,43 @@ def train(
     name: str,
     seed: int,
     workers: int = 0,
-    after_step: Callable[[], object] = lambda: None,
-    milestone: Callable[[int], object] = lambda steps: None,
+    after_step: Callable[[nn.Module], object] | None = None,
+    milestone: Callable[[int], object] | None = None,
 ) -> None:
-    """Trains a module in place.
+    """Trains a module in place, under any engine: at the end every process has all of the weights.
 
     Args:
         module: its forward takes what `batch_at` returns and gives (scalar loss, dict of 0-d tensors).
-        batch_at: step number to the arguments of this process's share of the batch, on the CPU.
+        batch_at: step number to the arguments of this process's share of the batch, on the CPU; where there are
+            micro-batches, tensors and others with a first dimension that can be sliced, or lists of them.
         folder: where ``checkpoint.safetensors`` and ``metrics.jsonl`` are kept while training runs.
         name: what the progress bar and TensorBoard call it.
         seed: seeds dropout, anew at every step and on every process.
         workers: processes that make the next batches meanwhile; the batches are the same.
-        after_step: called after every optimiser step (target networks).
-        milestone: called after that with the number of steps done; must not draw random numbers.
+        after_step: called with what is trained, the module or the engine's copy, after every optimiser step; changes
+            weights without a gradient (target networks), which are fixed if there is none.
+        milestone: called after that with the number of steps done; must not draw random numbers; not where the engine
+            splits the weights.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    count, parts, size = accelerator.num_processes, config.micro_batches, config.batch_size
+    if size % (count * parts):
+        raise UserError(f"batch_size={size} is not a multiple of {count} processes x {parts} micro_batches")
+    if milestone is not None and is_split(accelerator):
+        raise UserError("this training looks at its weights on the way, which are split here; take multi_gpu.yaml")
+    checkpoint = Checkpoint(accelerator, folder, module, moved=after_step is not None)
+    trained = to_train(accelerator, module)
     # Fused: one pass over the weights and their moments, where the default takes a dozen.
     settings = {"lr": config.learning_rate, "weight_decay": config.weight_decay, "fused": True}
-    optimizer = torch.optim.AdamW(parameters, **settings)
+    optimizer = torch.optim.AdamW([p for p in trained.parameters() if p.requires_grad], **settings)
+    share = size // (count * parts)
+    accelerator.gradient_accumulation_steps = parts
     if accelerator.distributed_type == DistributedType.DEEPSPEED:
         # DeepSpeed asks for the micro-batch where it would otherwise read it off a data loader.
-        share = config.batch_size // accelerator.num_processes
-        accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = share
-    wrapped, optimizer = accelerator.prepare(module, optimizer)
-    # ZeRO keeps only a part of the optimiser's state on each process: an interrupted DeepSpeed stage starts over, and,
-    # being counter-based, ends with the same weights.
-    resumable = accelerator.distributed_type != DistributedType.DEEPSPEED
-    checkpoint = folder / "checkpoint.safetensors"
-    start = _load_checkpoint(checkpoint, module, optimizer) if resumable and checkpoint.is_file() else 0
+        sizes = {"train_micro_batch_size_per_gpu": share, "gradient_accumulation_steps": parts}
+        accelerator.state.deepspeed_plugin.deepspeed_config |= sizes
+    wrapped, optimizer = accelerator.prepare(trained, optimizer)
+    parameters = [p for p in trained.parameters() if p.requires_grad]
+    start = checkpoint.load(trained, optimizer)
     log = MetricLog(folder, start) if accelerator.is_main_process else None
     window, began = [], time.perf_counter()
 
@@ -153,18 +179,28 @@ def train(
         seed_dropout(step_generator(seed, step, 1 + accelerator.process_index).initial_seed())
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate_at(step)
-        loss, metrics = wrapped(*send_to_device(batch, accelerator.device))
-        accelerator.backward(loss)
+        results = []
+        for part in range(parts):
+            rows = slice(part * share, (part + 1) * share)
+            with accelerator.accumulate(wrapped):
+                loss, metrics = wrapped(*send_to_device(_rows(batch, rows) if parts > 1 else batch, accelerator.device))
+                accelerator.backward(loss)
+            results.append({"loss": loss.detach(), **metrics})
         norm = accelerator.clip_grad_norm_(parameters, config.gradient_clip or math.inf)
         optimizer.step()
         optimizer.zero_grad()
-        after_step()
-        milestone(step + 1)
+        if after_step is not None:
+            with whole(accelerator, trained):
+                after_step(trained)
+        if milestone is not None:
+            milestone(step + 1)
 
         last = step + 1 == config.steps
         # A number under DeepSpeed, which also clips by itself (gradient_clipping in its configuration).
         norm = torch.as_tensor(norm, device=loss.device).detach()
-        window.append({"loss": loss.detach(), **metrics, "gradient_norm": norm})
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        window.append({key: torch.stack([r[key] for r in results]).mean() for key in results[0]})
+        window[-1]["gradient_norm"] = norm
         if (step + 1) % config.log_every == 0 or last:
             line = _means(accelerator, window) | {"learning_rate": config.learning_rate_at(step)}
             line["steps_per_second"] = len(window) / (time.perf_counter() - began)
@@ -176,12 +212,14 @@ def train(
                     f"the loss is not finite at step {step + 1}; lower the learning rate or look for NaN in the data"
                 )
             bar.set_postfix(loss=f"{line['loss']:.4g}", refresh=False)
-        if resumable and accelerator.is_main_process and (step + 1) % config.checkpoint_every == 0 and not last:
-            _save_checkpoint(checkpoint, module, optimizer, step + 1)
+        if (step + 1) % config.checkpoint_every == 0 and not last:
+            checkpoint.save(trained, optimizer, step + 1)
         bar.update()
     bar.close()
     if log is not None:
         log.close()
+    if trained is not module:
+        gather(accelerator, wrapped, module)
     module.eval()
     # Another module may be trained by the same accelerator next.
     accelerator.free_memory()
@@ -193,32 +231,9 @@ def progress_bar(accelerator: Accelerator, total: int, name: str, **settings) ->
     return tqdm(total=total, desc=name, dynamic_ncols=True, disable=hidden, **settings)
 
 
-def _save_checkpoint(path: Path, module: nn.Module, optimizer, step: int) -> None:
-    """One safetensors file: Accelerate's `save_state` pickles, and a file that is read must not be able to run code."""
-    tensors = flat({"module": module.state_dict(), "optimizer": optimizer.state_dict()["state"]})
-    # Tied or sliced weights share memory, which safetensors refuses: write plain copies.
-    tensors = {key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"step": str(step)})
-
-
-def _load_checkpoint(path: Path, module: nn.Module, optimizer) -> int:
-    """Restores it, on every process; returns the number of steps already done."""
-    with as_user_error(f"{path} cannot be read; delete it and run again: this stage starts over", Exception):
-        with safe_open(path, "pt") as file:
-            step = int(file.metadata()["step"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-        weights, state = {}, defaultdict(dict)
-        for key, value in tensors.items():
-            kind, _, name = key.partition(".")
-            if kind == "module":
-                weights[name] = value
-            else:
-                index, field = name.split(".")
-                state[int(index)][field] = value
-        module.load_state_dict(weights)
-        optimizer.load_state_dict({"state": dict(state), "param_groups": optimizer.state_dict()["param_groups"]})
-    return step
+def _rows(batch: Any, rows: slice) -> Any:
+    """The same rows of everything in a batch."""
+    return [_rows(item, rows) for item in batch] if isinstance(batch, tuple | list) else batch[rows]
 
 
 def _means(accelerator: Accelerator, window: list[dict[str, Tensor]]) -> dict[str, float]:

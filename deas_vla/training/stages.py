@@ -17,6 +17,7 @@ from deas_vla.config import flat, outcome_settings, to_json
 from deas_vla.errors import UserError
 from deas_vla.files import folder_identity, read_json, sha256_of, write_json
 from deas_vla.registry import PLUGINS
+from deas_vla.training.checkpoint import CHECKPOINT
 
 DONE = "stage.json"
 SETTINGS = "settings.json"
@@ -59,6 +60,7 @@ def run_stage(
     with lock_for_run(accelerator, folder):
         if (folder / DONE).is_file():
             _require_same(folder, DONE, record, config)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
             accelerator.print(f"{folder.name}: done before, skipped")
             return
         began, cpu_began, attempts = time.perf_counter(), time.process_time(), 1
@@ -91,6 +93,7 @@ def run_stage(
                 "made": uuid.uuid4().hex,
             }
             write_json(folder / DONE, record)
+            (folder / CHECKPOINT).unlink(missing_ok=True)
             peak = record["peak_memory_bytes"] / 2**30
             accelerator.print(f"{folder.name}: {record['seconds']:.0f} s, memory at most {peak:.1f} GiB")
         accelerator.wait_for_everyone()

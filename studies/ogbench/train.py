@@ -273,7 +273,7 @@ def fit(
 
     train(
         accelerator, agent, batch_at, training, folder,
-        name=folder.name, seed=config.seed, after_step=agent.after_step, milestone=milestone,
+        name=folder.name, seed=config.seed, after_step=type(agent).after_step, milestone=milestone,
     )  # fmt: skip
     if accelerator.is_main_process:
         agent.save(folder / "agent", {"task": config.task, "agent": config.agent})

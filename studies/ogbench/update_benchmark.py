@@ -146,7 +146,7 @@ def run_training(module: CriticAndPolicy, batch_at: Callable[[int], tuple], upda
     with tempfile.TemporaryDirectory() as folder:
         train(
             Accelerator(cpu=True), module, batch_at, training, Path(folder),
-            name="updates", seed=seed, after_step=module.critic.update_target,
+            name="updates", seed=seed, after_step=lambda trained: trained.critic.update_target(),
         )  # fmt: skip
 
 
