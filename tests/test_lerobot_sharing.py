@@ -5,7 +5,11 @@ import torch
 from lerobot_example import H, made_once, maker, normal, observations
 from lerobot_own import alike, own_chunks
 
+from deas_vla.critic.critic import CriticConfig
+from deas_vla.features.features import FeatureConfig, Features, fit_projection, pool_tokens
+from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.policies.lerobot.adapters import pi0
+from deas_vla.scorers.deas import DeasScorer
 
 PREFIXED = ("smolvla", "pi0", "pi05", "groot")
 
@@ -55,3 +59,20 @@ def test_first_steps_are_those_of_the_whole_chunk(policies, kind):
         first = policy.sample_first(context, noise, 5)
     assert first.shape[2] == 5 and torch.allclose(first, whole[:, :, :5], atol=1e-5)
     assert policy.causal == (kind == "smolvla") and lengths == [5 if policy.causal else H]
+
+
+def test_of_candidates_only_what_is_scored_is_sampled_and_the_chosen_chunk_is_whole(policies):
+    policy, observation = policies("smolvla"), observations(2)
+    config = FeatureConfig(dim=0)
+    pooled = pool_tokens(policy.encode(observation), config, 2)
+    features = Features(policy.contract, config, fit_projection(pooled, 0))
+    small = CriticConfig(horizon=4, hidden_dim=16, num_layers=1)
+    scorer = DeasScorer.untrained(features, small, policy.encoder_fingerprint).eval()
+    decider, keys = BestOfN(policy, 5, "best", scorer), [NoiseKey(0, scene, 0, 0) for scene in range(2)]
+    short, whole = decider.choose(observation, keys), decider.choose(observation, keys, whole=True)
+    assert short.candidates.shape[2] == 4 and whole.candidates.shape[2] == short.commands.shape[1] == H
+    assert torch.equal(short.index, whole.index)
+    assert torch.allclose(short.candidates, whole.candidates[:, :, :4], atol=1e-5)
+    assert torch.allclose(short.commands, whole.commands, atol=1e-5)
+    # One candidate is sampled as it is: a second pass would cost more.
+    assert BestOfN(policy, 1, "best", scorer).choose(observation, keys).candidates.shape[2] == H

@@ -109,7 +109,7 @@ def collect_evidence(
         device = context.tokens.device
         shape = (candidates, policy.horizon, contract.action_dim)
         noise = torch.stack([candidate_noise(seed, number, 0, int(row), *shape) for row in batch]).to(device)
-        chunks = scorer.chunks(contract.to_command(policy.sample(context, noise_scale * noise)))
+        chunks = scorer.chunks(contract.to_command(policy.sample_first(context, noise_scale * noise, horizon)))
         encoded = scorer.encode(context, observation)
         q_values = scorer.checked_q_values(encoded, chunks)
         apart = (chunks[:, :, None] - chunks[:, None]).square().mean((3, 4)).sqrt()

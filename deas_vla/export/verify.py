@@ -75,7 +75,7 @@ class Golden:
     def record(cls, decider: BestOfN, observation: Observation) -> "Golden":
         """Decides on every observation, with the same calls as at any other time (design rule 1)."""
         keys = [NoiseKey(seed=0, scene=number, sample=0, decision=0) for number in range(len(observation))]
-        choice = decider.choose(observation, keys)
+        choice = decider.choose(observation, keys, whole=True)
         encoded = decider.scorer.encode(decider.policy.encode(observation), observation)
         results = (encoded.features, choice.candidates, choice.scores, choice.value, choice.index)
         return cls(observation, decider.policy.contract.fingerprint, *(each.cpu() for each in results))

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from deas_vla.data.contract import Column, Contract
-from deas_vla.data.observation import Observation
+from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError
 from deas_vla.improvement.selection import RULES, NoiseKey, RuleName, SelectionConfig, rule_named, select
 from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise, require_noise_scale
@@ -25,15 +25,18 @@ class Prefix:
 class Choice:
     """What was chosen for B observations among (B, N, H, A) candidates."""
 
-    candidates: Tensor  # the chunks as they would be played (raw units, clipped, thresholded)
+    candidates: Tensor  # the chunks as they would be played (raw units, clipped, thresholded), or how they begin
     index: Tensor  # (B,) which candidate was chosen
     scores: Tensor | None  # (B, N) the critic's; None without a critic
     value: Tensor | None  # (B,) V; None without a critic
     returns: Tensor | None = None  # (B, N) Monte-Carlo returns of candidates that were played out (the oracle)
+    whole: Tensor | None = None  # (B, H, A) the chosen chunks, where of the candidates only the beginning was sampled
 
     @property
     def commands(self) -> Tensor:
         """(B, H, A) the chosen chunks."""
+        if self.whole is not None:
+            return self.whole
         return self.candidates[torch.arange(len(self.index), device=self.index.device), self.index]
 
 
@@ -71,10 +74,13 @@ class BestOfN:
         require_noise_scale(policy, self.selection.noise_scale)
 
     @torch.inference_mode()
-    def choose(self, observation: Observation, keys: list[NoiseKey], prefix: Prefix | None = None) -> Choice:
+    def choose(
+        self, observation: Observation, keys: list[NoiseKey], prefix: Prefix | None = None, whole: bool = False
+    ) -> Choice:
         """Encodes B observations once, samples N candidates for each, scores them all, picks one.
 
-        Candidates that are not consistent with a prefix are dropped before the scoring.
+        Candidates that are not consistent with a prefix are dropped before the scoring. Of a causal policy's chunks
+        only what is scored is sampled, then the chosen one to its end; `whole`: all of them to their end.
         """
         contract = self.policy.contract
         _require_finite(observation.state, contract.state, "the observation's state")
@@ -83,8 +89,8 @@ class BestOfN:
         shape = (self.num_candidates, self.policy.horizon, self.policy.contract.action_dim)
         noise = [candidate_noise(key.seed, key.scene, key.sample, key.decision, *shape) for key in keys]
         noise = self.selection.noise_scale * torch.stack(noise).to(device)
-        candidates = self.policy.contract.to_command(self.policy.sample(context, noise))
-        _require_finite(candidates, contract.action, "the policy's commands")
+        steps = self.policy.horizon if whole or prefix is not None else self._steps()
+        candidates = self._commands(context, noise, steps)
         if prefix is not None:
             candidates = prefix_consistent(candidates, prefix, self.policy.contract)
         q_values = scores = value = None
@@ -96,7 +102,23 @@ class BestOfN:
             # Chunks that are alike where they were scored are alike.
             compared = candidates[:, :, : self.scorer.horizon]
         index = select(self.selection, self.rule, q_values, compared, keys, scores)
-        return Choice(candidates, index, scores, value)
+        choice = Choice(candidates, index, scores, value)
+        if steps < self.policy.horizon:
+            chosen = noise[torch.arange(len(index), device=device), index][:, None]
+            choice.whole = self._commands(context, chosen, self.policy.horizon)[:, 0]
+        return choice
+
+    def _steps(self) -> int:
+        """Steps of every candidate that are sampled: those that are scored, where that is less work."""
+        horizon, count = self.policy.horizon, self.num_candidates
+        scored = horizon if self.scorer is None else self.scorer.horizon
+        return scored if self.policy.causal and count * scored + horizon < count * horizon else horizon
+
+    def _commands(self, context: Context, noise: Tensor, steps: int) -> Tensor:
+        """(B, N, steps, A) commands from (B, N, H, A) noise."""
+        commands = self.policy.contract.to_command(self.policy.sample_first(context, noise, steps))
+        _require_finite(commands, self.policy.contract.action, "the policy's commands")
+        return commands
 
 
 def _require_finite(numbers: Tensor, columns: tuple[Column, ...], whose: str) -> None:

@@ -42,7 +42,7 @@ class Oracle:
 
     def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice:
         """The candidate whose branch has the largest return; `Choice.returns` has those of all of them."""
-        choice = self.decider.choose(observation, keys)
+        choice = self.decider.choose(observation, keys, whole=True)
         candidates = choice.candidates[0, :, : self.execute_steps].cpu().numpy()
         state = self.workers.save([0])[0]
         branches = play_branches(

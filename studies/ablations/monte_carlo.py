@@ -171,7 +171,7 @@ class _Prober:
         self.probes: list[MonteCarloReturns] = []
 
     def choose(self, observation: Observation, keys: list[NoiseKey]) -> Choice:
-        choice, (key,) = self.proposer.choose(observation, keys), keys
+        choice, (key,) = self.proposer.choose(observation, keys, whole=True), keys
         if key.generator(PROBE_STREAM).random() < self.share:
             state = self.workers.save([0])[0]
             self.probes.append(self._probe(state, observation, choice, key))
