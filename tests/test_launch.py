@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 
-from deas_vla import launch
+from deas_vla import cli, launch
 from deas_vla.errors import UserError, as_user_error
 from deas_vla.files import atomic_path
 from deas_vla.launch import FITS_WITH, run_recipe, system_fault
@@ -75,9 +75,36 @@ def test_what_a_user_can_fix_is_one_line(main, argv, status, line, capsys):
     assert capsys.readouterr().err == line + "\n"
 
 
-def test_a_defect_keeps_its_traceback():
+def test_a_defect_keeps_its_traceback(monkeypatch):
     with pytest.raises(ZeroDivisionError):
         run_recipe(raises(ZeroDivisionError()), Config, [])
+    with pytest.raises(ZeroDivisionError):
+        command_that_meets(monkeypatch, ZeroDivisionError())
+
+
+def command_that_meets(monkeypatch, error: BaseException) -> int:
+    """Exit status of a command of deas-vla in which that happens."""
+
+    def doctor(arguments):
+        raise error
+
+    monkeypatch.setattr(cli, "doctor", doctor)
+    return cli.main(["doctor"])
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (KeyboardInterrupt(), 130, ""),
+        (UserError("no such folder"), 2, "error: no such folder\n"),
+        (full_disk(), 2, "error: disk full at model.safetensors; free space and run the same command again: nothing "),
+        (PermissionError(errno.EACCES, "", "/usr/out"), 2, "error: /usr/out: permission denied; name a folder that "),
+    ],
+)
+def test_a_command_of_deas_vla_ends_as_a_recipe_does(error, status, line, monkeypatch, capsys):
+    """An export onto a full disk and an interrupted audit left tracebacks (defects)."""
+    assert command_that_meets(monkeypatch, error) == status
+    assert capsys.readouterr().err.startswith(line)
 
 
 @pytest.mark.parametrize(
