@@ -334,6 +334,19 @@ def test_columns_of_others_are_left_alone(tmp_path, name, dtype, value):
     assert [episode.scene for episode in episodes] == [0, 1, 2]
 
 
+@pytest.mark.parametrize("name", ["frame.is_final", "frame.is_fresh"])
+def test_one_mark_of_frames_alone_is_somebody_elses(tmp_path, name):
+    """The last row is the step that succeeds: taken for this project's mark, it was cut off with the success."""
+
+    def last(number, columns):
+        columns[name] = np.asarray(columns["next.done"])
+
+    info = {"info": lambda info: info["features"].update({name: feature("bool")})}
+    episodes = read(write_told(tmp_path / "set", columns=last, **info))
+    assert [episode.terminated for episode in episodes] == [True, True, False]
+    assert len(episodes[0].frame_steps) == 5
+
+
 def test_a_number_of_the_scene_is_read(tmp_path):
     root = write_told(tmp_path / "set", **with_column("scene", "int64", 7))
     assert {episode.scene for episode in read(root)} == {7}

@@ -3,6 +3,8 @@
 # What this project writes beside a data set: contract, source, label rules, metadata.
 SIDECAR = "meta/deas_vla.json"
 FORMAT = 1
+# What it writes of each row: whether its images are its own, and whether it is an observation after the last step.
+FRAME_MARKS = {"frame.is_fresh", "frame.is_final"}
 IMAGES = "observation.images."
 # Cameras that a policy was pretrained with and a robot may lack: LeRobot fills them in, masked.
 EMPTY_CAMERA = f"{IMAGES}empty_camera_"

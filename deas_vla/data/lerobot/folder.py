@@ -31,7 +31,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deas_vla.data.images import StoredImages
-from deas_vla.data.lerobot import FORMAT, SIDECAR
+from deas_vla.data.lerobot import FORMAT, FRAME_MARKS, SIDECAR
 from deas_vla.data.lerobot.files import (
     check_info,
     decode_image,
@@ -103,6 +103,11 @@ class LerobotFolder:
         if sidecar.get("format") != FORMAT:
             raise UserError(f"{path}: format {sidecar.get('format')!r}, this version reads {FORMAT}")
         return sidecar
+
+    @property
+    def marks_frames(self) -> bool:
+        """Whether it has the columns with which this project marks frames; one of them alone is somebody else's."""
+        return self.features.keys() >= FRAME_MARKS
 
     @cached_property
     def modality(self) -> dict | None:

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.labels import SUCCESS_RULES, LabelRules
+from deas_vla.data.lerobot import FRAME_MARKS
 from deas_vla.data.lerobot.columns import ColumnFacts, against_columns
 from deas_vla.data.lerobot.files import IMAGE_TYPES, as_declared, kind_of, read_table
 from deas_vla.data.lerobot.findings import ERROR, WARNING, Finding, found
@@ -95,6 +96,8 @@ def _used(folder: LerobotFolder, layout: Layout, labels: LabelRules) -> dict[str
     single |= {key: {"dtype": "int64"} for key in counters}
     single[layout.instruction] = {"dtype": "string" if is_text(folder, layout.instruction) else "int64"}
     for key, kinds in OPTIONAL.items():
+        if key in FRAME_MARKS and not folder.marks_frames:
+            continue
         if key in folder.features and kind_of(folder.features[key]["dtype"]) in kinds:
             single.setdefault(key, folder.features[key])
     return used | {key: {"dtype": feature["dtype"], "shape": [1]} for key, feature in single.items()}
