@@ -12,7 +12,7 @@
 
 The last clones recordings of yours: their successes, if the data set says so (docs/data.md). Needs the extras `groot`
 and `lerobot`. Images of a data set that take more than 1 GiB stay on disk. In the demo 106 s
-(studies/results/demo.json); a backbone of GR00T's size needs a GPU, or `--policy.tune=lora`.
+(studies/results/demo.json); a backbone of GR00T's size needs a GPU, or LoRA (docs/policies.md).
 """
 
 from dataclasses import dataclass, field
@@ -30,10 +30,11 @@ from deas_vla.data.frames import FrameTable
 from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import Chunks, build_chunks
 from deas_vla.errors import UserError, require_ranges
-from deas_vla.files import read_json
+from deas_vla.files import read_json, write_json
 from deas_vla.improvement.best_of_n import require_same_encoder
 from deas_vla.launch import run_recipe
 from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.policies.lora import LoraConfig, freeze_unused
 from deas_vla.policies.registry import POLICIES, load_policy
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.rollouts.collect import Reader, collected
@@ -48,6 +49,7 @@ from deas_vla.training.imitation import (
     advantages_among,
     advantages_of,
     cloning_weights,
+    first_loss,
     imitation_batches,
 )
 from deas_vla.training.loop import TrainingConfig, make_accelerator, step_generator, train
@@ -65,6 +67,8 @@ class ImitationConfig(TrainingConfig):
     flow_samples: int = 2
     # Images are shifted by up to this many pixels, anew at every use.
     max_shift: int = 2
+    # Activations are computed again for the gradient instead of kept: less memory, more time, the same gradients.
+    activation_checkpointing: bool = incidental(False)
 
     def __post_init__(self):
         super().__post_init__()
@@ -93,6 +97,8 @@ class FinetunePolicyConfig:
     start_from: str = incidental("")
     # Starting from a policy: train the action head only, so that a critic of the old policy's features stays valid.
     freeze_encoder: bool = True
+    # Starting from a policy: train adapters instead of its weights; they are merged at the end.
+    lora: LoraConfig = field(default_factory=LoraConfig)
     # Chooses the initial weights and the order of the data.
     seed: int = 1
     # What a new policy is: a registered name, MODULE:NAME or FILE.py:NAME; not read when starting from a policy.
@@ -134,6 +140,8 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
             policy = load_policy(inputs["start_from"] / "policy", contract)
             if config.freeze_encoder:
                 policy.freeze_encoder()
+            if config.lora.on != "nothing":
+                policy.add_lora(config.lora)
         else:
             policy = new_policy(config, contract, sorted({episode.instruction for episode in episodes}))
         policy.to(accelerator.device)
@@ -148,12 +156,21 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
             max_shift=config.training.max_shift,
             seed=config.seed,
         )
+        if config.lora.on != "nothing":
+            freeze_unused(policy, first_loss(policy, batches))
+        if config.training.activation_checkpointing:
+            policy.checkpoint_activations()
         train(
             accelerator, FlowImitation(policy), batches, config.training, folder,
             name=folder.name, seed=config.seed,
             workers=spare_workers(accelerator.num_processes) if frames.on_disk else 0,
         )  # fmt: skip
         if accelerator.is_main_process:
+            if config.lora.on != "nothing":
+                merged = policy.merge_lora()
+                write_json(folder / "lora.json", merged._asdict())
+                changed = f"{merged.changed} of {merged.layers} layers have changed"
+                print(f"adapters merged: {changed}, {merged.lost:.1%} of a change was lost by rounding")
             policy.save(folder / "policy")
 
     run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True, data=config.more.folders)
@@ -215,6 +232,11 @@ def main(config: FinetunePolicyConfig) -> None:
         raise UserError("--more.weights are of the critic's options; a policy imitates the chunks of all sets alike")
     if not config.demonstrations and not config.more.folders:
         raise UserError("there is nothing to imitate: --demonstrations=FOLDER or --more.folders=FOLDER,…")
+    if config.lora.on != "nothing" and not config.start_from:
+        raise UserError("--lora.on adapts a trained policy: add --start_from=FOLDER, or set --policy.tune=lora")
+    if config.lora.on in ("backbone", "both") and config.freeze_encoder:
+        fix = "set --freeze_encoder=false; a critic of its features will not fit the new policy"
+        raise UserError(f"--lora.on={config.lora.on} trains the backbone: {fix}")
     for name in needs[config.method]:
         if not getattr(config, name) and not (name == "rollouts" and config.more.folders):
             raise UserError(f"--method={config.method} needs --{name}=FOLDER")

@@ -60,7 +60,10 @@ def test_from_lerobots_checkpoint_to_a_verified_reranker(run):
     stages = ("--demonstrations={run}/demonstrations", "--rollouts={run}/rollouts")
     small = ("--training.steps=2", "--training.batch_size=4")
     tuned = ("--start_from={run}/policy", "--method=filtered_bc", "--output={run}/filtered_bc")
-    called(finetune_policy, finetune_policy.FinetunePolicyConfig, run, *stages, *small, *tuned)
+    lora = ("--lora.on=head", "--lora.rank=2", "--training.activation_checkpointing=true")
+    called(finetune_policy, finetune_policy.FinetunePolicyConfig, run, *stages, *small, *tuned, *lora)
+    merged = json.loads((run / "filtered_bc" / "lora.json").read_text())
+    assert merged["layers"] == merged["changed"] > 3 and merged["lost"] < 1e-3
     after = load_policy(run / "filtered_bc" / "policy")
     assert after.encoder_fingerprint == policy.encoder_fingerprint
     changed = [

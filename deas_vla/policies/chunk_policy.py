@@ -6,19 +6,22 @@ Shapes: B observations, N candidate chunks, K noise samples in training, H steps
 import copy
 import hashlib
 from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.lerobot import IMAGES
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path, write_json
-from deas_vla.policies.lora import Merged, merge_adapters
+from deas_vla.policies.lora import LoraConfig, Merged, add_adapters, merge_adapters
 
 TYPE_FILE = "policy_type.json"
 
@@ -89,6 +92,23 @@ class ChunkPolicy(nn.Module, ABC):
         """From here on trains only what leaves the critic's features as they are."""
         raise UserError(f"a policy of type {self.type_name} has no encoder that can be frozen")
 
+    @property
+    def encoder_modules(self) -> Sequence[nn.Module]:
+        """The modules that the critic's tokens depend on, and nothing else."""
+        raise UserError(f"a policy of type {self.type_name} does not say what its encoder is")
+
+    def add_lora(self, config: LoraConfig) -> None:
+        """From here on trains adapters alone."""
+        add_adapters(self, self.encoder_modules, config)
+
+    def merge_lora(self) -> Merged:
+        """Folds the adapters of `add_lora` into the weights, so that the policy is saved as one that never had any."""
+        return merge_adapters(self)
+
+    def checkpoint_activations(self) -> None:
+        """From here on training keeps fewer activations and computes the others again for the gradient."""
+        raise UserError(f"activation_checkpointing: a policy of type {self.type_name} cannot")
+
     @classmethod
     def create(cls, config: Any, contract: Contract, instructions: list[str]) -> Self:
         """A new policy, to be trained from scratch on data with these instructions; config is of class `Config`."""
@@ -129,6 +149,12 @@ class ChunkPolicy(nn.Module, ABC):
             ContractMismatch: if a contract is given and the policy has another one.
         """
         raise UserError(f"{folder}: a policy of type {cls.type_name} cannot be loaded")
+
+
+def recompute(modules: Iterable[nn.Module]) -> None:
+    """Makes modules, whose outputs depend on their arguments alone, keep no activations for the gradient."""
+    for module in modules:
+        module.forward = partial(checkpoint, module.forward, use_reentrant=False)
 
 
 def require_noise_scale(policy: ChunkPolicy, scale: float) -> None:

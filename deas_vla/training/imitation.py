@@ -160,3 +160,11 @@ def imitation_batches(
         return observation, *(part[share] for part in (chunks, noise, time, valid))
 
     return batch_at
+
+
+def first_loss(policy: ChunkPolicy, batch_at: Callable[[int], tuple[Observation | Tensor, ...]]) -> Tensor:
+    """The loss of one observation of the first batch, a scalar."""
+    policy.train()
+    device = next(policy.parameters()).device
+    batch = [part[:1].to(device) for part in batch_at(0)]
+    return policy(*batch).sum()

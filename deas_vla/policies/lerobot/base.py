@@ -16,6 +16,9 @@ from deas_vla.policies.lerobot import adapters
 from deas_vla.policies.lerobot.noise import widen
 from deas_vla.registry import Registry
 
+# What transformers call the feed-forward part of a layer, which holds most of its activations.
+FEED_FORWARD = ("mlp", "ff", "ffn", "feed_forward")
+
 
 @dataclass
 class Encoded:
@@ -107,6 +110,10 @@ class Adapter(ABC):
             actions: (M, H, A) chunks as the preprocessor makes them, which may have padded steps and columns.
             time: (M,) flow times, 0 for noise and 1 for the clean chunk.
         """
+
+    def recomputed(self) -> list[nn.Module]:
+        """The modules that activation checkpointing computes again: those that are called, wherever layers are not."""
+        return [part for name, part in self.policy.named_modules() if name.rpartition(".")[2] in FEED_FORWARD]
 
     @staticmethod
     def write_parts(policy: nn.Module, folder: Path) -> dict[str, object]:

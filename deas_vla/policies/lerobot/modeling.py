@@ -17,7 +17,7 @@ from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.files import read_json, write_json
-from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.policies.chunk_policy import ChunkPolicy, recompute
 from deas_vla.policies.fingerprint import Fingerprint
 from deas_vla.policies.flow import hold_last
 from deas_vla.policies.lerobot.adapter import ADAPTER_CONFIG, adapted_base, with_adapter
@@ -114,6 +114,16 @@ class LeRobotPolicy(ChunkPolicy):
         self._frozen = True
         for module in self.adapter.encoder:
             module.requires_grad_(False).eval()
+
+    @property
+    def encoder_modules(self) -> list[nn.Module]:
+        return self.adapter.encoder
+
+    def checkpoint_activations(self) -> None:
+        modules = self.adapter.recomputed()
+        if not modules:
+            raise UserError(f"activation_checkpointing: a policy of kind {self.policy.config.type} cannot")
+        recompute(modules)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from deas_vla.data.contract import Camera
 from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.policies.fingerprint import hash_tensors
+from deas_vla.policies.lora import attention_layers
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.policies.small_vla.embedded import EMBEDDING_STD, build_embedded
 
@@ -76,13 +77,7 @@ def cut_language_model(model: nn.Module, layers: int) -> None:
 def add_lora(model: nn.Module, rank: int, alpha: int) -> None:
     """Adds trainable low-rank adapters to every linear layer of every attention, in vision and language."""
     peft = require("peft", "groot")
-    targets = [
-        f"{name}.{child}"
-        for name, module in model.named_modules()
-        if "Attention" in type(module).__name__
-        for child, layer in module.named_children()
-        if isinstance(layer, nn.Linear)
-    ]
+    targets = attention_layers(model)
     if not targets:
         raise UserError(f"{type(model).__name__} has no attention layers for LoRA to adapt; use tune=full")
     peft.inject_adapter_in_model(peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets), model)

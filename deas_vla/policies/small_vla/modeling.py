@@ -22,7 +22,7 @@ from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError, as_user_error
 from deas_vla.files import read_json, write_json
-from deas_vla.policies.chunk_policy import ChunkPolicy
+from deas_vla.policies.chunk_policy import ChunkPolicy, recompute
 from deas_vla.policies.fingerprint import Fingerprint
 from deas_vla.policies.flow import flow_loss, hold_last, integrate, interpolate
 from deas_vla.policies.lora import Merged
@@ -75,7 +75,7 @@ class SmallVLAPolicy(ChunkPolicy):
 
     def encode(self, observation: Observation) -> Context:
         observation.require_fits(self.contract)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and self.training and _learn(*self._encoder)):
+        with torch.set_grad_enabled(torch.is_grad_enabled() and self.training and _learn(*self.encoder_modules)):
             if torch.is_grad_enabled():
                 tokens, mask = self._tokens(observation)
             else:
@@ -113,15 +113,26 @@ class SmallVLAPolicy(ChunkPolicy):
         return flow_loss(predicted, chunks, valid)
 
     def freeze_encoder(self) -> None:
-        for part in self._encoder:
+        for part in self.encoder_modules:
             part.requires_grad_(False).eval()
+
+    def merge_lora(self) -> Merged:
+        learnt = self.backbone.base_hash and any(".lora_" in name for name, _ in self.backbone.named_parameters())
+        merged = super().merge_lora()
+        if learnt:
+            self._store_backbone()
+        return merged
+
+    def checkpoint_activations(self) -> None:
+        self.backbone.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute([*self.context_encoder.layers, *self.head.blocks])
 
     def train(self, mode: bool = True) -> Self:
         """What does not learn stays in evaluation mode: with its dropout it would give other features."""
         super().train(mode)
-        for part in self._encoder:
+        for part in self.encoder_modules:
             part.train(mode and _learn(part))
-        if mode and _learn(*self._encoder):
+        if mode and _learn(*self.encoder_modules):
             self._fingerprint.forget()
         return self
 
@@ -133,7 +144,7 @@ class SmallVLAPolicy(ChunkPolicy):
             "contract": self.contract.fingerprint,
             "config": {name: getattr(self.config, name) for name in names},
         }
-        return self._fingerprint.of(self._encoder, settings, self.training and _learn(*self._encoder))
+        return self._fingerprint.of(self.encoder_modules, settings, self.training and _learn(*self.encoder_modules))
 
     def origin(self) -> dict[str, str | int | None]:
         return {
@@ -144,10 +155,13 @@ class SmallVLAPolicy(ChunkPolicy):
 
     def standalone(self) -> tuple["SmallVLAPolicy", Merged]:
         copied, merged = super().standalone()
-        # As a fully tuned one, which stores all its weights.
-        copied.config = replace(copied.config, tune="full")
-        copied.backbone.base_hash = None
+        copied._store_backbone()
         return copied, merged
+
+    def _store_backbone(self) -> None:
+        """From here on it is saved as a fully tuned one, with all its weights."""
+        self.config = replace(self.config, tune="full")
+        self.backbone.base_hash = None
 
     def write(self, folder: Path) -> None:
         weights = self.state_dict()
@@ -193,8 +207,7 @@ class SmallVLAPolicy(ChunkPolicy):
         return [n for n in self.state_dict() if own or not n.startswith("backbone.") or ".lora_" in n]
 
     @property
-    def _encoder(self) -> tuple[nn.Module, nn.Module]:
-        """The modules that the critic's tokens depend on."""
+    def encoder_modules(self) -> tuple[nn.Module, nn.Module]:
         return self.backbone, self.context_encoder
 
     def _tokens(self, observation: Observation) -> tuple[Tensor, Tensor]:

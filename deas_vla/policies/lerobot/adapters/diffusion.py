@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from lerobot.policies.diffusion.modeling_diffusion import DiffusionConditionalResidualBlock1d
 from lerobot.utils.constants import OBS_IMAGES, OBS_STATE
 from torch import Tensor, nn
 
@@ -74,6 +75,9 @@ class Diffusion(Adapter):
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         predict = partial(self.model.unet, global_cond=memory["condition"])
         return denoising_error(self.model.noise_scheduler, predict, actions, noise, time)
+
+    def recomputed(self) -> list[nn.Module]:
+        return [part for part in self.model.unet.modules() if isinstance(part, DiffusionConditionalResidualBlock1d)]
 
     @staticmethod
     def write_parts(policy: nn.Module, folder: Path) -> dict[str, object]:
