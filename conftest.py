@@ -40,6 +40,14 @@ def modules_in_temporary_folders_are_forgotten(tmp_path_factory):
             del sys.modules[name]
 
 
+def pytest_ignore_collect(collection_path, config):
+    """Files without a test of the fast tier are not imported for it: some of them import LeRobot's policies, which takes seconds."""
+    only_unit = config.option.markexpr.startswith(("unit", "(unit)"))
+    if only_unit and collection_path.match("test_*.py") and "mark.unit" not in collection_path.read_text("utf-8"):
+        return True
+    return None
+
+
 def pytest_collection_modifyitems(items):
     """Files with slow tests first, so that at the end no worker waits for the one that began a long file last."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}

@@ -71,7 +71,6 @@ CONFIGS = {
         (evaluate, ["--evaluation.num_candidates=1"], "num_candidates at least 2"),
         (finetune_robocasa, ["--critic.backup_horizon=32"], "options of recorded episodes"),
         (finetune_robocasa, ["--policy.tune=half"], "choose one of frozen, lora, full"),
-        (finetune_metaworld, ["--tasks=reach-v3,psh-v3"], "did you mean 'push-v3'"),
         (critic_ablation, ["--variants=deafult"], "there is no variant deafult; choose from default"),
         (policy_ablation, ["--variants=deafult"], "there is no variant deafult; choose from default"),
         (policy_ablation, ["--name=own"], "--name and --flags go together"),
