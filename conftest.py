@@ -41,7 +41,7 @@ def modules_in_temporary_folders_are_forgotten(tmp_path_factory):
 
 
 def pytest_ignore_collect(collection_path, config):
-    """Files without a test of the fast tier are not imported for it: some of them import LeRobot's policies, which takes seconds."""
+    """Files without a test of the fast tier are not imported for it: LeRobot's policies alone take seconds."""
     only_unit = config.option.markexpr.startswith(("unit", "(unit)"))
     if only_unit and collection_path.match("test_*.py") and "mark.unit" not in collection_path.read_text("utf-8"):
         return True
