@@ -7,6 +7,19 @@ import sys
 from deas_vla.config import expand_home
 from deas_vla.launch import leave_closed_pipe, one_line
 
+# Facts about a data set that `declare` asks for, and what they are.
+FACTS = {
+    "units": ("UNIT | COLUMN=UNIT,…", "of states and actions, for example deg, or 'gripper.pos=range_0_100,*.pos=deg'"),
+    "limits": ("COLUMN=LOW:HIGH,…", "of actions"),
+    "binary": ("COLUMN,…", "actions with two values only"),
+    "rate": ("HZ", "control steps a second, where info.json has none or a wrong one (fps)"),
+    "robot": ("NAME", "what moved, for example so101_follower, where info.json does not say (robot_type)"),
+    "cameras": ("NAME=OTHER,…", "other names for cameras, those of the data sets that it is used with"),
+    "source": ("demonstration|rollout", "what the episodes are"),
+    "success": ("column|done|reward|always|never", "what counts as success, whatever columns there are"),
+    "reward": ("column|success", "what the reward is: next.reward, or 1 for the step that succeeds"),
+}
+
 
 def doctor(arguments: argparse.Namespace) -> int:
     from deas_vla.doctor import diagnose, report
@@ -26,13 +39,14 @@ def audit(arguments: argparse.Namespace) -> int:
 
 
 def declare(arguments: argparse.Namespace) -> None:
-    from deas_vla.data.labels import LabelRules
     from deas_vla.data.lerobot import SIDECAR
-    from deas_vla.data.lerobot.declare import declare_dataset, declared_contract
+    from deas_vla.data.lerobot.declare import declare_facts
+    from deas_vla.errors import UserError
 
-    labels = LabelRules(arguments.success, arguments.reward)
-    contract = declared_contract(arguments.dataset, arguments.units, arguments.limits, arguments.binary)
-    declare_dataset(arguments.dataset, contract, source=arguments.source, labels=labels)
+    given = {name: value for name in FACTS if (value := getattr(arguments, name)) is not None}
+    if not given:
+        raise UserError(f"say what the data set does not: {', '.join(f'--{name}' for name in FACTS)}; see --help")
+    declare_facts(arguments.dataset, given)
     print(f"{arguments.dataset}/{SIDECAR} is written; check the data with: deas-vla audit {arguments.dataset}")
 
 
@@ -104,20 +118,13 @@ def main(argv: list[str] | None = None) -> int:
     )
     audit_flag("datasets", nargs="+", metavar="DATASET", help="folder of a data set")
     audit_flag("--against", metavar="FOLDER", help="policy, critic or reranker that they must fit to")
-    flag = add(declare, "write down beside a LeRobot data set what it does not say: units, success, reward")
-    flag("dataset", help="folder of the data set")
-    units = "of states and actions, for example deg, or 'gripper.pos=range_0_100,*.pos=deg'"
-    flag("--units", required=True, metavar="UNIT | COLUMN=UNIT,…", help=units)
-    flag("--limits", default="", metavar="COLUMN=LOW:HIGH,…", help="of actions")
-    flag("--binary", default="", metavar="COLUMN,…", help="actions with two values only")
-    sources = ("demonstration", "rollout")
-    flag("--source", default=sources[0], choices=sources, help="what the episodes are")
     recorded = "what counts as success where a data set neither declares it nor has a column next.success, which wins"
-    declared = "what counts as success, whatever columns there are (default: next.success)"
-    for labelled, success in ((audit_flag, recorded), (flag, declared)):
-        labelled("--success", default="column", metavar="column|done|reward|always|never", help=success)
-        reward = "what the reward is: next.reward (default), or 1 for the step that succeeds"
-        labelled("--reward", default="column", metavar="column|success", help=reward)
+    audit_flag("--success", default="column", metavar=FACTS["success"][0], help=recorded)
+    audit_flag("--reward", default="column", metavar=FACTS["reward"][0], help=FACTS["reward"][1])
+    flag = add(declare, "write down beside a LeRobot data set what it does not say, one fact at a time or all at once")
+    flag("dataset", help="folder of the data set")
+    for name, (metavar, what) in FACTS.items():
+        flag(f"--{name}", metavar=metavar, help=what)
     flag = add(label, "look at each episode of a LeRobot data set without outcomes and say how it went")
     flag("dataset", help="folder of the data set")
     flag("--page", action="store_true", help="in a browser on this machine, not in the terminal")

@@ -11,17 +11,19 @@ inside and are taken all the same; cameras that only the data or only the base h
 of the policy and refers to no other folder and to no hub.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from accelerate import Accelerator
 
-from deas_vla.data.contract import Contract
+from deas_vla.data.contract import Contract, Statistics
+from deas_vla.data.episodes import statistics_of
+from deas_vla.data.labels import LabelRules
 from deas_vla.data.lerobot import SIDECAR
-from deas_vla.data.lerobot.declare import declared_contract
+from deas_vla.data.lerobot.declare import declared_contract, with_facts
 from deas_vla.data.lerobot.folder import LerobotFolder
-from deas_vla.data.lerobot.layout import KEYS, UNKNOWN, Layout, feature_names
-from deas_vla.data.lerobot.reader import own_contract
+from deas_vla.data.lerobot.layout import KEYS, UNKNOWN, Layout, feature_names, named_pairs
+from deas_vla.data.lerobot.reader import own_contract, read_dataset
 from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.files import sha256_of
 from deas_vla.launch import run_recipe
@@ -44,27 +46,44 @@ class AdoptPolicyConfig:
     base: str = ""
     # Units of the columns, if the data set does not say: as in `deas-vla declare --help`. Asked for by robots.
     units: str = ""
+    # Control steps a second, if the data set does not say, or says a wrong number.
+    rate: str = ""
+    # What moved in it, if the data set does not say: so101_follower, …
+    robot: str = ""
+    # Which camera of the data set is which of the policy's, if the checkpoint does not say: top=camera1,wrist=camera2.
+    cameras: str = ""
     # For a type of policy without an adapter of its own: the module that encodes images, which the critic reads.
     feature: str = ""
 
 
 def adopt_policy(accelerator: Accelerator, config: AdoptPolicyConfig) -> None:
-    checkpoint, dataset = Path(config.checkpoint), LerobotFolder(Path(config.dataset))
+    checkpoint, given = Path(config.checkpoint), {"units": config.units, "rate": config.rate, "robot": config.robot}
+    facts = {name: value for name, value in given.items() if value}
+    dataset = with_facts(Path(config.dataset), facts)
     layout = Layout.of(dataset)
-    contract, declared = own_contract(dataset, layout)
-    if config.units:
-        if declared:
-            raise UserError(f"{dataset.root / SIDECAR} has the units already; leave --units out")
-        contract = declared_contract(dataset.root, config.units)
+    contract = declared_contract(dataset) if facts else own_contract(dataset, layout)[0]
     require_order_of_files(dataset, layout, contract)
-    if any(column.unit == UNKNOWN for column in (*contract.state, *contract.action)):
-        print(
-            f"{dataset.root} does not say the units of its columns, and a robot refuses a policy without them: "
-            f"add --units=UNIT, or for all that read the data: deas-vla declare {dataset.root} --units=UNIT"
-        )
+    units = {column.unit for column in (*contract.state, *contract.action)}
+    for what, flag, unknown in (
+        ("the units of its columns", "--units=UNIT", UNKNOWN in units),
+        ("what moved", "--robot=NAME", contract.embodiment == UNKNOWN),
+    ):
+        if unknown:
+            print(
+                f"{dataset.root} does not say {what}, and a robot refuses a policy without: add {flag}, or for all "
+                f"that read the data: deas-vla declare {dataset.root} {flag}"
+            )
+
+    def statistics() -> Statistics:
+        undeclared = LerobotFolder(dataset.root)
+        own = replace(own_contract(undeclared, Layout.of(undeclared))[0], cameras=())
+        return statistics_of(read_dataset(dataset.root, own, labels=LabelRules("never", "success"))[0])
 
     def work(folder: Path) -> None:
-        policy = LeRobotPolicy.load(checkpoint, contract, config.feature or None, config.base or None)
+        policy = LeRobotPolicy.load(
+            checkpoint, contract, config.feature or None, config.base or None,
+            columns=layout.cameras, cameras=named_pairs(config.cameras), statistics=statistics,
+        )  # fmt: skip
         require_same_names(policy, dataset)
         kept = [camera.name for camera in policy.contract.cameras]
         for camera in contract.cameras:
@@ -75,6 +94,8 @@ def adopt_policy(accelerator: Accelerator, config: AdoptPolicyConfig) -> None:
         policy.save(folder / "policy")
 
     settings = {"checkpoint": sha256_of(checkpoint), "contract": contract.fingerprint, "feature": config.feature}
+    if config.cameras:
+        settings["cameras"] = config.cameras
     if config.base:
         settings["base"] = sha256_of(Path(config.base))
     run_stage(accelerator, Path(config.output), settings, {}, work)

@@ -4,12 +4,16 @@ Robots call columns by name, so their order is not compared: the policy's counts
 rate, cameras and their sizes.
 """
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 from deas_vla.data.contract import Camera, Column, Contract
 from deas_vla.data.lerobot.layout import UNKNOWN
 from deas_vla.errors import ContractMismatch
 from robots.robot import Robot
+
+# Units between which one setting of LeRobot's drivers chooses.
+DRIVER_SCALES = ("deg", "range_m100_100")
 
 
 def fitting_contract(policy: Contract, robot: Robot, rate_hz: float | None) -> Contract:
@@ -67,12 +71,26 @@ def agreed(policy: Contract, robot: Contract, aliases: tuple[str, ...] = ()) -> 
             if c.low is not None and c.high is not None and c.low >= c.high
         ]
     if lines:
-        unknown = any(column.unit == UNKNOWN for column in (*policy.state, *policy.action))
-        fix = "; units: deas-vla declare DATASET --units=…, then train or adopt the policy again"
-        raise ContractMismatch(
-            f"the policy and the robot do not fit together: {'; '.join(lines)}{fix if unknown else ''}"
-        )
+        told = "; ".join([*lines, *_fixes(policy, robot, lines)])
+        raise ContractMismatch(f"the policy and the robot do not fit together: {told}")
     return replace(policy, action=action)
+
+
+def _fixes(policy: Contract, robot: Contract, lines: list[str]) -> Iterator[str]:
+    """The flags that mend differences, if that is all that is wrong."""
+    anew = "then train or adopt the policy again"
+    if any(column.unit == UNKNOWN for column in (*policy.state, *policy.action)):
+        yield f"units: deas-vla declare DATASET --units=…, {anew}"
+    elif any(line.endswith(tuple(f" against {scale}" for scale in DRIVER_SCALES)) for line in lines):
+        yield "another scale of LeRobot's driver: --robot.use_degrees=true or false"
+    if any(line.startswith("embodiment") for line in lines):
+        yield f"if it is the same arm: deas-vla declare DATASET --robot={robot.embodiment}, {anew}"
+    if policy.rate_hz != robot.rate_hz:
+        wrong = f"if the policy's is wrong, deas-vla declare DATASET --rate={robot.rate_hz:g}, {anew}"
+        yield f"rate: --rate_hz={policy.rate_hz:g}; {wrong}"
+    if any(line.startswith("cameras") for line in lines):
+        named = ", ".join(f"{c.name}: {{…, width: {c.width}, height: {c.height}}}" for c in policy.cameras)
+        yield f'cameras by the policy\'s names: --robot.cameras="{{{named}}}"'
 
 
 def _size_or_unit(entry: Column | Camera) -> str:

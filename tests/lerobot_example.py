@@ -17,7 +17,7 @@ from tiny_checkpoints import TEMPLATE, write_checkpoint
 from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel, GemmaConfig, GemmaTokenizer, PaliGemmaConfig
 
-from deas_vla.data.contract import Camera, Contract
+from deas_vla.data.contract import Camera, Contract, Statistics
 from deas_vla.data.observation import Observation
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
 from deas_vla.policies.small_vla.embedded import build_tokenizer
@@ -58,6 +58,11 @@ def make(kind: str, contract: Contract = CONTRACT, seed: int = 0, **settings) ->
     config = make_policy_config(kind, device="cpu", push_to_hub=False, **features(contract), **settings)
     policy = get_policy_class(kind)(config)
     processors = make_pre_post_processors(config, dataset_stats=statistics(contract))
+    if settings.get("use_relative_actions"):
+        # Its normaliser holds those of differences.
+        rows = statistics(contract).values()
+        numbers = [tuple(each[name].tolist()) for each in list(rows)[:2] for name in ("mean", "std")]
+        contract = contract.with_statistics(Statistics(*numbers))
     return LeRobotPolicy(policy, *processors, contract).eval()
 
 

@@ -1,11 +1,7 @@
 """The usual way to a policy, `lerobot-train --policy.path=BASE --rename_map=…`: the base has other cameras, widths."""
 
 import copy
-import json
-import os
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +12,15 @@ from data_example import example_contract, example_episode
 from lerobot.configs import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
 from lerobot.processor import RenameObservationsProcessorStep
-from lerobot_example import CONTRACT, SENTENCES, SIZE, H, normal, observations, smolvla, statistics
+from lerobot_example import CONTRACT, SENTENCES, SIZE, H, normal, observations, pi, small_pi, smolvla, statistics
 from lerobot_own import own_chunks
 from policy_example import close
+from safetensors.torch import load_file, save_file
 
+from deas_vla import cli
 from deas_vla.config import parse
 from deas_vla.data.contract import Camera, Column
+from deas_vla.data.episodes import statistics_of
 from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.lerobot.writer import write_dataset
@@ -72,22 +71,8 @@ def base(tmp_path):
     return make
 
 
-def lerobot_train(base: Path, data: Path, output: Path) -> Path:
-    """LeRobot's own command, from a base to its checkpoint."""
-    flags = [
-        "--dataset.repo_id=local/recorded", f"--dataset.root={data}", f"--policy.path={base}",
-        "--policy.push_to_hub=false", "--policy.device=cpu", f"--output_dir={output}", "--steps=2",
-        "--batch_size=4", "--save_freq=2", "--num_workers=0", "--env_eval_freq=0",
-        f"--rename_map={json.dumps(RENAMED)}",
-    ]  # fmt: skip
-    command = [str(Path(sys.executable).with_name("lerobot-train")), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return output / "checkpoints" / "last" / "pretrained_model"
-
-
 def as_fine_tuned(base: Path, renamed: dict[str, str]) -> Path:
-    """What that command makes of the base's processors, without the training: it takes half a minute."""
+    """What that command makes of the base's processors, without the training (tests/test_lerobot_way.py)."""
     config = PreTrainedConfig.from_pretrained(base, local_files_only=True)
     before, after = make_pre_post_processors(config, dataset_stats=statistics(CONTRACT))
     for step in before.steps:
@@ -104,16 +89,10 @@ def adopted(checkpoint: Path, data: Path, output: Path, *more: str) -> LeRobotPo
     return load_policy(output / "policy")
 
 
-@pytest.mark.parametrize("how", ["lerobot-train", "a narrower state"])
-def test_a_fine_tuned_base_is_adopted_and_plays_as_in_lerobot(how, base, data, tmp_path, capsys):
+@pytest.mark.parametrize("state", [2, 6])
+def test_a_fine_tuned_base_is_adopted_and_plays_as_in_lerobot(state, base, data, tmp_path, capsys):
     """Three cameras of 96 pixels, of which the data has two, of 64; the state is wider, as smolvla_base's, or not."""
-    if how == "lerobot-train":
-        checkpoint = lerobot_train(base(3, 6), data, tmp_path / "train")
-        kept = json.loads((checkpoint / "config.json").read_text())["input_features"]
-        assert kept["observation.state"]["shape"] == [6] and "observation.images.camera3" in kept
-    else:
-        checkpoint = as_fine_tuned(base(3, 2), RENAMED)
-    policy = adopted(checkpoint, data, tmp_path / "policy", "--units=rad")
+    policy = adopted(as_fine_tuned(base(3, state), RENAMED), data, tmp_path / "policy", "--units=rad")
     assert "no camera camera3" in capsys.readouterr().out
     assert [camera.name for camera in policy.contract.cameras] == ["left", "wrist"]
     assert {column.unit for column in (*policy.contract.state, *policy.contract.action)} == {"rad"}
@@ -204,5 +183,69 @@ def test_units_are_given_once(data, tmp_path):
     checkpoint = tmp_path / "checkpoint"
     checkpoint.mkdir()
     (checkpoint / "config.json").write_text("{}")
-    with pytest.raises(UserError, match="has the units already"):
+    with pytest.raises(UserError, match="leave --units out"):
         adopted(checkpoint, tmp_path / "data", tmp_path / "policy", "--units=rad")
+
+
+def test_what_checkpoint_and_data_do_not_say_is_asked_for_by_a_flag(base, data, tmp_path):
+    """The base itself, not fine-tuned with a rename map: nothing says which of its cameras is which."""
+    checkpoint = as_fine_tuned(base(2, 3), {})
+    flags = ["--cameras=left=camera2,wrist=camera1", "--units=rad", "--rate=25", "--robot=so101_follower"]
+    with pytest.raises(ContractMismatch, match=r"camera camera1: .*; --cameras=left=camera1,… says which"):
+        adopted(checkpoint, data, tmp_path / "policy")
+    for wrong, words in (
+        ("--cameras=left=camera3", "the policy has no camera camera3; it has camera1, camera2"),
+        ("--cameras=right=camera1", "the data set has no camera right; it has left, wrist"),
+    ):
+        with pytest.raises(UserError, match=words):
+            adopted(checkpoint, data, tmp_path / "policy", wrong)
+    policy = adopted(checkpoint, data, tmp_path / "policy", *flags)
+    contract = policy.contract
+    assert (contract.rate_hz, contract.embodiment, contract.state[0].unit) == (25.0, "so101_follower", "rad")
+    # Its first camera is the second of the data.
+    observation = observations(1, contract)
+    batch = policy.processors.batch(observation)
+    for name, key in (("left", "camera2"), ("wrist", "camera1")):
+        expected = observation.images[name].permute(0, 3, 1, 2) / 255
+        assert torch.allclose(batch[f"observation.images.{key}"], expected)
+
+
+def test_cameras_that_were_given_other_names_in_the_data(base, data, tmp_path):
+    named = shutil.copytree(data, tmp_path / "data")
+    assert cli.main(["declare", str(named), "--units=rad", "--cameras=left=top"]) == 0
+    policy = adopted(as_fine_tuned(base(2, 3), RENAMED), named, tmp_path / "policy")
+    assert policy.image_keys() == {"top": "observation.images.top", "wrist": "observation.images.wrist"}
+    assert policy.processors.batch(observations(1, policy.contract))["observation.images.camera1"].shape[2:] == (64, 64)
+
+
+@pytest.mark.parametrize("how", ["relative", "quantiles"])
+def test_statistics_that_the_policy_does_not_hold_are_those_of_its_data(how, data, tmp_path):
+    """The normaliser of relative actions holds those of differences; some checkpoints have quantiles only."""
+    policy = pi("pi05", tmp_path / "words", use_relative_actions=how == "relative")
+    policy.save(tmp_path / "checkpoint", standalone=False)
+    (tmp_path / "checkpoint" / "contract.json").unlink()
+    if how == "quantiles":
+        for file in (tmp_path / "checkpoint").glob("policy_*normalizer_processor.safetensors"):
+            kept = {name: value for name, value in load_file(file).items() if not name.endswith((".mean", ".std"))}
+            save_file(kept, file)
+    with small_pi(tmp_path / "words"):
+        made = adopted(tmp_path / "checkpoint", data, tmp_path / "policy", "--units=rad")
+    episodes, _, _ = read_dataset(data, CONTRACT.with_statistics(None))
+    assert made.contract.statistics == statistics_of(episodes)
+    observation, noise = observations(2, made.contract, sentences=SENTENCES[:1]), normal(2, H, 2)
+    with torch.no_grad():
+        mine = made.sample(made.encode(observation), noise[:, None])[:, 0]
+    theirs = own_chunks(made, observation, noise)
+    assert close(mine[:, : theirs.shape[1]], theirs)
+    commands = made.contract.to_command(mine)
+    moved = replace(observation, state=observation.state + 1)
+    with torch.no_grad():
+        further = made.contract.to_command(made.sample(made.encode(moved), noise[:, None])[:, 0])
+    assert (how == "relative") == bool((further[..., 0] - commands[..., 0]).abs().min() > 0.5)
+
+
+def test_relative_actions_that_the_processors_do_not_know_are_refused(tmp_path):
+    policy = pi("pi05", tmp_path / "words")
+    policy.policy.config.use_relative_actions = True
+    with pytest.raises(UserError, match=r"config\.json says relative actions, its processors do not"):
+        LeRobotPolicy(policy.policy, policy.processors.preprocessor, policy.processors.postprocessor, CONTRACT)

@@ -1,6 +1,5 @@
 """`deas-vla declare`: what a data set does not say is asked for once, stored beside it, and known from then on."""
 
-import json
 import shutil
 
 import pytest
@@ -11,6 +10,7 @@ from deas_vla.cli import main
 from deas_vla.data.lerobot.folder import LerobotFolder
 from deas_vla.data.lerobot.layout import Layout
 from deas_vla.data.lerobot.reader import own_contract, read_dataset
+from deas_vla.errors import UserError
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +41,58 @@ def test_units_and_limits_are_given_once(root, capsys):
     assert contract.state[0].low is None
     episodes, read, _ = read_dataset(root)
     assert read == contract and [episode.group for episode in episodes] == ["success", "failure"] * 2
-    # Never twice.
-    assert main(["declare", str(root), *given]) == 2
-    assert "says already" in capsys.readouterr().err
+    # Never otherwise.
+    assert main(["declare", str(root), "--units=rad"]) == 2
+    assert "has --units=gripper*=flag,*=deg already; leave the flag out, or delete" in capsys.readouterr().err
+
+
+def test_one_fact_at_a_time(root, capsys):
+    """Each is asked for by its flag where it is missing, and what was said before stays."""
+    edit_json(root / "meta/info.json", lambda info: [info.pop("fps"), info.pop("robot_type", None)])
+    (root / "meta/modality.json").unlink()
+
+    def declared(*facts: str) -> None:
+        assert main(["declare", str(root), *facts]) == 0
+
+    def asked(flag: str) -> None:
+        with pytest.raises(UserError, match=rf"deas-vla declare .*--{flag}"):
+            read_dataset(root)
+
+    asked("rate")
+    declared("--rate=10")
+    asked("units")
+    declared("--success=never", "--reward=success")
+    asked("units")
+    declared("--units=deg")
+    episodes, contract, _ = read_dataset(root)
+    assert not any(episode.terminated for episode in episodes) and contract.rate_hz == 10.0
+    declared("--robot=so101_follower", "--cameras=front=top", "--source=rollout")
+    episodes, contract, _ = read_dataset(root)
+    assert contract.embodiment == "so101_follower" and {episode.group for episode in episodes} == {"failure"}
+    assert [camera.name for camera in contract.cameras] == ["top"] == list(episodes[0].images)
+    # By these names it is checked, too.
+    assert main(["audit", str(root)]) == 0
+    for wrong, words in (
+        ("--rate=20", "has --rate=10 already"),
+        ("--cameras=top=front", "has --cameras=front=top already"),
+        ("--source=dream", "has --source=rollout already"),
+    ):
+        assert main(["declare", str(root), wrong]) == 2
+        assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("flag", "words"),
+    [
+        ("--rate=0", "--rate=0 is not a number of steps a second above 0"),
+        ("--cameras=hand=top", "--cameras: no camera is called hand; they are front"),
+        ("--cameras=front", "--cameras: front is not NAME=OTHER"),
+        ("--source=dream", "--source=dream is none of demonstration, rollout"),
+    ],
+)
+def test_a_fact_that_does_not_fit_is_refused(root, capsys, flag, words):
+    assert main(["declare", str(root), flag]) == 2
+    assert words in capsys.readouterr().err and not (root / "meta/deas_vla.json").exists()
 
 
 def test_one_unit_for_all_columns(root):
@@ -97,4 +146,3 @@ def test_rule_07_a_declared_policy_fits_the_robot(root):
         agreed(contract_at(root)[0], robot)
     assert main(["declare", str(root), "--units=gripper.pos=range_0_100,*.pos=deg"]) == 0
     assert agreed(contract_at(root)[0], robot).action[0].high == 90.0
-    assert json.loads((root / "meta/deas_vla.json").read_text())["source"] == "demonstration"

@@ -37,7 +37,9 @@ def check_info(info: dict, path: Path, episodic: bool) -> None:
         need(right, key, f"a path of {', '.join(f'{{{name}}}' for name in names)}")
 
     fps, features = info.get("fps"), info.get("features")
-    need(type(fps) in (int, float) and 0 < fps < math.inf, "fps", "a number above 0")
+    if not (type(fps) in (int, float) and 0 < fps < math.inf):
+        fix = f"correct it, or say it: deas-vla declare {path.parents[1]} --rate=HZ"
+        raise UserError(f"{path}: fps is not a number above 0; {fix}")
     need(_whole(info.get("chunks_size", 1)), "chunks_size", "a whole number above 0")
     need(isinstance(features, dict), "features", "an object of columns")
     for name, feature in features.items():

@@ -65,7 +65,7 @@ KINDS = {
     "wrong-image-size": (ERROR, "correct info.json, or scale the images"),
     "wrong-length": (ERROR, COUNT),
     "wrong-number": (ERROR, "give the file the name of its episode, or copy the data set again"),
-    "wrong-rate": (ERROR, "correct fps in info.json, or sample the episode anew"),
+    "wrong-rate": (ERROR, "say the right one (deas-vla declare DATASET --rate=HZ), or sample the episode anew"),
     "wrong-statistics": (WARNING, f"{STATISTICS}: policies would be trained with a wrong normalisation"),
     "wrong-type": (ERROR, "write the column with the type of info.json"),
     "wrong-video-rate": (ERROR, "encode the video at the rate of the rows"),

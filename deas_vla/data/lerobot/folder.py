@@ -18,6 +18,7 @@ file that cannot be read is an error here; its content is judged elsewhere.
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections import Counter
 from collections.abc import Iterator
@@ -51,6 +52,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INFO, MODALITY = "meta/info.json", "meta/modality.json"
+# What of the file beside a data set its user has said: flag of `deas-vla declare` to value.
+DECLARED = "declared"
 VERSIONS = ("v2.0", "v2.1", "v3.")
 # Below this, a progress bar would only flicker.
 EPISODES_WORTH_A_BAR = 50
@@ -75,9 +78,12 @@ class Rows:
 
 
 class LerobotFolder:
-    """A data set on disk; another version, or an info.json that cannot be worked with, is a UserError."""
+    """A data set on disk; another version, or an info.json that cannot be worked with, is a UserError.
 
-    def __init__(self, root: Path):
+    `declared`: read it as if this had been said of it, instead of what is noted beside it.
+    """
+
+    def __init__(self, root: Path, declared: dict[str, str] | None = None):
         require("pyarrow", "lerobot")
         self.root = Path(root)
         if not (self.root / INFO).is_file():
@@ -89,20 +95,25 @@ class LerobotFolder:
             raise UserError(f"{self.root} has LeRobot format {self.version}, {fix}")
         # One file an episode: v2.
         self.episodic = self.version.startswith("v2.")
+        self._given = declared
+        if rate := self.declared.get("rate"):
+            self.info["fps"] = _rate(rate)
         check_info(self.info, self.root / INFO, self.episodic)
         self.features: dict[str, dict] = self.info["features"]
         self.rate_hz = float(self.info["fps"])
 
+    @property
+    def declared(self) -> dict[str, str]:
+        """What its user has said of it, or {}; nothing where what is noted cannot be read."""
+        if self._given is None:
+            with suppress(UserError):
+                return self.sidecar.get(DECLARED, {})
+        return self._given or {}
+
     @cached_property
     def sidecar(self) -> dict:
         """What this project wrote about the data set, or {}."""
-        path = self.root / SIDECAR
-        if not path.is_file():
-            return {}
-        sidecar = read_json(path)
-        if sidecar.get("format") != FORMAT:
-            raise UserError(f"{path}: format {sidecar.get('format')!r}, this version reads {FORMAT}")
-        return sidecar
+        return read_sidecar(self.root)
 
     @property
     def marks_frames(self) -> bool:
@@ -281,6 +292,24 @@ class LerobotFolder:
     def _episode_path(self, key: str, number: int, **fields: str) -> Path:
         chunk = number // self.info.get("chunks_size", 1000)
         return self.root / self.info[key].format(episode_chunk=chunk, episode_index=number, **fields)
+
+
+def read_sidecar(root: Path) -> dict:
+    """What this project wrote beside a data set, or {}; another format is a UserError."""
+    path = Path(root) / SIDECAR
+    if not path.is_file():
+        return {}
+    sidecar = read_json(path)
+    if sidecar.get("format") != FORMAT:
+        raise UserError(f"{path}: format {sidecar.get('format')!r}, this version reads {FORMAT}")
+    return sidecar
+
+
+def _rate(text: str) -> float:
+    with suppress(ValueError):
+        if 0 < float(text) < math.inf:
+            return float(text)
+    raise UserError(f"--rate={text} is not a number of steps a second above 0")
 
 
 def _by_number(path: Path) -> list[str | int]:

@@ -42,8 +42,11 @@ class Layout:
     @classmethod
     def of(cls, folder: LerobotFolder) -> "Layout":
         """The layout that a data set describes; if modality.json and info.json disagree, a UserError."""
-        if folder.modality is not None:
-            return _by_modality(folder)
+        layout = _by_modality(folder) if folder.modality is not None else cls._by_info(folder)
+        return replace(layout, cameras=_renamed(layout.cameras, folder.declared.get("cameras", "")))
+
+    @classmethod
+    def _by_info(cls, folder: LerobotFolder) -> "Layout":
         cameras = {}
         for key, feature in folder.features.items():
             if feature["dtype"] not in IMAGE_TYPES or is_depth(feature):
@@ -86,7 +89,7 @@ class Layout:
 
     def contract(self, folder: LerobotFolder) -> Contract:
         """What a data set says of itself, as a contract: names and rate, no units and no limits."""
-        robot = str(folder.info.get("robot_type") or UNKNOWN)
+        robot = folder.declared.get("robot") or str(folder.info.get("robot_type") or UNKNOWN)
         state, action = (tuple(Column(each.name, UNKNOWN) for each in part) for part in (self.state, self.action))
         cameras = tuple(Camera(name, *image_size(folder, key)) for name, key in self.cameras.items())
         return Contract(robot, folder.rate_hz, state, action, cameras)
@@ -130,6 +133,25 @@ def feature_names(feature: dict) -> list[str] | None:
     pairs = [(group, str(name)) for group, members in names.items() for name in _flat(members)]
     own = [name for _, name in pairs]
     return own if len(set(own)) == len(own) else [f"{group}.{name}" for group, name in pairs]
+
+
+def named_pairs(text: str) -> dict[str, str]:
+    """``NAME=OTHER,NAME=OTHER`` of the flags ``--cameras``; a text that is no such list is a UserError."""
+    pairs = [part.partition("=") for part in text.split(",") if part]
+    if wrong := [name for name, _, other in pairs if not (name and other)]:
+        raise UserError(f"--cameras: {wrong[0] or text} is not NAME=OTHER, for example wrist=camera1")
+    return {name: other for name, _, other in pairs}
+
+
+def _renamed(cameras: dict[str, str], text: str) -> dict[str, str]:
+    """Cameras under the names that their user gave them."""
+    given = named_pairs(text)
+    if unknown := given.keys() - cameras:
+        raise UserError(f"--cameras: no camera is called {min(unknown)}; they are {', '.join(cameras)}")
+    renamed = {given.get(name, name): key for name, key in cameras.items()}
+    if len(renamed) < len(cameras):
+        raise UserError(f"--cameras={text} gives two cameras one name")
+    return renamed
 
 
 def _flat(names: list) -> list:

@@ -12,7 +12,7 @@ from deas_vla.data.labels import RECORDED, REWARD_RULES, SUCCESS_RULES, GivenOut
 from deas_vla.data.lerobot import SIDECAR
 from deas_vla.data.lerobot.findings import refuse
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
-from deas_vla.data.lerobot.layout import Layout, gather
+from deas_vla.data.lerobot.layout import UNKNOWN, Layout, gather
 from deas_vla.data.lerobot.outcomes import OUTCOMES, read_outcomes, recorded_outcome
 from deas_vla.data.lerobot.rows import (
     beyond_contract,
@@ -76,8 +76,8 @@ def read_dataset(
         expected.require_same(contract, "what is expected", str(root))
     elif not declared:
         if expected is None and folder.modality is None:
-            fix = f"write it with: deas-vla declare {root} --units=UNIT"
-            raise UserError(f"{root} has no {SIDECAR} to say what its columns mean; {fix}")
+            fix = f"write it down with: deas-vla declare {root} --units=UNIT"
+            raise UserError(f"{root}: nothing says the units of its columns; {fix}")
         contract = expected or contract
     if misfits := layout.misfits(folder, contract):
         raise ContractMismatch(f"{root} and its contract do not fit together: {'; '.join(misfits)}")
@@ -110,9 +110,11 @@ def read_dataset(
 
 
 def own_contract(folder: LerobotFolder, layout: Layout) -> tuple[Contract, bool]:
-    """The contract that is declared beside a data set, else what it says of itself; and whether it is declared."""
+    """The contract beside a data set, else what it says of itself; and whether all of it is declared, units too."""
     if "contract" in folder.sidecar:
-        return Contract.from_json(folder.sidecar["contract"], folder.root / SIDECAR), True
+        contract = Contract.from_json(folder.sidecar["contract"], folder.root / SIDECAR)
+        units = {column.unit for column in (*contract.state, *contract.action)}
+        return contract, not (folder.declared and UNKNOWN in units)
     return layout.contract(folder), False
 
 
@@ -125,7 +127,7 @@ def declared_labels(folder: LerobotFolder, labels: LabelRules) -> LabelRules:
     if (declared := folder.sidecar.get("labels")) is not None:
         with as_user_error(f"{folder.root / SIDECAR}: labels cannot be read", UserError):
             labels = LabelRules(**declared)
-    elif folder.sidecar:
+    elif folder.sidecar and not folder.declared:
         labels = RECORDED
     elif SUCCESS_RULES["column"] in folder.features:
         labels = replace(labels, success="column")

@@ -4,6 +4,7 @@ A saved one is LeRobot's folder, contract.json, critic_feature.json (the module 
 parts/ (of a standalone folder: what else it is built from).
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Self
@@ -13,7 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from deas_vla.data.contract import Contract
+from deas_vla.data.contract import Contract, Statistics
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.files import read_json, write_json
@@ -63,7 +64,11 @@ class LeRobotPolicy(ChunkPolicy):
         views = adapter.views(policy.config, *self.processors.cameras(contract))
         self.adapter = adapter(policy, views) if feature is None else adapter(policy, views, feature)
         if contract.statistics is None:
-            contract = contract.with_statistics(self.processors.statistics())
+            found = self.processors.statistics()
+            if found is None:
+                what = f"the {policy.config.type} policy does not hold mean and standard deviation of its actions"
+                raise UserError(f"{what}; give a contract with the statistics of its data")
+            contract = contract.with_statistics(found)
         self.policy, self.contract, self.horizon = policy, contract, self.adapter.horizon
         self.autocasts, self.any_noise_scale = self.adapter.autocasts, self.adapter.any_noise_scale
         self.causal = self.adapter.causal
@@ -174,18 +179,26 @@ class LeRobotPolicy(ChunkPolicy):
         contract: Contract | None = None,
         feature: str | None = None,
         base: str | Path | None = None,
+        *,
+        columns: dict[str, str] | None = None,
+        cameras: dict[str, str] | None = None,
+        statistics: Callable[[], Statistics] | None = None,
     ) -> Self:
         """Reads a folder that `save` or LeRobot wrote (``…/pretrained_model``), in evaluation mode, and no hub.
 
         The contract is needed for a folder that LeRobot wrote; where one is stored, another is refused. An adapter of
         `peft` is merged into its base policy, in the folder `base` or the one that the adapter names. A file that is
         missing, cut off or does not fit is a UserError.
+
+        Args:
+            columns, cameras: of a folder that LeRobot wrote, see `processing.rename_cameras`.
+            statistics: of the data, asked for where such a folder does not hold them.
         """
         require("lerobot.policies", "lerobot")
         from lerobot.configs import PreTrainedConfig
         from lerobot.policies.factory import get_policy_class, make_pre_post_processors
 
-        from deas_vla.policies.lerobot.processing import Processors
+        from deas_vla.policies.lerobot.processing import Processors, rename_cameras
 
         folder = Path(folder)
         origin = adapted_base(folder, base) if (folder / ADAPTER_CONFIG).is_file() else folder
@@ -212,9 +225,13 @@ class LeRobotPolicy(ChunkPolicy):
                 policy = with_adapter(policy, folder)
             processors = make_pre_post_processors(config, str(folder), preprocessor_overrides=overrides)
         if not (folder / CONTRACT).is_file():
+            rename_cameras(processors[0], config, columns or {}, cameras or {})
+            mine = Processors(config, *processors)
             # Cameras of the robot that LeRobot's policy was made without are none of its contract.
-            names = Processors(config, *processors).camera_keys
-            contract = replace(contract, cameras=tuple(c for c in contract.cameras if c.name in names))
+            seen = tuple(camera for camera in contract.cameras if camera.name in mine.camera_keys)
+            contract = replace(contract, cameras=seen or contract.cameras)
+            if contract.statistics is None and statistics is not None and mine.statistics() is None:
+                contract = contract.with_statistics(statistics())
         return cls(policy, *processors, contract, feature).eval()
 
     # ---- details -------------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ from lerobot.processor.converters import create_transition
 from torch import Tensor
 
 from deas_vla.data.contract import ACTION_STD_FLOOR, STATE_STD_FLOOR, Contract, Statistics
-from deas_vla.data.lerobot import EMPTY_CAMERA, camera_name
+from deas_vla.data.lerobot import EMPTY_CAMERA, IMAGES, camera_name
 from deas_vla.data.observation import Observation
 from deas_vla.errors import ContractMismatch, UserError
 
@@ -72,8 +72,18 @@ class Processors:
                 needed = [STATE, ACTION]
             if missing := [key for key in needed if not (step.stats or {}).get(key)]:
                 # LeRobot would leave the numbers as they are.
-                fix = "save its processors with the statistics of its data set"
+                fix = "train it on the data set first (lerobot-train --policy.path=CHECKPOINT), which stores them"
                 raise UserError(f"the {kind} policy has no normalisation statistics of {', '.join(missing)}; {fix}")
+        if getattr(self.config, "use_relative_actions", False) and not self.relative:
+            fix = "save its processors again, as lerobot-train --policy.use_relative_actions=true does"
+            raise UserError(f"the {kind} policy's config.json says relative actions, its processors do not; {fix}")
+
+    @property
+    def relative(self) -> bool:
+        """Whether the model's actions are differences to the state, which these processors add again."""
+        steps = [*self.preprocessor.steps, *self.postprocessor.steps]
+        plain = any(isinstance(step, RelativeActionsProcessorStep) and step.enabled for step in steps)
+        return plain or any(getattr(step, "use_relative_action", False) for step in steps)  # GR00T's own
 
     def cameras(self, contract: Contract) -> tuple[list[int], int]:
         """The contract's index of each camera in the policy's order, and how many of the policy's are not in it."""
@@ -110,8 +120,12 @@ class Processors:
             if mine.get(name) != sizes.get(name):
                 lines.append(f"camera {name}: {mine.get(name, 'none')} against {sizes.get(name, 'none')}")
         if lines:
+            fix = "give the data set that it was trained on"
+            theirs, ours = sorted(sizes.keys() - mine.keys()), sorted(mine.keys() - sizes.keys())
+            if theirs or ours:
+                fix = f"--cameras={(theirs or ['NAME'])[0]}={(ours or ['NAME'])[0]},… says which camera is which"
             what = f"the {self.config.type} policy and the contract"
-            raise ContractMismatch(f"{what} do not fit together: {'; '.join(lines)}")
+            raise ContractMismatch(f"{what} do not fit together: {'; '.join(lines)}; {fix}")
 
     def _normalised_width(self, key: str) -> int | None:
         """How many columns the normaliser's statistics of a column of the batch have; None: it has none."""
@@ -121,9 +135,11 @@ class Processors:
                     return len(numbers)
         return None
 
-    def statistics(self) -> Statistics:
-        """Those of the data that the policy was trained on, from its normaliser; without any, a UserError."""
-        for step in self.preprocessor.steps:
+    def statistics(self) -> Statistics | None:
+        """Those of the data that the policy was trained on; None where its normaliser has only quantiles, or those of
+        relative actions.
+        """
+        for step in self.preprocessor.steps if not self.relative else ():
             stats = getattr(step, "stats", None) or {}
             if all({"mean", "std"} <= stats.get(key, {}).keys() for key in (STATE, ACTION)):
                 numbers = []
@@ -131,8 +147,7 @@ class Processors:
                     mean, std = (torch.as_tensor(stats[key][k]).double() for k in ("mean", "std"))
                     numbers += [tuple(mean.tolist()), tuple(std.clamp_min(floor).tolist())]
                 return Statistics(*numbers)
-        what = f"the {self.config.type} policy does not hold mean and standard deviation of its data"
-        raise UserError(f"{what}; give a contract with statistics")
+        return None
 
     def batch(self, observation: Observation) -> dict[str, Tensor]:
         """What the policy's model reads, for B observations; ``task`` holds the instructions: see `instructions_of`."""
@@ -182,6 +197,38 @@ class Processors:
         features = {key: [str(feature.type), list(feature.shape)] for key, feature in inputs.items()}
         digest.update(json.dumps(features, sort_keys=True).encode())
         return digest.hexdigest()
+
+
+def rename_cameras(
+    preprocessor: PolicyProcessorPipeline, config, columns: dict[str, str], given: dict[str, str]
+) -> None:
+    """Lets a policy's preprocessor read the cameras of a contract, by LeRobot's own step.
+
+    Args:
+        preprocessor: of the policy, changed in place.
+        config: of the policy.
+        columns: name of a camera in the contract to its column in the data set.
+        given: name of a camera in the contract to the policy's name of it, where the user says so.
+    """
+    known = {camera_name(key): key for key in config.image_features}
+    if unknown := sorted({*given.values()} - known.keys()):
+        raise UserError(f"--cameras: the policy has no camera {unknown[0]}; it has {', '.join(known)}")
+    if unknown := sorted(given.keys() - columns.keys()):
+        raise UserError(f"--cameras: the data set has no camera {unknown[0]}; it has {', '.join(columns)}")
+    step = next((step for step in preprocessor.steps if isinstance(step, RenameObservationsProcessorStep)), None)
+    if step is None:
+        if given:
+            raise UserError(f"--cameras: the {config.type} policy's processors have no step that renames cameras")
+        return
+    sources = {new: old for old, new in step.rename_map.items()}
+    names = {column: name for name, column in columns.items()}
+    wanted = {known[camera]: IMAGES + name for name, camera in given.items()}
+    for key in config.image_features:
+        column = sources.get(key, key)
+        if key not in wanted and column in names and IMAGES + names[column] != column:
+            wanted[key] = IMAGES + names[column]
+    kept = {old: new for old, new in step.rename_map.items() if new not in wanted}
+    step.rename_map = kept | {old: new for new, old in wanted.items() if old != new}
 
 
 def _as_bytes(instructions: list[str]) -> Tensor:
