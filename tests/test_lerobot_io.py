@@ -257,7 +257,7 @@ def make_foreign(root):
 
 def test_a_data_set_of_someone_else_is_read(copy):
     make_foreign(copy)
-    with pytest.raises(UserError, match=r"deas_vla\.json to say what its columns mean; .*deas-vla declare"):
+    with pytest.raises(UserError, match=r"nothing says the units of its columns; .*deas-vla declare"):
         read_dataset(copy)
     episodes, contract, metadata = read_dataset(copy, CONTRACT, source="rollout")
     assert (contract, metadata) == (CONTRACT, {})

@@ -59,7 +59,7 @@ def recorded_outcome(folder: LerobotFolder) -> str | None:
     rule = declared.get("success", "column")
     if rule != "column":
         return f"{SIDECAR} (success={rule})"
-    if (folder.sidecar and not declared) or folder.marks_frames:
+    if (folder.sidecar and not declared and not folder.declared) or folder.marks_frames:
         return "the program that wrote it"
     column = SUCCESS_RULES["column"]
     return f"its column {column}" if column in folder.features else None
