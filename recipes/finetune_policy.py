@@ -65,7 +65,7 @@ class ImitationConfig(TrainingConfig):
 
     # Noise samples for each encoded observation: the backbone is expensive, the action head is not.
     flow_samples: int = 2
-    # Images are shifted by up to this many pixels, anew at every use.
+    # Images are shifted by up to this many pixels of 64 a side, by more of larger ones, anew at every use.
     max_shift: int = 2
     # Activations are computed again for the gradient instead of kept: less memory, more time, the same gradients.
     activation_checkpointing: bool = incidental(False)

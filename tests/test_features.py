@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+import weakref
 
 import numpy as np
 import pytest
@@ -273,6 +274,24 @@ def test_rule_12_a_killed_cache_goes_on_where_it_was(encoder, frames, tmp_path, 
     assert sum(seen) == len(frames)
     assert encoder.calls == len(frames) + 8  # only those of the block that was not written yet
     assert torch.equal(cache.read(), whole.read())
+
+
+def test_what_a_policy_keeps_to_sample_from_is_not_held_with_the_features(frames, tmp_path):
+    """Keys and values of a block's frames took 2 GiB that nothing read (defect)."""
+
+    class WithKeys(ExampleEncoder):
+        def encode(self, observation):
+            assert all(keys() is None for keys in made)
+            context = super().encode(observation)
+            context.extras["keys"] = torch.zeros(len(observation), 100)
+            made.append(weakref.ref(context.extras["keys"]))
+            return context
+
+    made = []
+    cache = FeatureCache(tmp_path, WithKeys(CONTRACT), frames, CONFIG, block=8)
+    cache.fill()
+    assert len(made) == -(-len(frames) // 8) and made[-1]() is None
+    assert torch.equal(cache.read(), cache[torch.arange(len(frames))])
 
 
 def test_processes_share_a_cache(encoder, frames, tmp_path):

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from policy_example import normal, observations
 
+from deas_vla.data.observation import Observation
 from deas_vla.policies.augment import random_shift, shift_observation
 from deas_vla.policies.chunk_policy import candidate_noise
 from deas_vla.policies.flow import TIME_BETA, TIME_CUTOFF, flow_loss, hold_last, integrate, interpolate, sample_time
@@ -115,3 +116,12 @@ def test_shift_is_reproducible_and_leaves_state_and_words():
         assert torch.equal(image, two.images[name])
         assert not torch.equal(image, observation.images[name])
     assert torch.equal(one.state, observation.state) and one.instruction == observation.instruction
+
+
+def test_a_shift_is_the_same_part_of_images_of_any_size():
+    """Two pixels of 640 are a fifth of one of those that a policy sees (defect)."""
+    for side, largest in ((32, 2), (64, 2), (192, 6)):
+        columns = torch.arange(side, dtype=torch.uint8)[None, None, :, None].expand(100, side, side, 3)
+        seen = Observation({"left": columns}, torch.zeros(100, 1), [""] * 100)
+        moved = shift_observation(seen, 2, torch.Generator().manual_seed(0)).images["left"]
+        assert (moved[:, 0, side // 2, 0].int() - side // 2).abs().max() == largest

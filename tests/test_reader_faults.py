@@ -4,6 +4,7 @@ import dataclasses
 import json
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from data_example import example_contract, example_episode
 from PIL import Image
@@ -218,6 +219,15 @@ def test_a_list_of_other_episodes_is_refused(tmp_path, version, listed, message)
     refused(root, message)
 
 
+def test_episodes_without_rows_are_refused(tmp_path):
+    root = write_told(tmp_path / "one", listed=lambda rows: [*rows, {"episode_index": 3, "length": 0}])
+    refused(root, "episode 3 has no readable rows, the list of episodes says 0")
+    root = write_told(tmp_path / "all", info=lambda info: info.update(total_frames=0, total_episodes=0))
+    file = root / "data/chunk-000/file-000.parquet"
+    pq.write_table(pq.read_table(file, partitioning=None).slice(0, 0), file)
+    refused(root, "episode 0 has no readable rows, the list of episodes says 5")
+
+
 def test_rows_of_another_order_are_refused(tmp_path):
     """Frame n of a video is taken for row n: rows that were shuffled would each show another's."""
 
@@ -417,6 +427,21 @@ def test_rule_09_a_rule_for_one_data_set_of_a_mixture_leaves_the_others_alone(tm
     assert outcomes == [[True, True, False], [True, True, True]]
 
 
+@pytest.mark.parametrize("row", [0, 2])
+def test_a_success_that_goes_away_again_is_the_end_and_needs_its_reward(tmp_path, row):
+    def flicker(number, columns):
+        columns["next.success"] = np.arange(len(columns["index"])) == row
+
+    root = write_told(tmp_path / "set", columns=flicker)
+    refused(root, f"episode 0: success at row {row}, but every next.reward up to there is 0")
+
+    def rewarded(number, columns):
+        flicker(number, columns)
+        columns["next.reward"] = np.asarray(columns["next.success"], np.float32)
+
+    assert [len(e.actions) for e in read(write_told(tmp_path / "rewarded", columns=rewarded))] == [row + 1] * 3
+
+
 def test_one_row_without_success_is_refused(tmp_path):
     root = write_told(tmp_path / "set", lengths=(1, 4, 6), successes=(False, True, True))
     refused(root, "episode 0: it has no steps: 1 rows without success; leave it out")
@@ -543,6 +568,22 @@ def test_a_video_whose_times_do_not_fit_is_refused_in_one_line(tmp_path, version
     )
     assert errors(root)[0] == (
         "video-times: episode 0: camera front has no frame at 0 s, where row 0 is: the nearest is 350 ms away"
+    )
+
+
+CLOCKS = {
+    "slow": lambda frames: np.arange(frames) * 1.2 / RATE,
+    "paused": lambda frames: np.arange(frames) / RATE + 0.3 * (np.arange(frames) > frames // 2),
+    "lost frames": lambda frames: np.arange(frames) * 1.5 / RATE,
+}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("times", CLOCKS.values(), ids=CLOCKS)
+def test_a_video_of_another_clock_is_refused(tmp_path, version, times):
+    """Never read as the neighbouring frames."""
+    refused(
+        write_told_video(tmp_path / "set", version, times=times), r"a second, info\.json says 10|do not fit its rows"
     )
 
 

@@ -5,6 +5,9 @@ from torch import Tensor
 
 from deas_vla.data.observation import Observation
 
+# Shifts are given in pixels of images of this many a side: two pixels of 640 would move nothing that a policy sees.
+SIDE = 64
+
 
 def random_shift(
     images: Tensor, max_shift: int, generator: torch.Generator | None = None, share: slice = slice(None)
@@ -32,6 +35,12 @@ def random_shift(
 def shift_observation(
     observation: Observation, max_shift: int, generator: torch.Generator | None = None, share: slice = slice(None)
 ) -> Observation:
-    """`random_shift` on every camera of every sample of a share; state and instruction stay."""
-    shifted = {n: random_shift(image, max_shift, generator, share) for n, image in observation.images.items()}
+    """`random_shift` on every camera of every sample of a share; state and instruction stay.
+
+    Images that are larger than `SIDE` are shifted by as large a part of theirs.
+    """
+    shifted = {}
+    for name, image in observation.images.items():
+        pixels = round(max_shift * max(1.0, min(image.shape[1:3]) / SIDE))
+        shifted[name] = random_shift(image, pixels, generator, share)
     return Observation(shifted, observation.state[share], observation.instruction[share])

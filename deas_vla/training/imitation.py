@@ -144,7 +144,7 @@ def imitation_batches(
 
     B observations, (B, H, A) normalised chunks, (B, K, H, A) noise, (B, K) flow times and (B, H) valid steps.
 
-    K is `flow_samples`, noise samples for each encoded observation; images are shifted by up to `max_shift` pixels.
+    K is `flow_samples`, noise samples for each encoded observation; images are shifted by `max_shift` of 64 pixels.
     """
     size, share, probabilities = config.batch_size, my_share(accelerator, config.batch_size), examples.probabilities()
 
