@@ -15,8 +15,13 @@ PREFIXED = ("smolvla", "pi0", "pi05", "groot")
 
 
 @pytest.fixture(scope="module")
-def policies(tmp_path_factory):
-    return made_once(maker(tmp_path_factory.mktemp("backbones")))
+def make(tmp_path_factory):
+    return maker(tmp_path_factory.mktemp("backbones"))
+
+
+@pytest.fixture(scope="module")
+def policies(make):
+    return made_once(make)
 
 
 @torch.no_grad()
@@ -76,3 +81,24 @@ def test_of_candidates_only_what_is_scored_is_sampled_and_the_chosen_chunk_is_wh
     assert torch.allclose(short.commands, whole.commands, atol=1e-5)
     # One candidate is sampled as it is: a second pass would cost more.
     assert BestOfN(policy, 1, "best", scorer).choose(observation, keys).candidates.shape[2] == H
+
+
+HALF = {"pi0": {"dtype": "bfloat16"}, "pi05": {"dtype": "bfloat16"}, "xvla": {"dtype": "bfloat16"}}
+HALF |= {"groot": {"use_bf16": True}, "smolvla": {"use_amp": True}, "diffusion": {"use_amp": True}}
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", HALF)
+def test_in_the_precision_it_was_trained_in_a_policy_does_what_lerobot_does(policies, make, kind):
+    """Its features are those of float32 within 1e-2, and a context of several candidates is sampled as well."""
+    whole, half = policies(kind), make(kind, **HALF[kind])
+    half.policy.load_state_dict(whole.policy.state_dict())
+    observation, noise = alike(kind, 2), normal(2, 3, H, 2)
+    pooled = [pool_tokens(policy.encode(observation), FeatureConfig(), 2) for policy in (whole, half)]
+    assert 0 < (pooled[1] - pooled[0]).norm() < 1e-2 * pooled[0].norm()
+    assert half.encoder_fingerprint != whole.encoder_fingerprint
+    chunks = half.sample(half.encode(observation), noise)
+    with torch.autocast("cpu", enabled=half.policy.config.use_amp):
+        own = own_chunks(half, observation[[0] * 3 + [1] * 3], noise.flatten(0, 1)).unflatten(0, (2, 3))
+    assert chunks.dtype == torch.float32
+    assert (chunks[:, :, : own.shape[2]] - own).norm() < 2e-2 * own.norm()

@@ -70,7 +70,8 @@ class LeRobotPolicy(ChunkPolicy):
                 raise UserError(f"{what}; give a contract with the statistics of its data")
             contract = contract.with_statistics(found)
         self.policy, self.contract, self.horizon = policy, contract, self.adapter.horizon
-        self.autocasts, self.any_noise_scale = self.adapter.autocasts, self.adapter.any_noise_scale
+        self._amp = bool(policy.config.use_amp)
+        self.autocasts, self.any_noise_scale = self.adapter.autocasts or self._amp, self.adapter.any_noise_scale
         self.causal = self.adapter.causal
         self.feature, self._frozen, self._fingerprint = feature, False, Fingerprint()
 
@@ -95,7 +96,8 @@ class LeRobotPolicy(ChunkPolicy):
         memory, raw_state = self._memory(context)
         # Columns and steps that pad the noise follow from all of it: it is widened before it is cut.
         wide = self.adapter.widened(noise.flatten(0, 1))
-        actions = self.adapter.sample(memory, wide[:, :steps] if self.causal else wide)
+        with self._autocast():
+            actions = self.adapter.sample(memory, wide[:, :steps] if self.causal else wide).float()
         commands = self.processors.commands(actions, raw_state.repeat_interleave(noise.shape[1], 0))
         return self.contract.normalize_action(commands).unflatten(0, noise.shape[:2])[:, :, :steps]
 
@@ -108,7 +110,8 @@ class LeRobotPolicy(ChunkPolicy):
         actions = self.processors.actions(self.contract.to_command(chunks), context.extras[RAW_STATE])
         memory = repeated(self._memory(context)[0], len(chunks) * samples)
         actions, noise = actions.repeat_interleave(samples, 0), self.adapter.widened(noise.flatten(0, 1))
-        error = self.adapter.error(memory, actions, noise, time.flatten())
+        with self._autocast():
+            error = self.adapter.error(memory, actions, noise, time.flatten()).float()
         error = error.mean(-1).unflatten(0, (-1, samples)).mean(1)
         return (error * valid).sum(1) / valid.sum(1).clamp_min(1)
 
@@ -148,7 +151,7 @@ class LeRobotPolicy(ChunkPolicy):
             "contract": self.contract.fingerprint,
             "config": {name: getattr(config, name) for name in self.adapter.settings},
             "feature": self.feature,
-        }
+        } | ({"use_amp": True} if self._amp else {})
         return self._fingerprint.of(self.adapter.encoder, settings, self.training and not self._frozen)
 
     def origin(self) -> dict[str, str | int | None]:
@@ -248,11 +251,16 @@ class LeRobotPolicy(ChunkPolicy):
         """Tokens, mask and camera, of what the critic reads, and the sampler's memory; first dimension B."""
         device = next(self.policy.parameters()).device
         batch = self.processors.batch(observation)
-        made = self.adapter.encode({name: value.to(device) for name, value in batch.items()})
+        with self._autocast():
+            made = self.adapter.encode({name: value.to(device) for name, value in batch.items()})
         camera = made.camera.to(device).expand(len(observation), -1)
         mask = torch.ones_like(camera, dtype=torch.bool) if made.mask is None else made.mask
         parts = {"tokens": made.tokens.float() * mask[..., None], "mask": mask, "camera": camera}
         return parts | {f"{MEMORY}{name}": value for name, value in made.memory.items()}
+
+    def _autocast(self) -> torch.autocast:
+        """As LeRobot trains and runs a policy with `use_amp`: in float16 on CUDA, in bfloat16 on a CPU."""
+        return torch.autocast(next(self.policy.parameters()).device.type, enabled=self._amp)
 
     def _memory(self, context: Context) -> tuple[dict[str, Tensor], Tensor]:
         """The sampler's memory and the raw state of B observations."""

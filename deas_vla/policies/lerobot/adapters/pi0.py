@@ -26,6 +26,8 @@ class SharedPrefix(Adapter):
     """
 
     resizes = True
+    # Of two cameras of 512 pixels, 32,768 patches at once: more are no faster, and take memory.
+    largest_batch = 16
 
     def __init__(self, policy: nn.Module, cameras: list[int], encoder: list[nn.Module], flow_steps: int) -> None:
         super().__init__(policy, cameras, encoder, policy.config.chunk_size, policy.config.max_action_dim)
