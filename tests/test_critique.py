@@ -5,13 +5,14 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from data_example import example_contract, example_episode
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from deas_vla.critique.critique import draw
-from deas_vla.critique.evidence import Evidence, from_json, to_json, unseen_episodes, write_held_out
+from deas_vla.critique.evidence import Evidence, differences, from_json, to_json, unseen_episodes, write_held_out
 from deas_vla.critique.verdict import FEWEST, best_of, judge, text_of
 from deas_vla.data.episodes import statistics_of
 from deas_vla.data.lerobot.writer import write_dataset
@@ -20,15 +21,15 @@ from deas_vla.errors import UserError
 RANGE = (-50.0, 0.0)
 
 
-def evidence(rng, success, *, tells=4.0, spread=1.0, disagreement=0.2, frames=9, candidates=16) -> Evidence:
+def evidence(rng, success, *, tells=4.0, spread=1.0, agreement=0.8, networks=2, frames=9, candidates=16) -> Evidence:
     """Of a critic whose V is `tells` higher in successes, on candidates whose scores have this spread."""
     progress = np.linspace(0, 0.9, frames)
     value = -20 + tells * success * progress + rng.normal(size=frames)
     monte_carlo = -30 * (1 - progress) if success else np.full(frames, -50.0)
     scores = value[:, None] + spread * rng.normal(size=(frames, candidates))
     return Evidence(
-        success, progress, value, scores.mean(1), monte_carlo, scores,
-        np.full(frames, disagreement), np.full(frames, 0.3),
+        success, progress, value, scores.mean(1), monte_carlo, scores, networks,
+        variance := scores.var(1), agreement * variance, np.full(frames, 0.3),
     )  # fmt: skip
 
 
@@ -57,14 +58,55 @@ def test_a_critic_that_sees_is_told_from_one_that_is_blind():
 
 
 @pytest.mark.unit
-def test_networks_that_disagree_more_than_the_candidates_differ_are_no_judge():
-    found = judge(episodes(np.random.default_rng(1), 40, tells=8.0, spread=0.1, disagreement=2.0), RANGE)
-    assert found.worth is False and found.clarity.high < 1 and "disagree about one candidate more" in text_of(found)
+def test_networks_that_do_not_agree_are_no_judge():
+    found = judge(episodes(np.random.default_rng(1), 40, tells=8.0, agreement=0.1), RANGE)
+    assert found.worth is False and found.reliability.value == pytest.approx(0.2 / 1.1)
+    assert "do not agree about the candidates" in text_of(found)
+    # Ten networks that agree as little are together reliable; one says nothing about it, and is not refused for it.
+    assert judge(episodes(np.random.default_rng(1), 40, tells=8.0, agreement=0.1, networks=10), RANGE).worth
+    one = judge(episodes(np.random.default_rng(1), 40, tells=8.0, agreement=np.nan, networks=1), RANGE)
+    assert one.worth and one.reliability.value == 1 and "it has one network" in text_of(one)
+
+
+@pytest.mark.unit
+@pytest.mark.parametrize("networks", [2, 5])
+def test_agreement_is_the_share_of_what_networks_have_in_common(networks):
+    """Values with a common part of variance 1, one of each network of variance 3, and one of each network and frame."""
+    draw = np.random.default_rng(networks).normal
+    common, own = draw(size=(400, 16)), draw(size=(networks, 400, 16)) * 3**0.5
+    q_values = torch.from_numpy(common + own + 100 * draw(size=(networks, 400, 1)))
+    variance, covariance = differences(q_values)
+    assert covariance.sum() / variance.sum() == pytest.approx(1 / 4, abs=0.04)
+    pairs = [
+        (q_values[a] - q_values[a].mean(1, keepdim=True)) * q_values[b]
+        for a, b in itertools.permutations(range(networks), 2)
+    ]
+    assert torch.allclose(covariance, torch.stack(pairs).mean((0, 2)))
+    assert differences(q_values[:1])[1].isnan().all()
+
+
+@pytest.mark.unit
+def test_the_score_is_what_is_promised_as_far_as_it_can_be_believed():
+    rng = np.random.default_rng(9)
+    good = judge(episodes(rng, 40, tells=20.0), RANGE)
+    expected = good.gains[16] * (1.6 / 1.8) * (2 * good.auc[2].value - 1)
+    assert good.score == pytest.approx(expected) and good.auc[2].value > 0.95
+    lower = [{"tells": 0.0}, {"tells": 20.0, "spread": 0.1}, {"tells": 20.0, "agreement": 0.1}]
+    assert all(judge(episodes(rng, 40, **change), RANGE).score < 0.4 * good.score for change in lower)
+
+
+@pytest.mark.unit
+def test_chunks_of_failures_that_rank_higher_are_a_warning():
+    made = episodes(np.random.default_rng(1), 40, tells=8.0)
+    for each in made:
+        each.score = each.candidates.max(1) + (-9 if each.success else 9)
+    found = judge(made, RANGE)
+    assert found.worth and "played in failures rank higher" in text_of(found)
 
 
 @pytest.mark.unit
 def test_candidates_that_are_all_alike_leave_nothing_to_choose():
-    found = judge(episodes(np.random.default_rng(2), 40, tells=8.0, spread=0.0, disagreement=0.0), RANGE)
+    found = judge(episodes(np.random.default_rng(2), 40, tells=8.0, spread=0.0), RANGE)
     assert found.worth is False and found.gains[16] == 0
 
 
@@ -99,7 +141,7 @@ def test_more_candidates_are_recommended_where_they_add_more():
     assert list(found.gains) == [2, 4, 8, 16, 32] and sorted(found.gains.values()) == list(found.gains.values())
     number, rule = found.recommended
     assert found.gains[number] >= 0.9 * found.gains[32] and rule == "best"
-    unsure = judge(episodes(rng, 20, disagreement=0.7), RANGE)
+    unsure = judge(episodes(rng, 20, agreement=0.5), RANGE)
     assert unsure.worth and unsure.recommended[1] == "consensus"
 
 

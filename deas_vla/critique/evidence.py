@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.episodes import Episode
@@ -63,8 +64,9 @@ class Evidence:
         score: (M,) of the chunk that was really played.
         monte_carlo: (M,) what was collected from there on: a lower bound in episodes that a timeout ended.
         candidates: (M, N) scores of the policy's own chunks.
-        disagreement: (M,) standard deviation of the K networks about how far a candidate is above the mean candidate,
-            averaged; 0 where K = 1.
+        networks: K, the Q networks of the critic. One says of a candidate how far it is above the mean candidate:
+        variance: (M,) square of that, averaged over networks and candidates.
+        covariance: (M,) product of what two networks say, averaged over pairs and candidates; NaN where K = 1.
         distance: (M,) how far two candidates are apart: root mean squared difference of normalised commands.
     """
 
@@ -74,7 +76,9 @@ class Evidence:
     score: np.ndarray
     monte_carlo: np.ndarray
     candidates: np.ndarray
-    disagreement: np.ndarray
+    networks: int
+    variance: np.ndarray
+    covariance: np.ndarray
     distance: np.ndarray
 
 
@@ -112,13 +116,14 @@ def collect_evidence(
         chunks = scorer.chunks(contract.to_command(policy.sample_first(context, noise_scale * noise, horizon)))
         encoded = scorer.encode(context, observation)
         q_values = scorer.checked_q_values(encoded, chunks)
+        variance, covariance = differences(q_values)
         apart = (chunks[:, :, None] - chunks[:, None]).square().mean((3, 4)).sqrt()
         found = {
             "value": scorer.value(encoded),
             "score": scorer.score(encoded, chunk.to(device)[:, None])[:, 0],
             "candidates": scorer.aggregate(q_values),
-            # What a network says of all candidates alike moves none before another.
-            "disagreement": (q_values - q_values.mean(2, keepdim=True)).std(0, correction=0).mean(1),
+            "variance": variance,
+            "covariance": covariance,
             "distance": apart.sum((1, 2)) / max(1, candidates * (candidates - 1)),
         }
         for name, tensor in found.items():
@@ -133,7 +138,20 @@ def collect_evidence(
         forever=reward.minimum,
     )
     joined = {name: np.concatenate(each) for name, each in parts.items()}
-    return Evidence(episode.terminated, steps / episode.length, monte_carlo=returns[steps], **joined)
+    progress = steps / episode.length
+    return Evidence(episode.terminated, progress, monte_carlo=returns[steps], networks=len(q_values), **joined)
+
+
+def differences(q_values: Tensor) -> tuple[Tensor, Tensor]:
+    """(M,) variance and (M,) covariance, as in `Evidence`, of the values (K, M, N) of K networks.
+
+    What a network says of all candidates alike is taken off: it moves none before another.
+    """
+    networks, relative = len(q_values), q_values - q_values.mean(2, keepdim=True)
+    pairs = relative.sum(0).square() - relative.square().sum(0)
+    if networks == 1:
+        pairs = pairs * torch.nan
+    return relative.square().mean((0, 2)), pairs.mean(1) / max(1, networks * (networks - 1))
 
 
 def to_json(evidence: list[Evidence]) -> list[dict]:

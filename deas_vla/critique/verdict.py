@@ -1,8 +1,34 @@
-"""What the evidence adds up to: numbers with intervals over episodes, and a verdict in words.
+"""What the evidence adds up to: numbers with intervals over episodes, a verdict in words, and one number, the score.
 
-Four questions, each of which can make reranking pointless: does the critic tell success from failure (before the
-outcome is plain to see)? Do its values follow what was really collected? Do the policy's candidates differ in score by
-more than the critic's networks differ about one of them? Does the best of N differ from the mean of N?
+Reranking is worth it if the critic orders the policy's chunks by how well they end. No recording shows that: of each
+state it holds one chunk and what came of it. So the rule asks four questions that recordings can answer, each of which
+makes reranking pointless if the answer is no. They are necessary, not sufficient: whether the verdict predicts a gain
+is measured by studies/critique/correlation.py.
+
+1. *Are there enough episodes?* Five successes and five failures (`FEWEST`): told apart without an error by a blind
+   critic in one case of 252; of three and three it would be one of 20. Where all are told apart, an interval over so
+   few episodes has no width, so nothing but their number guards against luck.
+2. *Does it see how an episode will end?* AUC of V half-way (`MIDDLE`). V, because Q of different states is of
+   different chunks. Half-way, because at the start nothing has happened and at the end the images show the outcome:
+   there, a critic that only knows what success looks like would pass. The lower end of the interval must be above a
+   half: a blind critic passes once in 40 times.
+3. *Is what it says about candidates more than its networks' noise?* Only differences within a state choose, so each
+   network's mean over the candidates is taken off first; a value in which the networks differ for all candidates alike
+   (of the demo's critic most of it) does no harm. The correlation of two networks about these differences estimates
+   what is common to them, and by the Spearman-Brown formula R = Kρ / (1 + (K − 1) ρ) the reliability of their mean (of
+   their minimum, about that). Choosing by a score of reliability R gains √R of what its common part could, and of what
+   the score promises, R is kept. The rule wants ρ above 0 beyond doubt and R of one half (`CLEAR`), 71 % of the gain.
+   A ratio of the candidates' spread to the networks' disagreement is no such test: for K = 2 it is above 1 for pure
+   noise. Networks that learned from the same data share errors, which R does not see. A critic of one network is not
+   refused for it.
+4. *Is there anything to choose from?* The best of N must have a higher score than the mean candidate.
+
+The score is their product: what the best of N promises, times R, times 2 AUC − 1; 0 for a critic that is blind, agrees
+with itself in nothing, or has nothing to choose from, and of the largest N. What is only reported: calibration and bias
+(a constant or a monotone error changes no choice), and where the recorded chunk stands among the candidates. In
+rollouts of the policy itself that would be the most direct evidence, better in successes than in failures, but its
+differences are small against their intervals, and a demonstrator's chunks are none of the policy's. If it is the wrong
+way round beyond doubt, the verdict says so.
 """
 
 from dataclasses import dataclass
@@ -19,8 +45,9 @@ PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)
 MIDDLE = 2
 # Fewer successes or failures say nothing.
 FEWEST = 5
-# Candidates' scores must differ by so many times what the networks differ about one of them.
-CLEAR = 1.0
+# Share of the variance of candidates' scores that the networks must have in common; from the second on, enough to take
+# the highest score of many, which is else often the luckiest.
+CLEAR, SURE = 0.5, 0.8
 # The recommended N reaches this share of what the largest N adds to the mean score.
 ENOUGH = 0.9
 
@@ -47,11 +74,12 @@ class Critique:
         calibration: rank correlation between the score of what was played and what was collected from there on.
         bias: mean score minus mean return of successful episodes, in units of the critic's range.
         recorded: share of the candidates that the played chunk is scored above, in successes minus in failures.
-        clarity: standard deviation of a frame's candidates' scores over the networks' disagreement about one of them;
-            infinite for a critic of one network.
+        agreement: ρ, correlation of two networks about how candidates differ; NaN for a critic of one network.
+        reliability: R, of all networks together; 1 for one network.
         gains: N to mean score of the best of N minus the mean candidate, in units of the critic's range.
         distance: root mean squared difference of two candidates' normalised commands.
         recommended: N, and the rule that chooses; 1 and ``first`` where reranking is not worth it.
+        score: what the best of the largest N promises, as far as it can be believed, in units of the critic's range.
         worth: None where there are too few episodes to tell.
         reasons: in words.
     """
@@ -62,10 +90,12 @@ class Critique:
     calibration: Measured
     bias: Measured
     recorded: Measured
-    clarity: Measured
+    agreement: Measured
+    reliability: Measured
     gains: dict[int, float]
     distance: Measured
     recommended: tuple[int, str]
+    score: float
     worth: bool | None
     reasons: list[str]
 
@@ -78,14 +108,15 @@ def judge(evidence: list[Evidence], score_range: tuple[float, float], seed: int 
     calibration = _rank_correlation(evidence, rng)
     bias = _ratio([(e.score - e.monte_carlo).mean() / width for e in good], [1.0] * len(good), rng)
     recorded = _difference(*([float((e.score[:, None] > e.candidates).mean()) for e in es] for es in (good, bad)), rng)
-    spread, apart = ([f(e).sum() for e in evidence] for f in (lambda e: e.candidates.std(1), lambda e: e.disagreement))
-    clarity = _ratio(spread, apart, rng)
+    agreement = _ratio([e.covariance.sum() for e in evidence], [e.variance.sum() for e in evidence], rng)
+    reliability = _reliability(agreement, evidence[0].networks)
     distance = _ratio([e.distance.sum() for e in evidence], [len(e.distance) for e in evidence], rng)
     gains = {n: float(np.mean([best_of(e.candidates, n).mean() for e in evidence]) / width) for n in _numbers(evidence)}
-    worth, reasons = _verdict(len(good), len(bad), auc[MIDDLE], clarity, gains)
+    worth, reasons = _verdict(len(good), len(bad), auc[MIDDLE], agreement, reliability, gains, recorded)
+    score = max(gains.values()) * reliability.value * max(0.0, 2 * auc[MIDDLE].value - 1)
     return Critique(
-        len(good), len(bad), auc, calibration, bias, recorded, clarity, gains, distance,
-        _recommended(gains, clarity) if worth else (1, "first"), worth, reasons,
+        len(good), len(bad), auc, calibration, bias, recorded, agreement, reliability, gains, distance,
+        _recommended(gains, reliability) if worth else (1, "first"), score, worth, reasons,
     )  # fmt: skip
 
 
@@ -142,6 +173,14 @@ def _ratio(above: list[float], below: list[float], rng: np.random.Generator) -> 
         return _measured(np.divide(over.sum(), under.sum()), (weights @ over) / (weights @ under))
 
 
+def _reliability(agreement: Measured, networks: int) -> Measured:
+    """Of the mean of K networks, by the Spearman-Brown formula, which grows with the correlation of two."""
+    if networks == 1:
+        return Measured(1.0, 1.0, 1.0)
+    common = (max(0.0, each) for each in (agreement.value, agreement.low, agreement.high))
+    return Measured(*(networks * each / (1 + (networks - 1) * each) for each in common))
+
+
 def _difference(good: list[float], bad: list[float], rng: np.random.Generator) -> Measured:
     if not good or not bad:
         return NOTHING
@@ -169,7 +208,13 @@ def _rank_correlation(evidence: list[Evidence], rng: np.random.Generator) -> Mea
 
 
 def _verdict(
-    successes: int, failures: int, auc: Measured, clarity: Measured, gains: dict[int, float]
+    successes: int,
+    failures: int,
+    auc: Measured,
+    agreement: Measured,
+    reliability: Measured,
+    gains: dict[int, float],
+    recorded: Measured,
 ) -> tuple[bool | None, list[str]]:
     if min(successes, failures) < FEWEST:
         return None, [
@@ -182,42 +227,58 @@ def _verdict(
     else:
         worth = False
         reasons.append(f"half-way through an episode it does not tell success from failure beyond doubt: AUC {auc}")
-    if clarity.value >= CLEAR:
-        reasons.append(f"the policy's candidates differ in score {clarity} times as much as its networks disagree")
+    if np.isnan(agreement.value):
+        reasons.append("it has one network, or gives all candidates one score: nothing says how sure it is of them")
+    elif agreement.low > 0 and reliability.value >= CLEAR:
+        reasons.append(f"its networks agree about the candidates: {reliability} of the differences are common to them")
     else:
         worth = False
-        reasons.append(f"its networks disagree about one candidate more than the candidates differ: {clarity}")
+        reasons.append(f"its networks do not agree about the candidates: {reliability} of the differences are common")
     most = max(gains)
     if gains[most] <= 0:
         worth = False
         reasons.append("all candidates of the policy have the same score: there is nothing to choose from")
     else:
         reasons.append(f"the best of {most} is scored {gains[most]:.1%} of the critic's range above the mean candidate")
+    if recorded.high < 0:
+        reasons.append(f"but chunks that were played in failures rank higher than in successes ({recorded}): look why")
     return worth, reasons
 
 
-def _recommended(gains: dict[int, float], clarity: Measured) -> tuple[int, str]:
+def _recommended(gains: dict[int, float], reliability: Measured) -> tuple[int, str]:
     enough = min(n for n, gain in gains.items() if gain >= ENOUGH * max(gains.values()))
-    # Where the networks' noise is near the differences, the highest score is often the luckiest.
-    return enough, "best" if clarity.value >= 2 * CLEAR else "consensus"
+    return enough, "best" if reliability.value >= SURE else "consensus"
+
+
+VERDICTS = {None: "it cannot be told", True: "worth reranking", False: "not worth reranking"}
 
 
 def text_of(critique: Critique) -> str:
     """The critique in plain lines, the verdict first."""
-    verdicts = {None: "cannot be told", True: "worth reranking", False: "not worth reranking"}
-    lines = [f"Verdict: {verdicts[critique.worth]}."]
-    lines += [f"  {reason}." for reason in critique.reasons]
+    lines = [f"Verdict: {VERDICTS[critique.worth]}.", *(f"  {reason}." for reason in critique.reasons)]
     if critique.worth:
-        number, rule = critique.recommended
-        lines.append(f"  Recommended: {number} candidates, rule {rule}.")
-    lines.append(f"Episodes it was not trained on: {critique.successes} successes, {critique.failures} failures.")
+        lines.append(f"  Recommended: {recommendation(critique)}.")
+    return "\n".join([*lines, *(f"{name}: {value}." for name, value in numbers(critique).items())])
+
+
+def recommendation(critique: Critique) -> str:
+    return "{} candidates, rule {}".format(*critique.recommended)
+
+
+def numbers(critique: Critique) -> dict[str, str]:
+    """Every number with its interval, by what it is."""
     shares = ", ".join(f"{p:.0%}: {auc}" for p, auc in zip(PROGRESS, critique.auc, strict=True))
-    lines.append(f"Success against failure (AUC of V) by progress: {shares}.")
-    lines.append(f"Scores against Monte-Carlo returns, rank correlation: {critique.calibration}.")
-    lines.append(f"Mean score minus mean return of successes, in the critic's range: {critique.bias}.")
-    lines.append(f"Candidates that the played chunk beats, in successes minus in failures: {critique.recorded}.")
-    lines.append(f"Candidates' spread of scores over the networks' disagreement: {critique.clarity}.")
-    lines.append(f"Distance between candidates, in standard deviations of the commands: {critique.distance}.")
-    best = ", ".join(f"{n}: {gain:.1%}" for n, gain in critique.gains.items())
-    lines.append(f"Best of N above the mean candidate, in the critic's range: {best}.")
-    return "\n".join(lines)
+    return {
+        "Episodes it was not trained on": f"{critique.successes} successes, {critique.failures} failures",
+        "Success against failure (AUC of V) by progress": shares,
+        "Scores against Monte-Carlo returns, rank correlation": str(critique.calibration),
+        "Mean score minus mean return of successes, in the critic's range": str(critique.bias),
+        "Candidates that the played chunk beats, in successes minus in failures": str(critique.recorded),
+        "Two networks about how candidates differ, correlation": str(critique.agreement),
+        "Common to the networks, share of the differences": str(critique.reliability),
+        "Distance between candidates, in standard deviations of the commands": str(critique.distance),
+        "Best of N above the mean candidate, in the critic's range": ", ".join(
+            f"{n}: {gain:.1%}" for n, gain in critique.gains.items()
+        ),
+        "Score of the critic (studies/critique)": f"{critique.score:.2%}",
+    }
