@@ -72,10 +72,10 @@ def critique(arguments: argparse.Namespace) -> None:
     from deas_vla.critique.verdict import text_of
 
     policy, output = (Path(path) if path else None for path in (arguments.policy, arguments.output))
-    numbers = {name: getattr(arguments, name) for name in ("candidates", "frames", "seed")}
+    numbers = {name: getattr(arguments, name) for name in ("candidates", "frames", "seed", "films")}
     critic = Path(arguments.critic)
     print(text_of(critique(arguments.datasets, critic, policy, output, **numbers)))
-    print(f"{output or critic / 'critique'}: critique.json, critique.png")
+    print(f"with films: {output or critic / 'critique'}/critique.html")
 
 
 def export(arguments: argparse.Namespace) -> None:
@@ -138,6 +138,7 @@ def main(argv: list[str] | None = None) -> int:
         ("candidates", 16, "chunks of the policy at a frame"),
         ("frames", 12, "most frames of an episode"),
         ("seed", 0, "of the candidates' noise and of the intervals"),
+        ("films", 3, "films of so many successes, and as many failures"),
     ):
         critique_flag(f"--{name}", type=int, default=default, help=f"{what} (default: %(default)s)")
     add(export, "a run's policy and critic as one folder: deas-vla export --help", add_help=False)

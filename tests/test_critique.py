@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from scipy import stats
 
 from deas_vla.critique.critique import draw
 from deas_vla.critique.evidence import Evidence, differences, from_json, to_json, unseen_episodes, write_held_out
-from deas_vla.critique.verdict import FEWEST, best_of, judge, text_of
+from deas_vla.critique.page import Asked, first_of_each, panel, write_page
+from deas_vla.critique.verdict import FEWEST, best_of, judge, numbers, text_of
 from deas_vla.data.episodes import statistics_of
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.errors import UserError
+from deas_vla.report.pictures import side_by_side
 
 RANGE = (-50.0, 0.0)
 
@@ -153,6 +156,37 @@ def test_it_is_written_and_drawn(tmp_path):
     for name, shown in {"both": made, "one": made[:1]}.items():
         draw(judge(shown, RANGE), shown, tmp_path / f"{name}.png")
         assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_film_shows_what_was_said_when_and_success(tmp_path):
+    """Of 24 Hz every second step is shown: 13 steps are 7 pictures and the last."""
+    rng = np.random.default_rng(8)
+    for success in (True, False):
+        episode, said = example_episode(rng, 13, success), evidence(rng, success, frames=4)
+        said.progress = np.array([0, 4, 8, 12]) / 13
+        film = panel(Asked("rollouts 3", episode, said), 2)
+        assert len(film.frames) == 8 and film.frames[0].shape == (288, 576, 3)
+        assert film.success_step == (7 if success else None)
+        assert [decision.step for decision in film.decisions] == [0, 2, 4, 6]
+        assert [decision.scores[decision.index] for decision in film.decisions] == said.score.tolist()
+        # Images were rendered at steps 0, 4, 8, 12 and 13.
+        both = [side_by_side([images[i] for images in episode.images.values()], 288) for i in (0, 0, 1, 1, 2, 2, 3, 4)]
+        assert all(map(np.array_equal, film.frames, both))
+
+
+def test_the_first_of_each_outcome_are_shown_on_the_page(tmp_path):
+    pytest.importorskip("jinja2")
+    rng = np.random.default_rng(6)
+    made = episodes(rng, 12)
+    asked = [Asked(f"rollouts {i}", example_episode(rng, 5, e.success), e) for i, e in enumerate(made)]
+    shown = first_of_each(asked, 1)
+    assert [each.name for each in shown] == ["rollouts 0", "rollouts 1"]
+    found = judge(made, RANGE)
+    write_page(found, shown, 20.0, tmp_path, "critique.png")
+    page = (tmp_path / "critique.html").read_text()
+    assert all(text in page for text in (*numbers(found).values(), 'src="critique.png"', "rollouts 1, failure"))
+    assert sorted(re.findall(r'src="(films/.*?)"', page)) == ["films/00-success.mp4", "films/01-failure.mp4"]
+    assert all((tmp_path / name).stat().st_size > 1000 for name in re.findall(r'src="(films/.*?)"', page))
 
 
 # ---- held-out episodes ---------------------------------------------------------------------------------------

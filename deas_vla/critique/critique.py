@@ -1,4 +1,4 @@
-"""`deas-vla critique`: a critic, its policy and recordings in; a verdict, its numbers and a figure out."""
+"""`deas-vla critique`: a critic, its policy and recordings in; a verdict, its numbers, a figure and films out."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,6 +7,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deas_vla.critique.evidence import Evidence, collect_evidence, to_json, unseen_episodes
+from deas_vla.critique.page import Asked, first_of_each, write_page
 from deas_vla.critique.verdict import PROGRESS, Critique, judge
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.options import RewardSpec
@@ -20,6 +21,8 @@ from deas_vla.rollouts.collect import DATASET
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.stages import stage_report
 
+FIGURE = "critique.png"
+
 
 def critique(
     datasets: list[str],
@@ -31,6 +34,7 @@ def critique(
     frames: int = 12,
     noise_scale: float = CANDIDATE_NOISE,
     seed: int = 0,
+    films: int = 3,
 ) -> Critique:
     """Asks a critic about the episodes of LeRobot data sets that it was not trained on.
 
@@ -38,9 +42,10 @@ def critique(
         datasets: folders of data sets, or of stages of demonstrations or rollouts.
         critic: stage folder of the critic.
         policy: stage folder of a policy with the same encoder; None: the one that the critic was trained for.
-        output: folder for critique.json and critique.png; None: ``critique`` in the critic's folder.
+        output: folder for critique.json, critique.png, critique.html and films; None: ``critique`` in the critic's.
         candidates, noise_scale: N of the policy's own chunks at a frame, as they would be chosen from.
         frames: most frames of an episode.
+        films: of the first so many successes, and as many failures.
 
     Raises:
         UserError: if the parts do not fit together, or no episode is left.
@@ -52,25 +57,28 @@ def critique(
     scorer = load_scorer(critic / "critic", actor.contract).eval()
     require_same_encoder(actor, scorer)
     require_fitting_horizon(actor, scorer.horizon)
-    reward, evidence = RewardSpec(**report["settings"]["reward"]), []
+    reward = RewardSpec(**report["settings"]["reward"])
+    asked: list[Asked] = []
     for name in datasets:
         root = Path(name) / DATASET if (Path(name) / DATASET).is_dir() else Path(name)
         # Statistics may differ: those of one data set are not those that the policy was trained with.
         episodes = read_dataset(root, actor.contract.with_statistics(None), in_memory=0)[0]
-        episodes = unseen_episodes(critic, root, episodes)
-        for number, episode in enumerate(tqdm(episodes, desc=root.name, unit="episode", dynamic_ncols=True)):
-            evidence.append(
-                collect_evidence(
-                    actor, scorer, episode, reward, candidates=candidates, frames=frames,
-                    noise_scale=noise_scale, seed=seed, number=number,
-                )
+        positions = {id(episode): position for position, episode in enumerate(episodes)}
+        unseen = unseen_episodes(critic, root, episodes)
+        for number, episode in enumerate(tqdm(unseen, desc=root.name, unit="episode", dynamic_ncols=True)):
+            said = collect_evidence(
+                actor, scorer, episode, reward, candidates=candidates, frames=frames,
+                noise_scale=noise_scale, seed=seed, number=number,
             )  # fmt: skip
-    if not evidence:
+            asked.append(Asked(f"{Path(name).name} {positions[id(episode)]}", episode, said))
+    if not asked:
         raise UserError("there is no episode to ask the critic about; give a data set with some")
+    evidence = [each.evidence for each in asked]
     found = judge(evidence, scorer.score_range, seed)
     output = output or critic / "critique"
     write_json(output / "critique.json", {"critique": asdict(found), "evidence": to_json(evidence)})
-    draw(found, evidence, output / "critique.png")
+    draw(found, evidence, output / FIGURE)
+    write_page(found, first_of_each(asked, films), actor.contract.rate_hz, output, FIGURE)
     return found
 
 

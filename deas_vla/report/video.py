@@ -101,9 +101,8 @@ def write_video(path: str | Path, panels: list[Panel], rate_hz: float, *, hold_s
         ValueError: if there is no picture, or sizes differ.
     """
     av = require("av", "report")
-    sizes = {np.shape(frame) for panel in panels for frame in panel.frames}
-    if len(sizes) != 1 or not all(len(panel.frames) for panel in panels):
-        raise ValueError(f"video panels need pictures of one size, got {sorted(sizes)}")
+    if not all(len(panel.frames) for panel in panels):
+        raise ValueError("a video panel has no pictures")
     with (
         atomic_path(Path(path)) as temporary,
         av.open(str(temporary), "w", format="mp4", options={"movflags": "+faststart"}) as container,
@@ -131,11 +130,15 @@ def compose(panels: list[Panel], rate_hz: float, hold_seconds: float = 0.0) -> I
 
 
 def _pictures(panel: Panel, length: int, limits: tuple[float, float], rate_hz: float) -> Iterator[np.ndarray]:
-    known = strip = None
+    known = strip = shape = None
     for step in range(length):
         last = min(step, len(panel.frames) - 1)
         won = panel.success_step is not None and step >= panel.success_step
         frame = np.array(panel.frames[last])
+        # Looked at here, because a picture may be decoded when it is asked for.
+        shape = shape or frame.shape
+        if frame.shape != shape:
+            raise ValueError(f"video panels need pictures of one size, got {shape} and {frame.shape}")
         if won:
             border = np.ones(frame.shape[:2], bool)
             border[4:-4, 4:-4] = False
