@@ -250,7 +250,7 @@ def _recommended(gains: dict[int, float], reliability: Measured) -> tuple[int, s
     return enough, "best" if reliability.value >= SURE else "consensus"
 
 
-VERDICTS = {None: "it cannot be told", True: "worth reranking", False: "not worth reranking"}
+VERDICTS = {None: "cannot be told", True: "worth reranking", False: "not worth reranking"}
 
 
 def text_of(critique: Critique) -> str:
