@@ -27,6 +27,7 @@ from deas_vla.data.ahead import spare_workers
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import statistics_of
 from deas_vla.data.frames import FrameTable
+from deas_vla.data.labels import RECORDED
 from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import Chunks, build_chunks
 from deas_vla.errors import UserError, require_ranges
@@ -37,10 +38,11 @@ from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.lora import LoraConfig, freeze_unused
 from deas_vla.policies.registry import POLICIES, load_policy
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
-from deas_vla.rollouts.collect import Reader, collected
+from deas_vla.rollouts.collect import DATASET, Reader, collected
 from deas_vla.rollouts.scenes import record_scenes
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.critic import CandidateCache, encode_frames, filled
+from deas_vla.training.data_check import AuditMode, audit_data
 from deas_vla.training.imitation import (
     AdvantageWeighting,
     Examples,
@@ -107,6 +109,8 @@ class FinetunePolicyConfig:
     policy: SmallVLAConfig = field(default_factory=SmallVLAConfig)
     # JSON file with the model's settings, for another type; empty: its defaults.
     policy_settings: str = ""
+    # What errors in the data do, as `deas-vla audit` finds them: stop, or warn and train on the data as they are.
+    audit: AuditMode = incidental("stop")
     # The optimisation.
     training: ImitationConfig = field(default_factory=ImitationConfig)
     # How advantages become weights; only for advantage_weighted.
@@ -122,7 +126,10 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
     paths = {name: getattr(config, name) for name in others} | rollouts
     inputs = {name: Path(path) for name, path in paths.items() if path}
 
-    def work(folder: Path) -> None:
+    def work(folder: Path) -> dict:
+        datasets = {str(inputs[name] / DATASET): RECORDED for name in ("demonstrations", *rollouts) if name in inputs}
+        datasets |= dict.fromkeys(config.more.folders, config.more.labels)
+        checked = audit_data(accelerator, datasets, config.audit)
         data, contract = {}, None
         for name in ("demonstrations", *rollouts):
             if name in inputs:
@@ -172,6 +179,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
                 changed = f"{merged.changed} of {merged.layers} layers have changed"
                 print(f"adapters merged: {changed}, {merged.lost:.1%} of a change was lost by rounding")
             policy.save(folder / "policy")
+        return checked
 
     run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True, data=config.more.folders)
 

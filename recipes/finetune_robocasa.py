@@ -15,6 +15,7 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from deas_vla.config import incidental
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.options import RewardSpec
 from deas_vla.envs.simulator import SimulatorConfig
@@ -24,6 +25,7 @@ from deas_vla.launch import run_recipe
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.rollouts.collect import CollectedReader
 from deas_vla.training.critic import require_fit
+from deas_vla.training.data_check import AuditMode
 from deas_vla.training.imitation import AdvantageWeighting
 from deas_vla.training.loop import TrainingConfig, make_accelerator
 from deas_vla.training.presets import preset
@@ -67,6 +69,8 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
     # Values of features, image_encoder, critic and their training to begin with: default or published (the paper's).
     preset: str = "default"
+    # What errors in the data do, as `deas-vla audit` finds them: stop, or warn and train on the data as they are.
+    audit: AuditMode = incidental("stop")
     # What a step is worth to the critic.
     reward: RewardSpec = field(default_factory=RewardSpec)
     # From backbone tokens to the critic's features.
@@ -125,7 +129,12 @@ def improve(accelerator: Accelerator, config: FinetuneRobocasaConfig) -> Evaluat
     finetune_policy(
         accelerator,
         FinetunePolicyConfig(
-            output=policy, demonstrations=demonstrations, seed=seed, policy=config.policy, training=config.bc
+            output=policy,
+            demonstrations=demonstrations,
+            seed=seed,
+            policy=config.policy,
+            training=config.bc,
+            audit=config.audit,
         ),
         read,
     )
@@ -196,6 +205,7 @@ def improvement_iteration(
             cache=str(run / FEATURES),
             seed=seed,
             preset=config.preset,
+            audit=config.audit,
             reward=config.reward,
             features=config.features,
             image_encoder=config.image_encoder,
@@ -221,6 +231,7 @@ def improvement_iteration(
                 start_from=improved,
                 seed=seed,
                 training=config.improvement,
+                audit=config.audit,
                 weighting=config.weighting,
             ),
             read,

@@ -20,6 +20,7 @@ from deas_vla.config import incidental, to_json
 from deas_vla.critic.critic import CriticBatch, CriticConfig
 from deas_vla.critique.evidence import write_held_out
 from deas_vla.data.frames import FrameTable
+from deas_vla.data.labels import RECORDED
 from deas_vla.data.mixture import MixtureConfig, read_mixture
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.data.sampling import group_probabilities, sample_indices, split_by_episode, split_text
@@ -46,6 +47,7 @@ from deas_vla.training.critic import (
     stored_features,
     validation,
 )
+from deas_vla.training.data_check import AuditMode, audit_data
 from deas_vla.training.image_encoder import train_image_encoder
 from deas_vla.training.loop import TrainingConfig, make_accelerator, my_share, train
 from deas_vla.training.presets import preset
@@ -89,6 +91,8 @@ class TrainCriticConfig:
     held_out: float = 0.1
     # Chooses the initial weights, the order of the data and the held-out episodes.
     seed: int = 1
+    # What errors in the data do, as `deas-vla audit` finds them: stop, or warn and train on the data as they are.
+    audit: AuditMode = incidental("stop")
     # What a step is worth.
     reward: RewardSpec = field(default_factory=RewardSpec)
     # From backbone tokens to features.
@@ -130,14 +134,17 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
     if issubclass(scorer_class, EnsembleScorer):
         raise UserError("--scorer=ensemble joins critics that are trained already: train each, then see docs/critic.md")
 
-    def work(folder: Path) -> None:
+    def work(folder: Path) -> dict:
+        datasets = {str(inputs[name] / DATASET): RECORDED for name in ("demonstrations", *rollouts) if name in inputs}
+        datasets |= dict.fromkeys(config.more.folders, config.more.labels)
+        checked = audit_data(accelerator, datasets, config.audit)
         policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)
         if not issubclass(scorer_class, DeasScorer):
             if accelerator.is_main_process:
                 scorer = scorer_class(policy.contract, policy.horizon, policy.encoder_fingerprint)
                 scorer.save(folder / "critic")
                 record_scenes(folder, {})
-            return
+            return checked
         critic_config = scorer_class.adapted(config.critic)
         require_fitting_horizon(policy, critic_config.horizon)
         stages = [name for name in ("demonstrations", *rollouts) if name in inputs]
@@ -223,6 +230,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
             flags = np.split(held_out, np.cumsum([len(part) for part in parts])[:-1])
             write_held_out(folder, dict(zip(roots, flags, strict=True)))
             scorer.save(folder / "critic")
+        return checked
 
     run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True, data=config.more.folders)
 

@@ -253,7 +253,7 @@ FAULTS = [
     ("long video", "v2", lambda r: write_video(video_file(r, 1), 13), "long-video", "13 frames"),
     ("missing video", "v2", lambda r: video_file(r, 3).unlink(), "missing-video", "episode_000003.mp4"),
     ("broken video", "v2", half_a_video, "broken-video", "episode_000002.mp4"),
-    ("black video", "v2", black_video, "flat-video", "front"),
+    ("black video", "v2", black_video, "flat-camera", "front shows one colour in 1 of the 4"),
     ("wrong image size", "v2", lambda r: write_video(video_file(r, 0), 12, size=48), "wrong-image-size", "48x48"),
     ("video of another rate", "v2", lambda r: write_video(video_file(r, 0), 12, rate=30), "wrong-video-rate", "30"),
     ("picture cut off", "v3", v3_column(f"{IMAGES}wrist", cut_picture), "broken-image", "wrist at row 8"),
@@ -300,7 +300,7 @@ FAULTS = [
 ]  # fmt: skip
 # Faults that leave data which training can use, and know about.
 HARMLESS = {
-    "timestamps-start-late", "unlisted-rows", "long-video", "flat-video", "camera-without-video", "no-success",
+    "timestamps-start-late", "unlisted-rows", "long-video", "camera-without-video", "no-success",
     "constant-reward", "constant-action", "instruction-changes", "duplicated-episode",
 }  # fmt: skip
 

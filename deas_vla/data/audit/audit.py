@@ -2,7 +2,8 @@
 
 Data sets are read as they are, v2 or v3, an episode at a time, and every fault is reported, not only the first. What
 the reader would refuse is an error here: faults in rows are found by the very code with which it refuses them. So is
-what it could not see and training would learn nonsense from: LeRobot's statistics, and what does not fit to others.
+what it could not see and training would learn nonsense from: LeRobot's statistics, episodes that are unlike the others,
+and what does not fit to others.
 """
 
 import hashlib
@@ -13,22 +14,25 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
+from tqdm import tqdm
 
 from deas_vla.data.audit import columns, images
 from deas_vla.data.audit.agreement import Reference, differences, reference_at
+from deas_vla.data.audit.cameras import compare_films, sample_films
+from deas_vla.data.audit.compared import Played, compare, placeholder
 from deas_vla.data.contract import Contract
 from deas_vla.data.labels import RECORDED, LabelRules
 from deas_vla.data.lerobot import SIDECAR, rows
 from deas_vla.data.lerobot.columns import ColumnFacts
-from deas_vla.data.lerobot.findings import ERROR, SEVERITIES, Finding, Findings, found
+from deas_vla.data.lerobot.findings import ERROR, NAMED, SEVERITIES, Finding, Findings, found
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
-from deas_vla.data.lerobot.layout import Layout, depth_cameras
+from deas_vla.data.lerobot.layout import Layout, depth_cameras, gather
 from deas_vla.data.lerobot.reader import declared_labels, own_contract
 from deas_vla.data.lerobot.videos import misplaced, video_ends
 from deas_vla.errors import UserError, is_out_of_memory, require
 
-# Episodes that are named in a finding, and instructions of a data set; the rest is counted.
-NAMED = 8
+# Episodes whose images are looked at, of each camera: by the command, and before a training.
+THOROUGH, QUICK = 200, 12
 
 
 @dataclass
@@ -44,7 +48,7 @@ class Audited:
     successes: int | None = None  # episodes that succeed, or None if nothing says so
     rewards: tuple[float, float] | None = None  # smallest and largest of a step
     facts: dict[str, ColumnFacts] = field(default_factory=dict)  # of ``state`` and ``action``
-    instructions: set[str] = field(default_factory=set)
+    instructions: dict[int, str | None] = field(default_factory=dict)  # of each episode, by number
     content: dict[bytes, int] = field(default_factory=dict)  # hash of states and actions to their first episode
 
 
@@ -65,18 +69,27 @@ class Report:
         return {"fit": self.fit, "against": self.against, "datasets": datasets}
 
 
-def audit(roots: list[Path], against: Path | None = None, labels: LabelRules = RECORDED) -> Report:
+def audit(
+    roots: list[Path], against: Path | None = None, labels: LabelRules = RECORDED, *, thorough: bool = True
+) -> Report:
     """Audits data sets, against a policy, a critic or a reranker if one is given; their faults are findings.
 
-    `labels` is what counts as success and reward in those that do not say. Raises UserError if `against` holds nothing
-    to compare with.
+    Args:
+        roots: their folders.
+        against: the folder of a policy, a critic or a reranker.
+        labels: what counts as success and reward in those that do not say.
+        thorough: look at every video and every stored image, and at the films of up to `THOROUGH` episodes; otherwise
+            only at those of `QUICK`, which takes seconds whatever the size of the images.
+
+    Raises:
+        UserError: if `against` holds nothing to compare with.
     """
     require("pyarrow", "lerobot")
     reference = None if against is None else reference_at(Path(against))
     datasets = [Audited(Path(root)) for root in roots]
     for number, each in enumerate(datasets):
         try:
-            for finding in _dataset(each, labels, reference):
+            for finding in _dataset(each, labels, reference, thorough):
                 each.findings.add(finding)
         except Exception as error:
             if is_out_of_memory(error):
@@ -89,7 +102,7 @@ def audit(roots: list[Path], against: Path | None = None, labels: LabelRules = R
     return Report(datasets, "" if reference is None else reference.name)
 
 
-def _dataset(data: Audited, labels: LabelRules, reference: Reference | None) -> Iterator[Finding]:
+def _dataset(data: Audited, labels: LabelRules, reference: Reference | None, thorough: bool) -> Iterator[Finding]:
     try:
         data.folder = folder = LerobotFolder(data.root)
     except UserError as error:
@@ -122,7 +135,7 @@ def _dataset(data: Audited, labels: LabelRules, reference: Reference | None) -> 
     yield from images.unused_cameras(folder, data.layout)
     for camera in sorted(depth_cameras(folder)):
         yield found("depth-left-out", f"camera {camera} holds depth maps: it is left out", column=camera)
-    parts = yield from _episodes(data, labels)
+    parts = yield from _episodes(data, labels, thorough)
     yield from columns.stored_statistics(folder, data.layout.keys, parts)
     data.facts = rows.column_facts(data.layout, parts)
     yield from _whole(data, declared)
@@ -147,21 +160,48 @@ def _readable(code: str, read: Callable[[], object]) -> Generator[Finding, None,
     return True
 
 
-def _episodes(data: Audited, labels: LabelRules) -> Generator[Finding, None, list[Rows]]:
+def _episodes(data: Audited, labels: LabelRules, thorough: bool) -> Generator[Finding, None, list[Rows]]:
     """The one pass over the rows, and the images of each episode; returns the episodes."""
     folder, layout = data.folder, data.layout
     parts = yield from rows.read_rows(folder, layout, labels, others=True, desc=f"audit {folder.root.name}")
     tasks = {}
     with suppress(UserError):  # found with the rows, if they are read by it
         tasks = folder.tasks
-    ends = {key: video_ends(folder, key) for key in layout.cameras.values() if folder.features[key]["dtype"] == "video"}
     yield from misplaced(folder, layout, parts)
     for part in parts:
         yield from _episode(data, part, labels, tasks)
-        yield from images.episode_videos(folder, layout, part, ends)
-    for file, group in itertools.groupby(parts, key=lambda part: part.file):
-        yield from images.stored_images(folder, layout, file, [(part, _shown(part, labels)) for part in group])
-    return [part for part in parts if all(key in part.columns for key in layout.keys)]
+    if thorough:
+        yield from _files(data, parts, labels)
+    parts = [part for part in parts if all(key in part.columns for key in layout.keys)]
+    yield from compare(layout, [_played(data, part, labels) for part in parts])
+    shown = [(part, _shown(part, labels)) for part in parts]
+    yield from compare_films(*sample_films(folder, layout, shown, THOROUGH if thorough else QUICK))
+    return parts
+
+
+def _files(data: Audited, parts: list[Rows], labels: LabelRules) -> Iterator[Finding]:
+    """What is wrong with videos and stored images, each of which is looked into."""
+    folder, layout = data.folder, data.layout
+    ends = {key: video_ends(folder, key) for key in layout.cameras.values() if folder.features[key]["dtype"] == "video"}
+    total, desc = sum(map(len, parts)) * len(layout.cameras), f"audit {folder.root.name}: files"
+    with tqdm(total=total, desc=desc, unit="image", unit_scale=True, delay=2, dynamic_ncols=True) as bar:
+        for part in parts:
+            yield from images.episode_videos(folder, layout, part, ends)
+            bar.update(len(part) * len(ends))
+        for file, group in itertools.groupby(parts, key=lambda part: part.file):
+            shown = [(part, _shown(part, labels)) for part in group]
+            yield from images.stored_images(folder, layout, file, shown, bar.update)
+
+
+def _played(data: Audited, part: Rows, labels: LabelRules) -> Played:
+    labelled, actions = rows.step_labels(part, labels), gather(data.layout.action, part.columns)
+    return Played(
+        number=part.number,
+        states=gather(data.layout.state, part.columns),
+        actions=actions[: len(part) - rows.has_final(part)],
+        instruction=data.instructions.get(part.number) or "",
+        succeeded=None if labelled is None else bool(labelled[0].any()),
+    )
 
 
 def _episode(data: Audited, part: Rows, labels: LabelRules, tasks: dict[int, str]) -> Iterator[Finding]:
@@ -175,12 +215,20 @@ def _episode(data: Audited, part: Rows, labels: LabelRules, tasks: dict[int, str
             low, high = data.rewards or (np.inf, -np.inf)
             data.rewards = (min(low, float(rewards.min())), max(high, float(rewards.max())))
     if layout.instruction in part.columns:
-        data.instructions |= {rows.instruction_of(part, layout.instruction, tasks)} - {None, ""}
+        data.instructions[number] = text = rows.instruction_of(part, layout.instruction, tasks)
+        if text and placeholder(text):
+            yield rows.fault(part, "blank-instruction", f"its instruction is {text!r}", layout.instruction)
     if any(key not in part.columns for key in layout.keys):
         return
     digest = hashlib.sha256(b"".join(part.columns[key].tobytes() for key in layout.keys)).digest()
     if (before := data.content.setdefault(digest, number)) != number:
-        yield rows.fault(part, "duplicated-episode", f"it has the states and actions of episode {before}")
+        text, other = data.instructions.get(number), data.instructions.get(before)
+        what = f"it has the states and actions of episode {before}"
+        if text == other:
+            yield rows.fault(part, "duplicated-episode", what)
+        else:
+            what += f", whose instruction is {other!r}, not {text!r}"
+            yield rows.fault(part, "instruction-of-another", what, severity=ERROR)
 
 
 def _shown(part: Rows, labels: LabelRules) -> np.ndarray:
@@ -241,7 +289,7 @@ def _facts_of(data: Audited) -> dict:
         "lengths": [min(lengths), max(lengths)] if lengths else None,
         "successes": data.successes,
         "rewards": data.rewards and list(data.rewards),
-        "instructions": sorted(data.instructions),
+        "instructions": sorted({text for text in data.instructions.values() if text}),
         "cameras": [] if data.contract is None else [asdict(camera) for camera in data.contract.cameras],
         "columns": columns,
     }
@@ -277,21 +325,22 @@ def _summary(facts: dict) -> list[str]:
     rewards = "none" if facts["rewards"] is None else "{:g} to {:g}".format(*facts["rewards"])
     lines.append(f"  success: {success}; rewards: {rewards}; instructions: {len(facts['instructions'])}")
     lines += [f"    {text}" for text in facts["instructions"][:NAMED]]
-    rows = [(what, column) for what, columns in facts["columns"].items() for column in columns]
+    every = [(what, column) for what, columns in facts["columns"].items() for column in columns]
+    # Those that never move are a finding, with their names.
+    rows = [(what, column) for what, column in every if column["signature"] != "constant"]
     width = max((len(column["name"]) for _, column in rows), default=0)
     if rows:
         lines.append(f"  {'':<7}{'column':<{width}}  signature        min        max       mean        std")
     for what, column in rows:
         numbers = "".join(f" {column[key]:>10.4g}" for key in ("min", "max", "mean", "std"))
         lines.append(f"  {what:<7}{column['name']:<{width}}  {column['signature']:<9}{numbers}")
+    if still := len(every) - len(rows):
+        lines.append(f"  {still} more columns never move")
     return lines
 
 
 def _finding(finding: Finding) -> list[str]:
-    position = [finding.file] if finding.file else []
-    if len(finding.episodes) > 1:
-        named, more = ", ".join(map(str, finding.episodes[:NAMED])), len(finding.episodes) - NAMED
-        position.append(f"episodes {named}{f' and {more} more' if more > 0 else ''}")
+    position = [where for where in (finding.file, finding.among) if where]
     lines = [f"{finding.severity:<8}{finding.code}: {finding.message}"]
     if position:
         lines.append(f"        in {'; '.join(position)}")

@@ -1,4 +1,4 @@
-"""Videos and images that are missing, broken, too short, of another size or rate, or show nothing.
+"""Videos and images that are missing, broken, too short, or of another size or rate.
 
 Frames are counted from a video's packets and decoded at both its ends, with PyAV: milliseconds, where LeRobot's decoder
 would have to decode every frame to count them. Images in parquet files are checked by their checksums. Neither is kept.
@@ -6,7 +6,7 @@ would have to decode every frame to count them. Images in parquet files are chec
 
 import io
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -73,8 +73,6 @@ def _video(folder: LerobotFolder, camera: str, key: str, part: Rows, end: float 
         row = int(gap.argmax())
         times = f"episode {number}: camera {camera} has no frame at {wanted[row]:g} s, where row {row} is"
         yield found("video-times", f"{times}: the nearest is {gap[row] * 1e3:.0f} ms away", **position)
-    if facts.flat:
-        yield found("flat-video", f"camera {camera} shows one colour in its first and last frame", **position)
 
 
 def unused_cameras(folder: LerobotFolder, layout: Layout) -> Iterator[Finding]:
@@ -95,12 +93,16 @@ def _has_video(folder: LerobotFolder, key: str, number: int) -> bool:
 
 
 def stored_images(
-    folder: LerobotFolder, layout: Layout, file: Path, episodes: list[tuple[Rows, np.ndarray]]
+    folder: LerobotFolder,
+    layout: Layout,
+    file: Path,
+    episodes: list[tuple[Rows, np.ndarray]],
+    advance: Callable[[int], object],
 ) -> Iterator[Finding]:
     """Faults in the images inside one parquet file.
 
     `episodes` are all that lie in it, each with its (F,) rows whose images are shown: a fault in another image is a
-    warning.
+    warning. `advance` is told how many were looked at.
     """
     import pyarrow.parquet as pq
 
@@ -123,6 +125,7 @@ def stored_images(
                     position = {"file": episodes[0][0].name, "column": camera, "episodes": (number,)}
                     yield found(code, message, severity="" if shown[row] else WARNING, **position)
                 row, before = row + 1, b"" if code else encoded
+                advance(1)
 
 
 def _problem(encoded: bytes | None, folder: LerobotFolder, key: str) -> tuple[str, str]:

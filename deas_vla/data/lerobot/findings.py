@@ -6,19 +6,29 @@ from pathlib import Path
 
 from deas_vla.errors import UserError
 
+# Episodes that are named; the rest is counted.
+NAMED = 8
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
 
 COPY, RECORD = "copy the data set again", "record it again or leave it out"
+LEAVE = "leave these episodes out, or the camera out of the contract"
 STATISTICS = "compute the statistics anew"
 COUNT = "copy the data set again, or correct the number"
 # Code of each kind of fault: how severe it is, and what to do about it. Of any other: an error, and COPY.
 KINDS = {
+    "action-is-next-state": (WARNING, "record what was commanded: a gripper that only got there would not squeeze"),
+    "action-is-state": (ERROR, "record what was commanded: a policy of these would stand still"),
+    "action-late": (WARNING, "shift the actions a row up, or look in which order state and action were recorded"),
+    "action-shifted": (WARNING, "shift them by a row in these episodes, or leave these out"),
     "audit-stopped": (ERROR, "fix what was found besides this; if nothing was, report this as a bug"),
+    "blank-instruction": (WARNING, "write what the robot is to do into the list of tasks"),
     "both-ends": (ERROR, RECORD),
     "broken-image": (ERROR, "copy the data set again, or record the episode again"),
     "broken-statistics": (ERROR, STATISTICS),
+    "camera-late": (WARNING, "shift its images against the rows, or leave these episodes or the camera out"),
     "camera-without-video": (WARNING, "remove it from info.json: LeRobot's own reader stops there"),
+    "cameras-swapped": (ERROR, "exchange their images in these episodes, or leave these out"),
     "constant-action": (WARNING, "leave them out of the contract, or look whether they were recorded"),
     "constant-reward": (WARNING, "train with success_minus_one, or look how rewards were recorded"),
     "constant-state": (NOTE, "leave them out of the contract, or look whether they were recorded"),
@@ -29,11 +39,14 @@ KINDS = {
     "empty-entries": (ERROR, "record the episodes again or leave them out"),
     "end-not-marked": (NOTE, RECORD),
     "episode-twice": (ERROR, RECORD),
-    "flat-video": (WARNING, "look at the video: was the camera covered, or never rendered?"),
+    "flat-camera": (ERROR, f"look at its images: was it covered, or never rendered? {LEAVE}"),
+    "frozen-camera": (ERROR, f"look at its images: did it stop? {LEAVE}"),
+    "gripper-inverted": (ERROR, "invert the gripper's columns in these episodes, or leave these out"),
     "index-elsewhere": (WARNING, "number the rows anew"),
     "index-gap": (ERROR, "rows were lost or copied: record it again or leave it out"),
     "instruction-changes": (WARNING, "cut the episode where it changes"),
     "long-video": (WARNING, "look whether frames and rows belong together: frame n is taken for row n"),
+    "instruction-of-another": (WARNING, "look at the film, and give it its own instruction"),
     "looks-binary": (NOTE, "declare them binary, or candidates between the two will be scored"),
     "looks-swapped": (ERROR, "look at the order in which the columns were recorded"),
     "missing-column": (ERROR, "record the data set again, or take the column out of info.json"),
@@ -58,6 +71,7 @@ KINDS = {
     "timestamps-start-late": (WARNING, "subtract the start: tools that look frames up by time show others"),
     "too-short": (WARNING, "leave it out"),
     "unclear-columns": (ERROR, "correct info.json or modality.json"),
+    "units-mixed": (ERROR, "degrees beside radians: convert these episodes, or leave them out"),
     "unlike-policy": (WARNING, "look whether its unit, sign or zero is another"),
     "unlisted-rows": (WARNING, "add the episode to meta/episodes.jsonl, or delete the file"),
     "video-times": (ERROR, "encode the video anew with a frame at the time of each row"),
@@ -87,6 +101,20 @@ class Finding:
     column: str = ""  # or camera
     episodes: tuple[int, ...] = ()
 
+    @property
+    def among(self) -> str:
+        """``episodes 1, 2, 3``; "" of one episode, which the message names, and of all of the data set."""
+        if len(self.episodes) < 2:
+            return ""
+        named, more = ", ".join(map(str, self.episodes[:NAMED])), len(self.episodes) - NAMED
+        return f"episodes {named}{f' and {more} more' if more > 0 else ''}"
+
+    def line(self, root: Path) -> str:
+        """All of it in one line: where (below `root`), what, and what to do about it."""
+        where = str(root / self.file)
+        message = self.message if where in self.message else f"{where}: {self.message}"
+        return f"{message}{f' ({self.among})' if self.among else ''}; {self.hint}"
+
 
 def found(code: str, what: str | UserError, *, severity: str = "", hint: str = "", **position) -> Finding:
     """A finding; `position` is file, column and episodes. A UserError ends with its fix, after the last semicolon."""
@@ -105,9 +133,7 @@ def refuse[T](root: Path, findings: Generator[Finding, None, T]) -> T:
         except StopIteration as end:
             return end.value
         if finding.severity == ERROR:
-            where = str(root / finding.file)
-            message = finding.message if where in finding.message else f"{where}: {finding.message}"
-            raise UserError(f"{message}; {finding.hint}")
+            raise UserError(finding.line(root))
 
 
 class Findings:

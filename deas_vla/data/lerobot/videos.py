@@ -16,9 +16,6 @@ from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import Layout
 from deas_vla.errors import UserError, as_user_error, require
 
-# An image whose numbers vary less than this shows one colour.
-FLAT = 2.0
-
 
 @dataclass(frozen=True)
 class VideoFacts:
@@ -28,7 +25,6 @@ class VideoFacts:
     size: tuple[int, int]  # height and width
     rate_hz: float  # by its header, or 0
     pixel_format: str  # FFmpeg's name
-    flat: bool  # its first and its last frame show one colour
 
     def gap(self, wanted: np.ndarray) -> np.ndarray:
         """(rows,) s from each wanted second to the nearest frame."""
@@ -59,11 +55,8 @@ def video_facts(path: Path, modified_ns: int) -> VideoFacts:
         first = next(container.decode(stream), None)
         if first is None or last is None:
             raise UserError(broken)
-        flat = all(frame.to_ndarray(format="rgb24").std() < FLAT for frame in (first, last))
         seconds = np.sort(np.array(times, np.float64)) * float(stream.time_base)
-        return VideoFacts(
-            seconds, (first.height, first.width), float(stream.average_rate or 0), first.format.name, flat
-        )
+        return VideoFacts(seconds, (first.height, first.width), float(stream.average_rate or 0), first.format.name)
 
 
 def video_ends(folder: LerobotFolder, key: str) -> dict[int, float | None]:
