@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from deas_vla.config import expand_home
 from deas_vla.launch import leave_closed_pipe, one_line
@@ -80,11 +81,13 @@ def critique(arguments: argparse.Namespace) -> None:
 
 def export(arguments: argparse.Namespace) -> None:
     from deas_vla.config import parse
-    from deas_vla.export.export import ExportConfig, export_run
+    from deas_vla.export.export import ExportConfig, export_run, upload
 
     config = parse(ExportConfig, arguments.settings, prog="deas-vla export")
     export_run(config)
     print(f"{config.output} is written; check it with: deas-vla verify {config.output}")
+    if config.push_to_hub:
+        print(f"uploaded to {upload(Path(config.output), config.push_to_hub, config.private)}")
 
 
 def verify(arguments: argparse.Namespace) -> None:

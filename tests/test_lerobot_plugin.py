@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import lerobot_policy_deas
 import pytest
 import torch
+from hub_example import local_hub
 from lerobot.configs import PreTrainedConfig
 from lerobot.configs.types import FeatureType, PolicyFeature
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
@@ -21,7 +22,7 @@ from reranker_example import reseal, rewrite_json, small_scorer
 from deas_vla.data.lerobot.writer import features
 from deas_vla.data.observation import episode_ids
 from deas_vla.errors import ContractMismatch, UserError
-from deas_vla.export.export import export_reranker
+from deas_vla.export.export import export_reranker, upload
 from deas_vla.export.lerobot_plugin.configuration_deas import DeasConfig
 from deas_vla.export.lerobot_plugin.modeling_deas import DeasPolicy, observation_of
 from deas_vla.export.lerobot_plugin.processor_deas import make_deas_pre_post_processors
@@ -378,20 +379,29 @@ def test_a_config_that_lies_is_refused_even_if_sealed(folder):
         DeasPolicy.from_pretrained(folder)
 
 
-def test_a_name_on_the_hub_is_looked_up_there(exported, tmp_path, monkeypatch):
-    """In the cache of what was downloaded: no test asks a hub."""
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
-    place = tmp_path / "models--somebody--reranker"
-    shutil.copytree(exported, place / "snapshots" / ("0" * 40))
-    (place / "refs").mkdir()
-    (place / "refs" / "main").write_text("0" * 40)
-    config = PreTrainedConfig.from_pretrained(exported)
-    policy = DeasPolicy.from_pretrained("somebody/reranker", config=config, cache_dir=tmp_path)
-    assert policy.config.num_candidates == 5
-    with pytest.raises(UserError, match="somebody/else is no folder, and no repository"):
-        DeasPolicy.from_pretrained("somebody/else", config=config, cache_dir=tmp_path)
+def test_the_hub_and_back(exported, tmp_path, monkeypatch):
+    """Uploaded by our command and by LeRobot's mixin; downloaded, its card edited there; then read without a hub."""
+    monkeypatch.setenv("HF_TOKEN", "hf_of_nobody")
+    with local_hub() as repositories:
+        address = upload(exported, "somebody/reranker")
+        assert address.endswith("/somebody/reranker")
+        files = {path.relative_to(exported).as_posix() for path in exported.rglob("*") if path.is_file()}
+        assert repositories["somebody/reranker"].keys() == files
+        repositories["somebody/reranker"][".gitattributes"] = b"*.safetensors filter=lfs"
+        repositories["somebody/reranker"]["README.md"] += b"A line more."
+        policy = DeasPolicy.from_pretrained("somebody/reranker", cache_dir=tmp_path)
+        config = PreTrainedConfig.from_pretrained("somebody/reranker", cache_dir=tmp_path)
+        assert isinstance(config, DeasConfig) and config.num_candidates == 5
+        policy.push_to_hub("somebody/again")
+        again = DeasPolicy.from_pretrained("somebody/again", cache_dir=tmp_path)
+        with pytest.raises(UserError, match="somebody/else is no folder, and no repository"):
+            DeasPolicy.from_pretrained("somebody/else", cache_dir=tmp_path)
+    cached = DeasPolicy.from_pretrained("somebody/reranker", cache_dir=tmp_path)
+    batch = batch_of(observations(2))
+    expected = DeasPolicy.from_pretrained(exported).predict_action_chunk(batch)
+    assert all(same(each.predict_action_chunk(batch), expected) for each in (policy, again, cached))
+    with pytest.raises(UserError, match=r"is written, but not uploaded to somebody/reranker; log in"):
+        upload(exported, "somebody/reranker")
 
 
 def test_a_policy_out_of_nothing_is_refused(exported):

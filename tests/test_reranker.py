@@ -35,7 +35,7 @@ from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.improvement.selection import SelectionConfig
 from deas_vla.policies.registry import load_policy
 from deas_vla.policies.small_vla.modeling import SmallVLAPolicy
-from deas_vla.scorers.scorer import load_scorer
+from deas_vla.scorers.scorer import SCORERS, load_scorer
 
 ROOT = Path(__file__).resolve().parents[1]
 RULE = SelectionConfig(rule="consensus", as_best_of=3)
@@ -119,7 +119,7 @@ def test_scoring_needs_torch_and_safetensors_only(exported):
     code = (
         "import sys\n"
         "from deas_vla.export.verify import Golden\n"
-        "from deas_vla.scorers.scorer import load_scorer\n"
+        "from deas_vla.scorers.scorer import SCORERS, load_scorer\n"
         f"scorer = load_scorer({str(exported / 'critic')!r})\n"
         f"golden = Golden.load({str(exported / 'golden.safetensors')!r})\n"
         "assert (golden.rescored(scorer) - golden.scores).abs().max() < 1e-5\n"
@@ -170,6 +170,21 @@ def test_rule_08_no_action_is_played_that_was_never_scored(parts, tmp_path):
         Reranker.load(tmp_path / "reranker")
 
 
+@pytest.mark.parametrize("kind", ["q_chunking", "iql", "ensemble"])
+def test_a_critic_is_loaded_as_what_it_was(parts, tmp_path, kind):
+    policy, critic = parts[0], SCORERS.get(kind)
+    if kind == "ensemble":
+        scorer = critic([small_scorer(policy, seed=seed) for seed in (0, 1)])
+    else:
+        scorer = small_scorer(policy, kind=critic, **({"horizon": 1} if kind == "iql" else {}))
+    exported = export_reranker(tmp_path / "reranker", policy=policy, scorer=scorer, observation=observations(2))
+    loaded = Reranker.load(tmp_path / "reranker").decider.scorer
+    assert type(loaded) is critic and exported.manifest["scorer"]["type"] == kind
+    golden = Golden.load(tmp_path / "reranker" / "golden.safetensors")
+    torch.testing.assert_close(golden.rescored(scorer), golden.rescored(loaded))
+    assert exported.execute_steps == loaded.horizon == scorer.horizon
+
+
 def test_rule_11_no_pickle(exported):
     assert {path.suffix for path in exported.rglob("*") if path.is_file()} == {".json", ".safetensors", ".md", ""}
 
@@ -178,7 +193,7 @@ def test_rule_11_no_pickle(exported):
 
 
 def test_one_flipped_byte_in_any_file_is_named(folder):
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md")
     assert len(files) > 10
     for path in files:
         good = path.read_bytes()
@@ -228,11 +243,25 @@ def test_missing_and_extra_files_are_named(folder):
         verify(folder)
 
 
-def test_what_git_and_download_tools_add_is_no_part_of_it(folder):
-    (folder / ".gitattributes").write_text("*.safetensors filter=lfs")
-    (folder / ".cache").mkdir()
-    (folder / ".cache" / "entry").write_text("x")
+def test_the_card_and_hidden_files_are_no_part_of_it(folder):
+    """Defect (C7): a card that was edited on a hub, or a file that a Mac left, made a policy unusable."""
+    for name in (".gitattributes", ".cache/entry", ".DS_Store", "policy/.DS_Store", "critic/.ipynb_checkpoints/a.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("x")
+    with (folder / "README.md").open("a") as card:
+        card.write("A line more.")
+    assert not {"README.md", ".DS_Store"} & set((folder / "SHA256SUMS").read_text().split())
     verify(folder)
+    (folder / "README.md").unlink()
+    verify(folder)
+    # An export of an earlier version lists its card.
+    with (folder / "SHA256SUMS").open("a") as sums:
+        sums.write(f"{'0' * 64}  README.md\n")
+    verify(folder)
+    # Only the card in the folder itself is one.
+    (folder / "policy" / "README.md").write_text("x")
+    with pytest.raises(UserError, match=r"policy/README\.md is not listed"):
+        verify(folder)
 
 
 # ---- changed parts, sealed again -------------------------------------------------------------------------------

@@ -158,7 +158,7 @@ def test_the_kind_of_a_saved_policy_is_found(exports):
 @pytest.mark.parametrize(("kind", "parts"), [("smolvla", 4), ("pi0", 2), ("pi05", 2)])
 def test_one_flipped_byte_in_any_file_is_named(exports, kind, parts, tmp_path):
     folder = Path(shutil.copytree(exports(kind)[2], tmp_path / "reranker"))
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != "README.md")
     assert sum("parts" in path.parts for path in files) >= parts
     for path in files:
         good = path.read_bytes()

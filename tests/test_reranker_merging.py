@@ -123,12 +123,17 @@ def test_a_merge_that_is_lost_on_the_way_is_found(checkpoint, tmp_path, monkeypa
     assert not (tmp_path / "reranker").exists()
 
 
-def test_a_policy_without_adapters_is_copied_as_it_is():
+@pytest.mark.parametrize("tune", ["lora", "full"])
+def test_what_is_not_kept_gives_up_its_memory_before_the_export_is_read(tmp_path, monkeypatch, tune):
+    """One copy of the weights at a time: adapters are merged in place, nothing is copied."""
     torch.manual_seed(0)
-    policy = SmallVLAPolicy(small_config(), example_contract()).eval()
-    copied, merged = policy.standalone()
-    assert (merged.layers, merged.changed) == (0, 0)
-    assert close(sampled(copied), sampled(policy))
-    with torch.no_grad():
-        next(copied.parameters()).add_(1)
-    assert not torch.equal(next(copied.parameters()), next(policy.parameters()))
+    policy = shake(SmallVLAPolicy(small_config(tune=tune, lora_rank=2), example_contract())).eval()
+    scorer, expected, held, adapted = small_scorer(policy), sampled(policy), [], len(lora.adapted_layers(policy))
+    assert bool(adapted) == (tune == "lora")
+    load = SmallVLAPolicy.load
+    devices = lambda folder: held.extend(p.device.type for p in policy.parameters()) or load(folder)  # noqa: E731
+    monkeypatch.setattr(SmallVLAPolicy, "load", devices)
+    given = {"policy": policy, "scorer": scorer, "observation": observations(2)}
+    loaded = export_reranker(tmp_path / "reranker", **given, keep=False)
+    assert set(held) == {"meta"} and loaded.manifest["merged"]["layers"] == adapted
+    torch.testing.assert_close(sampled(loaded.policy), expected, rtol=1e-5, atol=1e-5)

@@ -23,7 +23,9 @@ METHODS = {"policy": {"success_rate": 0.4, "ci95": [0.36, 0.46], "episodes": 400
 
 def finished(stage: Path, settings: dict | None = None) -> Path:
     """Marks a stage as one that is done."""
-    write_json(stage / "stage.json", {"fingerprint": stage.name, "settings": settings or {}})
+    sources = {name: str(stage.parent / name) for name in ("demonstrations", "rollouts")}
+    record = {"fingerprint": stage.name, "settings": settings or {}, "sources": sources}
+    write_json(stage / "stage.json", record)
     return stage
 
 
@@ -60,7 +62,7 @@ def test_export_verify_inspect(run, tmp_path, capsys):
     assert cli.main(["export", f"--run={run}", f"--output={output}", "--candidates=6", "--selection.rule=best"]) == 0
     assert f"deas-vla verify {output}" in capsys.readouterr().out
     assert cli.main(["verify", str(output)]) == 0
-    assert "8 golden inputs decided as before" in capsys.readouterr().out
+    assert "4 golden inputs decided as before" in capsys.readouterr().out
 
     assert cli.main(["inspect", str(output), "--json"]) == 0
     manifest = json.loads(capsys.readouterr().out)

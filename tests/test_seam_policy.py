@@ -111,8 +111,10 @@ def test_a_policy_from_a_file_is_made_trained_saved_read_and_exported(toy, tmp_p
     with torch.no_grad():
         chunks = [each.sample(each.encode(observation), noise) for each in (policy, again)]
     torch.testing.assert_close(*chunks)
-    copied, merged = policy.standalone()
-    assert copied is not policy and merged.layers == 0
+    assert policy.save_standalone(tmp_path / "standalone").layers == 0
+    assert (tmp_path / "standalone" / "model.safetensors").read_bytes() == (
+        tmp_path / "policy" / "model.safetensors"
+    ).read_bytes()
 
     unknown = tmp_path / "settings.json"
     unknown.write_text('{"wings": 2}')

@@ -1,21 +1,23 @@
 """Writing a reranker: from its parts, or (``deas-vla export``) from a run of recipes/finetune_robocasa.py."""
 
+import gc
 import re
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
 from deas_vla.data.labels import LabelRules
 from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.observation import Observation
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, as_user_error
 from deas_vla.export.card import card
 from deas_vla.export.lerobot_files import lerobot_files
 from deas_vla.export.reranker import CRITIC, FORMAT, MANIFEST, POLICY, Reranker, sections_of_parts
-from deas_vla.export.verify import GOLDEN, Golden, write_sums
+from deas_vla.export.verify import CARD, GOLDEN, Golden, write_sums
 from deas_vla.files import atomic_path, read_json, sha256_of, write_json
 from deas_vla.improvement.best_of_n import BestOfN, require_scored
 from deas_vla.improvement.selection import CANDIDATE_NOISE, RULES, SelectionConfig
@@ -28,8 +30,8 @@ from deas_vla.versions import collect_versions
 
 # Folders are named by their last parts: where somebody keeps a run is private.
 NAMED_PARTS = 3
-# Stored frames that become golden inputs, of each data set.
-FRAMES_A_SOURCE = 4
+# Stored frames that become golden inputs: so many, or one of each data set.
+FRAMES = 4
 
 
 @dataclass
@@ -40,6 +42,10 @@ class ExportConfig:
     run: str = "outputs/lift"
     # Folder of the reranker; must not exist.
     output: str = "outputs/reranker"
+    # Repository on the Hugging Face hub, OWNER/NAME, that the export is uploaded to; empty: none.
+    push_to_hub: str = ""
+    # Whether that repository, if it is new, can be read by nobody else.
+    private: bool = True
     # Stage of the run whose policy proposes the chunks: policy, filtered_bc, advantage_weighted, and with _2 those of
     # the second iteration.
     policy: str = "policy"
@@ -78,7 +84,19 @@ def export_run(config: ExportConfig) -> Reranker:
         execute_steps=config.execute_steps or executed,
         origins=origins,
         results=read_json(report)["methods"] if report.is_file() else {},
+        keep=False,
     )
+
+
+def upload(folder: Path, repository: str, private: bool = True) -> str:
+    """Uploads an export to a repository on the Hugging Face hub, which is made if it is not there; returns its URL."""
+    from huggingface_hub import HfApi
+
+    again = f"log in with `hf auth login`, then try again: hf upload {repository} {folder}"
+    with as_user_error(f"{folder} is written, but not uploaded to {repository}; {again}"):
+        made = HfApi().create_repo(repository, private=private, exist_ok=True)
+        HfApi().upload_folder(repo_id=made.repo_id, folder_path=folder, commit_message="Upload policy")
+    return str(made)
 
 
 def stored_frames(critic: Path, contract: Contract) -> Observation:
@@ -92,9 +110,10 @@ def stored_frames(critic: Path, contract: Contract) -> Observation:
     roots = [next(filter(Path.is_dir, each), None) for each in places]
     labels = LabelRules(**report["settings"].get("more", {}).get("labels", {}))
     frames = []
-    for root in filter(None, roots):
+    roots = [root for root in roots if root]
+    for root in roots:
         episodes = read_dataset(root, contract.with_statistics(None), labels=labels, in_memory=0)[0]
-        frames += some_frames(episodes, FRAMES_A_SOURCE)
+        frames += some_frames(episodes, -(-FRAMES // len(roots)))
     if not frames:
         named = ", ".join(str(each[0]) for each in places)
         raise UserError(f"{critic}: no frames of the data that it was trained on are there ({named}); put them back")
@@ -124,6 +143,7 @@ def export_reranker(
     execute_steps: int | None = None,
     origins: dict[str, Path] | None = None,
     results: dict | None = None,
+    keep: bool = True,
 ) -> Reranker:
     """Writes a reranker, whole or not at all.
 
@@ -138,6 +158,8 @@ def export_reranker(
         execute_steps: actions of a chunk that are played; None: all that the critic scores.
         origins: ``policy`` and ``critic`` to the folders they were read from, for the manifest.
         results: method to outcome, as in ``report.json``, for the model card.
+        keep: whether the policy is left as it was given. Without it adapters are merged in place, and its weights are
+            given up before the export is read: one copy of them is in memory at a time.
 
     Raises:
         UserError: if the folder exists, the parts do not belong together, actions would be played that were never
@@ -162,17 +184,20 @@ def export_reranker(
 
     with atomic_path(folder) as temporary:
         temporary.mkdir()
-        standalone, merged = policy.standalone()
-        standalone.save(temporary / POLICY)
-        # The same tokens but for rounding, which is checked below, under the fingerprint of the merged weights.
-        scorer.bound_to(standalone.encoder_fingerprint).save(temporary / CRITIC)
-        del standalone
+        before, device = Golden.record(given, observation), next(policy.parameters()).device
+        merged = policy.save_standalone(temporary / POLICY, keep=keep)
+        if not keep:
+            policy.to("meta")  # whoever still holds it: its memory is that of the export now
+            gc.collect()
 
         # All that follows is made of what was written.
-        policy, scorer = type(policy).load(temporary / POLICY), load_scorer(temporary / CRITIC)
+        policy = type(policy).load(temporary / POLICY)
+        # The same tokens but for rounding, which is checked below, under the fingerprint of the merged weights.
+        scorer.bound_to(policy.encoder_fingerprint).save(temporary / CRITIC)
+        scorer = load_scorer(temporary / CRITIC)
         written = BestOfN(policy, num_candidates, selection.rule, scorer, selection)
-        distances = _require_same_decisions(given, written, observation)
-        Golden.record(written, observation).save(temporary / GOLDEN)
+        golden, distances = _require_same_decisions(before, written, device)
+        golden.save(temporary / GOLDEN)
         manifest = {
             "format": FORMAT,
             **sections_of_parts(policy, scorer),
@@ -189,22 +214,24 @@ def export_reranker(
         }
         for name, content in {MANIFEST: manifest, **lerobot_files(manifest)}.items():
             write_json(temporary / name, content)
-        (temporary / "README.md").write_text(card(manifest, results or {}), encoding="utf-8")
+        (temporary / CARD).write_text(card(manifest, results or {}), encoding="utf-8")
         write_sums(temporary)
     return Reranker(written, manifest)
 
 
-def _require_same_decisions(given: BestOfN, written: BestOfN, observation: Observation) -> dict[str, float]:
-    """Compares what was given with what was written, on the same processor: part to largest difference.
+def _require_same_decisions(before: Golden, written: BestOfN, device: torch.device) -> tuple[Golden, dict[str, float]]:
+    """What was written decides on the CPU, and how far it is from what was given, on its device: part to distance.
 
     Choices are not compared: two equal scores may change places by rounding.
     """
-    reranker = Reranker(written, {}).to(next(given.policy.parameters()).device)
-    before, after = (Golden.record(decider, observation) for decider in (given, written))
-    reranker.to("cpu")
-    if lines := before.differences(after, given):
+    golden = after = Golden.record(written, before.observation)
+    if device.type != "cpu":
+        reranker = Reranker(written, {}).to(device)
+        after = Golden.record(written, before.observation)
+        reranker.to("cpu")
+    if lines := before.differences(after, written):
         raise UserError(
             "the written policy does not decide as the given one does, so its adapters are not all merged or its "
             f"files not all read: {'; '.join(lines)}"
         )
-    return {name: float(distance.amax()) for name, distance in before.distances(after, given).items()}
+    return golden, {name: float(distance.amax()) for name, distance in before.distances(after, written).items()}

@@ -24,8 +24,10 @@ from deas_vla.scorers.scorer import Encoded, Scorer
 
 GOLDEN, SUMS = "golden.safetensors", "SHA256SUMS"
 IMAGE = "image."
-# What git and download tools put beside the files of a folder.
-IGNORED = (".git", ".gitattributes", ".cache")
+# The model card: for people, who edit it on a hub.
+CARD = "README.md"
+# Golden inputs that are decided together: more would take more memory than weights allow an export, fewer more time.
+TOGETHER = 2
 # More files are only counted in a message.
 MOST_LISTED = 5
 
@@ -74,11 +76,13 @@ class Golden:
     @torch.inference_mode()
     def record(cls, decider: BestOfN, observation: Observation) -> "Golden":
         """Decides on every observation, with the same calls as at any other time (design rule 1)."""
-        keys = [NoiseKey(seed=0, scene=number, sample=0, decision=0) for number in range(len(observation))]
-        choice = decider.choose(observation, keys, whole=True)
-        encoded = decider.scorer.encode(decider.policy.encode(observation), observation)
-        results = (encoded.features, choice.candidates, choice.scores, choice.value, choice.index)
-        return cls(observation, decider.policy.contract.fingerprint, *(each.cpu() for each in results))
+        parts = []
+        for rows in torch.arange(len(observation)).split(TOGETHER):
+            keys = [NoiseKey(seed=0, scene=number, sample=0, decision=0) for number in rows.tolist()]
+            choice = decider.choose(observation[rows.tolist()], keys, whole=True)
+            parts.append((choice.features, choice.candidates, choice.scores, choice.value, choice.index))
+        results = (torch.cat(column).cpu() for column in zip(*parts, strict=True))
+        return cls(observation, decider.policy.contract.fingerprint, *results)
 
     @torch.inference_mode()
     def rescored(self, scorer: Scorer) -> Tensor:
@@ -187,7 +191,7 @@ def load_checked(folder: Path) -> tuple[int, Reranker, Golden]:
 
 
 def write_sums(folder: Path) -> None:
-    """Writes SHA256SUMS: one line for every file of a folder, as ``sha256sum --check`` reads it."""
+    """Writes SHA256SUMS: a line for every file but the card and hidden ones, as ``sha256sum --check`` reads it."""
     with atomic_path(folder / SUMS) as temporary:
         temporary.write_text(_sums(folder), encoding="utf-8")
 
@@ -196,6 +200,8 @@ def check_sums(folder: Path) -> int:
     """How many files a folder has; a UserError if some are missing, changed, or not listed in SHA256SUMS."""
     with as_user_error(f"{folder / SUMS} cannot be read; is {folder} a reranker made by deas-vla export?"):
         text = (folder / SUMS).read_bytes().decode("utf-8", "surrogateescape")
+    # Earlier exports list the card, too.
+    text = "\n".join(line for line in text.split("\n") if line[66:] != CARD)
     sums = _sums(folder)
     if text != sums:
         stated, found = (
@@ -212,10 +218,14 @@ def check_sums(folder: Path) -> int:
 
 
 def _sums(folder: Path) -> str:
-    """What SHA256SUMS should say, of every file but itself, in order."""
+    """What SHA256SUMS should say, in order, of every file but itself, the card and what is hidden.
+
+    Desktops, notebooks, git and download tools add hidden files, and nothing reads them.
+    """
     from tqdm import tqdm
 
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    names = [name for name in names if name != SUMS and name.partition("/")[0] not in IGNORED]
+    names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    names = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
+    names = [name for name in names if name not in (SUMS, CARD)]
     progress = tqdm(names, desc="SHA-256", unit="file", delay=2, leave=False)
     return "".join(f"{sha256_of(folder / name)}  {name}\n" for name in progress)

@@ -31,6 +31,7 @@ class Choice:
     value: Tensor | None  # (B,) V; None without a critic
     returns: Tensor | None = None  # (B, N) Monte-Carlo returns of candidates that were played out (the oracle)
     whole: Tensor | None = None  # (B, H, A) the chosen chunks, where of the candidates only the beginning was sampled
+    features: Tensor | None = None  # (B, F) what the critic saw of the observations; None without a critic
 
     @property
     def commands(self) -> Tensor:
@@ -93,16 +94,16 @@ class BestOfN:
         candidates = self._commands(context, noise, steps)
         if prefix is not None:
             candidates = prefix_consistent(candidates, prefix, self.policy.contract)
-        q_values = scores = value = None
+        q_values = scores = value = features = None
         compared = candidates
         if self.scorer is not None:
             encoded = self.scorer.encode(context, observation)
             q_values = self.scorer.checked_q_values(encoded, self.scorer.chunks(candidates))
-            scores, value = self.scorer.aggregate(q_values), self.scorer.value(encoded)
+            scores, value, features = self.scorer.aggregate(q_values), self.scorer.value(encoded), encoded.features
             # Chunks that are alike where they were scored are alike.
             compared = candidates[:, :, : self.scorer.horizon]
         index = select(self.selection, self.rule, q_values, compared, keys, scores)
-        choice = Choice(candidates, index, scores, value)
+        choice = Choice(candidates, index, scores, value, features=features)
         if steps < self.policy.horizon:
             chosen = noise[torch.arange(len(index), device=device), index][:, None]
             choice.whole = self._commands(context, chosen, self.policy.horizon)[:, 0]

@@ -21,7 +21,7 @@ from deas_vla.data.lerobot import IMAGES
 from deas_vla.data.observation import Context, Observation
 from deas_vla.errors import UserError
 from deas_vla.files import atomic_path, write_json
-from deas_vla.policies.lora import LoraConfig, Merged, add_adapters, merge_adapters
+from deas_vla.policies.lora import LoraConfig, Merged, adapted_layers, add_adapters, merge_adapters
 
 TYPE_FILE = "policy_type.json"
 
@@ -42,6 +42,7 @@ class ChunkPolicy(nn.Module, ABC):
         autocasts: whether it computes in bfloat16 whatever its weights are: replays then differ by more.
         any_noise_scale: whether noise may be scaled by other numbers than 0 and 1, see `require_noise_scale`.
         causal: whether no step of a chunk depends on later ones: `sample_first` is then cheaper than `sample`.
+        standalone_settings: of `write`, so that it writes all weights, also those of a checkpoint it was built on.
     """
 
     contract: Contract
@@ -52,6 +53,7 @@ class ChunkPolicy(nn.Module, ABC):
     autocasts: bool = False
     any_noise_scale: bool = True
     causal: bool = False
+    standalone_settings: ClassVar[dict[str, bool]] = {}
 
     @abstractmethod
     def encode(self, observation: Observation) -> Context:
@@ -122,10 +124,15 @@ class ChunkPolicy(nn.Module, ABC):
         """Camera of the contract to its key in LeRobot's observations."""
         return {camera.name: IMAGES + camera.name for camera in self.contract.cameras}
 
-    def standalone(self) -> tuple["ChunkPolicy", Merged]:
-        """A copy in evaluation mode that is saved whole: adapters merged, no checkpoint that it refers to."""
-        copied = copy.deepcopy(self).eval()
-        return copied, merge_adapters(copied)
+    def save_standalone(self, folder: str | Path, keep: bool = True) -> Merged:
+        """Writes the policy whole, as `save` does: adapters merged, no checkpoint that it refers to.
+
+        `keep`: adapters, if it has any, are merged in a copy; without it they are merged in place.
+        """
+        policy = copy.deepcopy(self) if keep and adapted_layers(self) else self
+        merged = merge_adapters(policy)
+        policy.save(folder, **self.standalone_settings)
+        return merged
 
     def save(self, folder: str | Path, **settings: Any) -> None:
         """Writes the policy to a folder, whole or not at all; `load_policy` (registry.py) reads it."""

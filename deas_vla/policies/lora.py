@@ -83,17 +83,21 @@ def freeze_unused(policy: nn.Module, loss: Tensor) -> None:
         parameter.requires_grad_(gradient is not None)
 
 
+def adapted_layers(module: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Names and layers inside a module that have an adapter of `peft`."""
+    if "peft" not in sys.modules:
+        return []
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return [(name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]
+
+
 def merge_adapters(module: nn.Module) -> Merged:
-    """Folds every adapter of `peft` inside a module, if there are any, into the layer it adapts, in place.
+    """Folds every adapter inside a module, if there are any, into the layer it adapts, in place, one after another.
 
     Refuses adapters of which not one changes a weight: merging would quietly give the base model.
     """
-    if "peft" not in sys.modules:
-        return Merged(0, 0)
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    adapted = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, BaseTunerLayer)]
-    changed, lost = 0, 0.0
+    adapted, changed, lost = adapted_layers(module), 0, 0.0
     for name, layer in adapted:
         base = layer.get_base_layer()
         before = {key: tensor.clone() for key, tensor in base.state_dict().items()}

@@ -25,6 +25,7 @@ from deas_vla.policies.lerobot.adapter import ADAPTER_CONFIG, adapted_base, with
 from deas_vla.policies.lerobot.base import ADAPTERS, Adapter, join, repeated
 from deas_vla.policies.lerobot.standalone import CONFIG, PREPROCESSOR, find_parts, make_standalone, without_weights
 from deas_vla.policies.registry import register_policy
+from deas_vla.policies.weights import read_module, uninitialised
 
 # How what is in a context's extras is called; the sampler's own memory has this before its names.
 RAW_STATE, MEMORY = "raw_state", "memory."
@@ -222,8 +223,7 @@ class LeRobotPolicy(ChunkPolicy):
             overrides = {"device_processor": {"device": config.device}, **find_parts(config, folder)}
             config.use_peft = False
             with without_weights(folder):
-                policy = get_policy_class(config.type).from_pretrained(origin, config=config, local_files_only=True)
-            _require_loaded(policy, origin / WEIGHTS)
+                policy = _read_policy(get_policy_class(config.type), config, origin)
             if origin != folder:
                 policy = with_adapter(policy, folder)
             processors = make_pre_post_processors(config, str(folder), preprocessor_overrides=overrides)
@@ -289,6 +289,19 @@ def _adapter_class(policy: nn.Module, feature: str | None) -> type[Adapter]:
         fix = "name the module that encodes its images, as the critic's feature"
         raise UserError(f"the policy is of kind '{kind}', and there are adapters for {known}; {fix}")
     return ADAPTERS.get(kind)
+
+
+def _read_policy(policy_class: type[nn.Module], config, folder: Path) -> nn.Module:
+    """LeRobot's policy with the weights of a folder; those of today's names are read with one copy in memory."""
+    if config.type in ADAPTERS.names():
+        with uninitialised():
+            policy = policy_class(config)
+        if read_module(policy, folder / WEIGHTS):
+            return policy.to(config.device).eval()
+        del policy
+    policy = policy_class.from_pretrained(folder, config=config, local_files_only=True)
+    _require_loaded(policy, folder / WEIGHTS)
+    return policy
 
 
 def _require_loaded(policy: nn.Module, path: Path) -> None:

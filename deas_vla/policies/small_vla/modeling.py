@@ -8,13 +8,14 @@ model.safetensors    every weight that is not in a checkpoint of its own
 backbone/            the backbone's configuration, tokenizer and image processor
 """
 
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from deas_vla.config import from_json, to_json
@@ -31,6 +32,7 @@ from deas_vla.policies.small_vla.action_head import ActionHead
 from deas_vla.policies.small_vla.backbone import ContextEncoder, build_backbone
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.policies.small_vla.processing import PromptProcessor
+from deas_vla.policies.weights import read_into, uninitialised
 
 FORMAT = "deas_vla SmallVLAPolicy 2"
 WEIGHTS, CONFIG, CONTRACT, BACKBONE = "model.safetensors", "config.json", "contract.json", "backbone"
@@ -45,6 +47,7 @@ class SmallVLAPolicy(ChunkPolicy):
     """
 
     Config = SmallVLAConfig
+    standalone_settings: ClassVar[dict[str, bool]] = {"standalone": True}
     feature_source = "the tokens that the action head attends to, after the backbone's last layer that is kept"
 
     def __init__(
@@ -120,7 +123,9 @@ class SmallVLAPolicy(ChunkPolicy):
         learnt = self.backbone.base_hash and any(".lora_" in name for name, _ in self.backbone.named_parameters())
         merged = super().merge_lora()
         if learnt:
-            self._store_backbone()
+            # From here on it is saved as a fully tuned one, with all its weights.
+            self.config = replace(self.config, tune="full")
+            self.backbone.base_hash = None
         return merged
 
     def checkpoint_activations(self) -> None:
@@ -153,23 +158,18 @@ class SmallVLAPolicy(ChunkPolicy):
             "tune": self.config.tune,
         }
 
-    def standalone(self) -> tuple["SmallVLAPolicy", Merged]:
-        copied, merged = super().standalone()
-        copied._store_backbone()
-        return copied, merged
-
-    def _store_backbone(self) -> None:
-        """From here on it is saved as a fully tuned one, with all its weights."""
-        self.config = replace(self.config, tune="full")
-        self.backbone.base_hash = None
-
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, standalone: bool = False) -> None:
+        """Writes all but the weights of a checkpoint that the backbone is read from; `standalone`: those, too."""
         weights = self.state_dict()
-        stored = {name: weights[name].detach().cpu().contiguous() for name in self._stored()}
+        names = weights if standalone else self._stored()
+        stored = {name: weights[name].detach().cpu().contiguous() for name in names}
         save_file(stored, folder / WEIGHTS)
         self.backbone.model.config.save_pretrained(folder / BACKBONE)
         self.processor.save_pretrained(folder / BACKBONE)
-        settings = {"format": FORMAT, "backbone_hash": self.backbone.base_hash, "policy": to_json(self.config)}
+        # As a fully tuned one, which stores all its weights.
+        config = replace(self.config, tune="full") if standalone else self.config
+        base_hash = None if standalone else self.backbone.base_hash
+        settings = {"format": FORMAT, "backbone_hash": base_hash, "policy": to_json(config)}
         write_json(folder / CONFIG, settings)
         write_json(folder / CONTRACT, self.contract.to_json())
 
@@ -183,7 +183,9 @@ class SmallVLAPolicy(ChunkPolicy):
         stored = Contract.from_json(read_json(folder / CONTRACT), folder / CONTRACT)
         if contract is not None:
             stored.require_same(contract, f"policy {folder}", "what it is used for")
-        policy = cls(config, stored, folder=folder / BACKBONE)
+        # A backbone that is only referred to is read by its own checkpoint's reader.
+        with nullcontext() if config.backbone and config.tune != "full" else uninitialised():
+            policy = cls(config, stored, folder=folder / BACKBONE)
         given, found = settings["backbone_hash"], policy.backbone.base_hash
         if given != found:
             raise UserError(
@@ -192,13 +194,11 @@ class SmallVLAPolicy(ChunkPolicy):
             )
         path, state = folder / WEIGHTS, policy.state_dict()
         with as_user_error(f"{path}: missing, cut off or damaged; save the policy again", SafetensorError):
-            weights = load_file(path)
-        wanted, there = {n: state[n].shape for n in policy._stored()}, {n: t.shape for n, t in weights.items()}
-        if wrong := sorted({name for name, _ in wanted.items() ^ there.items()}):
+            wrong = read_into({name: state[name] for name in policy._stored()}, path)
+        if wrong:
             raise UserError(
                 f"{path}: {len(wrong)} weights do not fit the settings in {CONFIG} beside it, the first is {wrong[0]}"
             )
-        policy.load_state_dict(weights, strict=False)
         return policy.eval()
 
     def _stored(self) -> list[str]:
