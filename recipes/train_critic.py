@@ -51,7 +51,7 @@ from deas_vla.training.data_check import AuditMode, audit_data
 from deas_vla.training.image_encoder import train_image_encoder
 from deas_vla.training.loop import TrainingConfig, make_accelerator, my_share, train
 from deas_vla.training.presets import preset
-from deas_vla.training.stages import numbered, run_stage
+from deas_vla.training.stages import FEATURES, numbered, run_stage
 
 
 @dataclass
@@ -171,7 +171,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
         held_out = split_by_episode(episodes, config.held_out, config.seed)
         accelerator.print(split_text(episodes, held_out))
 
-        cache_folder = Path(config.cache) if config.cache else folder / "features"
+        cache_folder = Path(config.cache) if config.cache else folder / FEATURES
         # The backbone runs here, once for each stored frame, and never again.
         cache = FeatureCache(cache_folder, policy, frames, config.features)
         pooled = filled(accelerator, cache, "features")

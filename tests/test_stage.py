@@ -51,6 +51,14 @@ def test_other_settings_are_refused_with_the_difference(stage):
         stage(settings={"steps": 5, "critic": {"expectile": 0.9}})
 
 
+def test_a_stage_with_features_of_hours_is_not_to_be_deleted_for_other_settings(stage, tmp_path):
+    stage("critic")
+    (tmp_path / "critic" / "features").mkdir()
+    with pytest.raises(UserError, match="to keep the features that are there") as caught:
+        stage("critic", {"steps": 6})
+    assert f"--cache={tmp_path / 'critic' / 'features'}" in str(caught.value) and "delete" not in str(caught.value)
+
+
 @dataclass
 class Small:
     """A stage's settings."""

@@ -21,6 +21,8 @@ from deas_vla.training.checkpoint import CHECKPOINT
 
 DONE = "stage.json"
 SETTINGS = "settings.json"
+# Where a critic's stage keeps what hours of encoding made, if nothing else is said.
+FEATURES = "features"
 
 
 def run_stage(
@@ -202,8 +204,8 @@ def _require_same(folder: Path, file: str, record: dict, config: Any) -> dict:
         marks = there.get(kind, {})
         changed += [f"{what} {n} has changed" for n, mark in record[kind].items() if marks.get(n, mark) != mark]
     if changed:
-        raise UserError(
-            f"{folder} was made with other settings ({'; '.join(changed)}); "
-            "choose another --output, or delete that folder to make it anew"
-        )
+        fix = "choose another --output, or delete that folder to make it anew"
+        if (folder / FEATURES).is_dir():
+            fix = f"choose another --output, with --cache={folder / FEATURES} to keep the features that are there"
+        raise UserError(f"{folder} was made with other settings ({'; '.join(changed)}); {fix}")
     return there
