@@ -12,6 +12,7 @@ from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import stage_report
 from recipes import collect_rollouts, evaluate
 from recipes.evaluate import EvaluationConfig
+from studies.ogbench.train import source_of
 
 pytestmark = pytest.mark.unit
 
@@ -61,3 +62,13 @@ def test_an_evaluation_records_what_it_played_and_tells_what_was_not_scored(
     assert evaluated(tmp_path, monkeypatch, line, scored) == {"execute_steps": HORIZON}
     line = "the critic scores the first 2 of the 4 actions that are played of a chunk; --evaluation.execute_steps=2"
     assert (line in capsys.readouterr().out) == told
+
+
+def test_data_of_ogbench_are_told_apart_by_their_content(tmp_path):
+    """Another file of the same name and size was taken for the one that an agent was trained on (defect)."""
+    files = [tmp_path / folder / "cube-single-play-v0.npz" for folder in ("one", "two")]
+    for number, file in enumerate(files):
+        file.parent.mkdir()
+        file.write_bytes(bytes([number]) * 100)
+    marks = [source_of(file, seed=0) for file in files]
+    assert marks[0]["data"] == marks[1]["data"] and marks[0] != marks[1] == source_of(files[1], seed=0)

@@ -1,6 +1,7 @@
 """From the folders that a run leaves to a verified reranker, by the command that a user types."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,14 @@ def test_export_verify_inspect(run, tmp_path, capsys):
         ]
         ((episode, row),) = places
         assert np.array_equal(episode.states[episode.frame_steps[row]], state.numpy())
+
+
+def test_of_a_policy_of_shorter_chunks_than_the_evaluation_asked_for_all_is_played(run, tmp_path):
+    """`execute_steps=16 must be 1 to 8`, though no flag said 16 (defect)."""
+    copy = shutil.copytree(run, tmp_path / "run")
+    finished(copy / "evaluation", {"evaluation": {"execute_steps": 16}})
+    assert cli.main(["export", f"--run={copy}", f"--output={tmp_path / 'reranker'}", "--selection.rule=first"]) == 0
+    assert Reranker.load(tmp_path / "reranker").execute_steps == 4
 
 
 def test_a_flag_chooses_the_improved_policy_and_the_numbers_of_the_rule(run, tmp_path):

@@ -19,6 +19,7 @@ from torch import Tensor
 from deas_vla.config import to_json
 from deas_vla.critic.critic import CriticConfig
 from deas_vla.errors import UserError
+from deas_vla.files import file_identity
 from deas_vla.improvement.selection import RULES
 from deas_vla.launch import run_recipe
 from deas_vla.training.loop import TrainingConfig, make_accelerator, my_share, step_generator, train
@@ -132,6 +133,11 @@ class OGBenchConfig:
                 raise UserError(f"--play.methods={name}: {self.agent} has no critic to choose by; leave it at first-1")
 
 
+def source_of(file: Path, seed: int) -> dict:
+    """What everything that is trained on a data set depends on: its name, its content, and the seed."""
+    return {"data": file.name, "data_identity": file_identity(file), "seed": seed}
+
+
 def ogbench(accelerator: Accelerator, config: OGBenchConfig) -> Path:
     """Data, behaviour policy, agent, evaluation; returns the folder of the agent's run."""
     task = OGBenchTask.parse(config.task)
@@ -144,7 +150,7 @@ def ogbench(accelerator: Accelerator, config: OGBenchConfig) -> Path:
     facts = task_facts(task, transitions, getattr(own, "critic", None))
     runs = Path(config.output) / task.dataset.removesuffix("-v0") / f"seed-{config.seed}"
     folder = runs / f"task{task.number}" / (config.variant or config.agent)
-    source = {"data": file.name, "data_bytes": file.stat().st_size, "seed": config.seed}
+    source = source_of(file, config.seed)
 
     agent: Agent
     if config.agent == "filtered_bc":
