@@ -130,7 +130,9 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
         datasets = {str(inputs[name] / DATASET): RECORDED for name in ("demonstrations", *rollouts) if name in inputs}
         datasets |= dict.fromkeys(config.more.folders, config.more.labels)
         checked = audit_data(accelerator, datasets, config.audit)
-        data, contract = {}, None
+        policy = load_policy(inputs["start_from"] / "policy") if "start_from" in inputs else None
+        # Columns, cameras and statistics of a policy that is there already are those of its data, too.
+        data, contract = {}, policy and policy.contract
         for name in ("demonstrations", *rollouts):
             if name in inputs:
                 data[str(inputs[name])], own, _ = read(inputs[name], contract)
@@ -143,8 +145,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
         if contract.statistics is None:
             contract = contract.with_statistics(statistics_of(episodes))
         torch.manual_seed(config.seed)
-        if "start_from" in inputs:
-            policy = load_policy(inputs["start_from"] / "policy", contract)
+        if policy is not None:
             if config.freeze_encoder:
                 policy.freeze_encoder()
             if config.lora.on != "nothing":

@@ -43,9 +43,6 @@ def start(what: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> i
             runpy.run_module(what, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         return end.code or 0
-    finally:
-        # As in a process of its own: LeRobot's and ours ask accelerate for different things.
-        AcceleratorState._reset_state(reset_partial_state=True)
     return 0
 
 
@@ -60,5 +57,7 @@ def run_guide(name: str, small: dict[str, str], monkeypatch: pytest.MonkeyPatch,
             yield words
             more = shlex.split(small.get(what) or small.get(f"{what} {arguments[0]}", ""))
             status = start(what, [*arguments, *more], monkeypatch)
+            # As in a process of its own: LeRobot's and ours ask accelerate for different things.
+            AcceleratorState._reset_state(reset_partial_state=True)
             # That of the audit says whether the data are fit, that of the doctor whether all is installed.
             assert status == 0 or arguments[0] in ("doctor", "audit"), f"{name}: {shlex.join(words)}"

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import subprocess
 import sys
 from pathlib import Path
 
@@ -23,7 +22,6 @@ from deas_vla.improvement.selection import SelectionConfig
 # A busy machine takes minutes to start LeRobot.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200)]
 RULE = SelectionConfig(rule="best")
-COMMAND = Path(sys.executable).with_name("lerobot-eval")
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +61,6 @@ def arguments(place: Path, policy: str, output: str, *flags: str) -> list[str]:
     ]  # fmt: skip
 
 
-def evaluate(place: Path, policy: str, output: str) -> subprocess.CompletedProcess:
-    """LeRobot's command itself, in a process of its own: 20 s of importing, so only once."""
-    environment = os.environ | {
-        "PYTHONPATH": f"{place / 'plugins'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}",
-        "DOT_LOG": str(place / f"{output}.jsonl"),
-        "HF_HOME": str(place / "home"),
-    }
-    return subprocess.run(
-        [str(COMMAND), *arguments(place, policy, output)], env=environment, cwd=place,
-        capture_output=True, text=True, check=False, timeout=500,
-    )  # fmt: skip
-
-
 @pytest.fixture
 def evaluate_here(place, monkeypatch):
     """LeRobot's command in this process: its `main`, which looks for plug-ins and reads the flags."""
@@ -97,9 +82,8 @@ def played(place: Path, output: str) -> list[dict]:
     return [json.loads(line) for line in (place / f"{output}.jsonl").read_text().splitlines()]
 
 
-def test_lerobot_eval_plays_what_the_reranker_chooses(place):
-    done = evaluate(place, "groot", "first")
-    assert done.returncode == 0, done.stderr[-3000:]
+def test_lerobot_eval_plays_what_the_reranker_chooses(place, evaluate_here):
+    evaluate_here("groot", "first")
     info = json.loads((place / "first" / "eval_info.json").read_text())
     assert info["overall"]["n_episodes"] == 2
     steps = played(place, "first")
