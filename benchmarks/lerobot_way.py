@@ -80,10 +80,12 @@ def prepare(folder: Path) -> None:
     calibration_file(folder)
     write_environment(folder, "so101_toy", CAMERAS, len(JOINTS), len(JOINTS), IMAGE)
     # LeRobot finds a camera without a lens by the name of its distribution.
-    told = folder / "lerobot_camera_pattern-0.1.dist-info"
-    told.mkdir()
-    (folder / "lerobot_camera_pattern.py").write_text("import so101_example\n")
-    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: lerobot_camera_pattern\nVersion: 0.1\n")
+    metadata = folder / "lerobot_camera_pattern-0.1.dist-info"
+    metadata.mkdir()
+    (folder / "lerobot_camera_pattern.py").write_text("import so101_example\n", encoding="utf-8")
+    (metadata / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: lerobot_camera_pattern\nVersion: 0.1\n", encoding="utf-8"
+    )
 
 
 def measured(words: list[str], folder: Path) -> dict[str, float]:
@@ -132,8 +134,10 @@ def main() -> None:
             program = " ".join(named[:2] if named[0] == "deas-vla" else named[:1])
             done = folder / f"{len(found)}.json"
             if not done.is_file():
-                done.write_text(json.dumps(measured([*words, *shlex.split(few.get(program, ""))], folder)))
-            found[f"{len(found)} {program}"] = numbers = json.loads(done.read_text())
+                done.write_text(
+                    json.dumps(measured([*words, *shlex.split(few.get(program, ""))], folder)), encoding="utf-8"
+                )
+            found[f"{len(found)} {program}"] = numbers = json.loads(done.read_text(encoding="utf-8"))
             print(program, *(f"{value:.1f} {unit}" for unit, value in numbers.items()), flush=True)
     for program, numbers in found.items():
         print(f"{program:32s}" + "".join(f"{value:10.1f} {unit}" for unit, value in numbers.items()))
