@@ -15,6 +15,7 @@ and `lerobot`. Images of a data set that take more than 1 GiB stay on disk. In t
 (studies/results/demo.json); a backbone of GR00T's size needs a GPU, or LoRA (docs/policies.md).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -43,6 +44,7 @@ from deas_vla.rollouts.scenes import record_scenes
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.critic import CandidateCache, encode_frames, filled
 from deas_vla.training.data_check import AuditMode, audit_data
+from deas_vla.training.estimate import announce, training_needs
 from deas_vla.training.imitation import (
     AdvantageWeighting,
     Examples,
@@ -115,6 +117,8 @@ class FinetunePolicyConfig:
     training: ImitationConfig = field(default_factory=ImitationConfig)
     # How advantages become weights; only for advantage_weighted.
     weighting: AdvantageWeighting = field(default_factory=AdvantageWeighting)
+    # Say what the training would take of disk, memory and time, and end.
+    dry_run: bool = incidental(False)
 
     def __post_init__(self):
         require_ranges(self, "", {"at least 0": "seed"})
@@ -139,7 +143,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
                 contract = contract or own
         parts, contract = read_mixture(config.more, contract)
         data |= dict(zip(config.more.folders, parts, strict=True))
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not config.dry_run:
             record_scenes(folder, data)
         episodes = [episode for part in data.values() for episode in part]
         if contract.statistics is None:
@@ -155,23 +159,28 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
         policy.to(accelerator.device)
         frames = FrameTable.of(episodes)
         recorded = build_chunks(episodes, contract, horizon=policy.horizon)
-        batches = imitation_batches(
-            accelerator,
-            frames,
-            what_to_imitate(accelerator, config, inputs, policy, frames, recorded, folder),
-            config.training,
-            flow_samples=config.training.flow_samples,
-            max_shift=config.training.max_shift,
-            seed=config.seed,
-        )
+        workers = spare_workers(accelerator.num_processes) if frames.on_disk else 0
+
+        def batches_of(examples: Examples) -> Callable[[int], tuple]:
+            settings = {"flow_samples": config.training.flow_samples, "max_shift": config.training.max_shift}
+            return imitation_batches(accelerator, frames, examples, config.training, seed=config.seed, **settings)
+
+        # Whatever is imitated, a step takes the same.
+        any_batch = batches_of(Examples.recorded(recorded, torch.ones(len(recorded))))
         if config.lora.on != "nothing":
-            freeze_unused(policy, first_loss(policy, batches))
+            freeze_unused(policy, first_loss(policy, any_batch))
         if config.training.activation_checkpointing:
             policy.checkpoint_activations()
+        needs = training_needs(
+            accelerator, folder.name, FlowImitation(policy), any_batch, config.training, "training",
+            workers=workers, otherwise="" if config.lora.on != "nothing" else "--lora.on=both",
+        )  # fmt: skip
+        if not announce(accelerator, folder, [needs], config.dry_run):
+            return None
+        examples = what_to_imitate(accelerator, config, inputs, policy, frames, recorded, folder)
         train(
-            accelerator, FlowImitation(policy), batches, config.training, folder,
-            name=folder.name, seed=config.seed,
-            workers=spare_workers(accelerator.num_processes) if frames.on_disk else 0,
+            accelerator, FlowImitation(policy), batches_of(examples), config.training, folder,
+            name=folder.name, seed=config.seed, workers=workers,
         )  # fmt: skip
         if accelerator.is_main_process:
             if config.lora.on != "nothing":

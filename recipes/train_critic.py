@@ -47,7 +47,9 @@ from deas_vla.training.critic import (
     stored_features,
     validation,
 )
+from deas_vla.training.critic_estimate import critic_needs
 from deas_vla.training.data_check import AuditMode, audit_data
+from deas_vla.training.estimate import announce
 from deas_vla.training.image_encoder import train_image_encoder
 from deas_vla.training.loop import TrainingConfig, make_accelerator, my_share, train
 from deas_vla.training.presets import preset
@@ -114,6 +116,8 @@ class TrainCriticConfig:
     mix: MixConfig = field(default_factory=MixConfig)
     # The optimisation.
     training: TrainingConfig = field(default_factory=lambda: preset("default").training)
+    # Say what each part would take of disk, memory and time, and end.
+    dry_run: bool = incidental(False)
 
     def __post_init__(self):
         ranges = {"at least 1": "policy_chunks", "at least 0": "seed policy_noise_scale"}
@@ -151,7 +155,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
         parts = [read(inputs[name], policy.contract)[0] for name in stages]
         weights = [1.0] * len(parts) + config.more.weight_of_each
         parts += read_mixture(config.more, policy.contract)[0]
-        if accelerator.is_main_process:
+        if accelerator.is_main_process and not config.dry_run:
             names = [*(str(inputs[name]) for name in stages), *config.more.folders]
             record_scenes(folder, dict(zip(names, parts, strict=True)))
         episodes = [episode for part in parts for episode in part]
@@ -172,8 +176,14 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
         accelerator.print(split_text(episodes, held_out))
 
         cache_folder = Path(config.cache) if config.cache else folder / FEATURES
-        # The backbone runs here, once for each stored frame, and never again.
         cache = FeatureCache(cache_folder, policy, frames, config.features)
+        needs = critic_needs(
+            accelerator, cache, config.image_encoder, config.image_encoder_training, scorer_class, critic_config,
+            config.training, config.policy_chunks,
+        )  # fmt: skip
+        if not announce(accelerator, folder, needs, config.dry_run):
+            return None
+        # The backbone runs here, once for each stored frame, and never again.
         pooled = filled(accelerator, cache, "features")
         seen = torch.from_numpy(~held_out)[frames.episode]
         projection = fit_projection(pooled, config.features.dim, among=torch.where(seen)[0])

@@ -58,9 +58,14 @@ def test_a_policy_and_a_critic_from_recordings_alone(dataset, tmp_path, capsys):
     assert policy.contract.statistics is not None
     assert cli.main(["audit", str(dataset), f"--against={tmp_path}/policy"]) == 0
     assert "success: 3 of 6" in capsys.readouterr().out
-    learn(
-        f"--more.folders={dataset}", f"--policy={tmp_path}/policy", f"--output={tmp_path}/critic", "--held_out=0.4"
-    )  # fmt: skip
+    flags = [f"--more.folders={dataset}", f"--policy={tmp_path}/policy", f"--output={tmp_path}/critic"]
+    capsys.readouterr()
+    learn(*flags, "--dry_run")
+    said = capsys.readouterr().out
+    for stage in ("needs about", "features ", "image encoder ", "critic ", "there is "):
+        assert f"\n{stage}" in said, stage
+    assert not (tmp_path / "critic").exists()
+    learn(*flags, "--held_out=0.4")
     assert json.loads((tmp_path / "critic" / "validation.json").read_text())["data"]["options"] > 0
 
     # And whether the critic is any good, by the episodes that it was not trained on: too few here, and it says so.

@@ -93,9 +93,14 @@ class FrameCache:
                 save_file(content, temporary, metadata={"fingerprint": self._keys[number]})
 
     @property
+    def missing(self) -> Tensor:
+        """(M,) int64 rows of the frames that are not there yet."""
+        return torch.cat([torch.arange(0), *(rows for _, rows, path in self._blocks() if not path.is_file())])
+
+    @property
     def filled(self) -> bool:
         """Whether nothing is missing."""
-        return all(path.is_file() for _, _, path in self._blocks())
+        return not len(self.missing)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """The content at these rows, (B,) int64, read from the disk; UserError if a block is missing or broken."""

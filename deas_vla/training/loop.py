@@ -183,7 +183,9 @@ def train(
         for part in range(parts):
             rows = slice(part * share, (part + 1) * share)
             with accelerator.accumulate(wrapped):
-                loss, metrics = wrapped(*send_to_device(_rows(batch, rows) if parts > 1 else batch, accelerator.device))
+                loss, metrics = wrapped(
+                    *send_to_device(rows_of(batch, rows) if parts > 1 else batch, accelerator.device)
+                )
                 accelerator.backward(loss)
             results.append({"loss": loss.detach(), **metrics})
         norm = accelerator.clip_grad_norm_(parameters, config.gradient_clip or math.inf)
@@ -231,9 +233,9 @@ def progress_bar(accelerator: Accelerator, total: int, name: str, **settings) ->
     return tqdm(total=total, desc=name, dynamic_ncols=True, disable=hidden, **settings)
 
 
-def _rows(batch: Any, rows: slice) -> Any:
+def rows_of(batch: Any, rows: slice) -> Any:
     """The same rows of everything in a batch."""
-    return [_rows(item, rows) for item in batch] if isinstance(batch, tuple | list) else batch[rows]
+    return [rows_of(item, rows) for item in batch] if isinstance(batch, tuple | list) else batch[rows]
 
 
 def _means(accelerator: Accelerator, window: list[dict[str, Tensor]]) -> dict[str, float]:

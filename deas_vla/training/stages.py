@@ -3,6 +3,7 @@
 import dataclasses
 import os
 import resource
+import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -14,8 +15,9 @@ from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
 from deas_vla.config import flat, outcome_settings, to_json
-from deas_vla.errors import UserError
+from deas_vla.errors import UserError, is_out_of_memory
 from deas_vla.files import folder_identity, read_json, sha256_of, write_json
+from deas_vla.launch import FITS_WITH
 from deas_vla.registry import PLUGINS
 from deas_vla.training.checkpoint import CHECKPOINT
 
@@ -23,6 +25,8 @@ DONE = "stage.json"
 SETTINGS = "settings.json"
 # Where a critic's stage keeps what hours of encoding made, if nothing else is said.
 FEATURES = "features"
+# What a stage was said to take when it began.
+ESTIMATE = "estimate.json"
 
 
 def run_stage(
@@ -59,6 +63,9 @@ def run_stage(
         "data": {folder: folder_identity(Path(folder)) for folder in data},
         "code": {file: sha256_of(Path(file)) for file in _plugin_files(config)},
     }
+    if getattr(config, "dry_run", False):  # says what it would take, and writes nothing
+        work(folder)
+        return
     with lock_for_run(accelerator, folder):
         if (folder / DONE).is_file():
             _require_same(folder, DONE, record, config)
@@ -69,7 +76,9 @@ def run_stage(
         if accelerator.is_main_process:
             if (folder / SETTINGS).is_file():
                 attempts += _require_same(folder, SETTINGS, record, config)["attempts"]
-                accelerator.print(f"{folder.name}: goes on where it was interrupted")
+                fix = _memory_fix(folder)
+                killed = f"; if memory ran out (signal 9), {fix}" if fix else ""
+                accelerator.print(f"{folder.name}: goes on where it was interrupted{killed}")
             write_json(folder / SETTINGS, record | {"attempts": attempts})
             accelerator.print(f"{folder.name} …")
         accelerator.wait_for_everyone()
@@ -79,9 +88,12 @@ def run_stage(
                 facts = work(folder)
         except UserError:
             # What was refused before it made anything must not stand in the way of the next try.
-            if accelerator.is_main_process and [path.name for path in folder.iterdir()] == [SETTINGS]:
-                (folder / SETTINGS).unlink()
-                folder.rmdir()
+            if accelerator.is_main_process and {path.name for path in folder.iterdir()} <= {SETTINGS, ESTIMATE}:
+                shutil.rmtree(folder)
+            raise
+        except Exception as error:
+            if is_out_of_memory(error) and (fix := _memory_fix(folder)):
+                error.add_note(f"{FITS_WITH}{fix}")
             raise
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
@@ -99,6 +111,11 @@ def run_stage(
             peak = record["peak_memory_bytes"] / 2**30
             accelerator.print(f"{folder.name}: {record['seconds']:.0f} s, memory at most {peak:.1f} GiB")
         accelerator.wait_for_everyone()
+
+
+def _memory_fix(folder: Path) -> str:
+    """What takes less memory, by what was estimated when the stage began; "" if nothing was."""
+    return read_json(folder / ESTIMATE)["fix"] if (folder / ESTIMATE).is_file() else ""
 
 
 def stage_report(folder: Path) -> dict:
