@@ -19,8 +19,8 @@ from deas_vla.files import WRITING
 # Begins the note on an error of a stage that says what to change when memory runs out.
 FITS_WITH = "what takes less memory: "
 # How long a process other than the first waits before it reports an error: mostly the first one has met the same
-# error, reports it and ends, and the launcher then ends the others.
-OTHER_RANKS_WAIT_S = 5.0
+# error, reports it and ends, and the launcher then ends the others. On a loaded machine that takes seconds.
+OTHER_RANKS_WAIT_S = 20.0
 # prctl(2): the signal that a process gets when its parent ends.
 PR_SET_PDEATHSIG = 1
 
@@ -112,10 +112,14 @@ def _note(error: BaseException, kind: str) -> str | None:
 
 
 def _report(line: str, rank: int) -> None:
+    # torchrun and accelerate end with a report of their own, many lines long; it quotes what is left in this file.
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
     if rank != 0:
         time.sleep(OTHER_RANKS_WAIT_S)
+        # Each process of this machine has a folder, named by its number.
+        if file and (Path(file).parents[1] / "0" / Path(file).name).is_file():
+            return
     print(line, file=sys.stderr, flush=True)
-    # torchrun and accelerate end with a report of their own, many lines long; it quotes what is left in this file.
-    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+    if file:
         info = {"py_callstack": line, "timestamp": str(int(time.time()))}
         Path(file).write_text(json.dumps({"message": {"message": line, "extraInfo": info}}), encoding="utf-8")

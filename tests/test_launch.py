@@ -193,12 +193,18 @@ def test_who_closes_the_pipe_sees_no_traceback():
     assert (process.stderr.read(), process.wait()) == ("", 141)
 
 
-def test_other_processes_wait_for_the_first_to_tell_and_print_no_help(monkeypatch, capsys):
-    naps = []
+def test_other_processes_wait_for_the_first_to_tell_and_print_no_help(monkeypatch, capsys, tmp_path):
+    naps, files = [], [tmp_path / str(rank) / "error.json" for rank in (0, 1)]
     monkeypatch.setattr(launch.time, "sleep", naps.append)
     monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(files[1]))
+    for file in files:
+        file.parent.mkdir()
     assert end_of(raises(UserError("only here"))) == 2
-    assert naps == [launch.OTHER_RANKS_WAIT_S] and "only here" in capsys.readouterr().err
+    assert naps == [launch.OTHER_RANKS_WAIT_S] and "only here" in capsys.readouterr().err and files[1].is_file()
+    # The first has told it, and the launcher did not get round to ending this one.
+    files[0].write_text("{}")
+    assert end_of(raises(UserError("everywhere"))) == 2 and capsys.readouterr().err == ""
     assert end_of(raises(KeyboardInterrupt())) == 130 and capsys.readouterr().err == ""
     assert end_of(print, ["--help"]) == 0 and capsys.readouterr().out == ""
 

@@ -11,6 +11,8 @@ import pytest
 
 pytest.importorskip("lerobot_env_metaworld_small")
 
+from guides import start
+
 from deas_vla.config import parse
 from deas_vla.errors import UserError
 
@@ -61,7 +63,17 @@ def test_lerobot_does_not_wait_for_the_other_processes_of_a_launch(tmp_path, mon
 @pytest.mark.slow
 @pytest.mark.sim
 @pytest.mark.timeout(1800)
-def test_from_lerobot_train_to_lerobot_eval(tmp_path, capfd):
+def test_from_lerobot_train_to_lerobot_eval(tmp_path, capfd, monkeypatch):
+    run = subprocess.run
+
+    def run_eval_here(command: list[str], **settings):
+        """`lerobot-eval` in this process, which has imported LeRobot; other commands as they are."""
+        if not command[0].endswith("lerobot-eval"):
+            return run(command, **settings)
+        with monkeypatch.context() as patch:
+            return subprocess.CompletedProcess(command, start("lerobot-eval", command[1:], patch))
+
+    monkeypatch.setattr(subprocess, "run", run_eval_here)
     config = parse(FinetuneLerobotConfig, [*SMALL, f"--output={tmp_path / 'run'}"], prog="finetune_lerobot")
     finetune_lerobot.main(config)
     results = json.loads((tmp_path / "run" / "lerobot" / "results.json").read_text())
