@@ -122,7 +122,8 @@ def test_a_trial_leaves_the_module_and_the_random_state_as_they_were(accelerator
 @pytest.mark.slow
 def test_memory_is_within_a_fifth_of_what_is_measured():
     script = Path(ROOT, "benchmarks", "estimates.py")
-    done = subprocess.run([sys.executable, script, "--json"], capture_output=True, text=True, check=True)
+    quick = "--combinations=image_encoder,critic,critic_published,checkpoint,full,lora"  # the quick ones
+    done = subprocess.run([sys.executable, script, quick, "--json"], capture_output=True, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])["combinations"]
     ratios = {name: each["ratio"]["memory"] for name, each in found.items()}
-    assert len(ratios) >= 6 and all(0.8 <= ratio <= 1.2 for ratio in ratios.values()), ratios
+    assert len(ratios) == 6 and all(0.8 <= ratio <= 1.2 for ratio in ratios.values()), ratios
