@@ -75,7 +75,6 @@ def wait_until(condition, seconds: float) -> None:
 # ---- the emulated servos ---------------------------------------------------------------------------------------
 
 
-@pytest.mark.unit
 def test_the_protocol_of_the_emulated_servos():
     # Known packets of the servo's manual: ping of servo 1, and its answer.
     assert checksum(bytes([1, 2, PING])) == 0xFB
