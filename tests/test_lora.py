@@ -130,6 +130,14 @@ def test_what_rounding_takes_of_a_change_is_said():
     assert merged.changed == 1 and merged.lost == pytest.approx((15 / 16) ** 0.5, rel=0.01)
 
 
+def test_an_adapter_whose_weights_are_not_finite_is_refused_by_its_layer(make):
+    policy = adapted(make("small_vla"), "head")
+    adapter = next(parameter for name, parameter in policy.named_parameters() if ".lora_B." in name)
+    adapter.data[0, 0] = float("nan")
+    with pytest.raises(UserError, match=r"the LoRA adapter of head\..* has weights that are not finite"):
+        merge_adapters(policy)
+
+
 @pytest.mark.parametrize("kind", ["small_vla", "diffusion", "smolvla", "pi0"])
 def test_activations_that_are_computed_again_give_the_same_gradients(make, kind):
     def run(policy):

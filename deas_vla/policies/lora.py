@@ -102,7 +102,10 @@ def merge_adapters(module: nn.Module) -> Merged:
         base = layer.get_base_layer()
         before = {key: tensor.clone() for key, tensor in base.state_dict().items()}
         added = sum(layer.get_delta_weight(adapter).detach().float() for adapter in layer.active_adapters)
-        layer.merge(safe_merge=True)
+        if not torch.isfinite(added).all():
+            raise UserError(f"the LoRA adapter of {name} has weights that are not finite; train it again")
+        # Into the weight that is there: new ones would leave holes in the process's memory, layer after layer.
+        layer.merge(safe_merge=False)
         changed += any(not torch.equal(tensor, before[key]) for key, tensor in base.state_dict().items())
         rounding = base.weight.detach().float() - before["weight"].float() - added
         lost = max(lost, (rounding.norm() / added.norm().clamp_min(1e-30)).item())
