@@ -24,6 +24,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from data_example import example_contract
 from lerobot_example import CONTRACT, SENTENCES, SIZE, diffusion, observations, smolvla

@@ -96,6 +96,7 @@ def n15(size: str, device: torch.device) -> SmallVLAPolicy:
 
 def pi05(size: str, device: torch.device) -> ChunkPolicy:
     """LeRobot's own, its tokenizer replaced by one that is made here."""
+    sys.path.insert(0, str(Path(__file__).parent.parent))
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
     from lerobot.policies.pi05 import processor_pi05
     from lerobot_example import gemma_tokenizer, make, pi

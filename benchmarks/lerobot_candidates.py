@@ -31,6 +31,7 @@ from pathlib import Path
 
 import torch
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from lerobot_example import CONTRACT, SENTENCES, diffusion, make, observations, smolvla
 from transformers import SmolVLMConfig

@@ -23,6 +23,7 @@ from contextlib import nullcontext
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 sys.path.insert(0, str(ROOT / "tests"))
 IMAGE, FRAMES = (480, 640), 20
 # SmolVLM2-500M-Video-Instruct.

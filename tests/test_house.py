@@ -317,3 +317,11 @@ def test_no_file_names_a_path_of_one_machine():
             continue
         wrong += [f"{path.relative_to(ROOT)}: {match.group()}" for match in one_machine.finditer(text)]
     assert not wrong
+
+
+def test_benchmarks_that_use_examples_of_the_tests_find_what_these_import():
+    """As they are typed, `python benchmarks/x.py`, Python looks in benchmarks/ alone (defect)."""
+    for path in sorted((ROOT / "benchmarks").glob("*.py")):
+        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if "sys.path" in line]
+        roots = [line.replace(' / "tests"', "") for line in lines if "tests" in line]
+        assert sorted(roots) == sorted(line for line in lines if "tests" not in line), path
