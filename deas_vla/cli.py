@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 from deas_vla.config import expand_home
-from deas_vla.launch import leave_closed_pipe, one_line
+from deas_vla.launch import exit_status
 
 # Facts about a data set that `declare` asks for, and what they are.
 FACTS = {
@@ -67,8 +67,6 @@ def label(arguments: argparse.Namespace) -> None:
 
 
 def critique(arguments: argparse.Namespace) -> None:
-    from pathlib import Path
-
     from deas_vla.critique.critique import critique
     from deas_vla.critique.verdict import text_of
 
@@ -154,20 +152,13 @@ def main(argv: list[str] | None = None) -> int:
     if settings and arguments.run is not export:
         parser.error(f"unrecognized arguments: {' '.join(settings)}")
     arguments.settings = settings
-    try:
-        status = arguments.run(arguments) or 0
+
+    def work() -> int | None:
+        status = arguments.run(arguments)
         sys.stdout.flush()
         return status
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
-        leave_closed_pipe()
-    except Exception as error:
-        line = one_line(error)
-        if line is None:
-            raise
-        print(f"error: {line}", file=sys.stderr)
-        return 2
+
+    return exit_status(work, lambda line: print(line, file=sys.stderr))
 
 
 if __name__ == "__main__":

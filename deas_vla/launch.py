@@ -21,6 +21,8 @@ FITS_WITH = "what takes less memory: "
 # How long a process other than the first waits before it reports an error: mostly the first one has met the same
 # error, reports it and ends, and the launcher then ends the others. On a loaded machine that takes seconds.
 OTHER_RANKS_WAIT_S = 20.0
+# What shells give a program that Ctrl-C ended.
+INTERRUPTED = 128 + signal.SIGINT
 # prctl(2): the signal that a process gets when its parent ends.
 PR_SET_PDEATHSIG = 1
 
@@ -34,23 +36,36 @@ def run_recipe[T](main: Callable[[T], object], config_class: type[T], argv: list
     if "TORCHELASTIC_RUN_ID" in os.environ:
         end_with_parent()
     rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
-    try:
+
+    def work() -> None:
         if rank == 0 or not {"--help", "-h"} & set(sys.argv[1:] if argv is None else argv):
             main(parse(config_class, argv))
             leave_process_group()
+
+    status = exit_status(work, lambda line: _report(line, rank))
+    if status == INTERRUPTED and rank == 0:
+        print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
+    sys.exit(status)
+
+
+def exit_status(work: Callable[[], int | None], report: Callable[[str], object]) -> int:
+    """Does the work of a command, and says with which status its process ends; `report` gets the line of an error.
+
+    0, or what `work` returns; 2 for what a user can fix; `INTERRUPTED`. Any other exception is raised; a closed pipe
+    ends the process.
+    """
+    try:
+        return work() or 0
     except KeyboardInterrupt:
-        if rank == 0:
-            print("interrupted; run the same command again to go on", file=sys.stderr, flush=True)
-        sys.exit(130)
+        return INTERRUPTED
     except BrokenPipeError:
         leave_closed_pipe()
     except Exception as error:
         line = one_line(error)
         if line is None:
             raise
-        _report(f"error: {line}", rank)
-        sys.exit(2)
-    sys.exit(0)
+        report(f"error: {line}")
+        return 2
 
 
 def end_with_parent() -> None:

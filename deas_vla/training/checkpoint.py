@@ -2,7 +2,7 @@
 
 FSDP2 and ZeRO-3 turn a module into one that holds a part of each weight and runs in step with the other processes only.
 They get a copy; the module itself waits on the CPU and is given the trained weights at the end, so that what comes next
- (saving, validation in one process) is the same under every engine.
+(saving, validation in one process) is the same under every engine.
 """
 
 import copy
