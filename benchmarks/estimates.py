@@ -7,8 +7,8 @@
 Each combination of a model and its sizes runs in a process of its own that has imported everything: it says what the
 stage takes, as a recipe does before it starts, and goes through it. Memory is the most that was resident, less what was
 after the imports; sizes are such that what is estimated is most of it. With --long_s=SECONDS the trial ends with a part
-of the batch that takes so long, as it does with large models, and is scaled. ``worst_memory`` is the ratio of estimate
-and measured that is furthest from 1.
+of the batch that takes so long, as it does with large models, and is scaled. ``worst_memory`` and ``worst_time`` are
+the ratios of estimate and measured that are furthest from 1.
 """
 
 import argparse
@@ -54,6 +54,8 @@ CONTRACT = Contract(
     cameras=(Camera("front", SIZE, SIZE), Camera("wrist", SIZE, SIZE)),
     statistics=Statistics((0.0,) * STATE, (1.0,) * STATE, (0.0,) * ACTION, (1.0,) * ACTION),
 )
+# Of a training: so many that its beginning and end are a small part of it.
+STEPS = 20
 WORDS = ["lift the red cube"]
 BACKBONE = EmbeddedBackboneConfig(
     patch_size=8, vision_width=256, vision_layers=4, text_width=256, text_layers=4, head_width=64, mlp_ratio=4
@@ -169,7 +171,7 @@ class Caching(Stage):
 
 
 def short(batch_size: int, **settings) -> TrainingConfig:
-    return TrainingConfig(**({"steps": 3, "batch_size": batch_size, "checkpoint_every": 100} | settings))
+    return TrainingConfig(**({"steps": STEPS, "batch_size": batch_size, "checkpoint_every": 100} | settings))
 
 
 COMBINATIONS: dict[str, Callable[[Path], Stage]] = {
@@ -177,7 +179,9 @@ COMBINATIONS: dict[str, Callable[[Path], Stage]] = {
     "image_encoder": lambda folder: Images(folder, short(256)),
     "critic": lambda folder: Critic(folder, CriticConfig(hidden_dim=1024), 256, short(256)),
     "critic_published": lambda folder: Critic(folder, preset("published").critic, 2048, short(256)),
-    "checkpoint": lambda folder: Critic(folder, CriticConfig(hidden_dim=1024), 256, short(64, checkpoint_every=2)),
+    "checkpoint": lambda folder: Critic(
+        folder, CriticConfig(hidden_dim=1024), 256, short(64, checkpoint_every=STEPS - 1)
+    ),
     "full": lambda folder: Policy(folder, SmallVLAConfig(embedded=BACKBONE), short(4)),
     "frozen": lambda folder: Policy(
         folder, SmallVLAConfig(embedded=BACKBONE, width=256, layers=6), short(16), freeze=True
@@ -251,8 +255,11 @@ def main() -> None:
             flush=True,
         )
     if arguments.json:
-        worst = max((result["ratio"]["memory"] for result in results.values()), key=lambda ratio: abs(math.log(ratio)))
-        print(json.dumps({"worst_memory": worst, "combinations": results}))
+        worst = {
+            f"worst_{name}": max((result["ratio"][key] for result in results.values()), key=lambda r: abs(math.log(r)))
+            for name, key in (("memory", "memory"), ("time", "seconds"))
+        }
+        print(json.dumps(worst | {"combinations": results}))
 
 
 if __name__ == "__main__":

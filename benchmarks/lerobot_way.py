@@ -34,7 +34,7 @@ TEXT = {
 VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12}
 FEW = {
     "lerobot-train": "--policy.device=cpu --steps=2 --batch_size=1 --save_freq=2 --num_workers=0",
-    "recipes/finetune_policy.py": "--training.steps=2 --training.batch_size=1",
+    "recipes/finetune_policy.py": "--training.steps=2 --training.batch_size=1 --lora.on=head",
     "recipes/train_critic.py": "--training.steps=20 --image_encoder_training.steps=20 --held_out=0.4",
     "deas-vla critique": "--candidates=4 --frames=2",
     "deas-vla export": "--candidates=4",

@@ -9,6 +9,7 @@ import dataclasses
 import itertools
 import os
 import shutil
+import statistics
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -33,6 +34,8 @@ GIB = 1 << 30
 ACCURACY = 0.2
 # Growing parts of a batch are tried until one takes so long.
 LONG_S = 1.0
+# Shorter runs are repeated for so long, and so often at most.
+SOME_S, MOST_RUNS = 0.2, 20
 # Steps in which a process's memory has grown as far as it does, and seconds between two looks at it.
 STEPS, LOOK_S = 3, 0.001
 # Batches that each worker process makes ahead (torch's prefetch_factor).
@@ -143,16 +146,28 @@ def try_out(run: Callable[[int], object], most: int, device: torch.device) -> li
     while True:
         began = time.perf_counter()
         size = peak_bytes(lambda count=count: run(count), device)
-        if time.perf_counter() - began < LONG_S:  # the profiler's own time would count
-            began = time.perf_counter()
-            run(count)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-        tried.append((count, size, time.perf_counter() - began))
+        took = time.perf_counter() - began
+        if took < LONG_S:  # the profiler's own time would count
+            took = _seconds(lambda count=count: run(count), device)
+        tried.append((count, size, took))
         count = min(most, count * (4 if tried[-1][2] < LONG_S else 2))
         large = device.type == "cpu" and 2 * scaled(tried, count)[0] > free_memory()
         if tried[-1][0] >= most or (tried[-1][2] >= LONG_S and len(tried) > 1) or large:
             return tried
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Median of several runs, of which a single one may be far off."""
+    times: list[float] = []
+    while len(times) < STEPS or (sum(times) < SOME_S and len(times) < MOST_RUNS):
+        began = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - began)
+        if times[0] > SOME_S:
+            break
+    return statistics.median(times)
 
 
 def scaled(tried: list[tuple[int, float, float]], count: int) -> tuple[float, float]:
@@ -222,6 +237,7 @@ def training_needs(
     kept = weights * new + 2 * gradients  # AdamW's moments
     copied = (weights + 2 * gradients) * (config.steps > config.checkpoint_every)
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
+    updates: list[float] = []
 
     def run(count: int) -> None:
         with accelerator.autocast():
@@ -232,9 +248,13 @@ def training_needs(
         optimizer = torch.optim.AdamW(trained, lr=0.0, fused=True)
         for _ in range(STEPS):
             run(count)
+            began = time.perf_counter()
             if torch.isfinite(nn.utils.clip_grad_norm_(trained, 1.0)):
                 optimizer.step()
             optimizer.zero_grad()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            updates.append(time.perf_counter() - began)
 
     training = module.training
     module.train()
@@ -252,7 +272,8 @@ def training_needs(
         working = kept + max(gaps + scaled(tried, count)[0], gradients, copied) + gradients * (processes > 1)
         return _here(accelerator, working, (3 + AHEAD * workers) * nbytes(batch))
 
-    seconds = parts * scaled(tried, share // parts)[1]
+    # The first update makes the moments.
+    seconds = parts * scaled(tried, share // parts)[1] + statistics.median(updates[1:])
     seconds = config.steps * (max(seconds, loading_s / workers) if workers else seconds + loading_s)
     smaller = [m for m in range(parts + 1, share + 1) if share % m == 0]
     changes = [(f"--{flag}.micro_batches={m}", *peak(share // m)) for m in smaller]

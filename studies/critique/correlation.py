@@ -1,11 +1,12 @@
 """Does the verdict of `deas-vla critique` predict what reranking gains? A rank correlation over the runs there are.
 
-    python -m studies.critique.correlation --runs=outputs/lift,outputs/door --datasets=outputs/fresh/rollouts
+    python -m studies.critique.correlation --runs=outputs/critique/lift,outputs/critique/door
 
-Each run is a folder of recipes/finetune_robocasa.py (or of its stages made one by one): its evaluation says what the
+Each run is a folder that studies/critique/critics.py or recipes/finetune_robocasa.py made: its evaluation says what the
 best of N gained by the run's critic, and by each further one of `--scorers`. Every such critic is asked about the
-episodes that it was not trained on, of its own data and of `datasets`, minutes each, and its score is compared with its
-gain. Needs the extras `groot`, `lerobot` and `report`. With fewer than 12 critics nothing is called shown.
+rollouts in the run's stage `fresh`, or without one about the episodes of its own data that it was not trained on, a
+minute each, and its score is compared with its gain. Needs the extras `groot`, `lerobot` and `report`. With fewer than
+12 critics nothing is called shown.
 
 The gain is that of choosing: best of N against a random one of the same N, whose noise is the same. Against the policy
 alone, less noise would be counted as the critic's (design rule 10). Critics of one policy share its scenes and data:
@@ -28,6 +29,8 @@ from deas_vla.files import read_json, write_json
 from deas_vla.launch import run_recipe
 from deas_vla.training.stages import stage_report
 
+# Stage of a run's rollouts in scenes of their own.
+FRESH = "fresh"
 # Fewer critics show nothing, whatever their correlation.
 FEWEST = 12
 # What is compared with the gain: the score, and for comparison what it is made of.
@@ -46,8 +49,6 @@ class CorrelationConfig:
 
     # Folders of runs, separated by commas.
     runs: list[str] = field(default_factory=list)
-    # Data sets that none of the critics was trained on, besides what each held out: folders, separated by commas.
-    datasets: list[str] = field(default_factory=list)
     # Where correlation.json goes.
     output: str = "outputs/critique"
 
@@ -59,6 +60,7 @@ class Critic:
     name: str
     folder: Path
     policy: str
+    fresh: Path  # stage of rollouts that none of the run's critics has seen, perhaps
     gain: float  # success of the best of N minus that of a random candidate
     episodes: int  # pairs
 
@@ -73,7 +75,9 @@ def critics_of(run: Path) -> list[Critic]:
         if not best or best.keys() != random.keys():
             raise UserError(f"{run}: {method} and random_candidate did not play the same episodes; evaluate it anew")
         gain = float(np.mean([best[key] - random[key] for key in best]))
-        found.append(Critic(f"{run.name}/{source}", Path(sources[source]), sources["policy"], gain, len(best)))
+        found.append(
+            Critic(f"{run.name}/{source}", Path(sources[source]), sources["policy"], run / FRESH, gain, len(best))
+        )
     return found
 
 
@@ -86,11 +90,12 @@ def _successes(run: Path, method: str) -> dict[tuple, bool]:
     }
 
 
-def ask(critic: Path, datasets: list[str]) -> Critique:
-    """The critique by what a critic held out and by data sets that it never saw."""
-    noted = read_json(critic / HELD_OUT)["datasets"] if (critic / HELD_OUT).is_file() else []
+def ask(critic: Critic) -> Critique:
+    """The critique by rollouts that a critic never saw."""
+    noted = read_json(critic.folder / HELD_OUT)["datasets"] if (critic.folder / HELD_OUT).is_file() else []
     own = [each["dataset"] for each in noted if each["held_out"]]
-    return critique([*own, *datasets], critic, output=critic / "critique_of_study", films=0)
+    datasets = [str(critic.fresh)] if critic.fresh.is_dir() else own
+    return critique(datasets, critic.folder, output=critic.folder / "critique_of_study", films=0)
 
 
 def spearman(x: list[float], y: list[float]) -> tuple[float, float, float]:
@@ -138,7 +143,7 @@ def main(config: CorrelationConfig) -> None:
     if not config.runs:
         raise UserError("there is no run to look at; give the folders of some: --runs=FOLDER,FOLDER")
     critics = [critic for run in config.runs for critic in critics_of(Path(run))]
-    text, values = summarize(critics, [ask(critic.folder, config.datasets) for critic in critics])
+    text, values = summarize(critics, [ask(critic) for critic in critics])
     write_json(Path(config.output) / "correlation.json", values)
     print(text)
 

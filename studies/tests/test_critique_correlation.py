@@ -19,7 +19,7 @@ def found(score: float) -> Critique:
 
 
 def critics(gains) -> list[Critic]:
-    return [Critic(f"run-{i}/critic", None, f"policy-{i % 3}", gain, 50) for i, gain in enumerate(gains)]
+    return [Critic(f"run-{i}/critic", None, f"policy-{i % 3}", None, gain, 50) for i, gain in enumerate(gains)]
 
 
 def test_fewer_than_twelve_show_nothing():
