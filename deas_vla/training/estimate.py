@@ -147,7 +147,7 @@ def try_out(run: Callable[[int], object], most: int, device: torch.device) -> li
         began = time.perf_counter()
         size = peak_bytes(lambda count=count: run(count), device)
         took = time.perf_counter() - began
-        if took < LONG_S:  # the profiler's own time would count
+        if took < 10 * LONG_S:  # the profiler's own time would count
             took = _seconds(lambda count=count: run(count), device)
         tried.append((count, size, took))
         count = min(most, count * (4 if tried[-1][2] < LONG_S else 2))
