@@ -114,9 +114,8 @@ def main(argv: list[str] | None = None) -> int:
         return command.add_argument
 
     doctor_flag = add(doctor, "what is installed, what is missing, and how to get it; fails if the demo cannot run")
-    audit_flag = add(
-        audit, "whether LeRobot data sets (v2.0, v2.1, v3) are fit for training and fit together; fails if not"
-    )
+    fit = "whether LeRobot data sets (v2.0, v2.1, v3) are fit for training and fit together; fails if not"
+    audit_flag = add(audit, fit)
     audit_flag("datasets", nargs="+", metavar="DATASET", help="folder of a data set")
     audit_flag("--against", metavar="FOLDER", help="policy, critic or reranker that they must fit to")
     recorded = "what counts as success where a data set neither declares it nor has a column next.success, which wins"

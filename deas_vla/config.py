@@ -28,15 +28,9 @@ from deas_vla.errors import UserError
 def parse[T](config_class: type[T], argv: list[str] | None = None, prog: str | None = None) -> T:
     """Builds a configuration: flags win over the file of ``--config``, that over ``--preset=NAME``, that over defaults.
 
-    Args:
-        config_class: a dataclass; each field has a comment above it, or a line under ``Attributes:`` of its class. Its
-            `preset_values` says what a preset sets, its `for_arguments` which class fits the arguments.
-        argv: the arguments; None: those of this process.
-        prog: name of the program in ``--help``; None: that of this process.
-
-    Raises:
-        UserError: one line, for an unknown flag, a missing or wrong value, or an unreadable file.
-        SystemExit: after printing ``--help``.
+    Each field of the dataclass has a comment above or behind it, or a line under ``Attributes:`` of its class: its
+    ``--help``. Its `preset_values` says what a preset sets, its `for_arguments` which class fits the arguments. Raises
+    UserError, one line, for an unknown flag, a missing or wrong value, or an unreadable file.
     """
     import tyro
 

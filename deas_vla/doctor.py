@@ -25,9 +25,8 @@ GL_PROBE = "import mujoco; mujoco.GLContext(16, 16).make_current()"
 def diagnose() -> dict:
     """Everything that the doctor finds, as JSON values.
 
-    Returns:
-        ``machine``, versions, cores and GPUs; ``extras``, name ("" is what is always needed) to what it lacks;
-        ``system``, name to the command that brings it or "" if it works; ``ready``, whether the demo can run.
+    ``machine``, versions, cores and GPUs; ``extras``, name ("" is what is always needed) to what it lacks; ``system``,
+    name to the command that brings it or "" if it works; ``ready``, whether the demo can run.
     """
     import torch
 

@@ -78,11 +78,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 def as_user_error(message: str, *errors: type[Exception]) -> Iterator[None]:
     """A block in which what a library raises when it cannot read something becomes one line, cause in brackets.
 
-    Memory that ran out says nothing of a file, and stays what it is.
-
-    Args:
-        message: what could not be read, and where.
-        errors: further classes than the usual ones.
+    `errors`: further classes than the usual ones. Memory that ran out says nothing of a file, and stays what it is.
     """
     try:
         yield
@@ -100,6 +96,5 @@ def require(module: str, extra: str):
     except ModuleNotFoundError as error:
         if error.name is not None and not module.startswith(error.name.split(".")[0]):
             raise
-        raise UserError(
-            f"{module} is not installed; it comes with the '{extra}' extra: EXTRAS={extra} tools/install.sh"
-        ) from error
+        fix = f"it comes with the '{extra}' extra: EXTRAS={extra} tools/install.sh"
+        raise UserError(f"{module} is not installed; {fix}") from error

@@ -14,8 +14,7 @@ from deas_vla.errors import UserError, as_user_error
 
 # Begins the note on an error that happened while a file was written; the file's path follows.
 WRITING = "while writing "
-# Ends the name under which a process writes, which is .NAME.PROCESS.partial.
-PARTIAL = ".partial"
+PARTIAL = ".partial"  # ends the name under which a process writes, which is .NAME.PROCESS.partial
 # Of a file, the bytes at its beginning and at its end that are hashed: there are the sizes of all frames of a video,
 # and of all pages of a parquet file.
 HASHED = 1 << 20
@@ -23,12 +22,11 @@ HASHED = 1 << 20
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Gives a temporary name to write to, and renames it when the block ends without an error.
+    """Gives a temporary name, of a file or a folder, to write to, and renames it when the block ends without an error.
 
-    Works for a file and for a folder that the block makes. A kill at any moment leaves the old content or the new
-    one, never a part; what a process that is gone left under its temporary name is cleared away first. Several
-    processes may write one path: the last to end wins. Replacing a folder takes two renames: a kill between them
-    leaves the old one beside it, as ``.NAME.old``.
+    A kill at any moment leaves the old content or the new one, never a part (of a folder, between its two renames, the
+    old one as ``.NAME.old``); what a process that is gone left under its temporary name is cleared away first. Several
+    processes may write one path: the last to end wins.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

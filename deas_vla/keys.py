@@ -16,13 +16,10 @@ ESCAPE_S = 0.02
 
 
 class Keys(AbstractContextManager):
-    """Single keys of a terminal, without Enter; Ctrl-C stays what it is.
-
-    Args:
-        fix: what to do where there is no terminal, for the UserError.
-    """
+    """Single keys of a terminal, without Enter; Ctrl-C stays what it is."""
 
     def __init__(self, fix: str, stream: TextIO | None = None):
+        """`fix`: what to do where there is no terminal, for the UserError."""
         self.stream = stream or sys.stdin
         if not self.stream.isatty():
             raise UserError(f"outcomes by key need a terminal; {fix}")

@@ -21,10 +21,8 @@ FITS_WITH = "what takes less memory: "
 # How long a process other than the first waits before it reports an error: mostly the first one has met the same
 # error, reports it and ends, and the launcher then ends the others. On a loaded machine that takes seconds.
 OTHER_RANKS_WAIT_S = 20.0
-# What shells give a program that Ctrl-C ended.
-INTERRUPTED = 128 + signal.SIGINT
-# prctl(2): the signal that a process gets when its parent ends.
-PR_SET_PDEATHSIG = 1
+INTERRUPTED = 128 + signal.SIGINT  # what shells give a program that Ctrl-C ended
+PR_SET_PDEATHSIG = 1  # prctl(2): the signal that a process gets when its parent ends
 
 
 def run_recipe[T](main: Callable[[T], object], config_class: type[T], argv: list[str] | None = None) -> NoReturn:
@@ -59,9 +57,11 @@ def exit_status(work: Callable[[], int | None], report: Callable[[str], object])
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:
-        leave_closed_pipe()
+        # Quietly, as a program of the shell does, when who reads the output has enough (``… --help | head``).
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
     except Exception as error:
-        line = one_line(error)
+        line = str(error) if isinstance(error, UserError) else system_fault(error)
         if line is None:
             raise
         report(f"error: {line}")
@@ -71,8 +71,7 @@ def exit_status(work: Callable[[], int | None], report: Callable[[str], object])
 def end_with_parent() -> None:
     """Ends this process when the one that started it is gone, even by SIGKILL.
 
-    torchrun, for one, gives each process a session of its own: a signal to the launcher's group does not reach them,
-    and they would work on, unseen, beside the run that is started next.
+    torchrun gives each process a session of its own, in which no signal to the launcher's group reaches it.
     """
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
@@ -80,26 +79,13 @@ def end_with_parent() -> None:
 def leave_process_group() -> None:
     """Ends the threads of torch.distributed, if it runs; for a process that has done its work, not for one that failed.
 
-    A thread of gloo may still hold the tensors of the last collective. If it asks for Python's lock while the
-    interpreter ends, it dies in the middle of a destructor, and the process aborts with "terminate called without an
-    active exception" although all its work is done. After an error the other processes may wait in a collective, and
-    leaving the group could wait for them.
+    A thread of gloo that still holds tensors while the interpreter ends aborts the process ("terminate called without
+    an active exception"). After an error others may wait in a collective, and leaving the group could wait for them.
     """
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
         gc.collect()
         distributed.destroy_process_group()
-
-
-def leave_closed_pipe() -> NoReturn:
-    """Ends quietly, as a program of the shell does, when who reads the output has enough (``… --help | head``)."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    sys.exit(128 + signal.SIGPIPE)
-
-
-def one_line(error: BaseException) -> str | None:
-    """What is said of an error that a user can fix; None of a defect, which keeps its traceback."""
-    return str(error) if isinstance(error, UserError) else system_fault(error)
 
 
 def system_fault(error: BaseException) -> str | None:

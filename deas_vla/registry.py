@@ -15,17 +15,14 @@ from pathlib import Path
 
 from deas_vla.errors import UserError, unknown
 
-# Environment variable: files and modules that register something, separated by commas.
-PLUGINS = "DEAS_VLA_PLUGINS"
+PLUGINS = "DEAS_VLA_PLUGINS"  # environment variable: files and modules that register something, separated by commas
 
 
 class Registry[T]:
-    """Name to class (or function) of one kind.
+    """Name to class (or function) of one kind, for messages: ``robot``.
 
-    Args:
-        kind: what the names are of, for messages: ``robot``.
-        group: of the entry points whose names and modules are added: ``deas_vla.robots``.
-        brought: name to the module of this project that registers it.
+    `group`: of the entry points whose names and modules are added, ``deas_vla.robots``; `brought`: name to the module
+    of this project that registers it.
     """
 
     def __init__(self, kind: str, group: str, brought: dict[str, str] | None = None):
@@ -51,11 +48,7 @@ class Registry[T]:
         return sorted({*self._registered, *self.brought, *entry_points(group=self.group).names})
 
     def get(self, name: str) -> T:
-        """What has the name; ``FILE.py:NAME`` and ``MODULE:NAME`` are imported first.
-
-        Raises:
-            UserError: if there is no such name, file or module, with what there is.
-        """
+        """What has the name; ``FILE.py:NAME`` and ``MODULE:NAME`` are imported first. Of an unknown one a UserError."""
         module, _, name = name.rpartition(":")
         if module:
             import_plugin(module)
@@ -69,6 +62,13 @@ class Registry[T]:
             where = f"{module} registers no {self.kind} {name!r}; " if module else ""
             raise UserError(where + unknown(self.kind, name, self.names()))
         return self._registered[name]
+
+    def stored(self, name: object) -> T:
+        """What has a name that a file says: one that is registered, and never a module that the file names."""
+        if name not in self.names():
+            problem = unknown(self.kind, str(name), self.names())
+            raise UserError(f"{problem}; if it is your own, name its file: {PLUGINS}=FILE.py")
+        return self.get(name)
 
     def name_of(self, registered: type) -> str | None:
         """The name under which a class or one of its bases is registered; None if it is not."""

@@ -60,64 +60,55 @@ from deas_vla.training.stages import FEATURES, numbered, run_stage
 class MixConfig:
     """Shares of a batch; groups without options leave theirs to the others."""
 
-    # Options of demonstrations.
-    demonstrations: float = 0.2
-    # Options of rollouts that succeeded.
-    successes: float = 0.4
-    # Options of rollouts that failed.
-    failures: float = 0.4
+    demonstrations: float = 0.2  # Options of demonstrations.
+    successes: float = 0.4  # Options of rollouts that succeeded.
+    failures: float = 0.4  # Options of rollouts that failed.
 
     def __post_init__(self):
         require_ranges(self, "mix.", {"at least 0": "demonstrations successes failures"})
 
 
 @dataclass
-class TrainCriticConfig:
+class CriticRecipeConfig:
+    """What every recipe that trains a critic asks."""
+
+    # Values of features, image_encoder, critic and their training to begin with: default or published (the paper's).
+    preset: str = "default"
+    # What errors in the data do, as `deas-vla audit` finds them: stop, or warn and train on the data as they are.
+    audit: AuditMode = incidental("stop")
+    reward: RewardSpec = field(default_factory=RewardSpec)  # What a step is worth to the critic.
+    features: FeatureConfig = field(default_factory=FeatureConfig)  # From backbone tokens to the critic's features.
+    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)  # The critic's own image encoder.
+    # Its optimisation, before the critic's.
+    image_encoder_training: TrainingConfig = field(default_factory=lambda: preset("default").image_encoder_training)
+    critic: CriticConfig = field(default_factory=CriticConfig)  # The critic and its losses.
+    mix: MixConfig = field(default_factory=MixConfig)  # What a batch of the critic is made of.
+
+
+@dataclass
+class TrainCriticConfig(CriticRecipeConfig):
     """Settings of recipes/train_critic.py."""
 
-    # Folder of this stage.
-    output: str = incidental("outputs/lift/critic")
+    output: str = incidental("outputs/lift/critic")  # Folder of this stage.
     # Stage folder of the demonstrations; empty for none.
     demonstrations: str = incidental("outputs/lift/demonstrations")
     # Stage folders of rollouts, separated by commas; empty for none.
     rollouts: list[str] = incidental(["outputs/lift/rollouts"])
     # LeRobot data sets besides those of the two stages, which have the weight 1.
     more: MixtureConfig = field(default_factory=MixtureConfig)
-    # Stage folder of the policy whose backbone gives the features.
-    policy: str = incidental("outputs/lift/policy")
+    policy: str = incidental("outputs/lift/policy")  # Stage folder of the policy whose backbone gives the features.
     # Folder of the cached features, which several critics may share; empty: inside the output.
     cache: str = incidental("")
-    # Values of features, image_encoder, critic and their training to begin with: default or published (the paper's).
-    preset: str = "default"
-    # Share of the episodes held out, to see whether the critic only remembers.
-    held_out: float = 0.1
-    # Chooses the initial weights, the order of the data and the held-out episodes.
-    seed: int = 1
-    # What errors in the data do, as `deas-vla audit` finds them: stop, or warn and train on the data as they are.
-    audit: AuditMode = incidental("stop")
-    # What a step is worth.
-    reward: RewardSpec = field(default_factory=RewardSpec)
-    # From backbone tokens to features.
-    features: FeatureConfig = field(default_factory=FeatureConfig)
-    # The critic's own image encoder.
-    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
-    # Its optimisation, before the critic's.
-    image_encoder_training: TrainingConfig = field(default_factory=lambda: preset("default").image_encoder_training)
+    held_out: float = 0.1  # Share of the episodes held out, to see whether the critic only remembers.
+    seed: int = 1  # Chooses the initial weights, the order of the data and the held-out episodes.
     # What is trained: deas, q_chunking, iql, or your own, FILE.py:NAME; one that needs no training is stored as it is.
     # An ensemble is not trained here: it joins trained critics (docs/critic.md).
     scorer: str = "deas"
-    # The critic and its losses.
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    # q_chunking: how many of the policy's own chunks its target chooses from.
-    policy_chunks: int = 32
+    policy_chunks: int = 32  # q_chunking: how many of the policy's own chunks its target chooses from.
     # The noise that these are made of is multiplied by this: as in the evaluation, where they are chosen from.
     policy_noise_scale: float = CANDIDATE_NOISE
-    # What a batch is made of.
-    mix: MixConfig = field(default_factory=MixConfig)
-    # The optimisation.
-    training: TrainingConfig = field(default_factory=lambda: preset("default").training)
-    # Say what each part would take of disk, memory and time, and end.
-    dry_run: bool = incidental(False)
+    training: TrainingConfig = field(default_factory=lambda: preset("default").training)  # The optimisation.
+    dry_run: bool = incidental(False)  # Say what each part would take of disk, memory and time, and end.
 
     def __post_init__(self):
         ranges = {"at least 1": "policy_chunks", "at least 0": "seed policy_noise_scale"}
@@ -153,7 +144,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
         require_fitting_horizon(policy, critic_config.horizon)
         stages = [name for name in ("demonstrations", *rollouts) if name in inputs]
         parts = [read(inputs[name], policy.contract)[0] for name in stages]
-        weights = [1.0] * len(parts) + config.more.weight_of_each
+        weights = [1.0] * len(parts) + (config.more.weights or [1.0] * len(config.more.folders))
         parts += read_mixture(config.more, policy.contract)[0]
         if accelerator.is_main_process and not config.dry_run:
             names = [*(str(inputs[name]) for name in stages), *config.more.folders]
@@ -161,14 +152,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
         episodes = [episode for part in parts for episode in part]
         dataset = torch.repeat_interleave(torch.tensor([len(part) for part in parts]))
         frames = FrameTable.of(episodes)
-        options = build_options(
-            episodes,
-            policy.contract,
-            horizon=critic_config.horizon,
-            reward_discount=critic_config.reward_discount,
-            bootstrap_discount=critic_config.bootstrap_discount,
-            reward=config.reward,
-        )
+        options = build_options(episodes, policy.contract, reward=config.reward, **critic_config.discounting)
         require_joined(options)
         if warning := discount_warning(critic_config, episodes, policy.contract.rate_hz):
             accelerator.print(warning)

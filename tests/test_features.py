@@ -26,6 +26,11 @@ CONTRACT = example_contract()
 CONFIG = FeatureConfig(grid=2, dim=5)
 
 
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    monkeypatch.setattr(FeatureCache, "block", 8)
+
+
 @pytest.fixture
 def episodes():
     rng = np.random.default_rng(0)
@@ -45,7 +50,7 @@ def encoder():
 
 def trained(encoder, frames, folder) -> tuple[Features, torch.Tensor]:
     """Features as critic training makes them, and the features of all frames from the cache."""
-    cache = FeatureCache(folder, encoder, frames, CONFIG, block=16)
+    cache = FeatureCache(folder, encoder, frames, CONFIG)
     cache.fill()
     pooled = cache.read()
     torch.manual_seed(0)
@@ -250,10 +255,10 @@ def test_rule_07_a_scorer_of_another_robot_is_refused(encoder, frames, tmp_path)
 
 
 def test_rule_12_a_killed_cache_goes_on_where_it_was(encoder, frames, tmp_path, monkeypatch):
-    whole = FeatureCache(tmp_path / "whole", encoder, frames, CONFIG, block=8)
+    whole = FeatureCache(tmp_path / "whole", encoder, frames, CONFIG)
     whole.fill()
     encoder.calls = 0
-    cache = FeatureCache(tmp_path / "killed", encoder, frames, CONFIG, block=8)
+    cache = FeatureCache(tmp_path / "killed", encoder, frames, CONFIG)
 
     blocks = []
 
@@ -270,7 +275,7 @@ def test_rule_12_a_killed_cache_goes_on_where_it_was(encoder, frames, tmp_path, 
     with pytest.raises(UserError, match=missing):
         cache.read()
     seen = []
-    FeatureCache(tmp_path / "killed", encoder, frames, CONFIG, block=8).fill(progress=seen.append)
+    FeatureCache(tmp_path / "killed", encoder, frames, CONFIG).fill(progress=seen.append)
     assert sum(seen) == len(frames)
     assert encoder.calls == len(frames) + 8  # only those of the block that was not written yet
     assert torch.equal(cache.read(), whole.read())
@@ -288,18 +293,18 @@ def test_what_a_policy_keeps_to_sample_from_is_not_held_with_the_features(frames
             return context
 
     made = []
-    cache = FeatureCache(tmp_path, WithKeys(CONTRACT), frames, CONFIG, block=8)
+    cache = FeatureCache(tmp_path, WithKeys(CONTRACT), frames, CONFIG)
     cache.fill()
     assert len(made) == -(-len(frames) // 8) and made[-1]() is None
     assert torch.equal(cache.read(), cache[torch.arange(len(frames))])
 
 
 def test_processes_share_a_cache(encoder, frames, tmp_path):
-    cache = FeatureCache(tmp_path, encoder, frames, CONFIG, block=8)
+    cache = FeatureCache(tmp_path, encoder, frames, CONFIG)
     for process in range(3):
-        FeatureCache(tmp_path, encoder, frames, CONFIG, block=8).fill(process=process, processes=3)
+        FeatureCache(tmp_path, encoder, frames, CONFIG).fill(process=process, processes=3)
     assert encoder.calls == len(frames)
-    alone = FeatureCache(tmp_path / "alone", encoder, frames, CONFIG, block=8)
+    alone = FeatureCache(tmp_path / "alone", encoder, frames, CONFIG)
     alone.fill()
     assert torch.equal(cache.read(), alone.read())
 
@@ -307,12 +312,12 @@ def test_processes_share_a_cache(encoder, frames, tmp_path):
 def test_frames_that_were_there_are_not_computed_again(encoder, episodes, tmp_path):
     """A second iteration adds rollouts behind those of the first."""
     first, both = FrameTable.of(episodes), FrameTable.of([*episodes, *episodes])
-    FeatureCache(tmp_path, encoder, first, CONFIG, block=8).fill()
+    FeatureCache(tmp_path, encoder, first, CONFIG).fill()
     encoder.calls = 0
-    cache = FeatureCache(tmp_path, encoder, both, CONFIG, block=8)
+    cache = FeatureCache(tmp_path, encoder, both, CONFIG)
     cache.fill()
     assert encoder.calls == len(both) - len(first) // 8 * 8
-    alone = FeatureCache(tmp_path / "alone", encoder, both, CONFIG, block=8)
+    alone = FeatureCache(tmp_path / "alone", encoder, both, CONFIG)
     alone.fill()
     assert torch.equal(cache.read(), alone.read())
 
@@ -339,14 +344,14 @@ def test_a_cache_belongs_to_its_encoder_pooling_and_frames(encoder, frames, epis
 
 
 def test_a_broken_block_is_refused(encoder, frames, tmp_path):
-    cache = FeatureCache(tmp_path, encoder, frames, CONFIG, block=16)
+    cache = FeatureCache(tmp_path, encoder, frames, CONFIG)
     cache.fill()
     path = next(cache.folder.glob("block-00001-*"))
     content = path.read_bytes()
     path.write_bytes(content[:-3])
     with pytest.raises(UserError, match=f"{path.name}: not a block of this cache"):
         cache.read()
-    other = FeatureCache(tmp_path, ExampleEncoder(CONTRACT, seed=1), frames, CONFIG, block=16)
+    other = FeatureCache(tmp_path, ExampleEncoder(CONTRACT, seed=1), frames, CONFIG)
     other.fill()
     path.write_bytes(next(other.folder.glob("block-00001-*")).read_bytes())
     with pytest.raises(UserError, match="another cache"):
@@ -401,7 +406,7 @@ def test_held_out_frames_do_not_shape_the_features():
 
 
 def test_images_are_hashed_once_for_all_caches(encoder, frames, tmp_path, monkeypatch):
-    first = FeatureCache(tmp_path, encoder, frames, CONFIG, block=16)
+    first = FeatureCache(tmp_path, encoder, frames, CONFIG)
     monkeypatch.setattr(FrameTable, "subset", lambda *_: pytest.fail("hashed again"))
-    assert FeatureCache(tmp_path, encoder, frames, CONFIG, block=16).fingerprint == first.fingerprint
-    assert FeatureCache(tmp_path, encoder, frames, FeatureConfig(grid=1), block=16).fingerprint != first.fingerprint
+    assert FeatureCache(tmp_path, encoder, frames, CONFIG).fingerprint == first.fingerprint
+    assert FeatureCache(tmp_path, encoder, frames, FeatureConfig(grid=1)).fingerprint != first.fingerprint

@@ -162,7 +162,8 @@ def test_stored_images_are_encoded_once_and_as_live_ones(episodes, tmp_path, mon
     other = stored_features(accelerator, features(1), pooled, frames, tmp_path)
     assert not torch.equal(other[:, 4:], cached[:, 4:])
 
-    halves = [ImageCache(tmp_path / "two", features(0), frames, block=64) for _ in range(2)]
+    blocks = type("Blocks", (ImageCache,), {"block": 64})
+    halves = [blocks(tmp_path / "two", features(0), frames) for _ in range(2)]
     for process, half in enumerate(halves):
         half.fill(process=process, processes=2)
     torch.testing.assert_close(halves[0].read(), cached[:, 4:], rtol=1e-5, atol=1e-5)

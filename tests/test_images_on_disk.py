@@ -118,6 +118,8 @@ def test_a_missing_video_is_named_at_once(tmp_path):
 
 
 class Brightness(FrameCache):
+    block = 4
+
     def compute(self, rows, loaded):
         return torch.stack([image.float().mean((1, 2, 3)) for image in loaded.images.values()], 1)
 
@@ -125,7 +127,7 @@ class Brightness(FrameCache):
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_cache_is_the_same_from_disk_and_with_processes_that_decode_ahead(tables, tmp_path, workers):
     decoded, stored = tables
-    caches = [Brightness(tmp_path, frames, "brightness", block=4) for frames in (decoded, stored)]
+    caches = [Brightness(tmp_path, frames, "brightness") for frames in (decoded, stored)]
     state = torch.random.get_rng_state()
     caches[0].fill()
     caches[1].fill(workers=workers)
@@ -136,7 +138,7 @@ def test_a_cache_is_the_same_from_disk_and_with_processes_that_decode_ahead(tabl
 
 
 def test_a_cache_that_is_large_is_mapped_from_a_file(tables, tmp_path, monkeypatch):
-    cache = Brightness(tmp_path, tables[0], "brightness", block=4)
+    cache = Brightness(tmp_path, tables[0], "brightness")
     cache.fill()
     whole = cache.read()
     monkeypatch.setattr("deas_vla.features.cache.IN_MEMORY", 8)
@@ -148,7 +150,7 @@ def test_a_cache_that_is_large_is_mapped_from_a_file(tables, tmp_path, monkeypat
 def test_the_image_encoder_sees_small_images_as_it_sees_large_ones(tables, tmp_path):
     decoded, stored = tables
     contract = WIDE if "wrist" in stored.images else v2_contract()
-    small = SmallImageCache(tmp_path, contract, stored, block=4)
+    small = SmallImageCache(tmp_path, contract, stored)
     assert small.needed
     small.fill()
     torch.manual_seed(0)

@@ -65,16 +65,17 @@ def test_no_target_looks_at_v():
     assert torch.equal(critic.loss(batch)[1]["q_loss"], before)
 
 
-def test_candidates_are_the_policys_own_and_as_the_critic_sees_them(tmp_path):
+def test_candidates_are_the_policys_own_and_as_the_critic_sees_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(CandidateCache, "block", 3)
     rng = np.random.default_rng(0)
     frames = FrameTable.of([example_episode(rng, 12, True), example_episode(rng, 8, False)])
     policy = LinePolicy(drift=0.3)
-    cache = CandidateCache(tmp_path, policy, frames, N, seed=2, block=3)
+    cache = CandidateCache(tmp_path, policy, frames, N, seed=2)
     cache.fill()
     found = cache.read()
     assert found.shape == (len(frames), N, HORIZON, CONTRACT.action_dim)
     frame = 4
     noise = candidate_noise(2, frame, 0, 0, N, HORIZON, CONTRACT.action_dim)
     assert torch.equal(found[frame], CONTRACT.normalize_action(CONTRACT.to_command(noise + 0.3)))
-    other = CandidateCache(tmp_path, policy, frames, N + 1, seed=2, block=3)
+    other = CandidateCache(tmp_path, policy, frames, N + 1, seed=2)
     assert other.fingerprint != cache.fingerprint

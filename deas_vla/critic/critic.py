@@ -21,48 +21,34 @@ HeadName = Literal["hl_gauss", "scalar"]
 class CriticConfig:
     """What the critic is and what it learns; the defaults are those of the preset `default`, not the published ones."""
 
-    # H, control steps in a chunk; the policy's chunks must have at least as many
-    horizon: int = 16
+    horizon: int = 16  # H, control steps in a chunk; the policy's chunks must have at least as many
     # n, control steps of the return before it bootstraps, at least H; 0: H, the chunk's own length
     backup_horizon: int = 0
-    # γ₁, discount of the rewards inside a chunk, per control step, in (0, 1]
-    reward_discount: float = 0.9
-    # γ₂, discount of the value after a chunk, per control step, in (0, 1)
-    bootstrap_discount: float = 0.99
-    # τ, how much V leans towards the better recorded chunks, in (0, 1); 0.5 is their mean
-    expectile: float = 0.7
+    reward_discount: float = 0.9  # γ₁, discount of the rewards inside a chunk, per control step, in (0, 1]
+    bootstrap_discount: float = 0.99  # γ₂, discount of the value after a chunk, per control step, in (0, 1)
+    expectile: float = 0.7  # τ, how much V leans towards the better recorded chunks, in (0, 1); 0.5 is their mean
     # what the networks predict: hl_gauss (a distribution over bins) or scalar (plain regression, as in IQL)
     head: HeadName = "scalar"
-    # bins of the distribution (hl_gauss)
-    num_bins: int = 101
-    # standard deviation of the target Gaussian, in bins (hl_gauss)
-    sigma_bins: float = 0.75
+    num_bins: int = 101  # bins of the distribution (hl_gauss)
+    sigma_bins: float = 0.75  # standard deviation of the target Gaussian, in bins (hl_gauss)
     # distance from the extreme returns to the ends of the bins, in standard deviations of the Gaussian (hl_gauss)
     margin_sigmas: float = 4.0
-    # K, size of the ensemble of Q networks; scores and targets take the smallest
-    num_q: int = 2
+    num_q: int = 2  # K, size of the ensemble of Q networks; scores and targets take the smallest
     # how far the target Q networks move towards the online ones at every optimiser step, in (0, 1]
     polyak: float = 0.005
-    # width of the hidden layers of Q and, without v_blocks, of V
-    hidden_dim: int = 256
-    # number of hidden layers of Q and, without v_blocks, of V
-    num_layers: int = 3
-    # residual blocks of V, as published; 0: V is a network like Q's
-    v_blocks: int = 0
-    # width of V's residual blocks
-    v_hidden_dim: int = 256
+    hidden_dim: int = 256  # width of the hidden layers of Q and, without v_blocks, of V
+    num_layers: int = 3  # number of hidden layers of Q and, without v_blocks, of V
+    v_blocks: int = 0  # residual blocks of V, as published; 0: V is a network like Q's
+    v_hidden_dim: int = 256  # width of V's residual blocks
     # widths of an encoder of the features that V and Q share and train, as published; empty: none, nothing that is
     # trained is shared, so a target moves by Polyak averaging alone
     encoder: list[int] = field(default_factory=list)
     # weight of the Q networks' error in the observation that the chunk leads to, beside their error in its value; 0:
     # they learn values alone, as published
     future_weight: float = 1.0
-    # probability of dropping a hidden unit while training; targets and scores never drop
-    dropout: float = 0.0
-    # smallest reward of one control step, as the critic sees rewards
-    reward_min: float = -1.0
-    # largest reward of one control step, as the critic sees rewards
-    reward_max: float = 0.0
+    dropout: float = 0.0  # probability of dropping a hidden unit while training; targets and scores never drop
+    reward_min: float = -1.0  # smallest reward of one control step, as the critic sees rewards
+    reward_max: float = 0.0  # largest reward of one control step, as the critic sees rewards
     # lowest and highest return that the networks can predict; empty: they follow from the discounts and rewards
     support: list[float] = field(default_factory=list)
 
@@ -97,6 +83,11 @@ class CriticConfig:
     def backup(self) -> int:
         """n, control steps of the return before it bootstraps."""
         return self.backup_horizon or self.horizon
+
+    @property
+    def discounting(self) -> dict[str, float]:
+        """H, γ₁ and γ₂ as `build_options` and `returns_to_go` take them."""
+        return {name: getattr(self, name) for name in ("horizon", "reward_discount", "bootstrap_discount")}
 
     def value_head(self) -> ValueHead:
         """The head that the support, or these discounts, n and this reward range, call for (design rule 5)."""
@@ -161,8 +152,6 @@ class DeasCritic(nn.Module):
         if config.future_weight:
             self.future = EnsembleLinear(config.num_q, config.hidden_dim, feature_dim + state_dim)
 
-    # ---- training ------------------------------------------------------------------------------------------
-
     def forward(self, batch: CriticBatch) -> tuple[Tensor, dict[str, Tensor]]:
         """`loss`, a scalar, where distributed wrappers look for it."""
         return self.loss(batch)
@@ -214,17 +203,11 @@ class DeasCritic(nn.Module):
         return self.value(batch.next_features, batch.next_state)
 
     def update_target(self) -> None:
-        """`polyak_update` of the target Q networks; call it after every optimiser step.
-
-        Raises:
-            UserError: if the weights are not float32.
-        """
+        """`polyak_update` of the target Q networks; call it after every optimiser step."""
         dtype = next(self.target_q.parameters()).dtype
         if dtype != torch.float32:
             raise UserError(f"the critic trains in float32 weights, not {dtype}: set mixed_precision to 'no'")
         losses.polyak_update(self.target_q.parameters(), self.q.parameters(), self.config.polyak)
-
-    # ---- inference -----------------------------------------------------------------------------------------
 
     @torch.no_grad()
     def value(self, features: Tensor, state: Tensor) -> Tensor:
@@ -239,8 +222,6 @@ class DeasCritic(nn.Module):
     def score(self, features: Tensor, state: Tensor, chunks: Tensor) -> Tensor:
         """(B, N) scores of the candidates: the smallest of the K `q_values`, whose arguments these are."""
         return losses.score(self.q_values(features, state, chunks))
-
-    # ---- shapes --------------------------------------------------------------------------------------------
 
     def _observation(self, features: Tensor, state: Tensor) -> Tensor:
         """(B, E + S) encoded features and state: what V and Q read."""

@@ -69,19 +69,15 @@ class HLGauss(ValueHead):
     M = `num_bins` equal bins of width w cover [low, high] and a margin of `margin_sigmas` · σ, σ = `sigma_bins` · w, on
     either side: a support that ended at an extreme return could not have it as its mean. With four standard deviations,
     the 6e-5 of a Gaussian that are cut off there move its mean by about 1e-4 of a bin; published code has no margin.
-
-    Raises:
-        ValueError: if fewer than two bins are left between the margins.
+    Raises ValueError if fewer than two bins are left between the margins.
     """
 
     def __init__(self, low: float, high: float, num_bins: int, sigma_bins: float, margin_sigmas: float = 4.0):
         super().__init__(low, high)
         margin = margin_sigmas * sigma_bins
         if num_bins - 2 * margin < 2:
-            raise ValueError(
-                f"{num_bins} bins leave no room for returns: the margins alone take {2 * margin:g} bins at "
-                f"sigma_bins={sigma_bins:g}"
-            )
+            taken = f"the margins alone take {2 * margin:g} bins at sigma_bins={sigma_bins:g}"
+            raise ValueError(f"{num_bins} bins leave no room for returns: {taken}")
         self.num_logits = num_bins
         self.bin_width = (high - low) / (num_bins - 2 * margin)
         self.sigma = sigma_bins * self.bin_width

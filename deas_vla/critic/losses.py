@@ -23,10 +23,7 @@ def td_target(returns_B: Tensor, bootstrap_B: Tensor, next_value_B: Tensor) -> T
     """(B,) y = Σ_{k<m} γ₁ᵏ r_{t+k} + γ₂ᵐ (1 − terminated) V(s_{t+m}), detached: what Q is regressed on (design rule 3).
 
     The three terms are its arguments; γ₂ᵐ (1 − terminated) is zero if the episode succeeded inside the option, not if
-    it timed out.
-
-    Raises:
-        ValueError: if the shapes differ; (B,) against (B, 1) would mix up the options in silence.
+    it timed out. Raises ValueError if the shapes differ; (B,) against (B, 1) would mix up the options in silence.
     """
     shapes = [tuple(tensor.shape) for tensor in (returns_B, bootstrap_B, next_value_B)]
     if len(set(shapes)) != 1:
@@ -74,9 +71,6 @@ def polyak_update(target: Iterable[Tensor], online: Iterable[Tensor], step: floa
 def score(q_values_KBN: Tensor, aggregation: Aggregation = "min") -> Tensor:
     """(B, N) scores of candidate chunks, min_k E[Q_k(s, a)]: best-of-N plays the candidate with the highest."""
     return q_values_KBN.amin(0) if aggregation == "min" else q_values_KBN.mean(0)
-
-
-# ---- beside DEAS -----------------------------------------------------------------------------------------------
 
 
 def future_loss(predicted_KBO: Tensor, change_BO: Tensor, has_next_B: Tensor) -> Tensor:

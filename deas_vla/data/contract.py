@@ -24,18 +24,12 @@ ACTION_STD_FLOOR = 0.05
 
 @dataclass(frozen=True)
 class Column:
-    """One number of a state or an action vector.
+    """One number of a state or an action vector."""
 
-    Attributes:
-        name: group and axis, for example ``end_effector_position.x``.
-        unit: ``m``, ``rad``, ``quaternion``, ``command`` (a controller input in [-1, 1]), ``flag`` (0 or 1).
-        kind: ``continuous`` or ``binary``; a binary column is thresholded half-way before it is played or scored.
-        low, high: limits of what may be commanded; states have none (None), binary columns need both.
-    """
-
-    name: str
-    unit: str
-    kind: str = "continuous"
+    name: str  # group and axis, for example ``end_effector_position.x``
+    unit: str  # ``m``, ``rad``, ``quaternion``, ``command`` (a controller input in [-1, 1]), ``flag`` (0 or 1)
+    kind: str = "continuous"  # or ``binary``: thresholded half-way before it is played or scored
+    # Limits of what may be commanded; states have none (None), binary columns need both.
     low: float | None = None
     high: float | None = None
 
@@ -75,21 +69,14 @@ class Statistics:
 
 @dataclass(frozen=True)
 class Contract:
-    """Names, order, units, limits, rate and normalisation of everything that goes in and comes out.
+    """Names, order, units, limits, rate and normalisation of everything that goes in and comes out."""
 
-    Attributes:
-        embodiment: the robot, for example ``panda_omron``.
-        rate_hz: control steps a second.
-        cameras: in the order in which the policy sees them.
-        statistics: None before demonstrations were seen.
-    """
-
-    embodiment: str
-    rate_hz: float
+    embodiment: str  # the robot, for example ``panda_omron``
+    rate_hz: float  # control steps a second
     state: tuple[Column, ...]
     action: tuple[Column, ...]
-    cameras: tuple[Camera, ...]
-    statistics: Statistics | None = None
+    cameras: tuple[Camera, ...]  # in the order in which the policy sees them
+    statistics: Statistics | None = None  # None before demonstrations were seen
 
     @property
     def state_dim(self) -> int:
@@ -170,9 +157,7 @@ class Contract:
         return lines
 
     def require_same(self, other: Contract, mine: str, theirs: str) -> None:
-        """Refuses a contract that differs, with every difference; `mine` and `theirs` say whose they are, for the
-        message.
-        """
+        """Refuses a contract that differs, with every difference; `mine` and `theirs` say whose they are."""
         if lines := self.differences(other):
             raise ContractMismatch(f"{mine} and {theirs} do not fit together: " + "; ".join(lines))
 

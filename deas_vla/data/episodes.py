@@ -18,30 +18,18 @@ GROUPS = ("demonstration", "success", "failure")
 
 @dataclass
 class Episode:
-    """T steps and T + 1 observations, in raw units; images only where they were rendered.
-
-    Attributes:
-        source: ``demonstration`` or ``rollout``.
-        scene: number of the initial state.
-        states: (T + 1, S) float32; row t is seen before action t, row T after the last action.
-        actions: (T, A) float32 commands as they were played.
-        rewards: (T,) float32 the task's own reward of each step.
-        success: (T,) bool, read after each step; at most the last is True: an episode ends when it succeeds.
-        truncated: the episode ended without success, at its time limit (or was cut by whoever recorded it).
-        frame_steps: (F,) int64 rows of `states` that have images, strictly increasing, in [0, T].
-        images: camera name to (F, height, width, 3) uint8, upright RGB.
-    """
+    """T steps and (T + 1, S) observations, in raw units; images only where they were rendered."""
 
     instruction: str
-    source: str
-    scene: int
-    states: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    success: np.ndarray
-    truncated: bool
-    frame_steps: np.ndarray
-    images: dict[str, np.ndarray]
+    source: str  # ``demonstration`` or ``rollout``
+    scene: int  # number of the initial state
+    states: np.ndarray  # (T + 1, S) float32; row t is seen before action t, row T after the last action
+    actions: np.ndarray  # (T, A) float32 commands as they were played
+    rewards: np.ndarray  # (T,) float32 the task's own reward of each step
+    success: np.ndarray  # (T,) bool, after each step; at most the last is True: an episode ends when it succeeds
+    truncated: bool  # it ended without success, at its time limit (or was cut by whoever recorded it)
+    frame_steps: np.ndarray  # (F,) int64 rows of `states` that have images, strictly increasing, in [0, T]
+    images: dict[str, np.ndarray]  # camera name to (F, height, width, 3) uint8, upright RGB
 
     @property
     def length(self) -> int:

@@ -14,18 +14,14 @@ from torch.nn import functional
 
 from deas_vla.files import file_identity
 
-# What takes more bytes than this stays on disk.
-IN_MEMORY = 1 << 30
+IN_MEMORY = 1 << 30  # what takes more bytes than this stays on disk
 
 
 class StoredImages:
     """The images of one camera and episode that stay on disk; indexed like an array (F, h, w, 3) uint8.
 
-    Args:
-        decode: the numbers of rows, (B,) int64, to their (B, h, w, 3) uint8 images.
-        rows: (F,) which rows of the episode these images belong to.
-        size: (h, w).
-        file: where the images are; identifies them together with `name`, of the camera and episode in it.
+    `decode`: the numbers of rows, (B,) int64, to their (B, h, w, 3) uint8 images; `rows`: (F,) the episode's rows that
+    these images belong to; `file`: where they are, which identifies them with `name`, of camera and episode in it.
     """
 
     dtype = np.dtype(np.uint8)

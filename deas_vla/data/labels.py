@@ -19,8 +19,7 @@ class LabelRules:
 
     # `column`: next.success; `done`: next.done means success; `reward`: a next.reward above 0 does; `always`, `never`.
     success: str = "column"
-    # `column`: next.reward; `success`: 1 for the step that succeeds, 0 for every other.
-    reward: str = "column"
+    reward: str = "column"  # `column`: next.reward; `success`: 1 for the step that succeeds, 0 for every other.
 
     def __post_init__(self):
         for what, rules in (("success", SUCCESS_RULES), ("reward", REWARD_RULES)):
@@ -63,5 +62,4 @@ class GivenOutcomes(LabelRules):
         return np.zeros(rows, bool) if row is None else np.arange(rows) == row
 
 
-# Both are columns.
-RECORDED = LabelRules()
+RECORDED = LabelRules()  # both are columns

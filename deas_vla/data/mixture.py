@@ -15,8 +15,7 @@ from deas_vla.errors import ContractMismatch, UserError
 class MixtureConfig:
     """LeRobot data sets of one robot, v3, v2.1 or v2.0."""
 
-    # Their folders.
-    folders: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)  # Their folders.
     # How often each is sampled among the options of its group (demonstrations, successes, failures), whatever its
     # size; empty: 1 each.
     weights: list[float] = field(default_factory=list)
@@ -33,10 +32,6 @@ class MixtureConfig:
             raise UserError(f"weights are {self.weights}; give each data set one of at least 0")
         if self.image_every < 1:
             raise UserError(f"image_every is {self.image_every}; choose 1 or more")
-
-    @property
-    def weight_of_each(self) -> list[float]:
-        return self.weights or [1.0] * len(self.folders)
 
 
 def read_mixture(

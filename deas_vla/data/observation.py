@@ -13,15 +13,10 @@ from deas_vla.errors import UserError
 
 @dataclass
 class Observation:
-    """A batch of B observations, in raw units.
+    """A batch of B observations, in raw units: (B, height, width, 3) images of each camera, and (B, S) states."""
 
-    Attributes:
-        images: camera name to (B, height, width, 3) uint8, upright RGB.
-        state: (B, S) float32, columns as in the contract.
-    """
-
-    images: dict[str, Tensor]
-    state: Tensor
+    images: dict[str, Tensor]  # by camera name, uint8, upright RGB
+    state: Tensor  # float32, columns as in the contract
     instruction: list[str]
 
     def __len__(self) -> int:
@@ -98,21 +93,15 @@ TEXT, OTHER = -1, -2
 
 @dataclass
 class Context:
-    """What a policy's backbone makes of B observations: computed once a decision, shared by all candidates.
+    """What a policy's backbone makes of B observations, (B, L, D): once a decision, shared by all candidates."""
 
-    Attributes:
-        tokens: (B, L, D) the backbone's output tokens; rows of padding are zero.
-        mask: (B, L) bool, True for real tokens.
-        camera: (B, L) int64, which camera a token comes from (its index in the contract), or `TEXT` or `OTHER`.
-            The tokens of one camera are in row-major order of a square grid, top left first.
-        state: (B, S) float32, the normalised proprioceptive state.
-        extras: tensors of the policy's own, first dimension B (for example projected keys and values).
-    """
-
-    tokens: Tensor
-    mask: Tensor
+    tokens: Tensor  # (B, L, D) the backbone's output; rows of padding are zero
+    mask: Tensor  # (B, L) bool, True for real tokens
+    # (B, L) int64, which camera a token comes from (its index in the contract), or `TEXT` or `OTHER`. The tokens of one
+    # camera are in row-major order of a square grid, top left first.
     camera: Tensor
-    state: Tensor
+    state: Tensor  # (B, S) float32, the normalised proprioceptive state
+    # The policy's own, first dimension B (for example projected keys and values).
     extras: dict[str, Tensor] = field(default_factory=dict)
 
     def __len__(self) -> int:

@@ -27,10 +27,8 @@ class RewardSpec:
 
     # `success_minus_one`: 0 for the step that succeeds, -1 for every other. `column`: the data set's next.reward.
     kind: str = "success_minus_one"
-    # Smallest reward of one step; the support of the values follows from it.
-    minimum: float = -1.0
-    # Largest reward of one step.
-    maximum: float = 0.0
+    minimum: float = -1.0  # Smallest reward of one step; the support of the values follows from it.
+    maximum: float = 0.0  # Largest reward of one step.
 
     def __post_init__(self):
         if self.kind not in ("success_minus_one", "column"):
@@ -46,10 +44,9 @@ class RewardSpec:
             return episode.success.astype(np.float32) - 1
         rewards = episode.rewards
         if rewards.min() < self.minimum or rewards.max() > self.maximum:
-            raise UserError(
-                f"next.reward of scene {episode.scene} lies in [{rewards.min():g}, {rewards.max():g}], outside the "
-                f"declared [{self.minimum:g}, {self.maximum:g}]; set the reward's minimum and maximum"
-            )
+            what = f"next.reward of scene {episode.scene} lies in [{rewards.min():g}, {rewards.max():g}]"
+            declared = f"outside the declared [{self.minimum:g}, {self.maximum:g}]"
+            raise UserError(f"{what}, {declared}; set the reward's minimum and maximum")
         return rewards
 
 
@@ -92,23 +89,17 @@ class Chunks:
 
 @dataclass
 class Options(Chunks):
-    """O options of m ≤ H steps, of which m < H only where the task was done.
-
-    Attributes:
-        returns, bootstrap, terminated, length: `OptionTargets`.
-        end_frame: (O,) int64 row of the frame table: s_{t+m}; where terminated, any frame of the episode.
-        dropped, cut: frames without an option because no frame is stored where it would end; or by a cut-off episode.
-        chained: share of the options ending within their episode that end where another one starts, or would but
-            for the cut. The others bootstrap from a value that nothing is said about.
-    """
+    """O options of m ≤ H steps, (O, H, A), of which m < H only where the task was done; see `OptionTargets`."""
 
     returns: Tensor
     bootstrap: Tensor
     terminated: Tensor
     length: Tensor
-    end_frame: Tensor
-    dropped: int = 0
-    cut: int = 0
+    end_frame: Tensor  # (O,) int64 row of the frame table: s_{t+m}; where terminated, any frame of the episode
+    dropped: int = 0  # frames without an option because no frame is stored where it would end
+    cut: int = 0  # or because their episode was cut off
+    # Share of the options ending within their episode that end where another one starts, or would but for the cut. The
+    # others bootstrap from a value that nothing is said about.
     chained: float = 1.0
 
 
@@ -157,15 +148,10 @@ def build_options(
     lengths = np.array([episode.length for episode in episodes])
     first = np.cumsum(lengths) - lengths
     number, step, start_frame = chunks.episode.numpy(), chunks.step.numpy(), chunks.start_frame.numpy()
-    targets = option_targets(
-        np.concatenate([reward.of(episode) for episode in episodes]),
-        np.concatenate([episode.success for episode in episodes]),
-        first[number] + step,
-        (first + lengths)[number],
-        steps=horizon,
-        reward_discount=reward_discount,
-        bootstrap_discount=bootstrap_discount,
-    )
+    rewards = np.concatenate([reward.of(episode) for episode in episodes])
+    done = np.concatenate([episode.success for episode in episodes])
+    discounts = {"reward_discount": reward_discount, "bootstrap_discount": bootstrap_discount}
+    targets = option_targets(rewards, done, first[number] + step, (first + lengths)[number], steps=horizon, **discounts)
     terminated, length = targets.terminated.numpy(), targets.length.numpy()
     # Each frame by its episode and step as one number, in the order of the table.
     stride = lengths.max() + 1
@@ -251,15 +237,11 @@ def returns_to_go(
         raise ValueError(f"bootstrap_discount must be in (0, 1), got {bootstrap_discount}")
     steps, carried = len(rewards), bootstrap_discount**horizon
     limit = forever * (reward_discount ** np.arange(horizon)).sum() / (1 - carried)
-    targets = option_targets(
-        np.append(rewards.astype(np.float64), np.full(horizon, float(forever))),
-        np.append(done, np.zeros(horizon, bool)),
-        np.arange(steps),
-        np.full(steps, steps + horizon),
-        steps=horizon,
-        reward_discount=reward_discount,
-        bootstrap_discount=bootstrap_discount,
-    )
+    later = np.append(rewards.astype(np.float64), np.full(horizon, float(forever)))
+    ends = np.append(done, np.zeros(horizon, bool))
+    discounts = {"reward_discount": reward_discount, "bootstrap_discount": bootstrap_discount}
+    starts, stops = np.arange(steps), np.full(steps, steps + horizon)
+    targets = option_targets(later, ends, starts, stops, steps=horizon, **discounts)
     collected, carried = targets.returns.numpy(), np.where(targets.terminated, 0.0, carried)
     returns = np.full(steps + horizon, 0.0 if done[-1] else limit)
     for t in reversed(range(steps)):

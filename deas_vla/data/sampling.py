@@ -6,8 +6,7 @@ from torch import Tensor
 from deas_vla.data.episodes import GROUPS, Episode
 from deas_vla.errors import UserError
 
-# A smaller group has no episode to spare for validation.
-FEWEST_SPLIT = 3
+FEWEST_SPLIT = 3  # a smaller group has no episode to spare for validation
 
 
 def group_probabilities(

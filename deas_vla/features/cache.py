@@ -26,28 +26,24 @@ from deas_vla.features.features import FeatureConfig, Features, pool_tokens
 from deas_vla.features.image_encoder import SIDE
 from deas_vla.files import atomic_path
 
-BLOCK = 256
-# Frames that a network sees at once.
-BATCH = 64
-# Files of a cache that are kept open.
-OPEN_FILES = 8
+BLOCK = 256  # frames of a file
+BATCH = 64  # frames that a network sees at once
+OPEN_FILES = 8  # files of a cache that are kept open
 
 
 class FrameCache:
     """One tensor for every frame, in blocks that are files; content that is not asked for takes no memory.
 
-    Args:
-        folder: where caches are kept; this one gets a subfolder named after its fingerprint.
-        frames: the stored observations.
-        depends: everything else that the content depends on: the network's fingerprint, how it is asked.
-        block: frames a file; a run that was killed loses at most one block.
+    `folder` is where caches are kept: this one gets a subfolder of it, named after all that the content `depends` on
+    besides frames: the network's fingerprint, how it is asked. A run that was killed loses at most one block of frames.
     """
 
-    def __init__(self, folder: Path, frames: FrameTable, depends: str, block: int = BLOCK):
-        self.frames, self.block = frames, block
-        self.folder = Path(folder) / _hash(depends)[:16]
-        prints = frames.block_fingerprints(block)
-        self._keys = [_hash(f"{depends} {number * block} {each}") for number, each in enumerate(prints)]
+    block = BLOCK
+
+    def __init__(self, folder: Path, frames: FrameTable, depends: str):
+        self.frames, self.folder = frames, Path(folder) / _hash(depends)[:16]
+        prints = frames.block_fingerprints(self.block)
+        self._keys = [_hash(f"{depends} {number * self.block} {each}") for number, each in enumerate(prints)]
         self.fingerprint = _hash(" ".join(self._keys))
         self._opened = lru_cache(OPEN_FILES)(self._open)
 
@@ -96,11 +92,6 @@ class FrameCache:
     def missing(self) -> Tensor:
         """(M,) int64 rows of the frames that are not there yet."""
         return torch.cat([torch.arange(0), *(rows for _, rows, path in self._blocks() if not path.is_file())])
-
-    @property
-    def filled(self) -> bool:
-        """Whether nothing is missing."""
-        return not len(self.missing)
 
     def __getitem__(self, rows: Tensor) -> Tensor:
         """The content at these rows, (B,) int64, read from the disk; UserError if a block is missing or broken."""
@@ -156,9 +147,8 @@ class FrameCache:
             return content
 
     def _as_block(self, number: int) -> AbstractContextManager:
-        return as_user_error(
-            f"{self._path(number)}: not a block of this cache; delete it and run again", SafetensorError
-        )
+        path = self._path(number)
+        return as_user_error(f"{path}: not a block of this cache; delete it and run again", SafetensorError)
 
     def _path(self, number: int) -> Path:
         return self.folder / f"block-{number:05d}-{self._keys[number][:16]}.safetensors"
@@ -180,9 +170,8 @@ def _hash(text: str) -> str:
 class FeatureCache(FrameCache):
     """(F, P) float32 pooled backbone tokens; the policy gives ``encode``, ``encoder_fingerprint`` and ``contract``."""
 
-    def __init__(self, folder: Path, policy, frames: FrameTable, config: FeatureConfig, block: int = BLOCK):
-        depends = f"{policy.encoder_fingerprint} {config.grid} {config.text_weight}"
-        super().__init__(folder, frames, depends, block)
+    def __init__(self, folder: Path, policy, frames: FrameTable, config: FeatureConfig):
+        super().__init__(folder, frames, f"{policy.encoder_fingerprint} {config.grid} {config.text_weight}")
         self.policy, self.config = policy.eval(), config
 
     def compute(self, rows: Tensor, loaded: Observation) -> Tensor:
@@ -193,9 +182,9 @@ class FeatureCache(FrameCache):
 class SmallImageCache(FrameCache):
     """(F, C, `SIDE`, `SIDE`, 3) uint8 images of C cameras, as the image encoder brings large ones to its own size."""
 
-    def __init__(self, folder: Path, contract: Contract, frames: FrameTable, block: int = BLOCK):
+    def __init__(self, folder: Path, contract: Contract, frames: FrameTable):
         self.cameras = [camera.name for camera in contract.cameras]
-        super().__init__(folder, frames, f"images of {SIDE} pixels {self.cameras}", block)
+        super().__init__(folder, frames, f"images of {SIDE} pixels {self.cameras}")
 
     @property
     def needed(self) -> bool:
@@ -212,13 +201,13 @@ class ImageCache(FrameCache):
     Where they are needed, the small images are in the same folder already: the encoder was trained on them.
     """
 
-    def __init__(self, folder: Path, features: Features, frames: FrameTable, block: int = BLOCK):
+    def __init__(self, folder: Path, features: Features, frames: FrameTable):
         digest = hashlib.sha256()
         for tensor in features.image_encoder.state_dict().values():
             digest.update(tensor.cpu().numpy())
-        super().__init__(folder, frames, f"images {digest.hexdigest()}", block)
-        self.features, self.small = features, SmallImageCache(folder, features.contract, frames, block)
-        self._from_small = self.small.needed and self.small.filled
+        super().__init__(folder, frames, f"images {digest.hexdigest()}")
+        self.features, self.small = features, SmallImageCache(folder, features.contract, frames)
+        self._from_small = self.small.needed and not len(self.small.missing)
 
     def load(self, rows: Tensor) -> dict[str, Tensor]:
         small = self.small

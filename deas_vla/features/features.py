@@ -20,8 +20,7 @@ from deas_vla.features.image_encoder import ImageEncoder
 FIT_FRAMES = 2048
 # Directions with less than this share of the largest variance are rounding noise; whitening would blow them up.
 VARIANCE_FLOOR = 1e-8
-# Rows of a large table that are on the device at once.
-ROWS = 4096
+ROWS = 4096  # rows of a large table that are on the device at once
 
 
 @dataclass
@@ -31,8 +30,7 @@ class FeatureConfig:
     # Side of the grid of averaged tokens that is kept for each camera, which tells where things are; a camera with
     # fewer tokens keeps the grid it has. 1: one average for each camera; 0: one of all tokens, text as well.
     grid: int = 4
-    # Features of a frame after the projection, whitened; 0: the averages as they are.
-    dim: int = 128
+    dim: int = 128  # Features of a frame after the projection, whitened; 0: the averages as they are.
     # How much the text counts beside one cell of a camera; with many instructions, 1 loses it among the images.
     text_weight: float = 1.0
 
@@ -59,10 +57,8 @@ def pool_tokens(context: Context, config: FeatureConfig, num_cameras: int) -> Te
     """
     tokens = context.tokens.float()
     if bool(((context.camera >= num_cameras) & context.mask).any()):
-        raise UserError(
-            f"the backbone gives tokens of camera {int(context.camera.max())}, the contract has {num_cameras} cameras: "
-            "they would be lost; give the policy the cameras of the contract"
-        )
+        last, fix = int(context.camera.max()), "they would be lost; give the policy the cameras of the contract"
+        raise UserError(f"the backbone gives tokens of camera {last}, the contract has {num_cameras} cameras: {fix}")
     if config.grid == 0:
         return _mean(tokens, context.mask)
     parts = []

@@ -17,34 +17,26 @@ from deas_vla.data.episodes import Episode
 from deas_vla.data.images import resized
 from deas_vla.errors import require_ranges
 
-# Images are brought to this many pixels a side first; the network is made for it.
-SIDE = 64
+SIDE = 64  # images are brought to this many pixels a side first; the network is made for it
 # The first layer reads patches of this many pixels a side, each once: overlapping windows on all pixels would take
 # most of the encoder's time.
 PATCH = 4
 CHANNELS = (32, 64)
-# Width of the heads' hidden layer.
-HIDDEN = 128
+HIDDEN = 128  # width of the heads' hidden layer
 # Later steps whose states are predicted, in chunks; the last step of the episode is always one.
 CHUNKS_AHEAD = (1, 2, 4)
-# Later states are cut off at this many standard deviations.
-LARGEST = 5.0
-# A column with a smaller standard deviation counts as constant.
-SMALLEST_STD = 1e-2
+LARGEST = 5.0  # later states are cut off at this many standard deviations
+SMALLEST_STD = 1e-2  # a column with a smaller standard deviation counts as constant
 
 
 @dataclass
 class ImageEncoderConfig:
     """The critic's own image encoder."""
 
-    # Features for each camera; 0: no such encoder, the critic sees the backbone's tokens only.
-    dim: int = 64
-    # Weight of the error in where the robot will be, beside the error in success.
-    future_weight: float = 3.0
-    # Probability of dropping a hidden unit of the heads while training.
-    dropout: float = 0.2
-    # Images, 64 pixels a side, are shifted by up to this many pixels, anew at every use.
-    max_shift: int = 4
+    dim: int = 64  # Features for each camera; 0: no such encoder, the critic sees the backbone's tokens only.
+    future_weight: float = 3.0  # Weight of the error in where the robot will be, beside the error in success.
+    dropout: float = 0.2  # Probability of dropping a hidden unit of the heads while training.
+    max_shift: int = 4  # Images, 64 pixels a side, are shifted by up to this many pixels, anew at every use.
 
     def __post_init__(self):
         ranges = {"at least 0": "dim future_weight max_shift", "at least 0 and below 1": "dropout"}
@@ -97,10 +89,8 @@ def _pixels(images: Tensor) -> Tensor:
 class FrameOutcomes:
     """What came of F stored frames."""
 
-    # (F,) 1.0 where the episode ended in success.
-    success: Tensor
-    # (F,) 1.0 where predicting that teaches something: before the end of a rollout. Demonstrations all succeed.
-    labelled: Tensor
+    success: Tensor  # (F,) 1.0 where the episode ended in success
+    labelled: Tensor  # (F,) 1.0 where predicting that teaches something: in a rollout, before its end
     # (F, T) states at the later steps, to be predicted in successful episodes; there a column has standard deviation 1,
     # or is 0 if it is constant.
     future: Tensor

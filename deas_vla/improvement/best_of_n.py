@@ -51,9 +51,8 @@ class BestOfN:
         scorer: on the policy's device; without it only ``first`` and ``random`` work, and no values are reported.
         selection: hyper-parameters of the rules, and how noisy candidates are; None: the defaults.
 
-    Raises:
-        UserError: if the rule needs a critic that is not there, the critic does not fit the policy (encoder, length of
-            chunks, contract), or the policy's noise cannot be scaled so.
+    Raises UserError if the rule needs a critic that is not there, the critic does not fit the policy (encoder, length
+    of chunks, contract), or the policy's noise cannot be scaled so.
     """
 
     def __init__(
@@ -87,13 +86,13 @@ class BestOfN:
         _require_finite(observation.state, contract.state, "the observation's state")
         context = self.policy.encode(observation)
         device = context.tokens.device
-        shape = (self.num_candidates, self.policy.horizon, self.policy.contract.action_dim)
+        shape = (self.num_candidates, self.policy.horizon, contract.action_dim)
         noise = [candidate_noise(key.seed, key.scene, key.sample, key.decision, *shape) for key in keys]
         noise = self.selection.noise_scale * torch.stack(noise).to(device)
         steps = self.policy.horizon if whole or prefix is not None else self._steps()
         candidates = self._commands(context, noise, steps)
         if prefix is not None:
-            candidates = prefix_consistent(candidates, prefix, self.policy.contract)
+            candidates = prefix_consistent(candidates, prefix, contract)
         q_values = scores = value = features = None
         compared = candidates
         if self.scorer is not None:
@@ -134,33 +133,25 @@ def require_same_encoder(policy: ChunkPolicy, scorer: Scorer) -> None:
     """Refuses a critic that would be shown features it was never trained on (a defect of published code, W10)."""
     scorer.contract.require_same(policy.contract, "the critic", "the policy")
     if scorer.encoder_fingerprint not in ("", policy.encoder_fingerprint):
-        raise UserError(
-            "the critic was trained on features of another backbone "
-            f"({scorer.encoder_fingerprint[:12]}) than this policy's ({policy.encoder_fingerprint[:12]}); "
-            "train a critic on this policy's features, or fine-tune with --freeze_encoder=true"
-        )
+        theirs, mine = scorer.encoder_fingerprint[:12], policy.encoder_fingerprint[:12]
+        fix = "train a critic on this policy's features, or fine-tune with --freeze_encoder=true"
+        what = f"the critic was trained on features of another backbone ({theirs}) than this policy's ({mine})"
+        raise UserError(f"{what}; {fix}")
 
 
 def require_fitting_horizon(policy: ChunkPolicy, horizon: int) -> None:
     """Refuses a critic of longer chunks than the policy makes; one of shorter chunks scores how they begin."""
     if policy.horizon < horizon:
-        raise UserError(
-            f"the critic scores chunks of {horizon} steps and the policy makes chunks of {policy.horizon}; "
-            f"train the critic with --critic.horizon={policy.horizon}"
-        )
+        what = f"the critic scores chunks of {horizon} steps and the policy makes chunks of {policy.horizon}"
+        raise UserError(f"{what}; train the critic with --critic.horizon={policy.horizon}")
 
 
 def require_scored(execute_steps: int, horizon: int, rule: str) -> None:
     """Refuses to play actions of a chunk that the critic never scored (design rule 8)."""
     if execute_steps > horizon and RULES[rule].needs_scorer:
-        raise UserError(
-            f"{execute_steps} actions of a chunk would be played, of which the critic scores the first {horizon}: play "
-            f"{horizon} (--execute_steps={horizon}; in LeRobot --policy.n_action_steps={horizon}), or train a critic "
-            f"with --critic.horizon={execute_steps}"
-        )
-
-
-# ---- real-time chunking ----------------------------------------------------------------------------------------
+        what = f"{execute_steps} actions of a chunk would be played, of which the critic scores the first {horizon}"
+        flags = f"(--execute_steps={horizon}; in LeRobot --policy.n_action_steps={horizon})"
+        raise UserError(f"{what}: play {horizon} {flags}, or train a critic with --critic.horizon={execute_steps}")
 
 
 def prefix_consistent(candidates: Tensor, prefix: Prefix, contract: Contract) -> Tensor:

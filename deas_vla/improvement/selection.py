@@ -22,8 +22,7 @@ RuleName = Literal["first", "random", "best", "worst", "lower_bound", "consensus
 # What candidates are made of, wherever they are made: the policy's noise times this. With less noise a policy plays
 # nearer to its mean and succeeds more often.
 CANDIDATE_NOISE = 0.5
-# Actions of a chunk that are played before the policy decides again.
-EXECUTE_STEPS = 16
+EXECUTE_STEPS = 16  # actions of a chunk that are played before the policy decides again
 
 # Below this a standard deviation counts as none: the scores, or a column of the candidates, are all the same.
 TINY = 1e-8
@@ -52,12 +51,9 @@ class SelectionConfig:
     # the rule: consensus (best-of-N up to as_best_of candidates, and unlike it better with more), best (largest score),
     # lower_bound; first (the policy alone), random and worst are controls
     rule: RuleName = "consensus"
-    # lower_bound: standard deviations of the networks that are taken off their mean
-    pessimism: float = 1.0
-    # consensus: m, how hard to choose, as the best of m would; up to m candidates it is best
-    as_best_of: int = 8
-    # consensus: width of the kernel over chunks, in units of the candidates' distance
-    bandwidth: float = 0.6
+    pessimism: float = 1.0  # lower_bound: standard deviations of the networks that are taken off their mean
+    as_best_of: int = 8  # consensus: m, how hard to choose, as the best of m would; up to m candidates it is best
+    bandwidth: float = 0.6  # consensus: width of the kernel over chunks, in units of the candidates' distance
     # the noise that candidates are made of is multiplied by this, for every rule; 1 is the policy as it was trained
     noise_scale: float = 1.0
 
@@ -93,14 +89,11 @@ def select(
     keys: Sequence[NoiseKey],
     scores: Tensor | None = None,
 ) -> Tensor:
-    """(B,) int64: one of N candidates for each of B decisions.
+    """(B,) int64: one of N candidates, (B, N, h, A) in any units, for each of B decisions.
 
-    Args:
-        config: hyper-parameters of the rules; its own `rule` is not looked at.
-        q_values: (K, B, N) values of the candidates; None without a scorer.
-        chunks: (B, N, h, A) the candidates, in any units.
-        keys: all that a random choice depends on.
-        scores: (B, N) what the scorer makes of these values; None: their minimum over the networks.
+    The rule is `rule`, not that of the configuration. `q_values`: (K, B, N) of the candidates, None without a scorer;
+    `scores`: (B, N) what the scorer makes of them, None: their minimum over the networks. A random choice depends on
+    the keys alone.
     """
     chosen = rule_named(rule, q_values is not None)
     if scores is None and q_values is not None:
@@ -113,14 +106,9 @@ def rule_named(name: str, scored: bool) -> Rule:
     if name not in RULES:
         raise UserError(unknown("selection rule", name, RULES))
     if RULES[name].needs_scorer and not scored:
-        raise UserError(
-            f"the rule '{name}' needs a critic: train one with recipes/train_critic.py; "
-            "without one there are first and random"
-        )
+        fix = "train one with recipes/train_critic.py; without one there are first and random"
+        raise UserError(f"the rule '{name}' needs a critic: {fix}")
     return RULES[name]
-
-
-# ---- rules -----------------------------------------------------------------------------------------------------
 
 
 def lower_bound(q_values: Tensor, pessimism: float) -> Tensor:

@@ -31,23 +31,16 @@ def evaluate_method(
 ) -> list[dict]:
     """Plays a method on every job, in blocks that are kept: an interrupted evaluation goes on with the next block.
 
-    Args:
-        name: the method's; its outcomes are kept in ``folder/<name>.json``.
-        workers, decider, seed, parallel, execute_steps: as `play_episodes`; an `Oracle` plays one episode at a time.
-        jobs: from `paired_jobs`.
-        folder: where outcomes are kept.
-        block: episodes between two saves.
-        line: of the progress bar, for processes that play different methods at once.
+    Outcomes are kept in ``folder/<name>.json``, written every `block` episodes. The rest is as in `play_episodes`; an
+    `Oracle` plays one episode at a time. `line` is that of the progress bar, for processes that play different methods.
 
-    Returns:
-        One record a job: scene, sample, success, steps, decisions (step, index, value, scores; the oracle's returns).
+    Returns one record a job: scene, sample, success, steps, decisions (step, index, value, scores; oracle: returns).
     """
     path = folder / f"{name}.json"
     done: list[dict] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     successes = sum(episode["success"] for episode in done)
-    with tqdm(
-        total=len(jobs), initial=len(done), desc=name, unit="episode", dynamic_ncols=True, position=line, leave=False
-    ) as bar:
+    counts = {"total": len(jobs), "initial": len(done), "unit": "episode"}
+    with tqdm(desc=name, **counts, dynamic_ncols=True, position=line, leave=False) as bar:
 
         def finished(rollout: Rollout) -> None:
             nonlocal successes
@@ -55,17 +48,9 @@ def evaluate_method(
             bar.update()
             bar.set_postfix(success=f"{successes / bar.n:.0%}", refresh=False)
 
+        settings = {"seed": seed, "parallel": parallel, "execute_steps": execute_steps, "finished": finished}
         while len(done) < len(jobs):
-            part = play_episodes(
-                workers,
-                decider,
-                jobs[len(done) : len(done) + block],
-                seed=seed,
-                parallel=parallel,
-                execute_steps=execute_steps,
-                finished=finished,
-            )
-            done += map(_record, part)
+            done += map(_record, play_episodes(workers, decider, jobs[len(done) : len(done) + block], **settings))
             write_json(path, done)
     if bar.n > bar.initial:  # silent about what another process played
         tqdm.write(f"{name}: {successes / len(jobs):.0%} of {len(jobs)} episodes")

@@ -30,10 +30,7 @@ CONTINUATION_SAMPLE = -1
 class Oracle:
     """A `Decider` that plays every candidate out before it chooses one; for one episode at a time, in slot 0.
 
-    Args:
-        workers: simulators that can be branched, the source of the episodes too.
-        decider: policy, critic and number of candidates; its critic scores every candidate for the record.
-        execute_steps: actions played of each chunk.
+    The workers are those of the episodes, too; the decider's critic scores every candidate for the record.
     """
 
     def __init__(self, workers: EnvWorkers, decider: BestOfN, execute_steps: int):
@@ -45,17 +42,11 @@ class Oracle:
         choice = self.decider.choose(observation, keys, whole=True)
         candidates = choice.candidates[0, :, : self.execute_steps].cpu().numpy()
         state = self.workers.save([0])[0]
+        samples = [CONTINUATION_SAMPLE] * len(candidates)
         branches = play_branches(
-            self.workers,
-            self.policy,
-            state,
-            observation.frame(0),
-            candidates,
-            [CONTINUATION_SAMPLE] * len(candidates),
-            seed=keys[0].seed,
-            episode_id=keys[0].scene,
-            execute_steps=self.execute_steps,
-        )
+            self.workers, self.policy, state, observation.frame(0), candidates, samples,
+            seed=keys[0].seed, episode_id=keys[0].scene, execute_steps=self.execute_steps,
+        )  # fmt: skip
         self.workers.restore([0], [state])
         returns = np.array([returns_of(branch, self.decider.scorer.return_config)[0] for branch in branches])
         best = torch.tensor([int(returns.argmax())], device=choice.index.device)
@@ -74,16 +65,13 @@ def play_branches(
     episode_id: int,
     execute_steps: int,
 ) -> list[np.ndarray]:
-    """Plays each candidate from the same state, and then the policy until the end.
+    """Plays each candidate from the same state, in slots 0 to n − 1, and then the policy until the end.
 
     Args:
-        workers: simulators that can be branched; slots 0 to n − 1 are used.
-        policy: decides after the candidate.
         state, frame: of the simulator, from `EnvWorkers.save`, and what the policy saw there.
-        candidates: (n, h, A) commands, one a branch; h is at most `execute_steps`.
+        candidates: (n, h, A) commands, one a branch; h is at most `execute_steps`, which are played of later chunks.
         samples: n samples of the continuation's noise; equal samples have equal noise.
         seed, episode_id: of the policy's noise and of the episode that is branched: they name the continuations' noise.
-        execute_steps: actions played of each later chunk.
 
     Returns:
         n arrays: success of each step from the state on, (steps,) bool.
@@ -96,14 +84,7 @@ def play_branches(
 
 def returns_of(success: np.ndarray, config: CriticConfig) -> np.ndarray:
     """`returns_to_go` as a critic has them: -1 a step until success, a timeout continued as failing for ever."""
-    return returns_to_go(
-        success - 1.0,
-        success,
-        horizon=config.horizon,
-        reward_discount=config.reward_discount,
-        bootstrap_discount=config.bootstrap_discount,
-        forever=-1.0,
-    )
+    return returns_to_go(success - 1.0, success, forever=-1.0, **config.discounting)
 
 
 @dataclass

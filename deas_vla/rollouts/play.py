@@ -21,11 +21,9 @@ class Source(Protocol):
 
     def reset(self, slots: Sequence[int], scenes: Sequence[int]) -> list[dict]:
         """Starts a scene in each slot; returns the first frames: ``images``, ``state``, ``instruction``."""
-        ...
 
     def play(self, slots: Sequence[int], chunks: Sequence[np.ndarray], frame_every: int = 0) -> list[ChunkResult]:
         """Plays (n, A) commands in each slot, stopping where an episode is over; see `Simulator.play`."""
-        ...
 
 
 class Decider(Protocol):
@@ -50,8 +48,7 @@ class Decision:
     index: int  # of the candidate that was played
     value: float = float("nan")  # V of the observation; NaN without a critic
     scores: list[float] = field(default_factory=list)  # (N,) of the candidates; empty without a critic
-    # (N,) Monte-Carlo returns of the candidates, where the decider played them out; else empty.
-    returns: list[float] = field(default_factory=list)
+    returns: list[float] = field(default_factory=list)  # (N,) Monte-Carlo, where the decider played them out
 
 
 @dataclass
@@ -80,11 +77,8 @@ def play_episodes(
     schedule depends on nothing but the outcomes, so the same jobs give the same episodes.
 
     Args:
-        source: the simulators, or a robot; slots 0 to `parallel` − 1 are used.
-        decider: chooses a chunk for each observation.
-        jobs: episodes to play.
         seed: of the policy's noise; with episode id, sample and decision it names each candidate.
-        parallel: episodes under way at once.
+        parallel: episodes under way at once, in slots from 0 on.
         execute_steps: the first n actions of a chunk are played, then the policy decides again.
         frame_every: also store images every so many steps of an episode; 0: only where the policy decides.
         finished: called with each rollout as it ends.

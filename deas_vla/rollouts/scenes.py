@@ -15,17 +15,13 @@ from deas_vla.training.stages import stage_report
 # First scene number of each use: scenes are unlimited, uses are a million apart.
 FIRST_SCENE = {"demonstrations": 0, "rollouts": 1_000_000, "evaluation": 2_000_000, "ablation": 3_000_000}
 SCENES = "scenes.json"
-# What a stage that trained something leaves in its folder.
-TRAINED = ("policy", "critic", "scorer")
+TRAINED = ("policy", "critic", "scorer")  # what a stage that trained something leaves in its folder
 
 
 def scenes_of(use: str, count: int, seed: int) -> list[int]:
-    """The scene numbers of one use, for one seed; UserError if count or seed would let two uses meet.
+    """The scene numbers of one use (`FIRST_SCENE`) for a run's seed, 0 to 99; other seeds give other scenes.
 
-    Args:
-        use: ``demonstrations``, ``rollouts``, ``evaluation`` or ``ablation`` (on which settings may be chosen).
-        count: how many, at most 10,000.
-        seed: seed of the run, 0 to 99; other seeds give other scenes.
+    Settings may be chosen on those of ``ablation``. UserError if count, at most 10,000, or seed lets two uses meet.
     """
     if not 0 <= seed < 100 or not 0 <= count <= 10_000:
         raise UserError(f"seed must be 0 to 99 (got {seed}) and a use have at most 10000 scenes (got {count})")
@@ -42,10 +38,8 @@ def record_scenes(stage: Path, data: dict[str, list[Episode]]) -> None:
 def seen_scenes(stages: Iterable[Path]) -> tuple[dict[str, set[int]], list[Path]]:
     """Data set to the scenes in it, over finished stages and all that they were made from.
 
-    A data set without numbers of scenes, of a robot or of others, counts its episodes from 0.
-
-    Returns:
-        The scenes by data set; and the stages that trained something and did not record from which scenes.
+    A data set without numbers of scenes, of a robot or of others, counts its episodes from 0. Beside that: the stages
+    that trained something and did not record from which scenes.
     """
     seen: dict[str, set[int]] = {}
     unrecorded, waiting, met = [], [Path(stage) for stage in stages], set()
@@ -74,7 +68,5 @@ def require_unseen(scenes: Iterable[int], stages: Iterable[Path]) -> None:
             first = ", ".join(map(str, shared[:3])) + (", …" if shared[3:] else "")
             found.append(f"{len(shared)} in {name} ({first})")
     if found:
-        raise UserError(
-            f"scenes of the evaluation were trained on: {'; '.join(found)}; evaluate with another --seed, or train "
-            "without that data"
-        )
+        fix = "evaluate with another --seed, or train without that data"
+        raise UserError(f"scenes of the evaluation were trained on: {'; '.join(found)}; {fix}")

@@ -41,8 +41,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray, *, resamples: int = RESAMPLE
         ``wins``, ``losses``: pairs in which only a, or only b, succeeded; of so many ``pairs`` and ``scenes``.
         ``verdict``: ``gain`` or ``worse`` where interval and scene-level test both say so, else ``no_gain``.
 
-    Raises:
-        ValueError: if the shapes differ or there is no pair.
+    Raises ValueError if the shapes differ or there is no pair.
     """
     a, b = _pairs(a, b)
     delta = a.astype(int) - b.astype(int)
@@ -123,8 +122,7 @@ def rank_against_oracle(
         ``regret``: mean of the best return − the return of the critic's choice; ``regret_random``: of a random choice.
         ``captured`` and ``captured_ci95``: 1 − regret / regret_random: 1 is the oracle, 0 is chance.
 
-    Raises:
-        ValueError: if the shapes differ or a number is not finite.
+    Raises ValueError if the shapes differ or a number is not finite.
     """
     scores, returns, scenes = np.asarray(scores, float), np.asarray(returns, float), np.asarray(scenes)
     if scores.ndim != 2 or scores.shape != returns.shape or scenes.shape != scores.shape[:1]:

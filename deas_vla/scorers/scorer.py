@@ -21,9 +21,9 @@ from deas_vla.critic.critic import CriticConfig
 from deas_vla.critic.losses import Aggregation, score
 from deas_vla.data.contract import Contract
 from deas_vla.data.observation import Context, Observation
-from deas_vla.errors import UserError, as_user_error, unknown
+from deas_vla.errors import UserError, as_user_error
 from deas_vla.files import atomic_path, write_json
-from deas_vla.registry import PLUGINS, Registry
+from deas_vla.registry import Registry
 
 WEIGHTS_FILE = "scorer.safetensors"
 
@@ -45,12 +45,9 @@ class Encoded(NamedTuple):
 
 
 class Scorer(nn.Module, ABC):
-    """Scores candidate chunks, or their first H = `horizon` steps, for an observation.
+    """Scores candidate chunks, or their first H = `horizon` steps, for an observation; `aggregation`: of the K values.
 
-    Args:
-        contract: of the observations and chunks.
-        encoder_fingerprint: of the policy whose tokens it reads, others are refused; empty: it reads none.
-        aggregation: what the score is of the K values.
+    `encoder_fingerprint` is that of the policy whose tokens it reads, others are refused; empty: it reads none.
     """
 
     def __init__(
@@ -63,8 +60,6 @@ class Scorer(nn.Module, ABC):
             raise UserError(f"horizon={horizon} must be at least 1")
         self.contract, self.horizon = contract, horizon
         self.encoder_fingerprint, self.aggregation = encoder_fingerprint, aggregation
-
-    # ---- what a scorer does --------------------------------------------------------------------------------
 
     @abstractmethod
     def q_values(self, encoded: Encoded, chunks: Tensor) -> Tensor:
@@ -123,8 +118,6 @@ class Scorer(nn.Module, ABC):
         bound = copy.copy(self)
         bound.encoder_fingerprint = encoder_fingerprint
         return bound
-
-    # ---- files ---------------------------------------------------------------------------------------------
 
     def description(self) -> dict:
         """All that `from_description` needs, as JSON can hold it; a subclass adds to it."""
@@ -211,15 +204,14 @@ class EnsembleScorer(Scorer):
 
     @classmethod
     def from_description(cls, description: dict) -> Self:
-        return cls([registered(each["type"]).from_description(each) for each in description["members"]])
+        return cls([SCORERS.stored(each["type"]).from_description(each) for each in description["members"]])
 
 
 def load_scorer(folder: str | Path, contract: Contract | None = None) -> Scorer:
     """Reads what `Scorer.save` wrote: its class in evaluation mode, on the CPU. No random number is drawn.
 
-    Raises:
-        UserError: if the file is missing, damaged, not a scorer, of another version or of an unknown class.
-        ContractMismatch: if it was made for another contract than this one; None: any will do.
+    Raises UserError if the file is missing, damaged, not a scorer, of another version or of an unknown class, and
+    ContractMismatch if it was made for another contract than this one, if one is given.
     """
     path = Path(folder) / WEIGHTS_FILE
     if not path.is_file():
@@ -236,7 +228,7 @@ def load_scorer(folder: str | Path, contract: Contract | None = None) -> Scorer:
         description = json.loads(header["scorer"])
         expected = description.pop("fingerprint")
         try:
-            scorer = registered(description["type"]).from_description(description)
+            scorer = SCORERS.stored(description["type"]).from_description(description)
         except UserError as error:
             # Its class is not known here, or takes other settings: training again would not help.
             raise UserError(f"{path} has a header that does not fit: {error}") from error
@@ -249,14 +241,6 @@ def load_scorer(folder: str | Path, contract: Contract | None = None) -> Scorer:
     if contract is not None:
         scorer.contract.require_same(contract, f"the critic in {folder}", "what is expected")
     return scorer.eval()
-
-
-def registered(name: object) -> type[Scorer]:
-    """The class of a name that a file says: one that is registered, and never a module that the file names."""
-    if name not in SCORERS.names():
-        problem = unknown("scorer", str(name), SCORERS.names())
-        raise UserError(f"{problem}; if it is your own, name its file: {PLUGINS}=FILE.py")
-    return SCORERS.get(name)
 
 
 def _fingerprint(description: dict, tensors: dict[str, Tensor]) -> str:

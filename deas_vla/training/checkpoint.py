@@ -24,9 +24,6 @@ from deas_vla.policies.fingerprint import hash_tensors
 CHECKPOINT = "checkpoint.safetensors"
 
 
-# ---- engines that split the weights ----------------------------------------------------------------------------
-
-
 def is_split(accelerator: Accelerator) -> bool:
     """Whether each process holds a part of every weight."""
     return accelerator.is_fsdp2 or (_deepspeed(accelerator) and accelerator.state.deepspeed_plugin.zero_stage == 3)
@@ -57,9 +54,6 @@ def whole(accelerator: Accelerator, module: nn.Module):
 
 def _deepspeed(accelerator: Accelerator) -> bool:
     return accelerator.distributed_type == DistributedType.DEEPSPEED
-
-
-# ---- files -----------------------------------------------------------------------------------------------------
 
 
 class Checkpoint:

@@ -24,15 +24,11 @@ from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise, require
 from deas_vla.scorers.scorer import Encoded, Scorer
 from deas_vla.training.loop import progress_bar
 
-# Less than this share of the range of values between success and failure is a warning.
-FAINTEST = 0.1
+FAINTEST = 0.1  # less than this share of the range of values between success and failure is a warning
 # Frames that a scorer without `Features` encodes at once, and options that are validated at once.
 FRAMES, VALIDATION_BATCH = 64, 4096
 # Below these shares of the stored images that start an option, and of the options that join another, nothing is learnt.
 SMALLEST_MADE, SMALLEST_CHAINED = 0.25, 0.5
-
-
-# ---- stored frames ---------------------------------------------------------------------------------------------
 
 
 def filled[C: FrameCache](accelerator: Accelerator, cache: C, name: str) -> C:
@@ -53,13 +49,15 @@ def stored_features(
     accelerator: Accelerator, features: Features, pooled: FrameCache | Tensor, frames: FrameTable, folder: Path
 ) -> Tensor:
     """(F, …) the critic's features of all frames, from their pooled tokens, of which a few are in memory at a time."""
-    sources = [(pooled, features.project)]
+    images = None
     if features.image_encoder is not None:
-        sources.append(
-            (filled(accelerator, ImageCache(folder, features, frames), "encoding images"), lambda rows: rows)
-        )
-    batches = torch.arange(len(frames)).split(BLOCK)
-    return torch.cat([torch.cat([use(source[rows]) for source, use in sources], 1) for rows in batches])
+        images = filled(accelerator, ImageCache(folder, features, frames), "encoding images")
+
+    def at(rows: Tensor) -> Tensor:
+        projected = features.project(pooled[rows])
+        return projected if images is None else torch.cat([projected, images[rows]], 1)
+
+    return torch.cat([at(rows) for rows in torch.arange(len(frames)).split(BLOCK)])
 
 
 def encode_frames(
@@ -97,18 +95,10 @@ class CandidateCache(FrameCache):
     """
 
     def __init__(
-        self,
-        folder: Path,
-        policy: ChunkPolicy,
-        frames: FrameTable,
-        count: int,
-        seed: int,
-        noise_scale: float = 1.0,
-        block: int = BLOCK,
+        self, folder: Path, policy: ChunkPolicy, frames: FrameTable, count: int, seed: int, noise_scale: float = 1.0
     ):
         require_noise_scale(policy, noise_scale)
-        depends = f"{policy.encoder_fingerprint} candidates {count} {seed} {noise_scale}"
-        super().__init__(folder, frames, depends, block)
+        super().__init__(folder, frames, f"{policy.encoder_fingerprint} candidates {count} {seed} {noise_scale}")
         self.policy = policy.eval()
         self.count, self.seed, self.noise_scale = count, seed, noise_scale
 
@@ -121,22 +111,15 @@ class CandidateCache(FrameCache):
         return contract.normalize_action(contract.to_command(chunks)).float()
 
 
-# ---- data that fits the critic ---------------------------------------------------------------------------------
-
-
 def require_fit(critic: CriticConfig, reward: RewardSpec) -> None:
     """Refuses a critic that is not made for the rewards, or for the options, of recorded episodes."""
     limits = (reward.minimum, reward.maximum)
     if limits != (critic.reward_min, critic.reward_max):
-        raise UserError(
-            f"rewards lie in {limits} but the critic's support is made for "
-            f"({critic.reward_min}, {critic.reward_max}); set --critic.reward_min and reward_max"
-        )
+        support = f"the critic's support is made for ({critic.reward_min}, {critic.reward_max})"
+        raise UserError(f"rewards lie in {limits} but {support}; set --critic.reward_min and reward_max")
     if critic.backup != critic.horizon:
-        raise UserError(
-            f"critic.backup_horizon={critic.backup_horizon}: options of recorded episodes end with their chunk; "
-            "leave it at 0, or choose another --critic.horizon"
-        )
+        problem = f"critic.backup_horizon={critic.backup_horizon}: options of recorded episodes end with their chunk"
+        raise UserError(f"{problem}; leave it at 0, or choose another --critic.horizon")
 
 
 def require_joined(options: Options) -> None:
@@ -167,9 +150,6 @@ def discount_warning(critic: CriticConfig, episodes: list[Episode], rate_hz: flo
         f"start critic.bootstrap_discount={critic.bootstrap_discount:g} leaves {left:.1%} of the difference between "
         f"success and failure; --critic.bootstrap_discount={better:g} leaves {better**steps:.0%}"
     )
-
-
-# ---- batches ---------------------------------------------------------------------------------------------------
 
 
 def critic_batch(

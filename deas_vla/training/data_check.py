@@ -15,22 +15,15 @@ from deas_vla.files import folder_identity
 
 # Named, because the help of the command line is read from the source and sees no quotes in an annotation.
 AuditMode = Literal["stop", "warn"]
-# Lines that this process has printed.
-_SHOWN: set[str] = set()
+_SHOWN: set[str] = set()  # lines that this process has printed
 
 
 def audit_data(accelerator: Accelerator, datasets: Mapping[str, LabelRules], mode: AuditMode) -> dict:
     """Audits the data sets of a training, without looking into every video, and shows each finding once.
 
-    Args:
-        datasets: folder to what counts as success and reward in it, if it does not say.
-        mode: whether an error in them stops the training.
-
-    Returns:
-        What to note of a stage: ``audit``, with the mode and the lines of errors and warnings.
-
-    Raises:
-        UserError: if a data set has errors, with the first; all of them are printed before.
+    `datasets`: folder to what counts as success and reward in it, if it does not say. Returns what to note of a stage:
+    ``audit``, with the mode and the lines of errors and warnings. Raises UserError if a data set has errors that the
+    mode stops at, with the first; all of them are printed before.
     """
     if not accelerator.is_main_process:
         return {}

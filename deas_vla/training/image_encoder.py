@@ -23,8 +23,7 @@ from deas_vla.training.critic import filled
 from deas_vla.training.loop import TrainingConfig, my_share, step_generator, train
 from deas_vla.training.stages import lock_for_run
 
-# Frames over which the trained encoder's output is standardised.
-STANDARD_FRAMES = 4096
+STANDARD_FRAMES = 4096  # frames over which the trained encoder's output is standardised
 WEIGHTS = "image_encoder.safetensors"
 
 
@@ -43,12 +42,8 @@ def train_image_encoder(
 ) -> ImageEncoder | None:
     """The encoder for these episodes: from the cache, or trained now by all processes; a killed training goes on.
 
-    Args:
-        config: with dim 0 there is no encoder.
-        frames: the stored observations of the episodes.
-        seen: (F,) bool, frames of training episodes; the others are held out.
-        folder: where such encoders are kept, each in a subfolder named after its fingerprint.
-        horizon: H, control steps of a chunk.
+    With dim 0 there is none. `seen`: (F,) bool, frames of training episodes; the others are held out. `folder`: where
+    such encoders are kept, each in a subfolder named after its fingerprint. `horizon`: H, control steps of a chunk.
     """
     if not config.dim:
         return None
@@ -63,11 +58,9 @@ def train_image_encoder(
         "outcomes": _digest(outcomes.success, outcomes.labelled, outcomes.future, seen),
         "seed": seed,
     }
-    cache, folder = folder, Path(folder) / f"image-encoder-{fingerprint(key)[:16]}"
-    images, small = (
-        [frames.images[camera.name] for camera in contract.cameras],
-        SmallImageCache(cache, contract, frames),
-    )
+    small = SmallImageCache(folder, contract, frames)
+    images = [frames.images[name] for name in small.cameras]
+    folder = Path(folder) / f"image-encoder-{fingerprint(key)[:16]}"
     if small.needed:
         # No step decodes large images and makes them small: that would take most of its time.
         images = filled(accelerator, small, "small images").read().unbind(1)

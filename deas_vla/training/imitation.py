@@ -61,9 +61,6 @@ class Examples:
         return (self.weight / self.weight.sum()).double().numpy()
 
 
-# ---- weights -----------------------------------------------------------------------------------------------------
-
-
 def cloning_weights(options: Chunks, *, filtered: bool) -> Tensor:
     """(O,) 1 for chunks of demonstrations and, if filtered, of successful rollouts; 0 for others."""
     kept = options.group != options.FAILURE if filtered else options.group == options.DEMONSTRATION
@@ -76,14 +73,10 @@ class AdvantageWeighting:
 
     # β, in standard deviations of the advantages over the data: small values imitate only the best chunks.
     temperature: float = 0.5
-    # Largest weight, as a multiple of the weight of an average chunk (A = mean A).
-    maximum: float = 20.0
-    # Chunks that the policy proposes at each frame; 0: the recorded ones are weighted instead.
-    proposals: int = 8
-    # Frames of the rollouts at which it is asked, drawn at random.
-    frames: int = 6000
-    # The policy's noise is multiplied by this for its proposals.
-    noise_scale: float = CANDIDATE_NOISE
+    maximum: float = 20.0  # Largest weight, as a multiple of the weight of an average chunk (A = mean A).
+    proposals: int = 8  # Chunks that the policy proposes at each frame; 0: the recorded ones are weighted instead.
+    frames: int = 6000  # Frames of the rollouts at which it is asked, drawn at random.
+    noise_scale: float = CANDIDATE_NOISE  # The policy's noise is multiplied by this for its proposals.
 
     def __post_init__(self):
         ranges = {"above 0": "temperature noise_scale", "at least 1": "maximum frames", "at least 0": "proposals"}
@@ -113,9 +106,6 @@ def advantages_among(scorer: Scorer, encoded: Encoded, chunks: Tensor, batch_siz
     rows = torch.arange(len(chunks)).split(batch_size)
     scores = torch.cat([scorer.score(encoded.rows(part), chunks[part]) for part in rows])
     return scores - scores.mean(1, keepdim=True)
-
-
-# ---- what the training loop needs --------------------------------------------------------------------------------
 
 
 class FlowImitation(nn.Module):

@@ -34,27 +34,18 @@ from deas_vla.training.checkpoint import Checkpoint, gather, is_split, to_train,
 class TrainingConfig:
     """How long, how fast and how often: the same fields for the policy, its fine-tuning and the critic."""
 
-    # Optimiser steps.
-    steps: int = 1000
-    # Samples a step, over all processes together; a multiple of the number of processes.
-    batch_size: int = 64
-    # Peak learning rate of AdamW.
-    learning_rate: float = 1e-3
-    # Share of the steps over which the learning rate rises linearly from zero.
-    warmup: float = 0.05
-    # True: the learning rate falls to zero along a cosine; False: it stays at its peak.
-    cosine: bool = True
-    # AdamW's decoupled weight decay.
-    weight_decay: float = 1e-5
-    # Largest norm of the gradient; longer ones are scaled down. 0: they stay as they are.
-    gradient_clip: float = 1.0
+    steps: int = 1000  # Optimiser steps.
+    batch_size: int = 64  # Samples a step, over all processes together; a multiple of the number of processes.
+    learning_rate: float = 1e-3  # Peak learning rate of AdamW.
+    warmup: float = 0.05  # Share of the steps over which the learning rate rises linearly from zero.
+    cosine: bool = True  # True: the learning rate falls to zero along a cosine; False: it stays at its peak.
+    weight_decay: float = 1e-5  # AdamW's decoupled weight decay.
+    gradient_clip: float = 1.0  # Largest norm of the gradient; longer ones are scaled down. 0: they stay as they are.
     # Equal parts of a step's batch that are worked through one after another (gradient accumulation): the same step,
     # but for dropout, with the memory of one part. A multiple of it and of the number of processes is the batch size.
     micro_batches: int = incidental(1)
-    # Steps between two lines of metrics.
-    log_every: int = incidental(50)
-    # Steps between two checkpoints; a killed run goes on from the last one.
-    checkpoint_every: int = incidental(250)
+    log_every: int = incidental(50)  # Steps between two lines of metrics.
+    checkpoint_every: int = incidental(250)  # Steps between two checkpoints; a killed run goes on from the last one.
 
     def __post_init__(self):
         counts = "steps batch_size micro_batches log_every checkpoint_every"
@@ -110,12 +101,11 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
 
 def my_share(accelerator: Accelerator, batch_size: int) -> slice:
     """The rows of a global batch that this process works on; refuses one that cannot be divided evenly."""
-    if batch_size % accelerator.num_processes:
-        raise UserError(
-            f"batch_size {batch_size} is not a multiple of the {accelerator.num_processes} processes; "
-            f"take {batch_size - batch_size % accelerator.num_processes or accelerator.num_processes}"
-        )
-    share = batch_size // accelerator.num_processes
+    share, left = divmod(batch_size, accelerator.num_processes)
+    if left:
+        count = accelerator.num_processes
+        fix = f"take {batch_size - left or count}"
+        raise UserError(f"batch_size {batch_size} is not a multiple of the {count} processes; {fix}")
     return slice(accelerator.process_index * share, (accelerator.process_index + 1) * share)
 
 
@@ -139,7 +129,6 @@ def train(
         batch_at: step number to the arguments of this process's share of the batch, on the CPU; where there are
             micro-batches, tensors and others with a first dimension that can be sliced, or lists of them.
         folder: where ``checkpoint.safetensors`` and ``metrics.jsonl`` are kept while training runs.
-        name: what the progress bar and TensorBoard call it.
         seed: seeds dropout, anew at every step and on every process.
         workers: processes that make the next batches meanwhile; the batches are the same.
         after_step: called with what is trained, the module or the engine's copy, after every optimiser step; changes
@@ -181,11 +170,9 @@ def train(
             group["lr"] = config.learning_rate_at(step)
         results = []
         for part in range(parts):
-            rows = slice(part * share, (part + 1) * share)
+            mine = batch if parts == 1 else rows_of(batch, slice(part * share, (part + 1) * share))
             with accelerator.accumulate(wrapped):
-                loss, metrics = wrapped(
-                    *send_to_device(rows_of(batch, rows) if parts > 1 else batch, accelerator.device)
-                )
+                loss, metrics = wrapped(*send_to_device(mine, accelerator.device))
                 accelerator.backward(loss)
             results.append({"loss": loss.detach(), **metrics})
         norm = accelerator.clip_grad_norm_(parameters, config.gradient_clip or math.inf)
@@ -210,9 +197,8 @@ def train(
             if log is not None:
                 log.write(step + 1, line)
             if not math.isfinite(line["loss"]):
-                raise UserError(
-                    f"the loss is not finite at step {step + 1}; lower the learning rate or look for NaN in the data"
-                )
+                fix = "lower the learning rate or look for NaN in the data"
+                raise UserError(f"the loss is not finite at step {step + 1}; {fix}")
             bar.set_postfix(loss=f"{line['loss']:.4g}", refresh=False)
         if (step + 1) % config.checkpoint_every == 0 and not last:
             checkpoint.save(trained, optimizer, step + 1)

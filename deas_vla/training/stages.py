@@ -23,10 +23,8 @@ from deas_vla.training.checkpoint import CHECKPOINT
 
 DONE = "stage.json"
 SETTINGS = "settings.json"
-# Where a critic's stage keeps what hours of encoding made, if nothing else is said.
-FEATURES = "features"
-# What a stage was said to take when it began.
-ESTIMATE = "estimate.json"
+FEATURES = "features"  # where a critic's stage keeps what hours of encoding made, if nothing else is said
+ESTIMATE = "estimate.json"  # what a stage was said to take when it began
 
 
 def run_stage(
@@ -53,8 +51,7 @@ def run_stage(
         data: folders of data sets that are read besides; a set that has changed since is another one.
         everyone: all processes work (training); otherwise only the main one does and the others wait.
 
-    Raises:
-        UserError: if the folder holds the output of other settings, or an input is not done.
+    Raises UserError if the folder holds the output of other settings, or an input is not done.
     """
     record = {
         "settings": outcome_settings(config),
@@ -119,11 +116,8 @@ def _memory_fix(folder: Path) -> str:
 
 
 def stage_report(folder: Path) -> dict:
-    """What `run_stage` noted of a finished stage.
-
-    ``settings``, ``inputs`` (their marks), ``sources`` (their folders), ``made``, unique to the stage, ``facts`` that
-    its work returned, and, of the last of the ``attempts``: ``seconds``, ``cpu_seconds`` of the main process,
-    ``peak_memory_bytes``, ``processes``.
+    """What `run_stage` noted of a finished stage: of ``inputs`` their marks, of ``sources`` their folders, ``facts``
+    that its work returned, a mark of its own in ``made``, and what the last of the ``attempts`` took.
     """
     if folder == Path():
         raise UserError("the name of a stage's folder is empty; give the folder of a finished stage")

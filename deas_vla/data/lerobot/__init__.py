@@ -1,7 +1,6 @@
 """LeRobot data sets, read (v2.0, v2.1, v3) and written (v3): `reader.read_dataset` and `writer.write_dataset`."""
 
-# What this project writes beside a data set: contract, source, label rules, metadata.
-SIDECAR = "meta/deas_vla.json"
+SIDECAR = "meta/deas_vla.json"  # what this project writes beside a data set: contract, source, label rules, metadata
 FORMAT = 1
 # What it writes of each row: whether its images are its own, and whether it is an observation after the last step.
 FRAME_MARKS = {"frame.is_fresh", "frame.is_final"}

@@ -8,8 +8,7 @@ import numpy as np
 from deas_vla.data.contract import Column
 from deas_vla.data.lerobot.findings import Finding, found
 
-# Commands may be beyond their limits by rounding: this share of the range.
-LIMIT_TOLERANCE = 1e-3
+LIMIT_TOLERANCE = 1e-3  # commands may be beyond their limits by rounding: this share of the range
 
 
 @dataclass(frozen=True)

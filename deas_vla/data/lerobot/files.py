@@ -116,19 +116,16 @@ def deep_grey(pixel_format: object) -> bool:
     return str(pixel_format).startswith("gray") and pixel_format not in ("gray", "gray8", "gray8a")
 
 
-def read_table(file: Path, columns: list[str] | None = None, *, full: bool = False) -> pa.Table:
-    """A parquet file, or some of its columns; `full` refuses empty entries, which numpy would make False or NaN."""
+def read_table(file: Path, columns: list[str] | None = None) -> pa.Table:
+    """A parquet file, or some of its columns."""
     import pyarrow.parquet as pq
 
     with as_user_error(f"{file} cannot be read; copy it again"):
-        table = pq.read_table(file, columns=columns, partitioning=None)
-    if full:
-        refuse_empty(file, table)
-    return table
+        return pq.read_table(file, columns=columns, partitioning=None)
 
 
 def refuse_empty(file: Path, table: pa.Table) -> None:
-    """Refuses empty entries in a table of a file."""
+    """Refuses empty entries in a table of a file, which numpy would make False or NaN."""
     for name in table.column_names:
         if count := table.column(name).null_count:
             fix = "record the episodes again or leave them out"
@@ -136,16 +133,14 @@ def refuse_empty(file: Path, table: pa.Table) -> None:
 
 
 def read_episodes(file: Path, optional: list[str]) -> list[dict]:
-    """The rows of a file of ``meta/episodes``: ``episode_index``, ``length`` and those of the optional columns that
-    are there.
-    """
+    """The rows of a file of ``meta/episodes``: its ``episode_index``, ``length`` and what it has of the optional."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     numbers = ["episode_index", "length"]
     with as_user_error(f"{file} cannot be read; copy it again"):
         there = [name for name in optional if name in pq.read_schema(file).names]
-        table = pq.read_table(file, columns=[*numbers, *there], partitioning=None)
+    table = read_table(file, [*numbers, *there])
     refuse_empty(file, table.select(numbers))
     for name in table.column_names:
         kind = pa.float64() if name.endswith("_timestamp") else pa.int64()
@@ -211,12 +206,8 @@ def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 def as_declared(column: pa.ChunkedArray, feature: dict, *, text: bool = True) -> tuple[np.ndarray | None, str, str]:
     """A column as info.json declares it, cast without loss, as LeRobot casts the columns of all files to one type.
 
-    Args:
-        feature: dtype and shape that it should have.
-        text: whether it may hold texts.
-
-    Returns:
-        (rows,) or (rows, numbers in a row), or None; the code of what is wrong with it, and what that is, or "".
+    `feature` has its dtype and shape; `text`: it may hold texts. Returns (rows,) or (rows, numbers in a row), or None;
+    the code of what is wrong with it, and what that is, or "".
     """
     import pyarrow as pa
     import pyarrow.compute as pc

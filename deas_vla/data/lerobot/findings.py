@@ -6,8 +6,7 @@ from pathlib import Path
 
 from deas_vla.errors import UserError
 
-# Episodes that are named; the rest is counted.
-NAMED = 8
+NAMED = 8  # episodes that are named; the rest is counted
 ERROR, WARNING, NOTE = "error", "warning", "note"
 SEVERITIES = (ERROR, WARNING, NOTE)
 

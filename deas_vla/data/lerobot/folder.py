@@ -32,18 +32,7 @@ import numpy as np
 from tqdm import tqdm
 
 from deas_vla.data.images import StoredImages
-from deas_vla.data.lerobot import FORMAT, FRAME_MARKS, SIDECAR
-from deas_vla.data.lerobot.files import (
-    check_info,
-    decode_image,
-    deep_grey,
-    image_bytes,
-    read_episodes,
-    read_images,
-    read_lines,
-    read_tasks,
-    video_header,
-)
+from deas_vla.data.lerobot import FORMAT, FRAME_MARKS, SIDECAR, files
 from deas_vla.errors import UserError, as_user_error, require
 from deas_vla.files import read_json
 
@@ -52,15 +41,11 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 INFO, MODALITY = "meta/info.json", "meta/modality.json"
-# What of the file beside a data set its user has said: flag of `deas-vla declare` to value.
-DECLARED = "declared"
+DECLARED = "declared"  # what of the file beside a data set its user has said: flag of `deas-vla declare` to value
 VERSIONS = ("v2.0", "v2.1", "v3.")
-# Below this, a progress bar would only flicker.
-EPISODES_WORTH_A_BAR = 50
-# What the list of episodes of v3 says of each camera.
-VIDEO_FIELDS = ("chunk_index", "file_index", "from_timestamp")
-# Frames of a video that are decoded at once.
-FRAMES_AT_ONCE = 64
+EPISODES_WORTH_A_BAR = 50  # below this, a progress bar would only flicker
+VIDEO_FIELDS = ("chunk_index", "file_index", "from_timestamp")  # what the list of episodes of v3 says of each camera
+FRAMES_AT_ONCE = 64  # frames of a video that are decoded at once
 
 
 @dataclass
@@ -98,7 +83,7 @@ class LerobotFolder:
         self._given = declared
         if rate := self.declared.get("rate"):
             self.info["fps"] = _rate(rate)
-        check_info(self.info, self.root / INFO, self.episodic)
+        files.check_info(self.info, self.root / INFO, self.episodic)
         self.features: dict[str, dict] = self.info["features"]
         self.rate_hz = float(self.info["fps"])
 
@@ -131,10 +116,10 @@ class LerobotFolder:
         """Instruction by task index; two instructions of one index are a UserError."""
         if self.episodic:
             path = self.root / "meta" / "tasks.jsonl"
-            found = [(line["task_index"], line["task"]) for line in read_lines(path, task_index=int, task=str)]
+            found = [(line["task_index"], line["task"]) for line in files.read_lines(path, task_index=int, task=str)]
         else:
             path = self.root / "meta" / "tasks.parquet"
-            found = read_tasks(path)
+            found = files.read_tasks(path)
         tasks: dict[int, str] = {}
         for index, text in found:
             if tasks.setdefault(index, text) != text:
@@ -150,12 +135,12 @@ class LerobotFolder:
         """
         if self.episodic:
             path = self.root / "meta" / "episodes.jsonl"
-            found = read_lines(path, episode_index=int, length=int)
+            found = files.read_lines(path, episode_index=int, length=int)
         else:
             path = self.root / "meta" / "episodes"
             keys = [key for key, feature in self.features.items() if feature["dtype"] == "video"]
             videos = [f"videos/{key}/{field}" for key in keys for field in VIDEO_FIELDS]
-            found = [row for file in self._parquet("meta/episodes") for row in read_episodes(file, videos)]
+            found = [row for file in self._parquet("meta/episodes") for row in files.read_episodes(file, videos)]
         times = Counter(row["episode_index"] for row in found)
         if twice := [number for number, count in times.items() if count > 1]:
             raise UserError(f"{path}: episode {twice[0]} is listed twice; remove the line that is wrong")
@@ -192,7 +177,7 @@ class LerobotFolder:
             for file, group in itertools.groupby(zip(episodes, wanted, strict=True), lambda pair: pair[0].file):
                 members = [rows.first + frames for rows, frames in group]
                 stored = np.concatenate(members)
-                read_images(file, key, stored, images[done : done + len(stored)])
+                files.read_images(file, key, stored, images[done : done + len(stored)])
                 done += len(stored)
                 bar.update(len(members))
         return parts
@@ -221,7 +206,7 @@ class LerobotFolder:
             encoded = table[(begins[file] + first + wanted).tolist()].column(key)
         images = np.empty((len(wanted), *size, 3), np.uint8)
         for row, image, stored in zip(wanted, images, encoded.to_pylist(), strict=True):
-            decode_image(image_bytes(stored), image, f"{file}, {key}, row {first + int(row)}")
+            files.decode_image(files.image_bytes(stored), image, f"{file}, {key}, row {first + int(row)}")
         return images
 
     @cached_property
@@ -230,12 +215,12 @@ class LerobotFolder:
         import pyarrow.parquet as pq
 
         dataset = require("datasets", "lerobot").Dataset
-        files = self.data_files()
+        paths = self.data_files()
         keys = [key for key, feature in self.features.items() if feature["dtype"] == "image"]
         with as_user_error(f"{self.root}/data: the images cannot be copied to the cache of `datasets`", Exception):
-            table = dataset.from_parquet([str(file) for file in files], columns=keys).with_format("arrow")
-            counts = [pq.read_metadata(file).num_rows for file in files]
-        return table, dict(zip(files, np.cumsum([0, *counts[:-1]]).tolist(), strict=True))
+            table = dataset.from_parquet([str(file) for file in paths], columns=keys).with_format("arrow")
+            counts = [pq.read_metadata(file).num_rows for file in paths]
+        return table, dict(zip(paths, np.cumsum([0, *counts[:-1]]).tolist(), strict=True))
 
     def video(self, key: str, number: int) -> tuple[Path, float]:
         """The video of one episode and the second at which it begins in it; a UserError if the list names none."""
@@ -256,9 +241,9 @@ class LerobotFolder:
         times = [begin + float(row) / self.rate_hz for row in wanted]
         frames = self._decoded(path, times)
         # Grey pixels of more than 8 bits are depths, and were clipped or scaled.
-        if (frames[0] == frames[0, :1]).all() and deep_grey(video_header(path).pixel_format):
+        if (frames[0] == frames[0, :1]).all() and files.deep_grey(files.video_header(path).pixel_format):
             fix = "mark it in info.json as LeRobot does (info: is_depth_map), and it is left out"
-            raise UserError(f"{path} holds depth maps ({video_header(path).pixel_format}), no colours; {fix}")
+            raise UserError(f"{path} holds depth maps ({files.video_header(path).pixel_format}), no colours; {fix}")
         if frames.shape[1:] != (3, *size):
             found = (*frames.shape[2:], frames.shape[1])
             fix = "correct info.json, or scale the video"
@@ -284,10 +269,10 @@ class LerobotFolder:
             raise usual
 
     def _parquet(self, folder: str) -> list[Path]:
-        files = sorted((self.root / folder).glob("*/*.parquet"), key=_by_number)
-        if not files:
+        paths = sorted((self.root / folder).glob("*/*.parquet"), key=_by_number)
+        if not paths:
             raise UserError(f"{self.root} has no parquet files in {folder}/; copy it again")
-        return files
+        return paths
 
     def _episode_path(self, key: str, number: int, **fields: str) -> Path:
         chunk = number // self.info.get("chunks_size", 1000)

@@ -17,8 +17,7 @@ from deas_vla.data.lerobot.folder import INFO, LerobotFolder
 from deas_vla.errors import UserError
 
 KEYS = {"state": "observation.state", "action": "action"}
-# No data set of LeRobot's says in which unit its columns are.
-UNKNOWN = "unknown"
+UNKNOWN = "unknown"  # no data set of LeRobot's says in which unit its columns are
 
 
 @dataclass(frozen=True)
@@ -161,10 +160,8 @@ def _flat(names: list) -> list:
 def _by_info(folder: LerobotFolder, what: str) -> tuple[Position, ...]:
     key = KEYS[what]
     if key not in folder.features:
-        present = ", ".join(sorted(folder.features))
-        raise UserError(
-            f"{folder.root}: column {key} is missing; record it, or give info.json its name among {present}"
-        )
+        fix = f"record it, or give info.json its name among {', '.join(sorted(folder.features))}"
+        raise UserError(f"{folder.root}: column {key} is missing; {fix}")
     width = int(np.prod(folder.features[key]["shape"]))
     names = feature_names(folder.features[key])
     if names is None:

@@ -9,21 +9,11 @@ from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode
 from deas_vla.data.images import IN_MEMORY
 from deas_vla.data.labels import RECORDED, REWARD_RULES, SUCCESS_RULES, GivenOutcomes, LabelRules
-from deas_vla.data.lerobot import SIDECAR
+from deas_vla.data.lerobot import SIDECAR, rows
 from deas_vla.data.lerobot.findings import refuse
 from deas_vla.data.lerobot.folder import LerobotFolder, Rows
 from deas_vla.data.lerobot.layout import UNKNOWN, Layout, gather
 from deas_vla.data.lerobot.outcomes import OUTCOMES, read_outcomes, recorded_outcome
-from deas_vla.data.lerobot.rows import (
-    beyond_contract,
-    column_facts,
-    frames_of,
-    has_final,
-    instruction_of,
-    is_text,
-    read_rows,
-    steps_of,
-)
 from deas_vla.data.lerobot.videos import misplaced
 from deas_vla.errors import ContractMismatch, UserError, as_user_error
 
@@ -55,10 +45,9 @@ def read_dataset(
         Its episodes in the order of their numbers, its contract (with statistics if it was written with them) and the
         metadata written with it.
 
-    Raises:
-        UserError: if something is missing, broken, NaN or too little, naming the file and the column: the first of what
-            `deas-vla audit` calls an error. Images on disk are looked at when they are decoded.
-        ContractMismatch: if it disagrees with `expected`, with every difference.
+    Raises UserError if something is missing, broken, NaN or too little, naming the file and the column: the first of
+    what `deas-vla audit` calls an error; images on disk are looked at when they are decoded. Raises ContractMismatch if
+    it disagrees with `expected`, with every difference.
     """
     folder = LerobotFolder(root)
     labels = declared_labels(folder, labels)
@@ -83,27 +72,28 @@ def read_dataset(
         raise ContractMismatch(f"{root} and its contract do not fit together: {'; '.join(misfits)}")
     layout = layout.with_columns_of(contract)
 
-    rows = refuse(folder.root, read_rows(folder, layout, labels, desc=folder.root.name))
-    if not rows:
+    parts = refuse(folder.root, rows.read_rows(folder, layout, labels, desc=folder.root.name))
+    if not parts:
         raise UserError(f"{root}: there are no episodes in it; collect some")
-    refuse(folder.root, misplaced(folder, layout, rows))
+    refuse(folder.root, misplaced(folder, layout, parts))
     if declared:
-        refuse(folder.root, beyond_contract(column_facts(layout, rows), contract, f"the contract in {SIDECAR}"))
+        facts = rows.column_facts(layout, parts)
+        refuse(folder.root, rows.beyond_contract(facts, contract, f"the contract in {SIDECAR}"))
     source = folder.sidecar.get("source", source)
-    episodes = [_episode(folder, layout, labels, part, source, image_every) for part in rows]
+    episodes = [_episode(folder, layout, labels, part, source, image_every) for part in parts]
     frames = [episode.frame_steps for episode in episodes]
     pixels = sum(camera.height * camera.width for camera in contract.cameras)
     on_disk = 3 * pixels * sum(map(len, frames)) > in_memory
     for camera in contract.cameras:
         key, size = layout.cameras[camera.name], (camera.height, camera.width)
         if on_disk:
-            images = folder.stored_images(key, size, rows, frames)
+            images = folder.stored_images(key, size, parts, frames)
         else:
-            images = folder.images(key, size, rows, frames, f"{folder.root.name} {camera.name}")
-        for episode, part in zip(episodes, images, strict=True):
-            episode.images[camera.name] = part
+            images = folder.images(key, size, parts, frames, f"{folder.root.name} {camera.name}")
+        for episode, shown in zip(episodes, images, strict=True):
+            episode.images[camera.name] = shown
     # Whatever file an episode lies in: two copies of a data set are one.
-    pairs = sorted(zip(rows, episodes, strict=True), key=lambda pair: pair[0].number)
+    pairs = sorted(zip(parts, episodes, strict=True), key=lambda pair: pair[0].number)
     for part, episode in pairs:
         episode.validate(contract, f"{root}, episode {part.number}")
     return [episode for _, episode in pairs], contract, folder.sidecar.get("metadata", {})
@@ -153,13 +143,13 @@ def _episode(
     success, rewards = labels.of(columns, len(part))
     if isinstance(labels, GivenOutcomes) and not success.any():
         source = "rollout"  # somebody saw it fail: it is nothing to imitate
-    steps, frames = steps_of(part, success), frames_of(part, success, image_every)
-    if success.any() and not has_final(part):
+    steps, frames = rows.steps_of(part, success), rows.frames_of(part, success, image_every)
+    if success.any() and not rows.has_final(part):
         # Nothing comes after a success, so nothing will be read off the state after it.
         states = np.append(states[:steps], states[steps - 1 : steps], 0)
-    tasks = {} if is_text(folder, layout.instruction) else folder.tasks
+    tasks = {} if rows.is_text(folder, layout.instruction) else folder.tasks
     return Episode(
-        instruction=instruction_of(part, layout.instruction, tasks),
+        instruction=rows.instruction_of(part, layout.instruction, tasks),
         source=source,
         scene=int(columns["scene"].flat[0]) if "scene" in columns else part.number,
         states=np.ascontiguousarray(states),

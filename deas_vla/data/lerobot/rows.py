@@ -19,8 +19,7 @@ from deas_vla.data.lerobot.folder import EPISODES_WORTH_A_BAR, LerobotFolder, Ro
 from deas_vla.data.lerobot.layout import KEYS, Layout, gather
 from deas_vla.errors import UserError, as_user_error
 
-# Lists of what was said at a row, of any number: nothing here reads them.
-LANGUAGE = "language"
+LANGUAGE = "language"  # lists of what was said at a row, of any number: nothing here reads them
 # Columns that number rows, episodes and instructions, whether info.json lists them or not.
 COUNTERS = ("episode_index", "task_index", "frame_index", "index")
 # Columns that are read where they are there and hold what they hold in data of this project; others may call a text so.
@@ -32,10 +31,8 @@ OPTIONAL = {
     "frame.is_final": ("bool",),
     "scene": ("int",),
 }
-# A step that is off by less than this share of its length is jitter of a clock.
-JITTER = 0.1
-# The whole episode's rate may be off by this share.
-RATE_TOLERANCE = 0.02
+JITTER = 0.1  # a step that is off by less than this share of its length is jitter of a clock
+RATE_TOLERANCE = 0.02  # the whole episode's rate may be off by this share
 
 
 def read_rows(
@@ -43,15 +40,10 @@ def read_rows(
 ) -> Generator[Finding, None, list[Rows]]:
     """One pass over all rows; yields their faults.
 
-    Args:
-        layout: the columns of the contract, if there is one.
-        labels: whose columns must be in info.json.
-        others: look into the columns that nothing here reads as well; their faults are warnings.
-        desc: what a progress bar is called; none without.
-
-    Returns:
-        The rows of each episode as they lie in the files, with the columns that are read, as info.json declares them.
-        A column with a fault is left out.
+    Returns the rows of each episode as they lie in the files, with the columns that are read, as info.json declares
+    them; a column with a fault is left out. The layout is that of the contract, if there is one; the columns of
+    `labels` must be in info.json. `others`: look into the columns that nothing here reads as well; their faults are
+    warnings. `desc`: what a progress bar is called; none without.
     """
     used, tasks = _used(folder, layout, labels), None
     if not is_text(folder, layout.instruction):
@@ -145,9 +137,6 @@ def frames_of(part: Rows, success: np.ndarray, image_every: int = 1) -> np.ndarr
     return np.flatnonzero(fresh)
 
 
-# ---- files ------------------------------------------------------------------------------------------------------
-
-
 def _read_file(
     folder: LerobotFolder, layout: Layout, file: Path, number: int | None, used: dict[str, dict], others: bool
 ) -> Generator[Finding, None, tuple[dict[str, np.ndarray], int]]:
@@ -223,9 +212,6 @@ def beyond_contract(facts: dict[str, ColumnFacts], contract: Contract, whose: st
     """Numbers, as `column_facts` gives them, that a contract does not allow; `whose` it is, for the message."""
     for what, each in facts.items():
         yield from against_columns(each, getattr(contract, what), what, whose)
-
-
-# ---- one episode ------------------------------------------------------------------------------------------------
 
 
 def _episode(

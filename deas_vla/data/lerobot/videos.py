@@ -35,10 +35,7 @@ class VideoFacts:
 
 @lru_cache(maxsize=16)
 def video_facts(path: Path, modified_ns: int) -> VideoFacts:
-    """Facts of a video; one that holds none, or is damaged at an end, is a UserError.
-
-    Cached, since a file of v3 holds many episodes.
-    """
+    """Facts of a video, cached, as it may hold many episodes; one without, or damaged at an end, is a UserError."""
     av = require("av", "lerobot")
     broken = f"{path} cannot be decoded; copy it again"
     with as_user_error(broken, av.FFmpegError), av.open(str(path)) as container:
@@ -92,9 +89,8 @@ def misplaced(folder: LerobotFolder, layout: Layout, parts: list[Rows]) -> Itera
                 header = video_header(path)
             end, message = ends[part.number], f"episode {part.number} has {len(part)} rows, camera {camera} has"
             if end is not None and (frames := (end - begin) * folder.rate_hz) < len(part) - 0.5:
-                yield found(
-                    "short-video", f"{message} {round(frames)} frames up to the next episode in {path.name}", **position
-                )
+                there = f"{round(frames)} frames up to the next episode in {path.name}"
+                yield found("short-video", f"{message} {there}", **position)
             elif header and other_rate(header.rate_hz, folder.rate_hz):
                 # As many frames as rows belong together whatever the clock; among more, seconds and numbers disagree.
                 times = video_facts(path, path.stat().st_mtime_ns).times + 0.5 / folder.rate_hz

@@ -20,10 +20,8 @@ from deas_vla.files import atomic_path
 
 # Statistics of images come from a few frames an episode, every other pixel: a data set's mean does not need more.
 STATISTICS_FRAMES, STATISTICS_STRIDE = 8, 2
-# Rows of the table of episodes that are written together; LeRobot's default of ten writes often.
-EPISODES_A_FLUSH = 500
-# LeRobot's encoder (SVT-AV1) ends the whole process at images narrower than 28 pixels.
-NARROWEST_VIDEO = 32
+EPISODES_A_FLUSH = 500  # rows of the table of episodes that are written together; LeRobot's default of ten writes often
+NARROWEST_VIDEO = 32  # LeRobot's encoder (SVT-AV1) ends the whole process at images narrower than 28 pixels
 
 
 def write_dataset(
@@ -53,10 +51,8 @@ def write_dataset(
         raise UserError(f"storage is {storage!r}; choose image or video")
     narrow = [camera.name for camera in contract.cameras if camera.width < NARROWEST_VIDEO]
     if storage == "video" and narrow:
-        raise UserError(
-            f"{root}: images of {', '.join(narrow)} are under {NARROWEST_VIDEO} pixels wide, too narrow for LeRobot's "
-            'video encoder; store them as images (storage="image"), or enlarge them'
-        )
+        what = f"images of {', '.join(narrow)} are under {NARROWEST_VIDEO} pixels wide, too narrow for LeRobot's"
+        raise UserError(f'{root}: {what} video encoder; store them as images (storage="image"), or enlarge them')
     require("lerobot", "lerobot")
     # An integer where it is one, as LeRobot has it.
     fps = int(contract.rate_hz) if contract.rate_hz == int(contract.rate_hz) else contract.rate_hz
