@@ -36,20 +36,15 @@ from deas_vla.training.stages import run_stage
 class AdoptPolicyConfig:
     """Settings of recipes/adopt_policy.py."""
 
-    # Folder that LeRobot wrote: …/pretrained_model.
-    checkpoint: str = ""
-    # LeRobot data set that it was trained on.
-    dataset: str = ""
-    # Folder of this stage.
-    output: str = "outputs/lerobot/policy"
+    checkpoint: str = ""  # Folder that LeRobot wrote: …/pretrained_model.
+    dataset: str = ""  # LeRobot data set that it was trained on.
+    output: str = "outputs/lerobot/policy"  # Folder of this stage.
     # Where the checkpoint is an adapter of peft: folder of the policy that it adapts, if not the one that it names.
     base: str = ""
     # Units of the columns, if the data set does not say: as in `deas-vla declare --help`. Asked for by robots.
     units: str = ""
-    # Control steps a second, if the data set does not say, or says a wrong number.
-    rate: str = ""
-    # What moved in it, if the data set does not say: so101_follower, …
-    robot: str = ""
+    rate: str = ""  # Control steps a second, if the data set does not say, or says a wrong number.
+    robot: str = ""  # What moved in it, if the data set does not say: so101_follower, …
     # Which camera of the data set is which of the policy's, if the checkpoint does not say: top=camera1,wrist=camera2.
     cameras: str = ""
     # For a type of policy without an adapter of its own: the module that encodes images, which the critic reads.
@@ -110,11 +105,10 @@ def require_order_of_files(dataset: LerobotFolder, layout: Layout, contract: Con
     for what, key in KEYS.items():
         positions = [(column.key, column.index) for column in getattr(picked, what)]
         if positions != [(key, index) for index in range(len(positions))]:
-            raise ContractMismatch(
-                f"{dataset.root}: the contract lists the columns of the {what} in another order than the files, and "
-                f"LeRobot trained on that of the files ({', '.join(column.name for column in getattr(layout, what))}); "
-                f"list them so in {SIDECAR}"
-            )
+            problem = f"the contract lists the columns of the {what} in another order than the files"
+            order = ", ".join(column.name for column in getattr(layout, what))
+            fix = f"LeRobot trained on that of the files ({order}); list them so in {SIDECAR}"
+            raise ContractMismatch(f"{dataset.root}: {problem}, and {fix}")
 
 
 def require_same_names(policy: LeRobotPolicy, dataset: LerobotFolder) -> None:
@@ -124,10 +118,8 @@ def require_same_names(policy: LeRobotPolicy, dataset: LerobotFolder) -> None:
     # Of names in a dictionary LeRobot notes the keys.
     stored = dataset.features[KEYS["action"]].get("names")
     if trained and names and list(trained) not in (names, list(stored)):
-        raise ContractMismatch(
-            f"{dataset.root}: its action columns are {', '.join(names)}, the policy was trained on "
-            f"{', '.join(map(str, trained))}; give the data set that it was trained on"
-        )
+        theirs = f"the policy was trained on {', '.join(map(str, trained))}; give the data set that it was trained on"
+        raise ContractMismatch(f"{dataset.root}: its action columns are {', '.join(names)}, {theirs}")
 
 
 def main(config: AdoptPolicyConfig) -> None:

@@ -36,12 +36,9 @@ from deas_vla.training.stages import lock, run_stage, try_lock
 class EvaluationConfig:
     """What is played."""
 
-    # Scenes that every method plays, for each task.
-    scenes: int = 100
-    # Samples of the policy's noise in each scene.
-    samples: int = 2
-    # Candidates of the methods best_of_n, worst_of_n, random_candidate and oracle.
-    num_candidates: int = 8
+    scenes: int = 100  # Scenes that every method plays, for each task.
+    samples: int = 2  # Samples of the policy's noise in each scene.
+    num_candidates: int = 8  # Candidates of the methods best_of_n, worst_of_n, random_candidate and oracle.
     # Numbers of candidates in the table of success against N; more can hurt.
     candidate_counts: list[int] = field(default_factory=lambda: [1, 2, 4, 8, 16, 32])
     # The noise of candidates is multiplied by this; methods of a policy alone play with its own.
@@ -50,8 +47,7 @@ class EvaluationConfig:
     execute_steps: int = EXECUTE_STEPS
     # Scenes (the first ones) in which the oracle tries every candidate out in a branch of the simulator; 0: none.
     oracle_scenes: int = 20
-    # Film one scene, policy beside best-of-N.
-    video: bool = True
+    video: bool = True  # Film one scene, policy beside best-of-N.
 
     def __post_init__(self):
         if self.scenes < 1 or self.samples < 1 or self.num_candidates < 2 or min(self.candidate_counts) < 1:
@@ -66,18 +62,15 @@ class EvaluateConfig(SimulatorConfig):
 
     # Folder of this stage; the report goes into the folder above it.
     output: str = incidental("outputs/lift/evaluation")
-    # Stage folder of the policy.
-    policy: str = incidental("outputs/lift/policy")
+    policy: str = incidental("outputs/lift/policy")  # Stage folder of the policy.
     # Stage folder of the critic, which chooses in best of N and in its controls.
     critic: str = incidental("outputs/lift/critic")
     # More policies, separated by commas: NAME:FOLDER plays alone, NAME:FOLDER:CRITIC also as best of N by that critic.
     policies: list[str] = incidental([])
     # More critics of any registered scorer, separated by commas: NAME:FOLDER plays as best of N of the policy.
     scorers: list[str] = incidental([])
-    # Chooses the scenes and the policy's noise, 0 to 99.
-    seed: int = 1
-    # What is played.
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    seed: int = 1  # Chooses the scenes and the policy's noise, 0 to 99.
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # What is played.
 
 
 def named(texts: list[str], *, critic: bool) -> dict[str, list[Path]]:
@@ -213,9 +206,8 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
 
 def main(config: EvaluateConfig) -> None:
     if not config.critic:
-        raise UserError(
-            "an evaluation needs --critic=FOLDER, what recipes/train_critic.py made: best of N is one of its methods"
-        )
+        what = "what recipes/train_critic.py made: best of N is one of its methods"
+        raise UserError(f"an evaluation needs --critic=FOLDER, {what}")
     evaluate(make_accelerator(), config)
 
 

@@ -83,42 +83,31 @@ class ImitationConfig(TrainingConfig):
 class FinetunePolicyConfig:
     """Settings of recipes/finetune_policy.py."""
 
-    # Folder of this stage.
-    output: str = incidental("outputs/lift/policy")
+    output: str = incidental("outputs/lift/policy")  # Folder of this stage.
     # What to imitate: demonstrations (bc), also successful rollouts (filtered_bc), or the critic's favourites.
     method: Method = "bc"
     # Stage folder of the demonstrations; empty for none.
     demonstrations: str = incidental("outputs/lift/demonstrations")
-    # Stage folders of rollouts, separated by commas; not for bc.
-    rollouts: list[str] = incidental([])
-    # LeRobot data sets besides those of the stages.
-    more: MixtureConfig = field(default_factory=MixtureConfig)
-    # Stage folder of the critic; only for advantage_weighted.
-    critic: str = incidental("")
-    # Folder of the cached features; empty: the critic's own.
-    cache: str = incidental("")
-    # Stage folder of the policy to start from; empty for a new one.
-    start_from: str = incidental("")
+    rollouts: list[str] = incidental([])  # Stage folders of rollouts, separated by commas; not for bc.
+    more: MixtureConfig = field(default_factory=MixtureConfig)  # LeRobot data sets besides those of the stages.
+    critic: str = incidental("")  # Stage folder of the critic; only for advantage_weighted.
+    cache: str = incidental("")  # Folder of the cached features; empty: the critic's own.
+    start_from: str = incidental("")  # Stage folder of the policy to start from; empty for a new one.
     # Starting from a policy: train the action head only, so that a critic of the old policy's features stays valid.
     freeze_encoder: bool = True
     # Starting from a policy: train adapters instead of its weights; they are merged at the end.
     lora: LoraConfig = field(default_factory=LoraConfig)
-    # Chooses the initial weights and the order of the data.
-    seed: int = 1
+    seed: int = 1  # Chooses the initial weights and the order of the data.
     # What a new policy is: a registered name, MODULE:NAME or FILE.py:NAME; not read when starting from a policy.
     policy_type: str = "small_vla"
-    # The model, for the type small_vla.
-    policy: SmallVLAConfig = field(default_factory=SmallVLAConfig)
-    # JSON file with the model's settings, for another type; empty: its defaults.
-    policy_settings: str = ""
+    policy: SmallVLAConfig = field(default_factory=SmallVLAConfig)  # The model, for the type small_vla.
+    policy_settings: str = ""  # JSON file with the model's settings, for another type; empty: its defaults.
     # What errors in the data do, as `deas-vla audit` finds them: stop, or warn and train on the data as they are.
     audit: AuditMode = incidental("stop")
-    # The optimisation.
-    training: ImitationConfig = field(default_factory=ImitationConfig)
+    training: ImitationConfig = field(default_factory=ImitationConfig)  # The optimisation.
     # How advantages become weights; only for advantage_weighted.
     weighting: AdvantageWeighting = field(default_factory=AdvantageWeighting)
-    # Say what the training would take of disk, memory and time, and end.
-    dry_run: bool = incidental(False)
+    dry_run: bool = incidental(False)  # Say what the training would take of disk, memory and time, and end.
 
     def __post_init__(self):
         require_ranges(self, "", {"at least 0": "seed"})
@@ -219,10 +208,8 @@ def what_to_imitate(
     scorer = load_scorer(inputs["critic"] / "critic", policy.contract).to(accelerator.device)
     require_same_encoder(policy, scorer)
     if scorer.horizon != policy.horizon:
-        raise UserError(
-            f"{inputs['critic']}: the critic values chunks of {scorer.horizon} steps, the policy imitates "
-            f"chunks of {policy.horizon}; train the critic with --critic.horizon={policy.horizon}"
-        )
+        what = f"the critic values chunks of {scorer.horizon} steps, the policy imitates chunks of {policy.horizon}"
+        raise UserError(f"{inputs['critic']}: {what}; train the critic with --critic.horizon={policy.horizon}")
     cache = Path(config.cache) if config.cache else inputs["critic"] / "features"
     weighting = config.weighting
     if not weighting.proposals:

@@ -15,17 +15,11 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
-from deas_vla.config import incidental
-from deas_vla.critic.critic import CriticConfig
-from deas_vla.data.options import RewardSpec
 from deas_vla.envs.simulator import SimulatorConfig
-from deas_vla.features.features import FeatureConfig
-from deas_vla.features.image_encoder import ImageEncoderConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
 from deas_vla.rollouts.collect import CollectedReader
 from deas_vla.training.critic import require_fit
-from deas_vla.training.data_check import AuditMode
 from deas_vla.training.imitation import AdvantageWeighting
 from deas_vla.training.loop import TrainingConfig, make_accelerator
 from deas_vla.training.presets import preset
@@ -33,7 +27,7 @@ from recipes.collect_demos import CollectDemosConfig, DemosConfig, collect_demos
 from recipes.collect_rollouts import CollectRolloutsConfig, RolloutsConfig, collect_rollouts
 from recipes.evaluate import EvaluateConfig, EvaluationConfig, evaluate
 from recipes.finetune_policy import FinetunePolicyConfig, ImitationConfig, finetune_policy
-from recipes.train_critic import MixConfig, TrainCriticConfig, train_critic
+from recipes.train_critic import CriticRecipeConfig, TrainCriticConfig, train_critic
 
 # Folder of a run in which all its critics keep what was computed of frames.
 FEATURES = "features"
@@ -48,7 +42,7 @@ def improvement_defaults() -> ImitationConfig:
 
 
 @dataclass
-class FinetuneRobocasaConfig(SimulatorConfig):
+class FinetuneRobocasaConfig(SimulatorConfig, CriticRecipeConfig):
     """Settings of recipes/finetune_robocasa.py."""
 
     # Folder of the run: one folder a stage, report.html and report.json.
@@ -67,22 +61,6 @@ class FinetuneRobocasaConfig(SimulatorConfig):
     bc: ImitationConfig = field(default_factory=cloning_defaults)
     # Rollouts of the cloned policy.
     rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
-    # Values of features, image_encoder, critic and their training to begin with: default or published (the paper's).
-    preset: str = "default"
-    # What errors in the data do, as `deas-vla audit` finds them: stop, or warn and train on the data as they are.
-    audit: AuditMode = incidental("stop")
-    # What a step is worth to the critic.
-    reward: RewardSpec = field(default_factory=RewardSpec)
-    # From backbone tokens to the critic's features.
-    features: FeatureConfig = field(default_factory=FeatureConfig)
-    # The critic's own image encoder.
-    image_encoder: ImageEncoderConfig = field(default_factory=ImageEncoderConfig)
-    # Its optimisation, before the critic's.
-    image_encoder_training: TrainingConfig = field(default_factory=lambda: preset("default").image_encoder_training)
-    # The critic and its losses.
-    critic: CriticConfig = field(default_factory=CriticConfig)
-    # What a batch of the critic is made of.
-    mix: MixConfig = field(default_factory=MixConfig)
     # The critic's optimisation.
     critic_training: TrainingConfig = field(default_factory=lambda: preset("default").training)
     # How advantages become weights.
@@ -198,21 +176,14 @@ def improvement_iteration(
     train_critic(
         accelerator,
         TrainCriticConfig(
+            **{f.name: getattr(config, f.name) for f in fields(CriticRecipeConfig)},
             output=folder["critic"],
             demonstrations=demonstrations,
             rollouts=rollouts,
             policy=policy,
             cache=str(run / FEATURES),
             seed=seed,
-            preset=config.preset,
-            audit=config.audit,
-            reward=config.reward,
-            features=config.features,
-            image_encoder=config.image_encoder,
-            image_encoder_training=config.image_encoder_training,
-            critic=config.critic,
             policy_noise_scale=config.evaluation.noise_scale,
-            mix=config.mix,
             training=config.critic_training,
         ),
         read,
