@@ -6,7 +6,7 @@ import re
 import pytest
 import torch
 from lerobot.policies.factory import get_policy_class, make_policy_config
-from lerobot_example import CONTRACT, KINDS, SENTENCES, SIZE, A, H, features, made_once, maker, normal, observations
+from lerobot_example import CONTRACT, KINDS, SENTENCES, SIZE, A, H, features, normal, observations
 from lerobot_own import alike, commands_for, noise_for, own_batch, own_chunks
 from policy_example import close
 
@@ -19,16 +19,7 @@ from deas_vla.policies.lerobot.modeling import LeRobotPolicy
 from deas_vla.policies.lerobot.noise import widen
 from deas_vla.scorers.deas import DeasScorer
 
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory):
-    """Makes a policy of a kind."""
-    return maker(tmp_path_factory.mktemp("backbones"))
-
-
-@pytest.fixture(scope="module")
-def policies(make):
-    return made_once(make)
+pytest_plugins = "lerobot_fixtures"
 
 
 # ---- rules that hold for every kind ---------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lerobot.policies.factory import get_policy_class, make_policy_config, make_pre_post_processors
-from lerobot_example import CONTRACT, SIZE, A, H, features, made_once, maker, normal, observations, small_pi, statistics
+from lerobot_example import CONTRACT, SIZE, A, H, features, normal, observations, small_pi, statistics
 from policy_example import close
 from safetensors.torch import load_file, save_file
 
@@ -19,6 +19,8 @@ from deas_vla.policies.lerobot.modeling import LeRobotPolicy
 from deas_vla.policies.lerobot.processing import Processors
 from deas_vla.policies.lerobot.standalone import make_standalone
 
+pytest_plugins = "lerobot_fixtures"
+
 STORED = ("diffusion", "dit_flow", "smolvla", "pi0", "pi05", "groot", "xvla")
 
 
@@ -27,17 +29,6 @@ def small():
     """LeRobot reads what its small π0 and π0.5 wrote."""
     with small_pi():
         yield
-
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory):
-    """Makes a policy of a kind."""
-    return maker(tmp_path_factory.mktemp("backbones"))
-
-
-@pytest.fixture(scope="module")
-def policies(make):
-    return made_once(make)
 
 
 @pytest.mark.parametrize("kind", STORED)

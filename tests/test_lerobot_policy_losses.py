@@ -2,23 +2,14 @@
 
 import pytest
 import torch
-from lerobot_example import KINDS, A, H, made_once, maker, normal, observations
+from lerobot_example import KINDS, A, H, normal, observations
 from lerobot_own import alike, commands_for, own_loss
 from policy_example import close
 
 from deas_vla.policies.flow import hold_last, sample_time
 from deas_vla.policies.lerobot.adapters.diffusion import diffusion_steps
 
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory):
-    """Makes a policy of a kind."""
-    return maker(tmp_path_factory.mktemp("backbones"))
-
-
-@pytest.fixture(scope="module")
-def policies(make):
-    return made_once(make)
+pytest_plugins = "lerobot_fixtures"
 
 
 @torch.no_grad()

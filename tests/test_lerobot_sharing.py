@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lerobot_example import H, made_once, maker, normal, observations
+from lerobot_example import H, normal, observations
 from lerobot_own import alike, own_chunks
 
 from deas_vla.critic.critic import CriticConfig
@@ -11,17 +11,9 @@ from deas_vla.improvement.best_of_n import BestOfN, NoiseKey
 from deas_vla.policies.lerobot.adapters import pi0
 from deas_vla.scorers.deas import DeasScorer
 
+pytest_plugins = "lerobot_fixtures"
+
 PREFIXED = ("smolvla", "pi0", "pi05", "groot")
-
-
-@pytest.fixture(scope="module")
-def make(tmp_path_factory):
-    return maker(tmp_path_factory.mktemp("backbones"))
-
-
-@pytest.fixture(scope="module")
-def policies(make):
-    return made_once(make)
 
 
 @torch.no_grad()

@@ -126,7 +126,7 @@ def test_a_saved_policy_of_an_unknown_type_is_refused_and_imports_nothing(toy, t
     folder = tmp_path / "policy"
     folder.mkdir()
     (folder / "policy_type.json").write_text(json.dumps({"type": toy}))
-    with pytest.raises(UserError, match=r"policy_type\.json: policy type .* is unknown"):
+    with pytest.raises(UserError, match=r"policy_type\.json: of a type that is not known here"):
         load_policy(folder)
     assert "linear_policy" not in sys.modules
 

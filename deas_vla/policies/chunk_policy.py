@@ -32,27 +32,18 @@ class ChunkPolicy(nn.Module, ABC):
     An observation is encoded once; any number of chunks, normalised as in the contract, are sampled from that context.
     A new policy implements `encode`, `sample`, `loss` and `encoder_fingerprint`; `write` and `load` to be saved;
     `create` to be trained from scratch. `@register_policy("name")` (registry.py) makes it known everywhere.
-
-    Attributes:
-        contract: columns, cameras, rate and normalisation of what goes in and comes out.
-        horizon: H, steps in a chunk.
-        type_name: the name it is registered under.
-        Config: dataclass of what `create` needs; None for a policy that is trained elsewhere.
-        feature_source: which of its tensors the critic's features are pooled from, in words.
-        autocasts: whether it computes in bfloat16 whatever its weights are: replays then differ by more.
-        any_noise_scale: whether noise may be scaled by other numbers than 0 and 1, see `require_noise_scale`.
-        causal: whether no step of a chunk depends on later ones: `sample_first` is then cheaper than `sample`.
-        standalone_settings: of `write`, so that it writes all weights, also those of a checkpoint it was built on.
     """
 
-    contract: Contract
-    horizon: int
-    type_name: ClassVar[str] = ""
-    Config: ClassVar[type | None] = None
+    contract: Contract  # of what goes in and comes out
+    horizon: int  # H, steps in a chunk
+    type_name: ClassVar[str] = ""  # under which it is registered
+    Config: ClassVar[type | None] = None  # dataclass of what `create` needs; None: it is trained elsewhere
+    # Which of its tensors the critic's features are pooled from, in words.
     feature_source: ClassVar[str] = "the tokens of its encoder"
-    autocasts: bool = False
-    any_noise_scale: bool = True
-    causal: bool = False
+    autocasts: bool = False  # whether it computes in bfloat16 whatever its weights are: replays then differ by more
+    any_noise_scale: bool = True  # whether noise may be scaled otherwise than by 0 and 1, see `require_noise_scale`
+    causal: bool = False  # whether no step of a chunk depends on later ones: `sample_first` is cheaper than `sample`
+    # Of `write`, so that it writes all weights, also those of a checkpoint it was built on.
     standalone_settings: ClassVar[dict[str, bool]] = {}
 
     @abstractmethod
@@ -151,9 +142,8 @@ class ChunkPolicy(nn.Module, ABC):
     def load(cls, folder: str | Path, contract: Contract | None = None) -> Self:
         """Reads what `save` wrote, in evaluation mode.
 
-        Raises:
-            UserError: naming the file that is missing, cut off or does not fit.
-            ContractMismatch: if a contract is given and the policy has another one.
+        Raises UserError, naming the file that is missing, cut off or does not fit, and ContractMismatch if a contract
+        is given and the policy has another one.
         """
         raise UserError(f"{folder}: a policy of type {cls.type_name} cannot be loaded")
 
@@ -167,10 +157,9 @@ def recompute(modules: Iterable[nn.Module]) -> None:
 def require_noise_scale(policy: ChunkPolicy, scale: float) -> None:
     """Refuses a noise scale, other than 0 and 1, that a policy would apply to a part of its noise only."""
     if not policy.any_noise_scale and scale not in (0, 1):
-        raise UserError(
-            f"noise_scale={scale:g}: this policy's sampler draws fresh noise at every step, which cannot be scaled; "
-            "set noise_scale to 1 or 0, or use the policy with a DDIM scheduler (noise_scheduler_type)"
-        )
+        problem = "this policy's sampler draws fresh noise at every step, which cannot be scaled"
+        fix = "set noise_scale to 1 or 0, or use the policy with a DDIM scheduler (noise_scheduler_type)"
+        raise UserError(f"noise_scale={scale:g}: {problem}; {fix}")
 
 
 def candidate_noise(seed: int, scene: int, sample: int, decision: int, n: int, horizon: int, action_dim: int) -> Tensor:

@@ -21,10 +21,8 @@ class LoraConfig:
     # Where they are: backbone (attention, in vision and language), head (every linear layer), both, or nothing: all
     # weights are trained.
     on: Part = "nothing"
-    # Their rank.
-    rank: int = 16
-    # Their scale: the output is multiplied by alpha / rank.
-    alpha: int = 32
+    rank: int = 16  # Their rank.
+    alpha: int = 32  # Their scale: the output is multiplied by alpha / rank.
 
     def __post_init__(self):
         require_ranges(self, "lora.", {"at least 1": "rank alpha"})
@@ -112,8 +110,6 @@ def merge_adapters(module: nn.Module) -> Merged:
         parent, _, child = name.rpartition(".")
         setattr(module.get_submodule(parent), child, base)
     if adapted and not changed:
-        raise UserError(
-            f"the LoRA adapters of {len(adapted)} layers change nothing (the first is {adapted[0][0]}); "
-            "they were not trained or not loaded: name the fine-tuned policy"
-        )
+        what = f"the LoRA adapters of {len(adapted)} layers change nothing (the first is {adapted[0][0]})"
+        raise UserError(f"{what}; they were not trained or not loaded: name the fine-tuned policy")
     return Merged(len(adapted), changed, lost)

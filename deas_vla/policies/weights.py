@@ -33,13 +33,8 @@ def uninitialised() -> Iterator[None]:
 def read_into(targets: Mapping[str, Tensor], path: Path) -> list[str]:
     """Copies the tensors of a safetensors file into those of the same names, one at a time.
 
-    Nothing is copied if names or shapes differ.
-
-    Returns:
-        The names that differ, sorted; empty: all were read.
-
-    Raises:
-        SafetensorError, OSError: if the file is cut off or missing.
+    Nothing is copied if names or shapes differ; returns those names, sorted. Raises SafetensorError or OSError if the
+    file is cut off or missing.
     """
     wanted = {(name, tuple(tensor.shape)) for name, tensor in targets.items()}
     # Not mapped into memory: pages that were read count, and stay as long as the file is open.

@@ -3,7 +3,7 @@
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,19 +22,12 @@ FEED_FORWARD = ("mlp", "ff", "ffn", "feed_forward")
 
 @dataclass
 class Encoded:
-    """What a policy's encoder makes of B observations.
+    """What a policy's encoder makes of B observations."""
 
-    Attributes:
-        tokens: (B, L, D), what the critic reads; in padding anything.
-        camera: (L,) or (B, L) int64, index of the token's camera in the contract, `TEXT` or `OTHER`.
-        memory: what the sampler reads, first dimension B.
-        mask: (B, L) bool, True for real tokens; None: all are.
-    """
-
-    tokens: Tensor
-    camera: Tensor
-    memory: dict[str, Tensor]
-    mask: Tensor | None = None
+    tokens: Tensor  # (B, L, D), what the critic reads; in padding anything
+    camera: Tensor  # (L,) or (B, L) int64, index of the token's camera in the contract, `TEXT` or `OTHER`
+    memory: dict[str, Tensor]  # what the sampler reads, first dimension B
+    mask: Tensor | None = None  # (B, L) bool, True for real tokens; None: all are
 
 
 class Adapter(ABC):
@@ -47,22 +40,15 @@ class Adapter(ABC):
         horizon: steps of the chunks that the model makes, from the observation's own step on.
         width: columns of the model's noise, of which those beyond A pad; None: A.
 
-    Attributes:
-        steps: steps of the model's noise, of which those beyond `horizon` pad.
-        settings: names of the configuration's fields, beside weights and processing, that tokens depend on.
-        sees_padding: whether the encoder reads padding like text, so that only prompts of one length share a batch.
-        largest_batch: most observations that are encoded together.
-        autocasts, any_noise_scale, causal: see `ChunkPolicy`.
-        resizes: whether it brings images of any size to its own, pads states, and does without some of its cameras.
+    `steps` are those of the model's noise, of which those beyond `horizon` pad.
     """
 
-    settings: tuple[str, ...] = ()
-    sees_padding = False
-    largest_batch = 64
-    autocasts = False
-    resizes = False
-    any_noise_scale = True
-    causal = False
+    settings: tuple[str, ...] = ()  # fields of the configuration, beside weights and processing, that tokens depend on
+    sees_padding = False  # whether the encoder reads padding like text: only prompts of one length share a batch
+    largest_batch = 64  # most observations that are encoded together
+    resizes = False  # whether it brings images of any size to its own, pads states, and does without some cameras
+    # See `ChunkPolicy`.
+    autocasts, any_noise_scale, causal = False, True, False
 
     def __init__(
         self, policy: nn.Module, cameras: list[int], encoder: list[nn.Module], horizon: int, width: int | None = None
@@ -90,25 +76,18 @@ class Adapter(ABC):
 
     @abstractmethod
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
-        """Turns noise into chunks by the policy's own sampler.
+        """Turns noise into chunks by the policy's own sampler, from the memory of B observations.
 
-        Args:
-            memory: of B observations.
-            noise: (B·N, steps, width), the N candidates of an observation one after another.
-
-        Returns:
-            (B·N, H, A); a causal model may be given the first h steps of the noise, and returns as many.
+        (B·N, steps, width), the N candidates of an observation one after another, to (B·N, H, A); a causal model may be
+        given the first h steps of the noise, and returns as many.
         """
 
     @abstractmethod
     def error(self, memory: dict[str, Tensor], actions: Tensor, noise: Tensor, time: Tensor) -> Tensor:
         """(M, H, A) squared error of what the model predicts, in the units of its own training loss.
 
-        Args:
-            memory: of M rows, one for each chunk.
-            noise: (M, steps, width).
-            actions: (M, H, A) chunks as the preprocessor makes them, which may have padded steps and columns.
-            time: (M,) flow times, 0 for noise and 1 for the clean chunk.
+        The memory has M rows, the noise is (M, steps, width). `actions`: (M, H, A) chunks as the preprocessor makes
+        them, perhaps padded in steps and columns; `time`: (M,) flow times, 0 for noise and 1 for the clean chunk.
         """
 
     def recomputed(self) -> list[nn.Module]:
@@ -139,12 +118,10 @@ register_adapter = ADAPTERS.register
 def outputs_of(*modules: nn.Module) -> Iterator[list]:
     """Collects what modules return inside the block, in the order of their calls."""
     seen = []
-    handles = [module.register_forward_hook(lambda _, __, output: seen.append(output)) for module in modules]
-    try:
+    with ExitStack() as stack:
+        for module in modules:
+            stack.enter_context(module.register_forward_hook(lambda _, __, output: seen.append(output)))
         yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 def repeated(memory: dict[str, Tensor], rows: int) -> dict[str, Tensor]:
@@ -167,9 +144,8 @@ def join(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
 def camera_tokens(grids: list[Tensor], count: int, cameras: list[int]) -> tuple[Tensor, Tensor]:
     """(B, L, D) tokens of B = `count` observations, and the camera of each, (L,): one camera after another.
 
-    Args:
-        grids: one of all cameras of one observation after another, or one a camera; tokens (…, L, D) or maps
-            (…, C, h, w), which become a square of the shorter side, row-major.
+    `grids`: one of all cameras of one observation after another, or one a camera; tokens (…, L, D) or maps
+    (…, C, h, w), which become a square of the shorter side, row-major.
     """
     grids = [
         F.adaptive_avg_pool2d(grid, min(grid.shape[-2:])).flatten(2).transpose(1, 2) if grid.dim() == 4 else grid

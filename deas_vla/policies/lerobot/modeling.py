@@ -46,9 +46,8 @@ class LeRobotPolicy(ChunkPolicy):
         contract: without statistics it gets those of the data that the policy was trained on.
         feature: for another kind of policy: name of the module that encodes its images, whose output the critic reads.
 
-    Raises:
-        UserError: if this kind of policy cannot give candidates, or reads what an observation does not have.
-        ContractMismatch: if the contract has other columns, cameras or image sizes than the policy.
+    Raises UserError if this kind of policy cannot give candidates, or reads what an observation does not have, and
+    ContractMismatch if the contract has other columns, cameras or image sizes than the policy.
     """
 
     feature_source = "what the policy's own encoder makes of images and text, before what is trained with its head"
@@ -75,8 +74,6 @@ class LeRobotPolicy(ChunkPolicy):
         self.autocasts, self.any_noise_scale = self.adapter.autocasts or self._amp, self.adapter.any_noise_scale
         self.causal = self.adapter.causal
         self.feature, self._frozen, self._fingerprint = feature, False, Fingerprint()
-
-    # ---- the three calls of a policy -----------------------------------------------------------------------
 
     def encode(self, observation: Observation) -> Context:
         observation.require_fits(self.contract)
@@ -115,8 +112,6 @@ class LeRobotPolicy(ChunkPolicy):
             error = self.adapter.error(memory, actions, noise, time.flatten()).float()
         error = error.mean(-1).unflatten(0, (-1, samples)).mean(1)
         return (error * valid).sum(1) / valid.sum(1).clamp_min(1)
-
-    # ---- training and identity -----------------------------------------------------------------------------
 
     def freeze_encoder(self) -> None:
         """Frozen modules stay in evaluation mode: batch normalisation would otherwise go on counting."""
@@ -162,8 +157,6 @@ class LeRobotPolicy(ChunkPolicy):
         keys = self.processors.camera_keys
         return {camera.name: keys[camera.name] for camera in self.contract.cameras}
 
-    # ---- files ---------------------------------------------------------------------------------------------
-
     def write(self, folder: Path, standalone: bool = True) -> None:
         """Writes what LeRobot writes, and the contract; `standalone`: so that the folder needs nothing else, too."""
         self.policy.save_pretrained(folder)
@@ -192,11 +185,8 @@ class LeRobotPolicy(ChunkPolicy):
 
         The contract is needed for a folder that LeRobot wrote; where one is stored, another is refused. An adapter of
         `peft` is merged into its base policy, in the folder `base` or the one that the adapter names. A file that is
-        missing, cut off or does not fit is a UserError.
-
-        Args:
-            columns, cameras: of a folder that LeRobot wrote, see `processing.rename_cameras`.
-            statistics: of the data, asked for where such a folder does not hold them.
+        missing, cut off or does not fit is a UserError. Of a folder that LeRobot wrote: `columns` and `cameras`, see
+        `processing.rename_cameras`; `statistics` of the data, asked for where it does not hold them.
         """
         require("lerobot.policies", "lerobot")
         from lerobot.configs import PreTrainedConfig
@@ -236,8 +226,6 @@ class LeRobotPolicy(ChunkPolicy):
             if contract.statistics is None and statistics is not None and mine.statistics() is None:
                 contract = contract.with_statistics(statistics())
         return cls(policy, *processors, contract, feature).eval()
-
-    # ---- details -------------------------------------------------------------------------------------------
 
     def _batches(self, observation: Observation) -> list[list[int]]:
         """Rows that are encoded together: those of one instruction, where padding would be read as text."""

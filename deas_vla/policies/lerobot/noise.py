@@ -56,11 +56,8 @@ class GivenNoise(TorchFunctionMode):
 
     For samplers without an argument for noise, a copy of which would have to follow every change of LeRobot's.
     `torch.randn` and its like are answered, in this thread; ``draws`` counts the answers. Anything else than one row of
-    normal numbers a candidate is a UserError.
-
-    Args:
-        noise: (M, H, W) one row a candidate.
-        first: whether the first draw is the noise itself, widened; if not, every draw follows from it.
+    normal numbers a candidate is a UserError. `noise`: (M, H, W) one row a candidate; `first`: the first draw is the
+    noise itself, widened; if not, every draw follows from it.
     """
 
     def __init__(self, noise: Tensor, first: bool) -> None:
@@ -78,8 +75,6 @@ class GivenNoise(TorchFunctionMode):
         shape, given = tuple(drawn.shape), tuple(self.noise.shape)
         short = len(shape) != 3 or shape[1] < given[1] or shape[2] < given[2]
         if shape[:1] != given[:1] or (starts and short):
-            raise UserError(
-                f"the policy draws noise of shape {shape} while it samples, and is given {given}; "
-                "it needs an adapter of its own"
-            )
+            problem = f"the policy draws noise of shape {shape} while it samples, and is given {given}"
+            raise UserError(f"{problem}; it needs an adapter of its own")
         return (widen(self.noise, *shape[1:], self.more) if starts else self.more(*shape[1:])).to(drawn)

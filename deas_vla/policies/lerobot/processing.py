@@ -25,8 +25,7 @@ from deas_vla.data.observation import Observation
 from deas_vla.errors import ContractMismatch, UserError
 
 STATE, ACTION, TASK = "observation.state", "action", "task"
-# Settings that say where something lies, not what it is.
-PATHS = ("tokenizer_name", "model_name", "device")
+PATHS = ("tokenizer_name", "model_name", "device")  # settings that say where something lies, not what it is
 
 
 class Processors:
@@ -100,9 +99,6 @@ class Processors:
 
         A kind that `resizes` keeps the sizes, cameras and width of the state that its base was made for, whatever it is
         fine-tuned on: of these the state's statistics count, and one camera at least must be there.
-
-        Raises:
-            ContractMismatch: with every difference.
         """
         lines, inputs = [], self.config.input_features
         state, action = inputs.get(STATE), self.config.output_features.get(ACTION)
@@ -202,13 +198,10 @@ class Processors:
 def rename_cameras(
     preprocessor: PolicyProcessorPipeline, config, columns: dict[str, str], given: dict[str, str]
 ) -> None:
-    """Lets a policy's preprocessor read the cameras of a contract, by LeRobot's own step.
+    """Lets a policy's preprocessor read the cameras of a contract, by LeRobot's own step, which is changed in place.
 
-    Args:
-        preprocessor: of the policy, changed in place.
-        config: of the policy.
-        columns: name of a camera in the contract to its column in the data set.
-        given: name of a camera in the contract to the policy's name of it, where the user says so.
+    `columns`: name of a camera in the contract to its column in the data set; `given`: to the policy's name of it,
+    where the user says so.
     """
     known = {camera_name(key): key for key in config.image_features}
     if unknown := sorted({*given.values()} - known.keys()):

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from unittest import mock
 
 from deas_vla.errors import UserError
 from deas_vla.files import read_json, write_json
@@ -22,10 +23,8 @@ CONFIG, PREPROCESSOR = "config.json", "policy_preprocessor.json"
 PARTS = "parts"
 # Fields of any policy's configuration that say where it came from or goes to.
 HISTORY = ("pretrained_path", "pretrained_revision", "repo_id")
-# Where tokenizers and models note the folder that they were read from.
-NOTES = ("name_or_path", "_name_or_path")
-# A tokenizer's pieces of text, which may begin with a slash and are no paths.
-TOKEN_TABLES = ("merges", "vocab")
+NOTES = ("name_or_path", "_name_or_path")  # where tokenizers and models note the folder that they were read from
+TOKEN_TABLES = ("merges", "vocab")  # a tokenizer's pieces of text, which may begin with a slash and are no paths
 # A tokenizer's files. Without one it is read all the same: without a vocabulary, or without padding.
 TOKENIZER_FILES = ("tokenizer_config.json", "tokenizer.json")
 # Step of a preprocessor to its field that names a tokenizer or processor, and what stands for it.
@@ -130,8 +129,6 @@ def without_weights(folder: Path) -> Iterator[None]:
         return
     from transformers import PreTrainedModel  # a diffusion policy needs nothing of it
 
-    original = PreTrainedModel.__dict__["from_pretrained"]
-
     def from_configuration(cls, folder, *_, config=None, **settings):
         dtype = settings.pop("torch_dtype", settings.pop("dtype", None))
         if config is None:
@@ -143,8 +140,5 @@ def without_weights(folder: Path) -> Iterator[None]:
         settings = {name: value for name, value in settings.items() if name in known}
         return cls._from_config(config, dtype=dtype or config.dtype, **settings)
 
-    PreTrainedModel.from_pretrained = classmethod(from_configuration)
-    try:
+    with mock.patch.object(PreTrainedModel, "from_pretrained", classmethod(from_configuration)):
         yield
-    finally:
-        PreTrainedModel.from_pretrained = original

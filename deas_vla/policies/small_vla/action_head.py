@@ -15,8 +15,7 @@ TIME_MAX_PERIOD = 10_000.0
 # The direct readout sees each camera as a grid of this side, with this many channels a cell.
 READOUT_GRID = 4
 READOUT_WIDTH = 32
-# Largest first weights of a column of the state and of the action.
-STATE_BOUND, ACTION_BOUND = 64**-0.5, 32**-0.5
+STATE_BOUND, ACTION_BOUND = 64**-0.5, 32**-0.5  # largest first weights of a column of the state and of the action
 
 
 def mlp(inputs: int, hidden: int, outputs: int) -> nn.Sequential:
@@ -44,13 +43,10 @@ class Block(nn.Module):
         return self.key_value(tokens).unflatten(-1, (2, self.heads, -1)).permute(0, 2, 3, 1, 4)
 
     def forward(self, x: Tensor, modulation: list[Tensor], key_value: Tensor | None, mask: Tensor | None) -> Tensor:
-        """One layer, (B, N, T, D) to (B, N, T, D).
+        """One layer of tokens of N candidates, (B, N, T, D) to (B, N, T, D).
 
-        Args:
-            x: tokens of N candidates.
-            modulation: six tensors that broadcast against x: shift, scale and gate of attention, then of feed-forward.
-            key_value: (B, 2, heads, L, d) keys and values of the context for cross-attention.
-            mask: (B, 1, 1, L) True for context tokens that may be attended to.
+        `modulation`: six tensors that broadcast against x: shift, scale and gate of attention, then of feed-forward.
+        For cross-attention: `key_value` (B, 2, heads, L, d) of the context, `mask` (B, 1, 1, L) True where it is read.
         """
         batch, candidates, length, width = x.shape
         shift, scale, gate, shift_mlp, scale_mlp, gate_mlp = modulation

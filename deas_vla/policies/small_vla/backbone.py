@@ -88,13 +88,8 @@ def build_backbone(
 ):
     """A backbone and its processor: from a checkpoint, or freshly initialised and embedded.
 
-    Args:
-        config: names the checkpoint.
-        cameras, instructions: what a new embedded backbone is made for.
-        folder: of a saved policy's backbone; its weights are still to be filled in if the policy stores them.
-
-    Raises:
-        UserError: if the checkpoint, or a file of the folder, cannot be read.
+    `cameras` and `instructions` are what a new embedded backbone is made for; `folder` is of a saved policy's backbone,
+    whose weights are still to be filled in if the policy stores them. What cannot be read is a UserError.
     """
     require("transformers", "groot")
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor

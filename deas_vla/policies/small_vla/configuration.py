@@ -12,22 +12,14 @@ class EmbeddedBackboneConfig:
     A real `transformers` model (Idefics3: SigLIP vision tower, pixel shuffle, Llama) with new weights.
     """
 
-    # Side of a vision patch in pixels.
-    patch_size: int = 16
-    # Side of the square of patches that pixel shuffle merges into one token.
-    merge: int = 1
-    # Width of the vision transformer.
-    vision_width: int = 96
-    # Layers of the vision transformer.
-    vision_layers: int = 1
-    # Width of the language model, and of the tokens that the action head sees.
-    text_width: int = 96
-    # Layers of the language model.
-    text_layers: int = 1
-    # Width of one attention head, in both transformers.
-    head_width: int = 32
-    # Width of the feed-forward layers, in multiples of the model width.
-    mlp_ratio: int = 2
+    patch_size: int = 16  # Side of a vision patch in pixels.
+    merge: int = 1  # Side of the square of patches that pixel shuffle merges into one token.
+    vision_width: int = 96  # Width of the vision transformer.
+    vision_layers: int = 1  # Layers of the vision transformer.
+    text_width: int = 96  # Width of the language model, and of the tokens that the action head sees.
+    text_layers: int = 1  # Layers of the language model.
+    head_width: int = 32  # Width of one attention head, in both transformers.
+    mlp_ratio: int = 2  # Width of the feed-forward layers, in multiples of the model width.
 
 
 @dataclass
@@ -40,38 +32,26 @@ class SmallVLAConfig:
 
     # Folder or hub name of a transformers image-text-to-text checkpoint; empty for the embedded backbone.
     backbone: str = ""
-    # Sizes of the embedded backbone.
-    embedded: EmbeddedBackboneConfig = field(default_factory=EmbeddedBackboneConfig)
+    embedded: EmbeddedBackboneConfig = field(default_factory=EmbeddedBackboneConfig)  # Sizes of the embedded backbone.
     # Side in pixels of the square that images are brought to before the backbone; 0: cameras as they are.
     image_size: int = 0
-    # How the backbone is tuned: frozen, lora or full.
-    tune: str = "full"
-    # Rank of the LoRA adapters.
-    lora_rank: int = 16
-    # Scale of the LoRA adapters: their output is multiplied by alpha / rank.
-    lora_alpha: int = 32
-    # Language-model layers to keep, counted from the first; 0 keeps all.
-    select_layer: int = 0
-    # Number type of the backbone's weights: float32 or bfloat16.
-    backbone_dtype: str = "float32"
-    # Room for the instruction, in tokens; every prompt is padded to the same length.
-    max_instruction_tokens: int = 16
+    tune: str = "full"  # How the backbone is tuned: frozen, lora or full.
+    lora_rank: int = 16  # Rank of the LoRA adapters.
+    lora_alpha: int = 32  # Scale of the LoRA adapters: their output is multiplied by alpha / rank.
+    select_layer: int = 0  # Language-model layers to keep, counted from the first; 0 keeps all.
+    backbone_dtype: str = "float32"  # Number type of the backbone's weights: float32 or bfloat16.
+    max_instruction_tokens: int = 16  # Room for the instruction, in tokens; every prompt is padded to the same length.
     # Most frames that are encoded at once outside training: bounds the memory of filling a cache.
     encode_batch: int = 64
     # Self-attention layers over the backbone's tokens, before the action head (4 in GR00T N1.5).
     context_layers: int = 0
-    # Steps in an action chunk (H).
-    horizon: int = 16
-    # Width of the action head.
-    width: int = 64
+    horizon: int = 16  # Steps in an action chunk (H).
+    width: int = 64  # Width of the action head.
     # Layers of the action head: cross-attention and self-attention in turn, cross-attention first (16 in GR00T N1.5).
     layers: int = 2
-    # Width of one attention head of the action head.
-    head_width: int = 32
-    # Width of the feed-forward layers, in multiples of the width.
-    mlp_ratio: int = 2
-    # Euler steps from noise to a chunk.
-    denoising_steps: int = 4
+    head_width: int = 32  # Width of one attention head of the action head.
+    mlp_ratio: int = 2  # Width of the feed-forward layers, in multiples of the width.
+    denoising_steps: int = 4  # Euler steps from noise to a chunk.
 
     def __post_init__(self) -> None:
         for name, known in (("tune", ("frozen", "lora", "full")), ("backbone_dtype", ("float32", "bfloat16"))):

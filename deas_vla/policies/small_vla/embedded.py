@@ -8,8 +8,7 @@ PAD_TOKEN, BEGIN_TOKEN, STOP_TOKEN, IMAGE_TOKEN = "<pad>", "<s>", "</s>", "<imag
 # What Idefics3's processor writes around images and turns.
 FAKE_TOKEN, GLOBAL_TOKEN, END_TOKEN = "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"
 VOCABULARY_SIZE = 1024
-# Standard deviation of new word embeddings, about that of the image tokens beside them.
-EMBEDDING_STD = 0.2
+EMBEDDING_STD = 0.2  # standard deviation of new word embeddings, about that of the image tokens beside them
 
 # Words that robots' instructions use: they become one token each. Any other word is spelled in bytes.
 WORDS = (
@@ -50,8 +49,7 @@ def build_tokenizer(instructions: list[str]):
 def build_embedded(config: EmbeddedBackboneConfig, cameras: tuple[Camera, ...], instructions: list[str]):
     """A `transformers` model configuration and a processor, whose tokenizer knows the words of the instructions.
 
-    Raises:
-        UserError: if the cameras are not square, of one size, a multiple of a token's side.
+    Raises UserError if the cameras are not square, of one size, a multiple of a token's side.
     """
     from transformers import Idefics3Config, Idefics3ImageProcessor, Idefics3Processor
     from transformers.image_utils import PILImageResampling

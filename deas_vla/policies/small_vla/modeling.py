@@ -8,6 +8,7 @@ model.safetensors    every weight that is not in a checkpoint of its own
 backbone/            the backbone's configuration, tokenizer and image processor
 """
 
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -51,18 +52,14 @@ class SmallVLAPolicy(ChunkPolicy):
     feature_source = "the tokens that the action head attends to, after the backbone's last layer that is kept"
 
     def __init__(
-        self,
-        config: SmallVLAConfig,
-        contract: Contract,
-        instructions: list[str] | None = None,
-        folder: Path | None = None,
+        self, config: SmallVLAConfig, contract: Contract, instructions: Sequence[str] = (), folder: Path | None = None
     ) -> None:
         super().__init__()
         self.config, self.contract, self.horizon = config, contract, config.horizon
         cameras, tokens = contract.cameras, config.max_instruction_tokens
         if side := config.image_size:
             cameras = tuple(replace(camera, height=side, width=side) for camera in cameras)
-        self.backbone, self.processor = build_backbone(config, cameras, instructions or [], folder)
+        self.backbone, self.processor = build_backbone(config, cameras, list(instructions), folder)
         self.prompts = PromptProcessor(self.processor, cameras, self.backbone, tokens)
         self.context_encoder = ContextEncoder(config, self.backbone.width)
         sizes = self.backbone.width, len(cameras), contract.state_dim, contract.action_dim
@@ -188,17 +185,14 @@ class SmallVLAPolicy(ChunkPolicy):
             policy = cls(config, stored, folder=folder / BACKBONE)
         given, found = settings["backbone_hash"], policy.backbone.base_hash
         if given != found:
-            raise UserError(
-                f"{folder / CONFIG}: this policy was trained on another backbone than the one at {config.backbone} "
-                f"(weights {str(given)[:12]} against {str(found)[:12]})"
-            )
+            what = f"this policy was trained on another backbone than the one at {config.backbone}"
+            raise UserError(f"{folder / CONFIG}: {what} (weights {str(given)[:12]} against {str(found)[:12]})")
         path, state = folder / WEIGHTS, policy.state_dict()
         with as_user_error(f"{path}: missing, cut off or damaged; save the policy again", SafetensorError):
             wrong = read_into({name: state[name] for name in policy._stored()}, path)
         if wrong:
-            raise UserError(
-                f"{path}: {len(wrong)} weights do not fit the settings in {CONFIG} beside it, the first is {wrong[0]}"
-            )
+            first = f"the first is {wrong[0]}"
+            raise UserError(f"{path}: {len(wrong)} weights do not fit the settings in {CONFIG} beside it, {first}")
         return policy.eval()
 
     def _stored(self) -> list[str]:

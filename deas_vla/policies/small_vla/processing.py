@@ -33,9 +33,8 @@ class PromptProcessor:
         self.max_instruction_tokens = max_instruction_tokens
         sizes = ", ".join(f"{camera.name} {camera.height}x{camera.width}" for camera in cameras)
         if len({(camera.height, camera.width) for camera in cameras}) > 1:
-            raise UserError(
-                f"small_vla needs cameras of one size, got {sizes}; --policy.image_size=64 brings images to 64x64"
-            )
+            fix = "--policy.image_size=64 brings images to 64x64"
+            raise UserError(f"small_vla needs cameras of one size, got {sizes}; {fix}")
         if hasattr(processor.image_processor, "do_image_splitting"):
             # One tile a camera: the tokens of a camera then form one grid.
             processor.image_processor.do_image_splitting = False
@@ -98,10 +97,8 @@ class PromptProcessor:
             length = made["input_ids"].shape[1]
             if length > self._length:
                 needed = length - self._length + self.max_instruction_tokens
-                raise UserError(
-                    f"the instruction {instruction!r} takes {needed} tokens, and there is room for "
-                    f"{self.max_instruction_tokens}; raise max_instruction_tokens"
-                )
+                room = f"there is room for {self.max_instruction_tokens}; raise max_instruction_tokens"
+                raise UserError(f"the instruction {instruction!r} takes {needed} tokens, and {room}")
             for name, value in made.items():
                 if value.shape == (1, length) and not value.is_floating_point():
                     fill = (self.processor.tokenizer.pad_token_id or 0) if name == "input_ids" else 0
@@ -114,10 +111,8 @@ class PromptProcessor:
         tokens, count = int(image.sum()), len(self.cameras)
         side = round((tokens // count) ** 0.5)
         if tokens == 0 or side * side * count != tokens:
-            raise UserError(
-                f"this backbone makes {tokens} tokens of {count} cameras, which is no square grid a camera; "
-                "use square camera images, or another backbone"
-            )
+            problem = f"this backbone makes {tokens} tokens of {count} cameras, which is no square grid a camera"
+            raise UserError(f"{problem}; use square camera images, or another backbone")
         camera = torch.full(image.shape, -1)
         camera[image] = torch.arange(count).repeat_interleave(side * side)
         return camera

@@ -6,7 +6,7 @@ are encoded together, and what the masked cross-attention of the head reads is p
 
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import torch
@@ -123,15 +123,11 @@ class Groot(Adapter):
         def unfold(_, __, made: Tensor) -> Tensor:
             return made.reshape(total, -1, made.shape[-1])
 
-        handles = []
-        for block in self.head.model.transformer_blocks[::2]:  # those between them attend to themselves
-            handles.append(block.attn1.register_forward_pre_hook(fold, with_kwargs=True))
-            handles.append(block.attn1.register_forward_hook(unfold))
-        try:
+        with ExitStack() as stack:
+            for block in self.head.model.transformer_blocks[::2]:  # those between them attend to themselves
+                stack.enter_context(block.attn1.register_forward_pre_hook(fold, with_kwargs=True))
+                stack.enter_context(block.attn1.register_forward_hook(unfold))
             yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     def _autocast(self):
         """As LeRobot runs the model."""

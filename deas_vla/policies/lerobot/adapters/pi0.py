@@ -54,10 +54,8 @@ class SharedPrefix(Adapter):
     ) -> Tensor:
         """(B, L, D) last hidden states of the expert's embedded tokens, behind a prefix whose cache may be appended to.
 
-        Args:
-            attention: (B, L, P + L) bool, what each token reads of the P tokens of the prefix and of the others.
-            position: (B, L) of each token, counted from the prefix's first.
-            condition: what else LeRobot's `embed_suffix` returns, first dimension B.
+        `attention`: (B, L, P + L) bool, what each token reads of the P tokens of the prefix and of the others;
+        `position`: (B, L), counted from the prefix's first; `condition`: what else LeRobot's `embed_suffix` returns.
         """
 
     def sample(self, memory: dict[str, Tensor], noise: Tensor) -> Tensor:
