@@ -43,11 +43,6 @@ def test_rule_07_columns_have_robocasas_names_in_the_order_of_its_data_sets(vect
         assert columns_of(columns, group) == list(range(start, end))
 
 
-def test_an_unknown_group_is_refused():
-    with pytest.raises(UserError, match="elbow"):
-        columns_of(CONTRACT.action, "elbow")
-
-
 def test_both_simulators_offer_the_same_contract():
     suite = contract_of(env_config("robosuite", "stack"))
     casa = contract_of(env_config("robocasa", "PickPlaceCounterToCabinet"))

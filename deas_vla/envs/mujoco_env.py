@@ -12,22 +12,16 @@ import numpy as np
 from deas_vla.envs.protocol import EnvSettings, SteppedEnv
 from deas_vla.envs.rendering import SceneRenderer
 
-# What a scene may move in the model itself.
-POSES = ("body_pos", "body_quat", "site_pos")
+POSES = ("body_pos", "body_quat", "site_pos")  # what a scene may move in the model itself
 
 
 @dataclass
 class ExpertMemory:
-    """What a scripted expert remembers between steps.
+    """What a scripted expert remembers between steps."""
 
-    Attributes:
-        phase: name of the present phase, of an expert that has some.
-        steps: control steps spent in it.
-        bias: (2,) metres by which it misjudges the object's place, in x and y of the world.
-    """
-
-    phase: str = "start"
-    steps: int = 0
+    phase: str = "start"  # of an expert that has some
+    steps: int = 0  # control steps spent in it
+    # (2,) metres by which it misjudges the object's place, in x and y of the world.
     bias: np.ndarray = field(default_factory=lambda: np.zeros(2))
 
 
@@ -48,18 +42,13 @@ class MujocoEnv(SteppedEnv, ABC):
 
     A subclass calls `use`, and has `contract_for`, `begin`, `step`, `state`, `own`, `resume` and an `expert` with
     `command` and a `memory`.
-
-    Attributes:
-        policy_groups, people_groups: groups of geometry that the policy's cameras show, and those that people see.
-        sites: whether both show the sites of group 0, where a simulator marks its goals with them.
-        camera_names: the simulator's names of cameras, where they differ from the contract's.
     """
 
-    policy_groups: ClassVar[tuple[int, ...]]
+    policy_groups: ClassVar[tuple[int, ...]]  # of geometry, which the policy's cameras show
     people_groups: ClassVar[tuple[int, ...]]
-    sites: ClassVar[bool] = False
+    sites: ClassVar[bool] = False  # whether both show the sites of group 0, where goals are marked with them
     people_camera: ClassVar[str]
-    camera_names: ClassVar[Mapping[str, str]] = {}
+    camera_names: ClassVar[Mapping[str, str]] = {}  # the simulator's, where they differ from the contract's
     restores_any_scene = True
     settings: EnvSettings
     expert: Any
@@ -136,7 +125,7 @@ class MujocoEnv(SteppedEnv, ABC):
             groups = self.people_groups if full else self.policy_groups
             renderer = SceneRenderer(self.model, height, width, groups, full=full, sites=self.sites)
             self._renderers[full] = renderer
-        return renderer.render(self.model, self.data, self.camera_names.get(camera, camera))
+        return renderer.render(self.data, self.camera_names.get(camera, camera))
 
     def _poses(self) -> tuple[np.ndarray, ...]:
         return tuple(getattr(self.model, name).copy() for name in POSES)

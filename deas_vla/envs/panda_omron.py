@@ -1,16 +1,13 @@
 """RoboCasa's robot by name: the columns of PandaOmron's state and action, in the order of its LeRobot data sets.
 
-The order is that of `PandaOmron_modality.json` in RoboCasa 1.0: state is base position, base rotation, end-effector
-position and rotation relative to the base, gripper; action is base motion, control mode, end-effector position and
-rotation, gripper. The simulator, and RoboCasa's HDF5 files, keep the same numbers in another order: everything here
-goes by name.
+The order is that of `PandaOmron_modality.json` in RoboCasa 1.0. The simulator, and RoboCasa's HDF5 files, keep the same
+numbers in another one: everything here goes by name.
 """
 
 from dataclasses import dataclass, field
 
 from deas_vla.data.contract import Column, Contract
 from deas_vla.envs.protocol import EnvSettings
-from deas_vla.errors import UserError
 
 RATE_HZ = 20.0
 ROBOCASA_CAMERAS = ("robot0_agentview_left", "robot0_agentview_right", "robot0_eye_in_hand")
@@ -34,22 +31,14 @@ ACTION_GROUPS = {
 
 @dataclass
 class PandaOmronSettings(EnvSettings):
-    """How PandaOmron's tasks are seen and played.
+    """How PandaOmron's tasks are seen and played."""
 
-    Attributes:
-        cameras: cameras that the policy sees, in order: of robot0_agentview_left, robot0_agentview_right and
-            robot0_eye_in_hand.
-    """
-
+    # Cameras that the policy sees, in order: of robot0_agentview_left, robot0_agentview_right and robot0_eye_in_hand.
     cameras: list[str] = field(default_factory=lambda: ["robot0_agentview_left", "robot0_eye_in_hand"])
 
 
 def panda_omron_contract(settings: EnvSettings) -> Contract:
-    """The contract of PandaOmron with the configured cameras: 16 state columns, 12 action columns, 20 Hz.
-
-    Raises:
-        UserError: if a camera is unknown, or the size is too small.
-    """
+    """The contract of PandaOmron with the configured cameras: 16 state columns, 12 action columns, 20 Hz."""
     action = []
     for group, (axes, unit) in ACTION_GROUPS.items():
         kind, low = ("binary", 0.0) if unit == "flag" else ("continuous", -1.0)
@@ -64,12 +53,5 @@ def panda_omron_contract(settings: EnvSettings) -> Contract:
 
 
 def columns_of(columns: tuple[Column, ...], group: str) -> list[int]:
-    """Positions of the columns of one group, in order; ``columns_of(contract.action, "gripper_close")`` is [11].
-
-    Raises:
-        UserError: if there is no such group.
-    """
-    found = [i for i, column in enumerate(columns) if column.name.split(".")[0] == group]
-    if not found:
-        raise UserError(f"there is no column group '{group}' in {[column.name for column in columns]}")
-    return found
+    """Positions of the columns of one group, in order; ``columns_of(contract.action, "gripper_close")`` is [11]."""
+    return [i for i, column in enumerate(columns) if column.name.split(".")[0] == group]

@@ -12,24 +12,14 @@ from deas_vla.errors import UserError, unknown
 
 @dataclass
 class EnvSettings:
-    """How a simulator's tasks are seen and played; each has its own class, with more fields and its own defaults.
+    """How a simulator's tasks are seen and played; each has its own class, with more fields and its own defaults."""
 
-    Attributes:
-        cameras: cameras that the policy sees, in order.
-        camera_size: height and width of each image in pixels.
-        horizon: time limit in control steps; 0 takes the task's own.
-    """
-
-    cameras: list[str] = field(default_factory=list)
-    camera_size: int = 64
-    horizon: int = 0
+    cameras: list[str] = field(default_factory=list)  # Cameras that the policy sees, in order.
+    camera_size: int = 64  # Height and width of each image in pixels.
+    horizon: int = 0  # Time limit in control steps; 0 takes the task's own.
 
     def require_cameras(self, known: Collection[str]) -> tuple[Camera, ...]:
-        """The contract's cameras, of those that the robot has.
-
-        Raises:
-            UserError: if a camera is unknown or given twice, there is none, or the size is too small.
-        """
+        """The contract's cameras, of those that the robot has: different, known ones of a size, else a UserError."""
         for camera in self.cameras:
             if camera not in known:
                 raise UserError(unknown("camera", camera, known))
@@ -40,25 +30,15 @@ class EnvSettings:
 
 @dataclass
 class ChunkResult:
-    """What happened while a chunk was played. n ≤ H steps: it stops at success and at the time limit.
+    """What happened while a chunk, (H, A), was played. n ≤ H steps: it stops at success and at the time limit."""
 
-    Attributes:
-        states: (n, S) float32 state *after* each step, raw units.
-        actions: (n, A) float32 commands as they were played.
-        rewards: (n,) float32 the task's own reward column: 1.0 at success, else 0.0.
-        success: (n,) bool, read at every step.
-        truncated: the time limit was reached without success.
-        frames: steps after which images were rendered, counted within the chunk, 1 to n; to `images`.
-        images: camera name to (len(frames), height, width, 3) uint8.
-    """
-
-    states: np.ndarray
-    actions: np.ndarray
-    rewards: np.ndarray
-    success: np.ndarray
-    truncated: bool
-    frames: np.ndarray
-    images: dict[str, np.ndarray]
+    states: np.ndarray  # (n, S) float32 state *after* each step, raw units
+    actions: np.ndarray  # (n, A) float32 commands as they were played
+    rewards: np.ndarray  # (n,) float32 the task's own reward column: 1.0 at success, else 0.0
+    success: np.ndarray  # (n,) bool, read at every step
+    truncated: bool  # the time limit was reached without success
+    frames: np.ndarray  # (F,) steps after which images were rendered, counted within the chunk, 1 to n
+    images: dict[str, np.ndarray]  # camera name to (F, height, width, 3) uint8
 
     @property
     def done(self) -> bool:
@@ -75,103 +55,75 @@ class Simulator(Protocol):
 
     The simulated arm of `robots/` plays single steps, so it asks for `Stepped` too, which `SteppedEnv` brings. A scene
     is a number: the same one gives the same initial state in every process, whatever was played before.
-
-    Attributes:
-        settings_class: dataclass of its settings; recipes show it as ``--simulator.*``.
-        contract: columns, units, rate and cameras.
-        horizon: time limit in control steps.
-        task: name of the task.
-        restores_any_scene: whether one environment can `restore` a state of any scene fast. Then a worker switches one
-            environment between its slots; otherwise it makes one for each slot.
     """
 
-    settings_class: ClassVar[type[EnvSettings]]
+    settings_class: ClassVar[type[EnvSettings]]  # recipes show its fields as ``--simulator.*``
     contract: Contract
-    horizon: int
+    horizon: int  # time limit in control steps
     task: str
+    # Whether one environment can `restore` a state of any scene fast. Then a worker switches one environment between
+    # its slots; otherwise it makes one for each slot.
     restores_any_scene: bool
 
     def __init__(self, settings: EnvSettings, task: str): ...
 
     @classmethod
     def contract_for(cls, settings: EnvSettings, task: str) -> Contract:
-        """The contract of an environment, without starting the simulator or importing its packages.
-
-        Raises:
-            UserError: if the task or a camera is unknown.
-        """
-        ...
+        """The contract of an environment, without starting the simulator; an unknown task or camera is a UserError."""
 
     def reset(self, scene: int) -> dict:
         """Starts a scene; returns the first frame: ``images``, ``state``, ``instruction``."""
-        ...
 
     def play(self, actions: np.ndarray, frame_every: int = 0) -> ChunkResult:
-        """Plays (n, A) commands, stopping at success or the time limit.
+        """Plays (n, A) commands in the contract's columns and units, stopping at success or the time limit.
 
-        Args:
-            actions: commands in the contract's columns and units.
-            frame_every: also render when the episode's step count is a multiple of this; 0: only after the last
-                step played (always rendered: the policy decides there, or a timeout bootstraps from it).
+        `frame_every`: also render when the episode's step count is a multiple of this; 0: only after the last step
+        played (always rendered: the policy decides there, or a timeout bootstraps from it).
         """
-        ...
 
     def play_expert(self, steps: int, noise: np.random.Generator, frame_every: int = 0) -> ChunkResult:
-        """Like `play`, with the scripted expert's commands, computed in closed loop; its imperfections come from
-        `noise` (see the simulator's settings).
+        """Like `play`, with the scripted expert's commands, computed in closed loop; without one a UserError.
 
-        Raises:
-            UserError: if there is no expert.
+        Its imperfections come from `noise` (see the simulator's settings).
         """
-        ...
 
     def save(self) -> object:
         """The complete state of the simulation, to be pickled: for branching."""
-        ...
 
     def restore(self, state: object) -> None:
         """Goes back to a saved state; what is played then is what would have been played."""
-        ...
 
     def render(self, height: int, width: int) -> np.ndarray:
         """(height, width, 3) uint8, full quality, for people."""
-        ...
 
     def close(self) -> None: ...
 
 
 class Stepped(Protocol):
-    """What `play_steps` needs: a simulator, one that is filmed, or a robot.
-
-    Attributes:
-        over: whether the episode ends here without a success: at the time limit, or because it was aborted.
-        steps: control steps played in this episode.
-    """
+    """What `play_steps` needs: a simulator, one that is filmed, or a robot."""
 
     @property
-    def over(self) -> bool: ...
+    def over(self) -> bool:
+        """Whether the episode ends here without a success: at the time limit, or because it was aborted."""
 
     @property
-    def steps(self) -> int: ...
+    def steps(self) -> int:
+        """Control steps played in this episode."""
 
     def step(self, command: np.ndarray) -> bool:
         """Plays one (A,) command, on a robot until the end of its control period; returns whether the task is done."""
-        ...
 
     def state(self) -> np.ndarray:
         """(S,) float32 the state now, raw units."""
-        ...
 
     def images(self) -> dict[str, np.ndarray]:
         """Camera name to (h, w, 3) uint8 now, upright; asked for only where an image is needed."""
-        ...
 
 
 def play_steps(env: Stepped, next_command: Callable[[], np.ndarray], count: int, frame_every: int = 0) -> ChunkResult:
     """Plays up to `count` commands, as in `Simulator.play`; `next_command` gives the (A,) one to play and record now.
 
-    Raises:
-        ValueError: if the episode is over, or there is nothing to play.
+    Raises ValueError if the episode is over, or there is nothing to play.
     """
     if env.over or count < 1:
         raise ValueError(f"nothing to play: {count} commands after step {env.steps}, over: {env.over}")
@@ -230,11 +182,7 @@ class SteppedEnv:
         return play_steps(self, lambda: as_commands(self.expert_command(noise), self.contract)[0], steps, frame_every)
 
     def expert_command(self, noise: np.random.Generator) -> np.ndarray:
-        """(A,) the scripted expert's next command, from the true state.
-
-        Raises:
-            UserError: if there is no expert.
-        """
+        """(A,) the scripted expert's next command, from the true state; here there is none, which is a UserError."""
         fix = "define expert_command, or collect rollouts of a policy instead"
         raise UserError(f"{type(self).__name__} has no scripted expert for {self.task}; {fix}")
 
@@ -261,8 +209,7 @@ def require_frame(frame: dict, contract: Contract, simulator: str) -> dict:
 def as_commands(actions: np.ndarray, contract: Contract) -> np.ndarray:
     """(n, A) commands as they are really played: clipped to the limits, flags thresholded half-way.
 
-    Raises:
-        UserError: if the number of columns is wrong or a value is not finite.
+    Raises UserError if the number of columns is wrong or a value is not finite.
     """
     actions = np.atleast_2d(np.asarray(actions, dtype=np.float32))
     if actions.ndim != 2 or actions.shape[1] != contract.action_dim:

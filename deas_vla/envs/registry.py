@@ -1,23 +1,10 @@
-"""Simulators by name. A new one is one class with `@register_simulator("name")`, in a file or folder anywhere:
+"""Simulators by name. A new one is one class with `@register_simulator("name")`, in a file or folder anywhere.
 
-    @dataclass
-    class PointMassSettings(EnvSettings):
-        cameras: list[str] = field(default_factory=lambda: ["top"])
-
-    @register_simulator("point_mass")
-    class PointMass(SteppedEnv):
-        settings_class = PointMassSettings
-
-        @classmethod
-        def contract_for(cls, settings, task): ...
-        def __init__(self, settings, task): ...
-
-and then ``--env=path/to/point_mass.py:point_mass --tasks=reach --simulator.camera_size=32``. A simulator of another
-package is found by an entry point of the group ``deas_vla.simulators``.
+docs/simulators.md shows one, played by ``--env=path/to/file.py:name``. One of another package is found by an entry
+point of the group ``deas_vla.simulators``.
 """
 
 import pkgutil
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -38,9 +25,7 @@ SIMULATORS: Registry[type[Simulator]] = Registry(
 )
 
 
-def register_simulator[S: type](name: str) -> Callable[[S], S]:
-    """Decorator: registers a `Simulator` under a name."""
-    return SIMULATORS.register(name)
+register_simulator = SIMULATORS.register
 
 
 @dataclass(frozen=True)
@@ -53,11 +38,7 @@ class EnvConfig:
 
 
 def env_config(simulator: str, task: str, **settings) -> EnvConfig:
-    """One task of a simulator, with its own defaults for what is not given.
-
-    Raises:
-        UserError: if there is no such simulator, or it has no such setting.
-    """
+    """One task of a simulator, with its own defaults for what is not given; an unknown name is a UserError."""
     settings_class = SIMULATORS.get(simulator).settings_class
     try:
         return EnvConfig(simulator, task, settings_class(**settings))
@@ -66,18 +47,10 @@ def env_config(simulator: str, task: str, **settings) -> EnvConfig:
 
 
 def make_env(config: EnvConfig) -> Simulator:
-    """Starts the simulator that a configuration names.
-
-    Raises:
-        UserError: if the simulator, the task or a camera is unknown, or something is not installed.
-    """
+    """Starts a simulator; if it, the task or a camera is unknown, or something is not installed, a UserError."""
     return SIMULATORS.get(config.simulator)(config.settings, config.task)
 
 
 def contract_of(config: EnvConfig) -> Contract:
-    """The contract of an environment; starts and imports no simulator.
-
-    Raises:
-        UserError: as `make_env`, as far as it can be told without the simulator.
-    """
+    """The contract of an environment, without starting or importing the simulator; an unknown name is a UserError."""
     return SIMULATORS.get(config.simulator).contract_for(config.settings, config.task)

@@ -27,16 +27,14 @@ def _loads(library: str) -> bool:
 def choose_gl() -> str:
     """The OpenGL platform to render with, ``osmesa`` or ``egl``, which MuJoCo reads from ``MUJOCO_GL``.
 
-    Raises:
-        UserError: if no library is installed, with the line that installs one.
+    Raises UserError if no library is installed, with the line that installs one.
     """
     wanted = os.environ.get("MUJOCO_GL", "").lower()
     if wanted and wanted not in LIBRARIES:
         raise UserError(f"MUJOCO_GL={wanted} cannot render off screen; set it to osmesa or egl, or unset it")
     for platform in [wanted] if wanted else LIBRARIES:
         if any(_loads(library) for library in LIBRARIES[platform]):
-            os.environ["MUJOCO_GL"] = platform
-            os.environ["PYOPENGL_PLATFORM"] = platform
+            os.environ |= {"MUJOCO_GL": platform, "PYOPENGL_PLATFORM": platform}
             return platform
     missing = wanted or "OSMesa and EGL"
     raise UserError(f"no OpenGL library to render with ({missing} not found): {INSTALL_COMMAND}")
@@ -51,19 +49,13 @@ def look_back(offset: tuple[float, float, float]) -> np.ndarray:
 
 
 class SceneRenderer:
-    """Renders any data of one model (or of a model built in the same way).
+    """Renders one model: its geometry of some groups, `full`: with shadows and smooth edges, and sites of group 0."""
 
-    Args:
-        groups: groups of geometry to draw.
-        full: shadows and smooth edges.
-        sites: also draw sites of group 0.
-    """
-
-    def __init__(self, model, height: int, width: int, groups: tuple[int, ...], *, full: bool, sites: bool = False):
+    def __init__(self, model, height: int, width: int, groups: tuple[int, ...], *, full: bool, sites: bool):
         platform = choose_gl()
-        self.size = (height, width)
         import mujoco
 
+        self.model, self.size = model, (height, width)
         quality, frame = model.vis.quality, model.vis.global_
         kept = quality.offsamples, quality.shadowsize, frame.offwidth, frame.offheight
         # These are read when the context is made, never later.
@@ -78,9 +70,8 @@ class SceneRenderer:
             self._gl.make_current()
             self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100)
         except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
-            raise UserError(
-                f"the {platform} library is there but does not render ({error}): {INSTALL_COMMAND}"
-            ) from error
+            problem = f"the {platform} library is there but does not render ({error})"
+            raise UserError(f"{problem}: {INSTALL_COMMAND}") from error
         finally:
             quality.offsamples, quality.shadowsize, frame.offwidth, frame.offheight = kept
         mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN, self._context)
@@ -97,13 +88,14 @@ class SceneRenderer:
         self._rectangle = mujoco.MjrRect(0, 0, width, height)
         self._pixels = np.empty((height, width, 3), dtype=np.uint8)
 
-    def render(self, model, data, camera: str) -> np.ndarray:
+    def render(self, data, camera: str) -> np.ndarray:
         """(height, width, 3) uint8, upright RGB, seen from a named camera; kinematics must be up to date."""
         import mujoco
 
         self._gl.make_current()
-        self._camera.fixedcamid = model.camera(camera).id
-        mujoco.mjv_updateScene(model, data, self._option, None, self._camera, mujoco.mjtCatBit.mjCAT_ALL, self._scene)
+        self._camera.fixedcamid = self.model.camera(camera).id
+        everything = mujoco.mjtCatBit.mjCAT_ALL
+        mujoco.mjv_updateScene(self.model, data, self._option, None, self._camera, everything, self._scene)
         mujoco.mjr_render(self._rectangle, self._scene, self._context)
         mujoco.mjr_readPixels(self._pixels, None, self._rectangle, self._context)
         return self._pixels[::-1].copy()

@@ -18,14 +18,10 @@ class SimulatorConfig:
 
     # The simulator: robosuite, metaworld, robocasa, FILE.py:NAME, MODULE:NAME, or of an installed package.
     env: str = "robosuite"
-    # Tasks of the simulator, separated by commas.
-    tasks: list[str] = field(default_factory=lambda: ["lift"])
-    # How tasks are seen and played: settings of the simulator that --env names.
-    simulator: EnvSettings | None = None
-    # Simulator processes of the whole run; 0 plays in the recipe's own.
-    workers: int = incidental(2)
-    # Episodes under way at once; the policy decides for all of them in one batch.
-    parallel_episodes: int = 16
+    tasks: list[str] = field(default_factory=lambda: ["lift"])  # Tasks of the simulator, separated by commas.
+    simulator: EnvSettings | None = None  # How tasks are seen and played: settings of the simulator that --env names.
+    workers: int = incidental(2)  # Simulator processes of the whole run; 0 plays in the recipe's own.
+    parallel_episodes: int = 16  # Episodes under way at once; the policy decides for all of them in one batch.
 
     def __post_init__(self):
         require_ranges(self, "", {"at least 0": "workers", "at least 1": "parallel_episodes"})
@@ -48,12 +44,8 @@ class SimulatorConfig:
 def with_simulator[T](config_class: type[T], argv: list[str], prefix: str = "") -> type[T]:
     """A class of settings with those of the simulator that a command line, or its ``--config`` file, names.
 
-    Args:
-        config_class: has ``env``, a name with a default, and ``simulator``, the settings.
-        prefix: of the class's flags in `argv`: ``robot.``.
-
-    Raises:
-        UserError: if there is no such simulator.
+    The class has ``env``, a name with a default, and ``simulator``, the settings; `prefix` is that of its flags in
+    `argv`: ``robot.``. An unknown simulator is a UserError.
     """
     given = dict(token.split("=", 1) for token in argv if "=" in token) | dict(pairwise(argv))
     from_file = read_file(Path(given["--config"])).get("env") if "--config" in given else None

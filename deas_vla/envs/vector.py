@@ -1,13 +1,11 @@
 """Environments in worker processes: batched calls, any number of slots, states that can be saved and restored.
 
-A slot is one running episode. robosuite's environment is the same for all scenes of a task, so a worker builds it once
-and a slot is a saved state of a few kB: many slots need hardly more memory than one. Every state can be saved to the
-caller and restored in any slot, which is how candidates are compared: restore it into one slot a candidate, play a
-different chunk in each, go on with the policy.
+A slot is one running episode: where an environment is the same for all scenes of a task, a saved state of a few kB.
+Every state can be saved to the caller and restored in any slot, which is how candidates are compared: restore it into
+one slot a candidate, play a different chunk in each, go on with the policy.
 
 gymnasium.vector.AsyncVectorEnv does not fit: it holds one environment and one process a slot (here 16 slots and up to
-32 branches share two processes), steps all of them by one action (chunks here have unequal lengths, and are drawn
-only at their end), resets by itself, and neither saves nor restores.
+32 branches share two processes), steps all of them by one action, resets by itself, and neither saves nor restores.
 
 Workers are plain ``python -m`` processes on a socket: the script that starts them is not imported again, needs no
 ``__main__`` guard, and works under ``accelerate launch`` and pytest. A worker whose parent is gone reads the end of
@@ -22,6 +20,7 @@ import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import cached_property
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -39,15 +38,11 @@ Call = tuple[int, str, tuple]  # slot, method and arguments
 PACKAGE_ROOT = str(Path(__file__).resolve().parents[2])
 
 
-class EnvWorkers:
+class EnvWorkers(AbstractContextManager):
     """Several environments of one task, called in batches; use as a context manager.
 
-    Args:
-        config: the environment.
-        workers: processes; 0 runs everything in the calling process.
-
-    Raises:
-        UserError: if the configuration does not fit; whatever only the simulator can tell is raised by the first call.
+    Without worker processes everything runs in the calling one. Raises UserError if the configuration does not fit;
+    whatever only the simulator can tell is raised by the first call.
     """
 
     def __init__(self, config: EnvConfig, workers: int):
@@ -98,9 +93,6 @@ class EnvWorkers:
         self._closed = True
         for host in [self._local] if self._local else self._workers:
             host.close()
-
-    def __enter__(self) -> "EnvWorkers":
-        return self
 
     def __exit__(self, *_) -> None:
         self.close()

@@ -18,22 +18,16 @@ from deas_vla.errors import require
 # Meta-World's groups of geometry are 0 (floor, walls), 1 (what is to be seen) and 4 (what collides); the arm's meshes
 # are put into a group of their own.
 SCENE_GROUPS, ARM_GROUP = (0, 1), 2
-# LeRobot's place of corner2.
-CORNER2 = (0.75, 0.075, 0.7)
+CORNER2 = (0.75, 0.075, 0.7)  # LeRobot's place of corner2
 # Of these are the attributes that Meta-World keeps between steps; models, spaces and renderers are not among them.
 PLAIN = (bool, int, float, str, tuple, list, dict, np.ndarray, np.generic, type(None))
 
 
 @register_simulator("metaworld")
 class MetaworldEnv(MujocoEnv):
-    """One Meta-World task; a `Simulator`.
+    """One Meta-World task; a `Simulator`, with Meta-World's (39,) `observation` of now and shaped last `reward`.
 
-    Raises:
-        UserError: if Meta-World or an OpenGL library is missing, or the settings do not fit.
-
-    Attributes:
-        observation: (39,) Meta-World's own observation of the present state.
-        reward: Meta-World's own shaped reward of the last step.
+    Raises UserError if Meta-World or an OpenGL library is missing, or the settings do not fit.
     """
 
     settings_class = MetaworldSettings

@@ -11,17 +11,13 @@ RATE_HZ = 80.0  # 5 physics steps of 2.5 ms, as in Meta-World
 
 @dataclass
 class MetaworldSettings(EnvSettings):
-    """How Meta-World's tasks are seen and played.
+    """How Meta-World's tasks are seen and played."""
 
-    Attributes:
-        cameras: cameras that the policy sees, in order: of workspace_right, workspace_left, gripper and corner2.
-        expert_noise: standard deviation of the scripted expert's action noise, in units of a full command.
-        expert_grasp_bias: standard deviation in metres, per horizontal axis, of where the expert wrongly believes the
-            object to be; drawn anew every half second. With both defaults it fails in one scene in ten to four.
-    """
-
+    # Cameras that the policy sees, in order: of workspace_right, workspace_left, gripper and corner2.
     cameras: list[str] = field(default_factory=lambda: ["workspace_right", "gripper"])
-    expert_noise: float = 0.2
+    expert_noise: float = 0.2  # Standard deviation of the scripted expert's action noise, in units of a full command.
+    # Standard deviation in metres, per horizontal axis, of where the expert wrongly believes the object to be; drawn
+    # anew every half second. With both defaults it fails in one scene in ten to four.
     expert_grasp_bias: float = 0.006
 
 
@@ -138,10 +134,6 @@ def task_of(name: str) -> Task:
 
 
 def metaworld_contract(settings: MetaworldSettings, task: str) -> Contract:
-    """The contract of Meta-World's Sawyer arm: 4 state columns, 4 action columns, 80 Hz; imports no simulator.
-
-    Raises:
-        UserError: if the task or a camera is unknown, or the size is too small.
-    """
+    """The contract of Meta-World's Sawyer arm: 4 state columns, 4 action columns, 80 Hz; imports no simulator."""
     task_of(task)
     return Contract("metaworld_sawyer", RATE_HZ, STATE, ACTION, settings.require_cameras(VIEWS))

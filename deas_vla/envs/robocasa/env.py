@@ -36,22 +36,14 @@ RENDER_CAMERA = "robot0_agentview_center"
 
 @dataclass
 class RobocasaSettings(PandaOmronSettings):
-    """How RoboCasa's kitchens are seen and played.
+    """How RoboCasa's kitchens are seen and played."""
 
-    Attributes:
-        split: kitchens and objects to choose from: ``pretrain``, ``target`` or ``all``.
-    """
-
-    split: str = "pretrain"
+    split: str = "pretrain"  # Kitchens and objects to choose from: pretrain, target or all.
 
 
 @register_simulator("robocasa")
 class RobocasaEnv(SteppedEnv):
-    """One of RoboCasa's tasks; a `Simulator`.
-
-    Raises:
-        UserError: if RoboCasa, its versions or its assets are missing, or the task is unknown.
-    """
+    """One of RoboCasa's tasks; a `Simulator`. If it, its versions or its assets are missing, a UserError."""
 
     settings_class = RobocasaSettings
 
@@ -77,9 +69,8 @@ class RobocasaEnv(SteppedEnv):
                 split=settings.split,
             )
         except FileNotFoundError as error:
-            raise UserError(
-                f"RoboCasa's kitchen assets are missing ({error.filename or error}): " + "; ".join(ASSET_COMMANDS)
-            ) from error
+            missing = f"RoboCasa's kitchen assets are missing ({error.filename or error})"
+            raise UserError(f"{missing}: {'; '.join(ASSET_COMMANDS)}") from error
         self._kitchen = self._gym.env
         self._groups = {group: columns_of(self.contract.action, group) for group in ACTION_GROUPS}
         self.scene = -1
@@ -100,10 +91,9 @@ class RobocasaEnv(SteppedEnv):
         return frame
 
     def expert_command(self, noise: np.random.Generator) -> np.ndarray:
-        raise UserError(
-            f"RoboCasa has no scripted expert for {self.task}; give recorded ones, --demos.dataset=LEROBOT_FOLDER; "
-            "its own: python -m robocasa.scripts.download_datasets"
-        )
+        own = "its own: python -m robocasa.scripts.download_datasets"
+        fix = f"give recorded ones, --demos.dataset=LEROBOT_FOLDER; {own}"
+        raise UserError(f"RoboCasa has no scripted expert for {self.task}; {fix}")
 
     def step(self, command: np.ndarray) -> bool:
         action = {f"action.{group}": command[columns].astype(np.float64) for group, columns in self._groups.items()}
@@ -153,9 +143,7 @@ def _import_wrapper():
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] != "robocasa":
             raise UserError(f"RoboCasa needs {error.name}, which is not installed: pip install {error.name}") from error
-        raise UserError(
-            "RoboCasa is not installed (it is in no package registry); in an environment of its own: "
-            + "; ".join(INSTALL_COMMANDS + ASSET_COMMANDS)
-        ) from error
+        fix = f"in an environment of its own: {'; '.join(INSTALL_COMMANDS + ASSET_COMMANDS)}"
+        raise UserError(f"RoboCasa is not installed (it is in no package registry); {fix}") from error
     except AssertionError as error:  # it checks versions when it is imported
         raise UserError(f"RoboCasa does not run with what is installed: {error}") from error

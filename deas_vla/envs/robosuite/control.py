@@ -61,18 +61,11 @@ def _matmul(a, b):
 
 @numba.njit(cache=True)
 def _write_torques(state, frames, dynamics, goal, home, address, limits, control):
-    """Writes the torques of arm and torso into `control`.
+    """Writes the torques of arm and torso, which the limits, (U, 2), allow, into `control`, (U,).
 
-    Args:
-        state: qpos and qvel.
-        frames: position (3,) and rotation (3, 3) of end-effector and base in the world; the base's spatial velocity
-            (6,), rotational first.
-        dynamics: mass matrix (V, V), end-effector Jacobian (6, V), bias forces (V,).
-        goal: position (3,) and rotation (3, 3) in the base frame, torso height (1,).
-        home: (7,) posture of the null space.
-        address: first arm qpos and qvel, torso qpos and qvel, first arm actuator, torso actuator.
-        limits: (U, 2) range of every actuator.
-        control: (U,) written here.
+    Positions are (3,), rotations (3, 3): of end-effector and base in the world, of the goal in the base frame. The
+    base's spatial velocity is (6,), rotational first; dynamics are mass matrix (V, V), end-effector Jacobian (6, V) and
+    bias forces (V,); `home` is the (7,) posture of the null space. Addresses are unpacked in order.
     """
     qpos, qvel = state
     position, rotation, base_position, base_rotation, base_velocity = frames
@@ -181,24 +174,23 @@ class MobileControl:
         self.goal_position[:], self.goal_rotation[:] = self._hand_in_base()
         self.goal_torso[:] = self.data.qpos[self.torso_q]
 
-    def set_goal(self, position, rotation, torso: float, base, gripper_close: bool, base_mode: bool) -> None:
-        """Takes one command; kinematics must be up to date.
+    def set_goal(self, command: dict[str, np.ndarray]) -> None:
+        """Takes one command, by the groups of `ACTION_GROUPS`; kinematics must be up to date.
 
-        Args:
-            position, rotation: (3,) in [-1, 1], share of 5 cm along and of 0.5 rad about the axes of the base.
-            torso: in [-1, 1]: share of 5 cm.
-            base: (3,) in [-1, 1]: forward, side and yaw velocity.
-            gripper_close: close (True) or open.
-            base_mode: the arm's goal moves from the last goal, so that it keeps up with a moving base; in arm mode
-                (False) it moves from where the hand is.
+        Position and rotation of the end effector are shares of 5 cm along and of 0.5 rad about the axes of the base,
+        the torso's is one of 5 cm; forward, side and yaw are velocities.
         """
-        if not base_mode:
+        *base, torso = command["base_motion"]
+        # In base mode the arm's goal moves from the last goal, so that it keeps up with a moving base; in arm mode from
+        # where the hand is.
+        if command["control_mode"][0] <= 0.5:
             self.goal_position[:], self.goal_rotation[:] = self._hand_in_base()
-        self.goal_position += POSITION_STEP * position
-        self.goal_rotation[:] = _rotation_matrix(ROTATION_STEP * rotation) @ self.goal_rotation
+        self.goal_position += POSITION_STEP * command["end_effector_position"]
+        turned = _rotation_matrix(ROTATION_STEP * command["end_effector_rotation"])
+        self.goal_rotation[:] = turned @ self.goal_rotation
         self.goal_torso[:] = self.data.qpos[self.torso_q] + TORSO_STEP * torso
 
-        sign = 1.0 if gripper_close else -1.0
+        sign = 1.0 if command["gripper_close"][0] > 0.5 else -1.0
         self.gripper[:] = np.clip(self.gripper + np.array([-sign, sign]) * GRIPPER_SPEED, -1.0, 1.0)
         # The wheels' joints turn with the base: forward and side are given as the base stands now.
         turn = self._yaw() - self.base_yaw[0]

@@ -20,11 +20,7 @@ ARM_START_SPREAD = 0.02  # radians, robosuite's own
 
 @register_simulator("robosuite")
 class RobosuiteEnv(MujocoEnv):
-    """One robosuite task; a `Simulator`.
-
-    Raises:
-        UserError: if robosuite or an OpenGL library is missing, or the settings do not fit.
-    """
+    """One robosuite task; a `Simulator`. A missing package or OpenGL library, or wrong settings, are a UserError."""
 
     settings_class = RobosuiteSettings
     policy_groups, people_groups = (COLLISION_GROUP,), (VISUAL_GROUP,)
@@ -42,10 +38,8 @@ class RobosuiteEnv(MujocoEnv):
         timestep = settings.simulation_timestep
         self._substeps = round(1 / RATE_HZ / timestep) if timestep > 0 else 0
         if self._substeps < 1 or abs(self._substeps * timestep * RATE_HZ - 1) > 1e-9:
-            raise UserError(
-                f"simulation_timestep {timestep:g} s does not divide a control step of {1 / RATE_HZ:g} s; "
-                "use 0.002, 0.0025 or 0.005"
-            )
+            problem = f"simulation_timestep {timestep:g} s does not divide a control step of {1 / RATE_HZ:g} s"
+            raise UserError(f"{problem}; use 0.002, 0.0025 or 0.005")
         self._simulator = build_simulator(settings, task)
 
         from deas_vla.envs.robosuite.control import MobileControl
@@ -69,15 +63,7 @@ class RobosuiteEnv(MujocoEnv):
         self.control.reset()
 
     def step(self, command: np.ndarray) -> bool:
-        of = {group: command[columns].astype(np.float64) for group, columns in self._columns.items()}
-        self.control.set_goal(
-            position=of["end_effector_position"],
-            rotation=of["end_effector_rotation"],
-            torso=of["base_motion"][3],
-            base=of["base_motion"][:3],
-            gripper_close=of["gripper_close"][0] > 0.5,
-            base_mode=of["control_mode"][0] > 0.5,
-        )
+        self.control.set_goal({group: command[each].astype(np.float64) for group, each in self._columns.items()})
         for _ in range(self._substeps):
             self.control.substep()
         self.steps += 1

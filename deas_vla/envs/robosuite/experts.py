@@ -96,9 +96,8 @@ class Expert:
 class PickExpert(Expert):
     """Hovers over a body, goes down, closes, comes up; tries again if the hand is empty.
 
-    Args:
-        symmetry: the object looks the same after this turn about z (rad); None for a round one.
-        grasp_height: metres of the grasp above the object's centre.
+    The object looks the same after a turn of `symmetry` about z (rad; None: a round one); `grasp_height`: metres of the
+    grasp above its centre.
     """
 
     def __init__(self, env, body: str, symmetry: float | None = None, grasp_height: float = 0.0):
@@ -150,11 +149,9 @@ class PickExpert(Expert):
 
 
 class PlaceExpert(PickExpert):
-    """Picks an object, carries it over a place, lowers it, lets go and backs off.
+    """Picks an object, carries it `travel_height` metres above a place, lowers it, lets go and backs off.
 
-    Args:
-        beside, offset: the object's centre is let go this far (3,) in the world from that body.
-        travel_height: metres above the place at which the object is carried.
+    Its centre is let go `offset` (3,) in the world from the body `beside`.
     """
 
     def __init__(self, env, body: str, beside: str, offset: tuple, travel_height: float, **grasp):
@@ -166,12 +163,7 @@ class PlaceExpert(PickExpert):
         # The object, not the hand, must arrive: it may sit beside the middle of the fingers.
         way = self.data.xpos[self.beside] + self.offset - self.data.xpos[self.body]
         next_way = self.first_unfinished(
-            (
-                "raise",
-                -way[2] < self.travel_height - 0.02,
-                math.inf,
-                (hand + (way[2] + self.travel_height) * UP, 0.0, True),
-            ),
+            ("raise", -way[2] < high - 0.02, math.inf, (hand + (way[2] + high) * UP, 0.0, True)),
             ("carry", math.hypot(way[0], way[1]) > PLACE_TOLERANCE, 60, (hand + way + high * UP, 0.0, True)),
             ("place", -way[2] > 0.006, 25, (hand + way, 0.0, True)),
             ("open", True, OPEN_STEPS, (hand.copy(), 0.0, False)),

@@ -21,22 +21,19 @@ COLLISION_GROUP, VISUAL_GROUP = 0, 1  # robosuite's groups of geometry
 
 @dataclass
 class RobosuiteSettings(PandaOmronSettings):
-    """How robosuite's tasks are seen and played.
+    """How robosuite's tasks are seen and played."""
 
-    Attributes:
-        simulation_timestep: seconds of one physics step; it must divide the 0.05 s of a control step. 0.002 is
-            robosuite's own; 0.005 is twice as fast.
-        spawn_range: of Lift: the cube starts within this many metres of the middle of the table in x and y
-            (robosuite's own: 0.03), turned by up to 45 degrees.
-        expert_noise: standard deviation of the scripted expert's action noise, in units of a full arm command: it
-            leaves states to recover from, as a person's demonstrations do.
-        expert_grasp_bias: standard deviation in metres, per horizontal axis, of where the expert wrongly believes the
-            grasp to be; drawn anew at every attempt. 0.012 makes one try in five fail.
-    """
-
+    # Seconds of one physics step, which must divide the 0.05 s of a control step: robosuite's own 0.002, or twice as
+    # fast.
     simulation_timestep: float = 0.005
+    # Of Lift: the cube starts within this many metres of the middle of the table in x and y (robosuite's own: 0.03),
+    # turned by up to 45 degrees.
     spawn_range: float = 0.12
+    # Standard deviation of the scripted expert's action noise, in units of a full arm command: it leaves states to
+    # recover from, as a person's demonstrations do.
     expert_noise: float = 0.2
+    # Standard deviation in metres, per horizontal axis, of where the expert wrongly believes the grasp to be; drawn
+    # anew at every attempt. 0.012 makes one try in five fail.
     expert_grasp_bias: float = 0.012
 
 
@@ -85,11 +82,7 @@ def task_of(name: str) -> Task:
 
 
 def build_simulator(settings: RobosuiteSettings, task: str):
-    """robosuite's environment for a task, with the outer cameras, built quietly; the same in every process.
-
-    Raises:
-        UserError: if the task is unknown, or robosuite or an OpenGL library is not installed.
-    """
+    """robosuite's environment for a task, with the outer cameras, built quietly; the same in every process."""
     spec = task_of(task)
     choose_gl()  # before robosuite makes its own choice
     with _quiet(), contextlib.ExitStack() as stack:
