@@ -47,8 +47,7 @@ def critique(
         frames: most frames of an episode.
         films: of the first so many successes, and as many failures.
 
-    Raises:
-        UserError: if the parts do not fit together, or no episode is left.
+    Raises UserError if the parts do not fit together, or no episode is left.
     """
     report = stage_report(critic)
     if policy is None:

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from deas_vla.critic.critic import CriticConfig
 from deas_vla.data.episodes import Episode
 from deas_vla.data.frames import FrameTable
 from deas_vla.data.options import RewardSpec, returns_to_go
@@ -17,8 +16,7 @@ from deas_vla.policies.chunk_policy import ChunkPolicy, candidate_noise
 from deas_vla.scorers.scorer import Scorer
 
 HELD_OUT = "held_out.json"
-# Frames that are encoded at once.
-BATCH = 16
+BATCH = 16  # frames that are encoded at once
 
 
 def write_held_out(folder: Path, datasets: dict[str, list[bool]]) -> None:
@@ -38,9 +36,7 @@ def unseen_episodes(critic: Path, dataset: Path, episodes: list[Episode]) -> lis
     stage does not say, or held none out.
     """
     if not (critic / HELD_OUT).is_file():
-        raise UserError(
-            f"{critic} does not say which episodes it was trained on (no {HELD_OUT}); train the critic anew"
-        )
+        raise UserError(f"{critic} does not say which episodes it was trained on (no {HELD_OUT}); train it anew")
     identity = folder_identity(dataset)
     for noted in read_json(critic / HELD_OUT)["datasets"]:
         if identity == noted["identity"]:
@@ -55,31 +51,18 @@ def unseen_episodes(critic: Path, dataset: Path, episodes: list[Episode]) -> lis
 
 @dataclass
 class Evidence:
-    """What a critic says of one episode, at M of its frames before the last action.
-
-    Attributes:
-        success: whether the episode succeeded.
-        progress: (M,) share of its steps that were played before the frame.
-        value: (M,) V of the frame.
-        score: (M,) of the chunk that was really played.
-        monte_carlo: (M,) what was collected from there on: a lower bound in episodes that a timeout ended.
-        candidates: (M, N) scores of the policy's own chunks.
-        networks: K, the Q networks of the critic. One says of a candidate how far it is above the mean candidate:
-        variance: (M,) square of that, averaged over networks and candidates.
-        covariance: (M,) product of what two networks say, averaged over pairs and candidates; NaN where K = 1.
-        distance: (M,) how far two candidates are apart: root mean squared difference of normalised commands.
-    """
+    """What a critic says of one episode, at M of its frames before the last action."""
 
     success: bool
-    progress: np.ndarray
-    value: np.ndarray
-    score: np.ndarray
-    monte_carlo: np.ndarray
-    candidates: np.ndarray
-    networks: int
-    variance: np.ndarray
-    covariance: np.ndarray
-    distance: np.ndarray
+    progress: np.ndarray  # (M,) share of its steps that were played before the frame
+    value: np.ndarray  # (M,) V of the frame
+    score: np.ndarray  # (M,) of the chunk that was really played
+    monte_carlo: np.ndarray  # (M,) what was collected from there on: a lower bound where a timeout ended the episode
+    candidates: np.ndarray  # (M, N) scores of the policy's own chunks
+    networks: int  # K, of Q: each says of a candidate how far it is above the mean candidate
+    variance: np.ndarray  # (M,) square of that, averaged over networks and candidates
+    covariance: np.ndarray  # (M,) product of what two networks say, averaged over pairs and candidates; NaN where K = 1
+    distance: np.ndarray  # (M,) root mean squared difference of two candidates' normalised commands
 
 
 @torch.inference_mode()
@@ -128,15 +111,8 @@ def collect_evidence(
         }
         for name, tensor in found.items():
             parts.setdefault(name, []).append(tensor.float().cpu().numpy())
-    config: CriticConfig = scorer.return_config
-    returns = returns_to_go(
-        reward.of(episode),
-        episode.success,
-        horizon=config.horizon,
-        reward_discount=config.reward_discount,
-        bootstrap_discount=config.bootstrap_discount,
-        forever=reward.minimum,
-    )
+    discounting = scorer.return_config.discounting
+    returns = returns_to_go(reward.of(episode), episode.success, forever=reward.minimum, **discounting)
     joined = {name: np.concatenate(each) for name, each in parts.items()}
     progress = steps / episode.length
     return Evidence(episode.terminated, progress, monte_carlo=returns[steps], networks=len(q_values), **joined)
@@ -160,8 +136,3 @@ def to_json(evidence: list[Evidence]) -> list[dict]:
         {key: value.tolist() if isinstance(value, np.ndarray) else value for key, value in vars(each).items()}
         for each in evidence
     ]
-
-
-def from_json(values: list[dict]) -> list[Evidence]:
-    """What `to_json` made."""
-    return [Evidence(**{k: np.array(v) if isinstance(v, list) else v for k, v in each.items()}) for each in values]

@@ -16,8 +16,7 @@ from deas_vla.report.video import Panel, write_video
 from deas_vla.rollouts.play import Decision
 
 FOLDER, PAGE = "films", "critique.html"
-# Pictures a second, at most, and their height.
-SHOWN_HZ, HEIGHT = 10, 288
+SHOWN_HZ, HEIGHT = 10, 288  # pictures a second, at most, and their height
 
 
 @dataclass

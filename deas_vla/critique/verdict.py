@@ -31,25 +31,26 @@ differences are small against their intervals, and a demonstrator's chunks are n
 way round beyond doubt, the verdict says so.
 """
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from scipy import stats
 
 from deas_vla.critique.evidence import Evidence
+from deas_vla.improvement.selection import best_of_weights
 
 RESAMPLES = 2000
 # Shares of an episode at which success and failure are told apart; the last frames show the outcome itself.
 PROGRESS = (0.0, 0.25, 0.5, 0.75, 1.0)
 # The verdict looks at the middle of an episode: at its beginning nothing has happened, at its end everything has.
 MIDDLE = 2
-# Fewer successes or failures say nothing.
-FEWEST = 5
+FEWEST = 5  # fewer successes or failures say nothing
 # Share of the variance of candidates' scores that the networks must have in common; from the second on, enough to take
 # the highest score of many, which is else often the luckiest.
 CLEAR, SURE = 0.5, 0.8
-# The recommended N reaches this share of what the largest N adds to the mean score.
-ENOUGH = 0.9
+ENOUGH = 0.9  # the recommended N reaches this share of what the largest N adds to the mean score
 
 
 @dataclass
@@ -66,75 +67,52 @@ class Measured:
 
 @dataclass
 class Critique:
-    """What is known of a critic from E episodes.
-
-    Attributes:
-        successes, failures: E of each.
-        auc: for each of `PROGRESS`, probability that V of a success is above that of a failure; 0.5 is blind.
-        calibration: rank correlation between the score of what was played and what was collected from there on.
-        bias: mean score minus mean return of successful episodes, in units of the critic's range.
-        recorded: share of the candidates that the played chunk is scored above, in successes minus in failures.
-        agreement: ρ, correlation of two networks about how candidates differ; NaN for a critic of one network.
-        reliability: R, of all networks together; 1 for one network.
-        gains: N to mean score of the best of N minus the mean candidate, in units of the critic's range.
-        distance: root mean squared difference of two candidates' normalised commands.
-        recommended: N, and the rule that chooses; 1 and ``first`` where reranking is not worth it.
-        score: what the best of the largest N promises, as far as it can be believed, in units of the critic's range.
-        worth: None where there are too few episodes to tell.
-        reasons: in words.
-    """
+    """What is known of a critic from episodes."""
 
     successes: int
     failures: int
-    auc: list[Measured]
-    calibration: Measured
-    bias: Measured
-    recorded: Measured
-    agreement: Measured
-    reliability: Measured
-    gains: dict[int, float]
-    distance: Measured
-    recommended: tuple[int, str]
-    score: float
-    worth: bool | None
-    reasons: list[str]
+    auc: list[Measured]  # at each `PROGRESS`, probability that V of a success is above a failure's; 0.5 is blind
+    calibration: Measured  # rank correlation of the score of what was played and what was collected from there on
+    bias: Measured  # mean score minus mean return of successful episodes, in units of the critic's range
+    recorded: Measured  # share of the candidates that the played chunk is scored above, in successes minus failures
+    agreement: Measured  # ρ, correlation of two networks about how candidates differ; NaN for one network
+    reliability: Measured  # R, of all networks together; 1 for one network
+    gains: dict[int, float]  # N to mean score of the best of N minus the mean candidate, in units of the range
+    distance: Measured  # root mean squared difference of two candidates' normalised commands
+    recommended: tuple[int, str] = (1, "first")  # N, and the rule that chooses, where reranking is worth it
+    score: float = 0.0  # what the best of the largest N promises, as far as it can be believed, in units of the range
+    worth: bool | None = None  # None where there are too few episodes to tell
+    reasons: list[str] = field(default_factory=list)  # in words
 
 
 def judge(evidence: list[Evidence], score_range: tuple[float, float], seed: int = 0) -> Critique:
     """Adds up what a critic said of E episodes; `score_range`: its lowest and highest score."""
     rng, width = np.random.default_rng(seed), score_range[1] - score_range[0]
     good, bad = [e for e in evidence if e.success], [e for e in evidence if not e.success]
-    auc = [_auc(good, bad, progress, rng) for progress in PROGRESS]
+    auc = [_over_pairs(_above, *([_at(e, p) for e in es] for es in (good, bad)), rng) for p in PROGRESS]
     calibration = _rank_correlation(evidence, rng)
     bias = _ratio([(e.score - e.monte_carlo).mean() / width for e in good], [1.0] * len(good), rng)
-    recorded = _difference(*([float((e.score[:, None] > e.candidates).mean()) for e in es] for es in (good, bad)), rng)
+    ranks = ([float((e.score[:, None] > e.candidates).mean()) for e in episodes] for episodes in (good, bad))
+    recorded = _over_pairs(np.subtract, *ranks, rng)
     agreement = _ratio([e.covariance.sum() for e in evidence], [e.variance.sum() for e in evidence], rng)
     reliability = _reliability(agreement, evidence[0].networks)
     distance = _ratio([e.distance.sum() for e in evidence], [len(e.distance) for e in evidence], rng)
-    gains = {n: float(np.mean([best_of(e.candidates, n).mean() for e in evidence]) / width) for n in _numbers(evidence)}
-    worth, reasons = _verdict(len(good), len(bad), auc[MIDDLE], agreement, reliability, gains, recorded)
-    score = max(gains.values()) * reliability.value * max(0.0, 2 * auc[MIDDLE].value - 1)
-    return Critique(
-        len(good), len(bad), auc, calibration, bias, recorded, agreement, reliability, gains, distance,
-        _recommended(gains, reliability) if worth else (1, "first"), score, worth, reasons,
-    )  # fmt: skip
+    count = evidence[0].candidates.shape[1]
+    sizes = [n for n in (2, 4, 8, 16, 32, 64) if n < count] + [count]
+    gains = {n: float(np.mean([best_of(e.candidates, n).mean() for e in evidence]) / width) for n in sizes}
+    found = Critique(len(good), len(bad), auc, calibration, bias, recorded, agreement, reliability, gains, distance)
+    found.score = max(gains.values()) * reliability.value * max(0.0, 2 * auc[MIDDLE].value - 1)
+    found.worth, found.reasons = _verdict(found)
+    if found.worth:
+        enough = min(n for n, gain in gains.items() if gain >= ENOUGH * max(gains.values()))
+        found.recommended = enough, "best" if reliability.value >= SURE else "consensus"
+    return found
 
 
 def best_of(candidates: np.ndarray, n: int) -> np.ndarray:
     """(M,) expected highest of n of N scores, (M, N), drawn without replacement, minus their mean."""
-    count = candidates.shape[1]
-    ranked = np.sort(candidates, 1)
-    # The r-th lowest is the highest of n where the other n − 1 are among the r below it.
-    chances = np.array([stats.hypergeom.pmf(n - 1, count - 1, rank, n - 1) for rank in range(count)]) * n / count
-    return ranked @ chances - candidates.mean(1)
-
-
-# ---- numbers ---------------------------------------------------------------------------------------------------
-
-
-def _numbers(evidence: list[Evidence]) -> list[int]:
-    count = evidence[0].candidates.shape[1]
-    return [n for n in (2, 4, 8, 16, 32, 64) if n < count] + [count]
+    scores = torch.from_numpy(candidates).double()
+    return ((best_of_weights(scores, n) * scores).sum(1) - scores.mean(1)).numpy()
 
 
 def _at(evidence: Evidence, progress: float) -> float:
@@ -155,13 +133,17 @@ def _measured(value: float, samples: np.ndarray) -> Measured:
 NOTHING = Measured(np.nan, np.nan, np.nan)
 
 
-def _auc(good: list[Evidence], bad: list[Evidence], progress: float, rng: np.random.Generator) -> Measured:
+def _above(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a > b) + 0.5 * (a == b)
+
+
+def _over_pairs(compare: Callable, good: list[float], bad: list[float], rng: np.random.Generator) -> Measured:
+    """Mean of what `compare` makes of the number of a success and that of a failure, over all pairs of the two."""
     if not good or not bad:
         return NOTHING
-    a, b = np.array([_at(e, progress) for e in good]), np.array([_at(e, progress) for e in bad])
-    above = (a[:, None] > b).astype(float) + 0.5 * (a[:, None] == b)
-    samples = (_weights(len(a), rng) @ above * _weights(len(b), rng)).sum(1) / above.size
-    return _measured(above.mean(), samples)
+    each = compare(np.array(good)[:, None], np.array(bad))
+    samples = (_weights(len(good), rng) @ each * _weights(len(bad), rng)).sum(1) / each.size
+    return _measured(each.mean(), samples)
 
 
 def _ratio(above: list[float], below: list[float], rng: np.random.Generator) -> Measured:
@@ -181,14 +163,6 @@ def _reliability(agreement: Measured, networks: int) -> Measured:
     return Measured(*(networks * each / (1 + (networks - 1) * each) for each in common))
 
 
-def _difference(good: list[float], bad: list[float], rng: np.random.Generator) -> Measured:
-    if not good or not bad:
-        return NOTHING
-    a, b = np.array(good), np.array(bad)
-    samples = _weights(len(a), rng) @ a / len(a) - _weights(len(b), rng) @ b / len(b)
-    return _measured(a.mean() - b.mean(), samples)
-
-
 def _rank_correlation(evidence: list[Evidence], rng: np.random.Generator) -> Measured:
     """Spearman's; the bootstrap resamples episodes and leaves each frame the rank that it has among all."""
     x, y = (stats.rankdata(np.concatenate([getattr(e, name) for e in evidence])) for name in ("score", "monte_carlo"))
@@ -204,23 +178,12 @@ def _rank_correlation(evidence: list[Evidence], rng: np.random.Generator) -> Mea
     return _measured(correlation(np.ones(len(evidence))), correlation(_weights(len(evidence), rng)))
 
 
-# ---- words -----------------------------------------------------------------------------------------------------
-
-
-def _verdict(
-    successes: int,
-    failures: int,
-    auc: Measured,
-    agreement: Measured,
-    reliability: Measured,
-    gains: dict[int, float],
-    recorded: Measured,
-) -> tuple[bool | None, list[str]]:
-    if min(successes, failures) < FEWEST:
-        return None, [
-            f"{successes} successes and {failures} failures that the critic was not trained on are too few to tell: "
-            f"{FEWEST} of each at least, some 20 for narrow intervals; hold more out (--held_out) or record more"
-        ]
+def _verdict(found: Critique) -> tuple[bool | None, list[str]]:
+    if min(found.successes, found.failures) < FEWEST:
+        seen = f"{found.successes} successes and {found.failures} failures that the critic was not trained on"
+        fix = f"{FEWEST} of each at least, some 20 for narrow intervals; hold more out (--held_out) or record more"
+        return None, [f"{seen} are too few to tell: {fix}"]
+    auc, agreement, reliability, gains = found.auc[MIDDLE], found.agreement, found.reliability, found.gains
     reasons, worth = [], True
     if auc.low > 0.5:
         reasons.append(f"half-way through an episode it tells success from failure: AUC {auc}")
@@ -240,14 +203,10 @@ def _verdict(
         reasons.append("all candidates of the policy have the same score: there is nothing to choose from")
     else:
         reasons.append(f"the best of {most} is scored {gains[most]:.1%} of the critic's range above the mean candidate")
-    if recorded.high < 0:
-        reasons.append(f"but chunks that were played in failures rank higher than in successes ({recorded}): look why")
+    if found.recorded.high < 0:
+        unlike = f"but chunks that were played in failures rank higher than in successes ({found.recorded}): look why"
+        reasons.append(unlike)
     return worth, reasons
-
-
-def _recommended(gains: dict[int, float], reliability: Measured) -> tuple[int, str]:
-    enough = min(n for n, gain in gains.items() if gain >= ENOUGH * max(gains.values()))
-    return enough, "best" if reliability.value >= SURE else "consensus"
 
 
 VERDICTS = {None: "cannot be told", True: "worth reranking", False: "not worth reranking"}
