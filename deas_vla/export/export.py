@@ -28,35 +28,27 @@ from deas_vla.scorers.scorer import Scorer, load_scorer
 from deas_vla.training.stages import stage_report
 from deas_vla.versions import collect_versions
 
-# Folders are named by their last parts: where somebody keeps a run is private.
-NAMED_PARTS = 3
-# Stored frames that become golden inputs: so many, or one of each data set.
-FRAMES = 4
+NAMED_PARTS = 3  # folders are named by their last parts: where somebody keeps a run is private
+FRAMES = 4  # stored frames that become golden inputs: so many, or one of each data set
 
 
 @dataclass
 class ExportConfig:
     """Exports policy and critic of a run as one folder, which deas-vla verify checks."""
 
-    # Folder of the run.
-    run: str = "outputs/lift"
-    # Folder of the reranker; must not exist.
-    output: str = "outputs/reranker"
+    run: str = "outputs/lift"  # Folder of the run.
+    output: str = "outputs/reranker"  # Folder of the reranker; must not exist.
     # Repository on the Hugging Face hub, OWNER/NAME, that the export is uploaded to; empty: none.
     push_to_hub: str = ""
-    # Whether that repository, if it is new, can be read by nobody else.
-    private: bool = True
+    private: bool = True  # Whether that repository, if it is new, can be read by nobody else.
     # Stage of the run whose policy proposes the chunks: policy, filtered_bc, advantage_weighted, and with _2 those of
     # the second iteration.
     policy: str = "policy"
     # Stage of the run whose critic scores them; empty: critic, or for a policy of the second iteration critic_2.
     critic: str = ""
-    # Chunks that the policy proposes at a decision.
-    candidates: int = 8
+    candidates: int = 8  # Chunks that the policy proposes at a decision.
     # Which of them is played: the one with the highest score, of chunks made with the evaluation's half noise.
-    selection: SelectionConfig = field(
-        default_factory=lambda: SelectionConfig(rule="best", noise_scale=CANDIDATE_NOISE)
-    )
+    selection: SelectionConfig = field(default_factory=lambda: SelectionConfig("best", noise_scale=CANDIDATE_NOISE))
     # Actions played of each chunk before the policy decides again; 0: as many as the run's evaluation played.
     execute_steps: int = 0
 
@@ -161,9 +153,8 @@ def export_reranker(
         keep: whether the policy is left as it was given. Without it adapters are merged in place, and its weights are
             given up before the export is read: one copy of them is in memory at a time.
 
-    Raises:
-        UserError: if the folder exists, the parts do not belong together, actions would be played that were never
-            scored, or the written policy is not the one that was given.
+    Raises UserError if the folder exists, the parts do not belong together, actions would be played that were never
+    scored, or the written policy is not the one that was given.
     """
     folder, selection = Path(folder), selection or SelectionConfig(rule="best")
     if folder.exists():
@@ -220,18 +211,14 @@ def export_reranker(
 
 
 def _require_same_decisions(before: Golden, written: BestOfN, device: torch.device) -> tuple[Golden, dict[str, float]]:
-    """What was written decides on the CPU, and how far it is from what was given, on its device: part to distance.
-
-    Choices are not compared: two equal scores may change places by rounding.
-    """
+    """What was written decides on the CPU, and how far it is from what was given, on its device: part to distance."""
+    # Choices are not compared: two equal scores may change places by rounding.
     golden = after = Golden.record(written, before.observation)
     if device.type != "cpu":
         reranker = Reranker(written, {}).to(device)
         after = Golden.record(written, before.observation)
         reranker.to("cpu")
     if lines := before.differences(after, written):
-        raise UserError(
-            "the written policy does not decide as the given one does, so its adapters are not all merged or its "
-            f"files not all read: {'; '.join(lines)}"
-        )
+        why = "so its adapters are not all merged or its files not all read"
+        raise UserError(f"the written policy does not decide as the given one does, {why}: {'; '.join(lines)}")
     return golden, {name: float(distance.amax()) for name, distance in before.distances(after, written).items()}

@@ -68,10 +68,8 @@ def check_lerobot_files(manifest: dict, folder: Path) -> None:
 def require_fits(config: Any, manifest: dict, dataset_meta: Any = None) -> None:
     """Compares what LeRobot asks for with what was exported; LeRobot itself compares the names of cameras, and no more.
 
-    Args:
-        config: the `DeasConfig`, with what LeRobot put into it: the outputs are those of its environment or data set.
-        manifest: of the export.
-        dataset_meta: LeRobot's description of a data set; its rate, sizes and names are compared too.
+    The `DeasConfig` has what LeRobot put into it: the outputs are those of its environment or data set, of whose
+    description, where it is given, rate, sizes and names are compared too.
     """
     exported, contract = lerobot_config(manifest), contract_of(manifest)
     asked = {name: (getattr(config, name), exported[name]) for name in ("chunk_size", "rate_hz")}

@@ -33,12 +33,7 @@ MEANING = {
 
 
 class Reranker:
-    """Best-of-N with everything that belongs to it.
-
-    Args:
-        decider: policy, scorer and selection rule.
-        manifest: what the folder says about them.
-    """
+    """Best-of-N with everything that belongs to it; the manifest is what the folder says of policy, scorer and rule."""
 
     def __init__(self, decider: BestOfN, manifest: dict):
         self.decider, self.manifest = decider, manifest
@@ -72,8 +67,7 @@ class Reranker:
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> "Reranker":
         """Reads an exported reranker whose parts are those of its manifest; `deas_vla.export.verify` checks more.
 
-        Raises:
-            UserError: naming every difference, or the file that is missing, cut off or does not fit.
+        Raises UserError, naming every difference, or the file that is missing, cut off or does not fit.
         """
         folder, where = Path(folder), Path(folder) / MANIFEST
         manifest = read_manifest(folder)
@@ -94,11 +88,7 @@ class Reranker:
 
 
 def read_manifest(folder: str | Path) -> dict:
-    """The manifest of a reranker.
-
-    Raises:
-        UserError: if it is missing, damaged, or of a format that this version does not read.
-    """
+    """The manifest of a reranker; missing, damaged, or of a format that this version does not read, a UserError."""
     path = Path(folder) / MANIFEST
     manifest = read_json(path)
     if manifest.get("format") != FORMAT:

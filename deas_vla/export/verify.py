@@ -12,6 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from tqdm import tqdm
 
 from deas_vla.data.observation import Observation
 from deas_vla.errors import UserError, as_user_error
@@ -24,12 +25,10 @@ from deas_vla.scorers.scorer import Encoded, Scorer
 
 GOLDEN, SUMS = "golden.safetensors", "SHA256SUMS"
 IMAGE = "image."
-# The model card: for people, who edit it on a hub.
-CARD = "README.md"
+CARD = "README.md"  # the model card: for people, who edit it on a hub
 # Golden inputs that are decided together: more would take more memory than weights allow an export, fewer more time.
 TOGETHER = 2
-# More files are only counted in a message.
-MOST_LISTED = 5
+MOST_LISTED = 5  # more files are only counted in a message
 
 
 # Result to what makes it, and how far a replay may be from it by rounding on another processor: where all is computed
@@ -53,24 +52,15 @@ def allowed(policy: ChunkPolicy) -> dict[str, float]:
 
 @dataclass
 class Golden:
-    """G observations and the decisions on them.
-
-    Attributes:
-        observation: G observations, in raw units.
-        contract: fingerprint of the contract that gives the columns their meaning.
-        features: (G, F) the critic's features.
-        candidates: (G, N, H, A) the chunks as they would be played.
-        scores, value: (G, N) and (G,) the critic's scores and V.
-        index: (G,) which candidate is chosen.
-    """
+    """G observations and the decisions on them."""
 
     observation: Observation
-    contract: str
-    features: Tensor
-    candidates: Tensor
-    scores: Tensor
-    value: Tensor
-    index: Tensor
+    contract: str  # fingerprint of that which gives the columns their meaning
+    features: Tensor  # (G, F) the critic's
+    candidates: Tensor  # (G, N, H, A) the chunks as they would be played
+    scores: Tensor  # (G, N)
+    value: Tensor  # (G,) V
+    index: Tensor  # (G,) which candidate is chosen
 
     @classmethod
     @torch.inference_mode()
@@ -153,23 +143,17 @@ class Golden:
 
 
 def verify(folder: str | Path) -> str:
-    """Checks a reranker from the outside in, on the CPU: that every file is there and unchanged, that the parts are
-    those of the manifest, that the golden inputs still give the same scores and choices.
+    """Checks a reranker on the CPU, and says what was checked, in one line; what differs is a UserError.
 
-    Returns:
-        What was checked, in one line.
-
-    Raises:
-        UserError: naming what differs.
+    From the outside in: that every file is there and unchanged, that the parts are those of the manifest, that the
+    golden inputs still give the same scores and choices.
     """
     folder = Path(folder)
     files, reranker, golden = load_checked(folder)
     decider, fingerprint = reranker.decider, reranker.contract.fingerprint
     if golden.contract != fingerprint:
-        raise UserError(
-            f"{folder / GOLDEN} was recorded under another contract "
-            f"({golden.contract[:12]} against {fingerprint[:12]}); export the reranker again"
-        )
+        both = f"({golden.contract[:12]} against {fingerprint[:12]})"
+        raise UserError(f"{folder / GOLDEN} was recorded under another contract {both}; export the reranker again")
     golden.observation.require_fits(reranker.contract)
     replay = Golden.record(decider, golden.observation)
     lines = golden.differences(replay, decider)
@@ -218,13 +202,9 @@ def check_sums(folder: Path) -> int:
 
 
 def _sums(folder: Path) -> str:
-    """What SHA256SUMS should say, in order, of every file but itself, the card and what is hidden.
-
-    Desktops, notebooks, git and download tools add hidden files, and nothing reads them.
-    """
-    from tqdm import tqdm
-
+    """What SHA256SUMS should say, in order, of every file but itself, the card and what is hidden."""
     names = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    # Desktops, notebooks, git and download tools add hidden files, and nothing reads them.
     names = sorted(name.as_posix() for name in names if not any(part.startswith(".") for part in name.parts))
     names = [name for name in names if name not in (SUMS, CARD)]
     progress = tqdm(names, desc="SHA-256", unit="file", delay=2, leave=False)

@@ -17,8 +17,7 @@ from deas_vla.data.lerobot.videos import misplaced
 from deas_vla.errors import UserError
 from deas_vla.report.pictures import side_by_side
 
-# Rows are read without asking how they ended.
-UNKNOWN = LabelRules("never", "success")
+UNKNOWN = LabelRules("never", "success")  # rows are read without asking how they ended
 
 
 @dataclass(frozen=True)
@@ -38,8 +37,7 @@ class Progress:
 class Labelling:
     """Asks for the outcomes of one data set; what was given before is kept, so it goes on where it stopped.
 
-    Raises:
-        UserError: if the data set is broken, has no camera, or says already how its episodes went.
+    Raises UserError if the data set is broken, has no camera, or says already how its episodes went.
     """
 
     def __init__(self, root: str | Path):
@@ -78,23 +76,16 @@ class Labelling:
         part = self.episodes[episode]
         if not 0 <= row < len(part):
             raise IndexError(f"episode {episode} has no row {row}")
-        sizes = {key: image_size(self.folder, key) for key in self.layout.cameras.values()}
+        at, sizes = np.array([row]), {key: image_size(self.folder, key) for key in self.layout.cameras.values()}
         with self._lock:
-            images = [
-                self.folder.stored_images(key, size, [part], [np.array([row])])[0][0] for key, size in sizes.items()
-            ]
+            images = [self.folder.stored_images(key, size, [part], [at])[0][0] for key, size in sizes.items()]
         return side_by_side(images, height)
 
     def give(self, episode: int, answer: str | int) -> None:
-        """Stores how the next episode went.
+        """Stores how the next episode went; its number is given so that an answer to a film shown twice counts once.
 
-        Args:
-            episode: its number, so that an answer to a film that was shown twice counts once.
-            answer: ``success`` at its end, ``failure``, or the first row whose picture shows it done; the step before
-                that row is the one that succeeded.
-
-        Raises:
-            UserError: if another episode is next, or the answer is none of these.
+        The answer is ``success`` at its end, ``failure``, or the first row whose picture shows it done: the step before
+        that row is the one that succeeded. Raises UserError if another episode is next, or it is none of these.
         """
         with self._lock:
             now = self.progress()

@@ -15,8 +15,7 @@ from deas_vla.report.template import rendered
 
 PICTURE = re.compile(r"picture/(\d{1,9})/(\d{1,9})\.jpg")
 HEIGHT = 360
-# No body is longer.
-LONGEST = 200
+LONGEST = 200  # no body is longer
 HEADERS = {
     "Content-Security-Policy": "default-src 'none'; img-src 'self'; connect-src 'self'; "
     "script-src 'unsafe-inline'; style-src 'unsafe-inline'",

@@ -14,10 +14,8 @@ HELP = (
 )
 ANSWERS = {"s": "success", "f": "failure"}
 CLEAR, HOME, END_OF_LINE = "\x1b[2J", "\x1b[H", "\x1b[0m\x1b[K"
-# Pictures a second; more would flicker over a network.
-SHOWN_HZ = 10
-# A key that is waited for while the film stands.
-LONG_S = 3600.0
+SHOWN_HZ = 10  # pictures a second; more would flicker over a network
+LONG_S = 3600.0  # a key that is waited for while the film stands
 
 
 def label_in_terminal(labelling: Labelling) -> None:

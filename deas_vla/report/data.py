@@ -10,15 +10,10 @@ from deas_vla.errors import UserError
 
 @dataclass(frozen=True)
 class Outcomes:
-    """How a method ended in every scene.
+    """How a method ended in every scene."""
 
-    Attributes:
-        scenes: (S,) int, the scenes' numbers, no two alike.
-        success: (S, D) bool; noise sample d of a scene has the same noise seeds in every method.
-    """
-
-    scenes: np.ndarray
-    success: np.ndarray
+    scenes: np.ndarray  # (S,) int, the scenes' numbers, no two alike
+    success: np.ndarray  # (S, D) bool; noise sample d of a scene has the same noise seeds in every method
 
     def __post_init__(self):
         scenes, success = np.asarray(self.scenes), np.asarray(self.success, bool)
@@ -126,7 +121,5 @@ class ReportData:
             shared = np.intersect1d(self.collection_scenes, np.concatenate([m.scenes for m in played]))
             if len(shared):
                 more = " and more" if len(shared) > 5 else ""
-                raise UserError(
-                    f"evaluation scenes {shared[:5].tolist()}{more} were also used to collect training data; "
-                    "evaluate on other scenes (--seed)"
-                )
+                problem = f"evaluation scenes {shared[:5].tolist()}{more} were also used to collect training data"
+                raise UserError(f"{problem}; evaluate on other scenes (--seed)")

@@ -26,8 +26,7 @@ from deas_vla.training.presets import PRESETS, preset
 from deas_vla.training.stages import stage_report
 from deas_vla.versions import collect_versions
 
-# Scenes of one task are told from those of another by this distance in the report.
-TASK_STRIDE = 10_000_000
+TASK_STRIDE = 10_000_000  # scenes of one task are told from those of another by this distance in the report
 LAUNCHER = re.compile(r"(^|/)accelerate(-launch|\.commands\.launch)?$")
 # Training curves that are shown, by group: each group is a plot of its own.
 CURVES = (("loss", "loss"), ("loss", "value_loss"), ("loss", "q_loss"), ("values", "value"), ("values", "q"))
@@ -36,11 +35,8 @@ CURVES = (("loss", "loss"), ("loss", "value_loss"), ("loss", "q_loss"), ("values
 def write_report(folder: str | Path, data: ReportData) -> dict:
     """Writes ``report.json`` and ``report.html`` into a folder; the same data gives the same bytes.
 
-    Returns:
-        The content of report.json. What is not a finite number (the loss of a run that diverged) is null in it.
-
-    Raises:
-        UserError: as `ReportData.validate`, or if matplotlib or jinja2 is not installed.
+    Returns the content of report.json: what is not a finite number (the loss of a run that diverged) is null in it.
+    Raises UserError as `ReportData.validate`, or if matplotlib or jinja2 is not installed.
     """
     found = json.loads(json.dumps(summary.summarize(data)), parse_constant=lambda constant: None)
     text = json.dumps(found, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
@@ -83,8 +79,7 @@ def _embedded(content: str | bytes, kind: str = "image/svg+xml") -> str:
 def write_run_report(evaluation: Path) -> dict:
     """`write_report` of a run, into the folder above the stage of recipes/evaluate.py; returns report.json's content.
 
-    Raises:
-        UserError: as `write_report`; a scene of the evaluation that is in the training data's records is refused.
+    UserError as `write_report`: a scene of the evaluation that is in the training data's records is refused.
     """
     stages = _stages(evaluation)
     settings = stages[evaluation.name]["settings"]

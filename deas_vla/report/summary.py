@@ -5,15 +5,7 @@ import math
 import numpy as np
 
 from deas_vla.report.data import Calibration, OracleDecisions, Outcomes, ReportData, ValueTrace, paired_outcomes
-from deas_vla.rollouts.statistics import (
-    paired_difference,
-    pearson,
-    rank_against_oracle,
-    separation,
-    share_of_headroom,
-    spearman,
-    wilson_interval,
-)
+from deas_vla.rollouts import statistics
 
 # Names of methods and what they do, in the order in which they are shown; N is filled in.
 METHODS = {
@@ -48,11 +40,7 @@ GIVEN = ("title", "task", "command", "preset", "seeds", "hashes", "versions", "c
 
 
 def summarize(data: ReportData) -> dict:
-    """The content of report.json: rates and differences are fractions, what could not be computed is None.
-
-    Raises:
-        UserError: as `ReportData.validate`.
-    """
+    """The content of report.json: rates and differences are fractions, what could not be computed is None."""
     data.validate()
     paired = _paired(data)
     in_order = dict.fromkeys([*(name for name in METHODS if name in data.methods), *data.methods])
@@ -157,7 +145,7 @@ def _paired(data: ReportData) -> dict[str, dict]:
     known = [pair for pair in known if set(pair) <= set(data.methods)]
     pairs = dict.fromkeys([tuple(data.primary), *known])
     played = {f"{a} - {b}": paired_outcomes(data.methods[a], data.methods[b]) for a, b in pairs}
-    return {name: paired_difference(*both) for name, both in played.items() if both}
+    return {name: statistics.paired_difference(*both) for name, both in played.items() if both}
 
 
 def _rate(outcomes: Outcomes) -> dict:
@@ -165,7 +153,7 @@ def _rate(outcomes: Outcomes) -> dict:
         "successes": outcomes.successes,
         "episodes": outcomes.episodes,
         "success_rate": outcomes.successes / outcomes.episodes,
-        "ci95": wilson_interval(outcomes.successes, outcomes.episodes),
+        "ci95": statistics.wilson_interval(outcomes.successes, outcomes.episodes),
     }
 
 
@@ -205,7 +193,7 @@ def _more_candidates(by_n: dict[int, Outcomes]) -> dict | None:
     elif both is None:
         text = f"Success is highest at N = {peak}."
     else:
-        result = paired_difference(*both)
+        result = statistics.paired_difference(*both)
         fall = f"N = {last} is {points(result['difference'], 1)} points against N = {peak}"
         fall += f" ({point_range(result['ci95'])})"
         text = f"Success is highest at N = {peak}; {fall}: the fall may be chance."
@@ -224,7 +212,8 @@ def _values(traces: list[ValueTrace]) -> dict | None:
     steps = np.concatenate([trace.steps for trace in traces]).astype(int)
     values = np.concatenate([trace.values for trace in traces])
     succeeded = np.repeat(success, [len(trace.steps) for trace in traces])
-    areas = {str(step): separation(values[steps == step], succeeded[steps == step]) for step in np.unique(steps)}
+    at = {str(step): steps == step for step in np.unique(steps)}
+    areas = {step: statistics.separation(values[rows], succeeded[rows]) for step, rows in at.items()}
     return {
         "successes": int(success.sum()),
         "failures": int((~success).sum()),
@@ -238,8 +227,8 @@ def _calibration(found: Calibration | None) -> dict | None:
     q, returns = np.asarray(found.q, np.float64), np.asarray(found.returns, np.float64)
     return {
         "options": len(q),
-        "pearson": pearson(q, returns),
-        "spearman": spearman(q, returns),
+        "pearson": statistics.pearson(q, returns),
+        "spearman": statistics.spearman(q, returns),
         "bias": float((q - returns).mean()),
         "rmse": float(np.sqrt(((q - returns) ** 2).mean())),
     }
@@ -249,7 +238,8 @@ def _ranking(oracle: OracleDecisions | None) -> dict | None:
     if oracle is None or not len(oracle.scores):
         return None
     size = {"scenes": len(np.unique(oracle.scenes)), "candidates": np.shape(oracle.scores)[1]}
-    return rank_against_oracle(oracle.scores, oracle.returns, oracle.scenes) | size | {"returns": oracle.meaning}
+    found = statistics.rank_against_oracle(oracle.scores, oracle.returns, oracle.scenes)
+    return found | size | {"returns": oracle.meaning}
 
 
 def _headroom(methods: dict[str, Outcomes]) -> dict | None:
@@ -258,7 +248,7 @@ def _headroom(methods: dict[str, Outcomes]) -> dict | None:
     played = paired_outcomes(*(methods[name] for name in names)) if set(names) <= set(methods) else None
     if played is None:
         return None
-    share, interval = share_of_headroom(*played)
+    share, interval = statistics.share_of_headroom(*played)
     rates = {name: float(success.mean()) for name, success in zip(names, played, strict=True)}
     return {"scenes": len(played[0]), **rates, "share": share, "share_ci95": interval}
 

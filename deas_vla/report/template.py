@@ -7,10 +7,7 @@ from deas_vla.report.plots import COLORS
 
 
 def rendered(template: Path, **values: object) -> str:
-    """A template as HTML, which escapes `values` and may include ``style.html.j2``.
-
-    Raises UserError if jinja2 is not installed.
-    """
+    """A template, which may include ``style.html.j2``, as HTML, with `values` escaped."""
     jinja2 = require("jinja2", "report")
     loader = jinja2.FileSystemLoader([template.parent, Path(__file__).parent], encoding="utf-8")
     options = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True, "undefined": jinja2.StrictUndefined}

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from pathlib import Path
@@ -77,13 +78,11 @@ def film_methods(
     scene = (differing or outcomes[0])[0]["scene"]
     why = "the first in which the two ended differently" if differing else "the first"
     panels = []
-    try:
+    with closing(env):
         for label, decider in deciders.items():
             frames, rollout = film(env, decider, scene, seed=seed, execute_steps=execute_steps)
             success_step = rollout.episode.length if rollout.episode.terminated else None
             panels.append(Panel(label, frames, rollout.decisions, success_step))
-    finally:
-        env.close()
     write_video(path, panels, env.contract.rate_hz)
     caption = f"Evaluation scene {scene}, {why}: {' beside '.join(deciders)}, same noise."
     write_json(path.with_suffix(".json"), {"caption": caption})
@@ -94,11 +93,8 @@ def write_video(path: str | Path, panels: list[Panel], rate_hz: float, *, hold_s
 
     Over each picture: the value so far as a line, a tick at each decision, the candidates' scores as dots with the
     one that was played in another colour. A rollout that ends earlier stays on its last picture, and all of them for
-    `hold_seconds` at the end.
-
-    Raises:
-        UserError: if PyAV, matplotlib or Pillow is not installed.
-        ValueError: if there is no picture, or sizes differ.
+    `hold_seconds` at the end. Raises UserError if PyAV, matplotlib or Pillow is not installed, and ValueError if there
+    is no picture, or sizes differ.
     """
     av = require("av", "report")
     if not all(len(panel.frames) for panel in panels):

@@ -23,27 +23,21 @@ class DeasConfig(PreTrainedConfig):
     is refused. The rest are choices, among them the rule that picks a candidate: ``--policy.selection.rule=consensus``.
     """
 
-    # Actions in a chunk.
-    chunk_size: int = 1
-    # The first so many of a chunk are played before the policy decides again.
-    n_action_steps: int = 1
+    chunk_size: int = 1  # Actions in a chunk.
+    n_action_steps: int = 1  # The first so many of a chunk are played before the policy decides again.
     # Steps of control a second. LeRobot does not give a policy its rate: say what the environment's or the robot's
     # is, --policy.rate_hz=…, and a policy of another rate is refused.
     rate_hz: float = 0.0
-    # Chunks that the policy proposes at a decision.
-    num_candidates: int = 8
-    # Which of them is played.
-    selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(rule="best"))
-    # Chooses the policy's noise, together with the episode's first observation.
-    seed: int = 0
+    num_candidates: int = 8  # Chunks that the policy proposes at a decision.
+    selection: SelectionConfig = field(default_factory=lambda: SelectionConfig(rule="best"))  # Which of them is played.
+    seed: int = 0  # Chooses the policy's noise, together with the episode's first observation.
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require_ranges(self, "--policy.", {"at least 1": "num_candidates"})
         if not 1 <= self.n_action_steps <= self.chunk_size:
-            raise UserError(
-                f"--policy.n_action_steps={self.n_action_steps} must be 1 to {self.chunk_size}, the steps of a chunk"
-            )
+            given, most = self.n_action_steps, self.chunk_size
+            raise UserError(f"--policy.n_action_steps={given} must be 1 to {most}, the steps of a chunk")
 
     # What LeRobot's classes must have: nothing but the current observation is read.
     observation_delta_indices = None

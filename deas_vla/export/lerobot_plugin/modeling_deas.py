@@ -1,6 +1,4 @@
-"""DeasPolicy: an exported reranker wherever LeRobot takes a policy.
-
-    lerobot-eval --policy.path=outputs/reranker --env.type=… --eval.n_episodes=50
+"""DeasPolicy: an exported reranker wherever LeRobot takes a policy: ``lerobot-eval --policy.path=outputs/reranker``.
 
 Commands come out in the units of the contract. Decisions are made by the same call as everywhere else in deas_vla.
 """
@@ -32,12 +30,9 @@ class DeasPolicy(PreTrainedPolicy):
     """A reranker that plays the first `n_action_steps` of every chunk it chooses.
 
     The noise of an episode depends on the configured seed, on the episode's first observation and on the number of the
-    decision: `reset` begins anew, and an episode that begins alike is played alike, whatever else is in its batch.
-
-    Args:
-        config: its choices (candidates, rule, steps, seed) count, not those of the export.
-        reranker: what was exported.
-        golden: its golden inputs, which `save_pretrained` writes again.
+    decision: `reset` begins anew, and an episode that begins alike is played alike, whatever else is in its batch. The
+    choices of `config` (candidates, rule, steps, seed) count, not those of the export; its golden inputs are those that
+    `save_pretrained` writes again.
     """
 
     config_class = DeasConfig
@@ -88,20 +83,16 @@ class DeasPolicy(PreTrainedPolicy):
     ) -> Tensor:
         """(B, H, A) commands: decides once.
 
-        Args:
-            batch: see `observation_of`.
-            inference_delay: how many commands are played before the chunk is there (real-time chunking).
-            prev_chunk_left_over: (B, P, A) or (P, A) the rest of the last chunk, from the command that is played
-                next on.
-            execution_horizon: how many of these count; None: all.
+        In real-time chunking `inference_delay` commands are played before the chunk is there, and
+        `prev_chunk_left_over` is (B, P, A) or (P, A) the rest of the last chunk from the command that is played next
+        on, of which the first `execution_horizon` count (None: all).
         """
         observation = observation_of(batch, self.policy.image_keys(), self.policy.contract)
         if self._episodes is None:
             self._episodes = episode_ids(observation)
         if len(observation) != len(self._episodes):
-            raise UserError(
-                f"{len(observation)} observations after {len(self._episodes)}: call reset() before other episodes"
-            )
+            counts = f"{len(observation)} observations after {len(self._episodes)}"
+            raise UserError(f"{counts}: call reset() before other episodes")
         keys = [NoiseKey(self.config.seed, scene, 0, self._decisions) for scene in self._episodes]
         self._decisions += 1
         prefix = None
@@ -127,10 +118,8 @@ class DeasPolicy(PreTrainedPolicy):
     ) -> "DeasPolicy":
         """Reads an exported reranker whose files are unchanged, from a folder or a repository on the hub.
 
-        Args:
-            pretrained_name_or_path: of the folder or repository.
-            config: with other choices than the export's; None: the export's.
-            settings: of LeRobot's readers: what a hub needs; ``dataset_meta`` of a data set that the policy must fit.
+        `config`: with other choices than the export's. `settings` are those of LeRobot's readers: what a hub needs;
+        ``dataset_meta`` of a data set that the policy must fit.
         """
         folder = Path(pretrained_name_or_path)
         if not folder.is_dir():
@@ -164,26 +153,18 @@ class DeasPolicy(PreTrainedPolicy):
 
 
 def observation_of(batch: dict, image_keys: dict[str, str], contract: Contract) -> Observation:
-    """What a policy sees in a batch of LeRobot's.
+    """What a policy sees in a batch of LeRobot's, behind the preprocessor; `image_keys`: camera to its key in it.
 
-    Args:
-        batch: behind the preprocessor: (B, 3, h, w) images, float32 in [0, 1] or uint8; (B, S) states in raw units;
-            B instructions as ``task``.
-        image_keys: camera to its key in the batch.
-        contract: of the policy.
-
-    Raises:
-        UserError: if something is missing, or an image has another type or range; sizes are compared where it decides.
+    The batch has (B, 3, h, w) images, float32 in [0, 1] or uint8; (B, S) states in raw units; B instructions as
+    ``task``. Raises UserError if one is missing, or an image has another type or range; sizes are compared later.
     """
     images = {}
     for camera in contract.cameras:
         key = image_keys[camera.name]
         if key not in batch:
             there = ", ".join(name for name in batch if name.startswith("observation.image")) or "no images"
-            raise UserError(
-                f"the observation lacks {key}, the policy's camera {camera.name}; it has {there}: "
-                f'name the right one, --rename_map=\'{{"KEY": "{key}"}}\''
-            )
+            fix = f'name the right one, --rename_map=\'{{"KEY": "{key}"}}\''
+            raise UserError(f"the observation lacks {key}, the policy's camera {camera.name}; it has {there}: {fix}")
         images[camera.name] = _pixels(batch[key], key)
     for key in ("observation.state", "task"):
         if key not in batch:
@@ -196,11 +177,8 @@ def observation_of(batch: dict, image_keys: dict[str, str], contract: Contract) 
 
 
 def _pixels(image: Tensor, key: str) -> Tensor:
-    """(B, 3, h, w) LeRobot's image to (B, h, w, 3) uint8: exactly the pixels that the camera gave.
-
-    LeRobot has divided them by 255, and the policy's own processor will do it again. Between the two an observation is
-    uint8, as it is recorded: its hash names the episode, and with it the noise, in every program alike.
-    """
+    """(B, 3, h, w) LeRobot's image to (B, h, w, 3) uint8: exactly the pixels that the camera gave."""
+    # LeRobot has divided them by 255. An observation is uint8, as it is recorded: its hash names the episode's noise.
     if image.dtype != torch.uint8:
         if not image.is_floating_point() or not (image.amin() >= 0 and image.amax() <= 1):
             raise UserError(f"{key} is not an image from 0 to 1; nothing may normalise it before the policy")
@@ -211,12 +189,8 @@ def _pixels(image: Tensor, key: str) -> Tensor:
 def commands_in(rest: Tensor, last_chunk: Tensor | None) -> int:
     """How many steps of a left-over are commands: LeRobot fills it up with zeros, and does not mark from where on.
 
-    A zero is a command too: a delta-controlled arm that holds still is sent nothing else. So the left-over is looked
-    for in the chunk that was given last, whose end it is. Where it is not of that chunk, zeros at its end are filling.
-
-    Args:
-        rest: (B, P, A) the left-over.
-        last_chunk: (B, H, A) what was decided last.
+    A zero is a command too: a delta-controlled arm that holds still is sent nothing else. So the left-over, (B, P, A),
+    is looked for in the chunk that was decided last, (B, H, A), whose end it is; else zeros at its end are filling.
     """
     if last_chunk is not None and len(last_chunk) == len(rest):
         last_chunk = last_chunk.to(rest)
