@@ -47,22 +47,28 @@ def batches(kill_at=None):
     return batch_at
 
 
-def run(folder, kill_at=None, **overrides):
+def run(folder, kill_at=None, seed=3, **overrides):
     module = Regression()
     config = TrainingConfig(steps=20, batch_size=8, checkpoint_every=4, log_every=2, **overrides)
-    train(Accelerator(cpu=True), module, batches(kill_at), config, folder, name="test", seed=3)
+    train(Accelerator(cpu=True), module, batches(kill_at), config, folder, name="test", seed=seed)
     return module.state_dict()
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """The weights, and the lines, of a training that nothing interrupted."""
+    folder = tmp_path_factory.mktemp("whole")
+    return run(folder), read_metrics(folder / "metrics.jsonl")
+
+
 @pytest.mark.parametrize("kill_at", [1, 4, 13, 19])
-def test_rule_12_interrupted_is_not_lost(tmp_path, kill_at):
-    whole = run(tmp_path / "whole")
+def test_rule_12_interrupted_is_not_lost(whole, tmp_path, kill_at):
     with pytest.raises(Killed):
-        run(tmp_path / "killed", kill_at=kill_at)
-    resumed = run(tmp_path / "killed")
-    for key, value in whole.items():
+        run(tmp_path, kill_at=kill_at)
+    resumed = run(tmp_path)
+    for key, value in whole[0].items():
         assert torch.equal(value, resumed[key]), key
-    lines, expected = (read_metrics(tmp_path / f / "metrics.jsonl") for f in ("killed", "whole"))
+    lines, expected = read_metrics(tmp_path / "metrics.jsonl"), whole[1]
     assert [line["step"] for line in lines] == list(range(2, 21, 2))
     assert [line["loss"] for line in lines] == [line["loss"] for line in expected]
 
@@ -130,19 +136,16 @@ def test_missing_tensorboard_is_reported_once(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     loop._tensorboard.cache_clear()
     for name in ("one", "two"):
-        run(tmp_path / name)
+        loop.MetricLog(tmp_path / name, 0).close()
     assert capsys.readouterr().out.count("TensorBoard is not installed") == 1
     assert not (tmp_path / "one" / "tensorboard").exists()
     loop._tensorboard.cache_clear()
 
 
-def test_another_seed_gives_other_weights(tmp_path):
+def test_another_seed_gives_other_weights(whole, tmp_path):
     """The resume test would pass if nothing was random: this is what makes it able to fail."""
-    first = run(tmp_path / "a")
-    module = Regression()
-    config = TrainingConfig(steps=20, batch_size=8, checkpoint_every=4, log_every=2)
-    train(Accelerator(cpu=True), module, batches(), config, tmp_path / "b", name="test", seed=4)
-    assert any(not torch.equal(value, first[key]) for key, value in module.state_dict().items())
+    other = run(tmp_path, seed=4)
+    assert any(not torch.equal(value, other[key]) for key, value in whole[0].items())
 
 
 def test_a_cut_off_checkpoint_is_refused_by_name(tmp_path):

@@ -101,15 +101,14 @@ def test_expert_episodes_come_in_order_and_leave_the_slots_alone(here, there):
     assert len(there.play([0], [CHUNKS[0]])[0].actions) == 16
 
 
-def test_errors_come_home_and_end_the_workers():
-    workers = EnvWorkers(CONFIG, 1)
-    workers.reset([0], [0])
+def test_errors_come_home_and_end_the_workers(here):
+    here.reset([0], [0])
     with pytest.raises(UserError, match="panda_omron"):
-        workers.play([0], [np.zeros((3, 7))])
-    with pytest.raises(RuntimeError, match="closed"):
-        workers.reset([0], [0])
+        here.play([0], [np.zeros((3, 7))])
     workers = EnvWorkers(env_config("robosuite", "lift", simulation_timestep=0.004), 1)
     with pytest.raises(UserError, match="simulation_timestep"):
+        workers.reset([0], [0])
+    with pytest.raises(RuntimeError, match="closed"):
         workers.reset([0], [0])
     workers = EnvWorkers(CONFIG, 1)
     with pytest.raises(RuntimeError, match="slot 0 has no scene"):
