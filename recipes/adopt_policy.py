@@ -28,6 +28,7 @@ from deas_vla.errors import ContractMismatch, UserError
 from deas_vla.files import sha256_of
 from deas_vla.launch import run_recipe
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
+from deas_vla.training.estimate import require_room_for_weights
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage
 
@@ -75,6 +76,7 @@ def adopt_policy(accelerator: Accelerator, config: AdoptPolicyConfig) -> None:
         return statistics_of(read_dataset(dataset.root, own, labels=LabelRules("never", "success"))[0])
 
     def work(folder: Path) -> None:
+        require_room_for_weights("the policy", checkpoint, folder, 1.0)
         policy = LeRobotPolicy.load(
             checkpoint, contract, config.feature or None, config.base or None,
             columns=layout.cameras, cameras=named_pairs(config.cameras), statistics=statistics,

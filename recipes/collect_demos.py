@@ -11,6 +11,7 @@ policy, critic and rollout that follows uses them.
 
 import shutil
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
@@ -20,7 +21,9 @@ from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import UserError, require_ranges
 from deas_vla.launch import run_recipe
-from deas_vla.rollouts.collect import DATASET, collect_in_blocks, expert_episodes, load_blocks, write_collected
+from deas_vla.rollouts.collect import BLOCKS, DATASET, collect_in_blocks, expert_episodes, load_blocks, write_collected
+from deas_vla.rollouts.estimate import collecting_needs, copying_needs
+from deas_vla.rollouts.outputs import Outputs
 from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import run_stage
@@ -51,32 +54,36 @@ class CollectDemosConfig(SimulatorConfig):
     seed: int = 1
     # How much to collect.
     demos: DemosConfig = field(default_factory=DemosConfig)
+    dry_run: bool = incidental(False)  # Say what it would take of disk, memory and time, and end.
 
 
-def collect_demos(accelerator: Accelerator, config: CollectDemosConfig) -> None:
+def collect_demos(accelerator: Accelerator, config: CollectDemosConfig, outputs: Outputs | None = None) -> None:
+    demos, outputs = config.demos, outputs or Outputs(config.dry_run)
+    scenes = scenes_of("demonstrations", demos.episodes, config.seed)
+
     def work(folder: Path) -> None:
-        if not (folder / DATASET).exists():
-            if config.demos.dataset:
-                episodes, contract, _ = read_dataset(Path(config.demos.dataset), image_every=config.demos.frame_every)
+        if config.dry_run or not (folder / DATASET).exists():
+            if demos.dataset:
+                episodes, contract, _ = read_dataset(Path(demos.dataset), image_every=demos.frame_every)
+                if not outputs.announce(accelerator, folder, *copying_needs(folder, episodes, contract)):
+                    return
             else:
                 blocks = []
                 for task in config.tasks:
                     with config.open_workers(task) as workers:
-                        blocks += collect_in_blocks(
-                            folder,
-                            task,
-                            scenes_of("demonstrations", config.demos.episodes, config.seed),
-                            lambda scenes, finished, workers=workers: expert_episodes(
-                                workers, scenes, config.demos.frame_every, finished
-                            ),
-                        )
                         contract = workers.contract
+                        collect = partial(expert_episodes, workers, demos.frame_every)
+                        if task == config.tasks[0]:
+                            needs = collecting_needs(accelerator, folder, config, workers, scenes, collect)
+                            if not outputs.announce(accelerator, folder, *needs):
+                                return
+                        blocks += collect_in_blocks(folder, task, scenes, collect)
                 episodes = load_blocks(blocks)
             metadata = {"settings": outcome_settings(config)}
             write_collected(folder, episodes, contract, metadata=metadata, demonstrations=True)
-        shutil.rmtree(folder / "blocks", ignore_errors=True)
+        shutil.rmtree(folder / BLOCKS, ignore_errors=True)
 
-    data = [config.demos.dataset] if config.demos.dataset else []
+    data = [demos.dataset] if demos.dataset else []
     run_stage(accelerator, Path(config.output), config, {}, work, data=data)
 
 

@@ -8,19 +8,24 @@ steps besides: those frames are where the critic's options start. Scenes are nev
 """
 
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from accelerate import Accelerator
 
 from deas_vla.config import incidental, outcome_settings
+from deas_vla.data.episodes import Episode
 from deas_vla.envs.simulator import SimulatorConfig
+from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import require_ranges
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, SelectionConfig
 from deas_vla.launch import run_recipe
-from deas_vla.policies.registry import load_policy
-from deas_vla.rollouts.collect import DATASET, collect_in_blocks, load_blocks, write_collected
+from deas_vla.rollouts.collect import BLOCKS, DATASET, collect_in_blocks, load_blocks, write_collected
+from deas_vla.rollouts.estimate import collecting_needs
+from deas_vla.rollouts.outputs import Outputs
 from deas_vla.rollouts.play import Job, play_episodes
 from deas_vla.rollouts.scenes import scenes_of
 from deas_vla.training.loop import make_accelerator
@@ -59,53 +64,53 @@ class CollectRolloutsConfig(SimulatorConfig):
     skip: int = 0
     # How much to collect.
     rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
+    dry_run: bool = incidental(False)  # Say what it would take of disk, memory and time, and end.
 
     def __post_init__(self):
         super().__post_init__()
         require_ranges(self, "", {"at least 0": "skip"})
 
 
-def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig) -> None:
-    def work(folder: Path) -> dict:
-        policy = load_policy(Path(config.policy) / "policy").to(accelerator.device).eval()
-        played = min(config.rollouts.execute_steps, policy.horizon)
-        if not (folder / DATASET).exists():
-            noise = SelectionConfig(noise_scale=config.rollouts.noise_scale)
+def collect_rollouts(accelerator: Accelerator, config: CollectRolloutsConfig, outputs: Outputs | None = None) -> None:
+    plan, outputs, inputs = config.rollouts, outputs or Outputs(config.dry_run), {"policy": Path(config.policy)}
+
+    def work(folder: Path) -> dict | None:
+        policy = outputs.policy(inputs["policy"]).to(accelerator.device).eval()
+        played = min(plan.execute_steps, policy.horizon)
+        if config.dry_run or not (folder / DATASET).exists():
+            decider = BestOfN(policy, selection=SelectionConfig(noise_scale=plan.noise_scale))
+            scenes = scenes_of("rollouts", config.skip + plan.episodes, config.seed)[config.skip :]
+
+            def collect(workers: EnvWorkers, some: list[int], finished: Callable[[Episode], None]) -> list[Episode]:
+                rollouts = play_episodes(
+                    workers, decider, [Job(scene) for scene in some], seed=config.seed,
+                    parallel=config.parallel_episodes, execute_steps=played, frame_every=plan.frame_every,
+                    finished=lambda rollout: finished(rollout.episode),
+                )  # fmt: skip
+                return [rollout.episode for rollout in rollouts]
+
             blocks = []
             for task in config.tasks:
                 with config.open_workers(task, accelerator.num_processes) as workers:
                     seen = workers.contract.with_cameras_of(policy.contract)
                     seen.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
-                    blocks += collect_in_blocks(
-                        folder,
-                        task,
-                        scenes_of("rollouts", config.skip + config.rollouts.episodes, config.seed)[config.skip :],
-                        lambda scenes, finished, workers=workers: [
-                            rollout.episode
-                            for rollout in play_episodes(
-                                workers,
-                                BestOfN(policy, selection=noise),
-                                [Job(scene) for scene in scenes],
-                                seed=config.seed,
-                                parallel=config.parallel_episodes,
-                                execute_steps=played,
-                                frame_every=config.rollouts.frame_every,
-                                finished=lambda rollout: finished(rollout.episode),
-                            )
-                        ],
-                        show=accelerator.is_local_main_process,
-                    )
+                    mine = partial(collect, workers)
+                    if task == config.tasks[0]:
+                        needs = collecting_needs(accelerator, folder, config, workers, scenes, mine, policy.contract)
+                        if not outputs.announce(accelerator, folder, *needs):
+                            return None
+                    shown = accelerator.is_local_main_process
+                    blocks += collect_in_blocks(folder, task, scenes, mine, show=shown)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 metadata = {"settings": outcome_settings(config)}
                 metadata["settings"]["rollouts"]["execute_steps"] = played
                 write_collected(folder, load_blocks(blocks), policy.contract, metadata=metadata)
         if accelerator.is_main_process:
-            shutil.rmtree(folder / "blocks", ignore_errors=True)
+            shutil.rmtree(folder / BLOCKS, ignore_errors=True)
         return {"execute_steps": played}
 
-    inputs = {"policy": Path(config.policy)}
-    run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True)
+    run_stage(accelerator, Path(config.output), config, outputs.made(inputs), work, everyone=True)
 
 
 def main(config: CollectRolloutsConfig) -> None:

@@ -21,13 +21,14 @@ from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.improvement.selection import CANDIDATE_NOISE, EXECUTE_STEPS, RULES, SelectionConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.chunk_policy import ChunkPolicy
-from deas_vla.policies.registry import load_policy
 from deas_vla.report.report import write_run_report
 from deas_vla.report.video import film_methods
+from deas_vla.rollouts.estimate import evaluation_needs
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
 from deas_vla.rollouts.oracle import Oracle
+from deas_vla.rollouts.outputs import Outputs
 from deas_vla.rollouts.scenes import require_unseen, scenes_of
-from deas_vla.scorers.scorer import Scorer, load_scorer
+from deas_vla.scorers.scorer import Scorer
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import lock, run_stage, try_lock
 
@@ -71,6 +72,7 @@ class EvaluateConfig(SimulatorConfig):
     scorers: list[str] = incidental([])
     seed: int = 1  # Chooses the scenes and the policy's noise, 0 to 99.
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # What is played.
+    dry_run: bool = incidental(False)  # Say what it would take of disk, memory and time, and end.
 
 
 def named(texts: list[str], *, critic: bool) -> dict[str, list[Path]]:
@@ -135,28 +137,28 @@ def unscored(methods: dict[str, BestOfN], execute_steps: int) -> list[str]:
     ]
 
 
-def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
+def evaluate(accelerator: Accelerator, config: EvaluateConfig, outputs: Outputs | None = None) -> None:
     policies, scorers = named(config.policies, critic=True), named(config.scorers, critic=False)
-    plan = config.evaluation
+    plan, outputs = config.evaluation, outputs or Outputs(config.dry_run)
     inputs = {"policy": Path(config.policy), "critic": Path(config.critic)}
     for name, folders in (policies | scorers).items():
         inputs |= {name: folders[0]} | ({f"{name} critic": folders[1]} if folders[1:] else {})
 
-    scenes = scenes_of("evaluation", plan.scenes, config.seed)
+    made, scenes = outputs.made(inputs), scenes_of("evaluation", plan.scenes, config.seed)
 
-    def work(folder: Path) -> dict:
-        require_unseen(scenes, inputs.values())
-        policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)
+    def work(folder: Path) -> dict | None:
+        require_unseen(scenes, made.values())
+        policy = outputs.policy(inputs["policy"]).to(accelerator.device)
 
         def scorer_in(stage: Path) -> Scorer:
-            return load_scorer(stage / "critic", policy.contract).to(accelerator.device)
+            return outputs.scorer(stage, policy.contract).to(accelerator.device)
 
         methods = methods_of(
             plan,
             policy,
             scorer_in(inputs["critic"]),
             {
-                name: (load_policy(stage / "policy").to(accelerator.device), *map(scorer_in, critic))
+                name: (outputs.policy(stage).to(accelerator.device), *map(scorer_in, critic))
                 for name, (stage, *critic) in policies.items()
             },
             {name: scorer_in(stage) for name, (stage,) in scorers.items()},
@@ -164,12 +166,20 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
 
         for line in unscored(methods, plan.execute_steps):
             accelerator.print(line)
+        # Without noise every sample is the same episode.
+        samples = {name: plan.samples if method.selection.noise_scale else 1 for name, method in methods.items()}
         playing = {"seed": config.seed, "execute_steps": plan.execute_steps, "line": accelerator.local_process_index}
         for task in config.tasks:
             results = folder / "methods" / task
             with config.open_workers(task, accelerator.num_processes) as workers:
                 seen = workers.contract.with_cameras_of(policy.contract)
                 seen.require_same(policy.contract, f"task {task}", f"policy {config.policy}")
+                if task == config.tasks[0]:
+                    played = [(method, len(scenes) * samples[name]) for name, method in methods.items()]
+                    oracle = (plan.num_candidates, plan.oracle_scenes)
+                    needs = evaluation_needs(accelerator, folder, config, workers, played, oracle, plan.execute_steps)
+                    if not outputs.announce(accelerator, folder, needs):
+                        return None
                 # The longest first: processes share the methods, and should end together.
                 if plan.oracle_scenes:
                     with try_lock(results / "oracle.json") as mine:
@@ -178,8 +188,7 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
                             jobs = paired_jobs(scenes[: plan.oracle_scenes], samples=1)
                             evaluate_method("oracle", workers, oracle, jobs, results, parallel=1, block=1, **playing)
                 for name, decider in sorted(methods.items(), key=lambda method: -method[1].num_candidates):
-                    # Without noise every sample is the same episode.
-                    jobs = paired_jobs(scenes, plan.samples if decider.selection.noise_scale else 1)
+                    jobs = paired_jobs(scenes, samples[name])
                     with try_lock(results / f"{name}.json") as mine:
                         if mine:
                             parallel = config.parallel_episodes
@@ -196,8 +205,8 @@ def evaluate(accelerator: Accelerator, config: EvaluateConfig) -> None:
             )
         return {"execute_steps": min(plan.execute_steps, policy.horizon)}
 
-    run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True)
-    if accelerator.is_main_process:
+    run_stage(accelerator, Path(config.output), config, made, work, everyone=True)
+    if accelerator.is_main_process and not config.dry_run:
         with lock(Path(config.output).parent / "report"):
             report = write_run_report(Path(config.output))
         headline, file = report["headline"], Path(config.output).parent / "report.html"

@@ -37,14 +37,15 @@ from deas_vla.improvement.best_of_n import require_same_encoder
 from deas_vla.launch import run_recipe
 from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.lora import LoraConfig, freeze_unused
-from deas_vla.policies.registry import POLICIES, load_policy
+from deas_vla.policies.registry import POLICIES
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
-from deas_vla.rollouts.collect import DATASET, Reader, collected
+from deas_vla.rollouts.collect import DATASET
+from deas_vla.rollouts.outputs import Outputs
 from deas_vla.rollouts.scenes import record_scenes
 from deas_vla.scorers.scorer import load_scorer
 from deas_vla.training.critic import CandidateCache, encode_frames, filled
 from deas_vla.training.data_check import AuditMode, audit_data
-from deas_vla.training.estimate import announce, training_needs
+from deas_vla.training.estimate import training_needs
 from deas_vla.training.imitation import (
     AdvantageWeighting,
     Examples,
@@ -113,22 +114,23 @@ class FinetunePolicyConfig:
         require_ranges(self, "", {"at least 0": "seed"})
 
 
-def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read: Reader = collected) -> None:
-    rollouts = numbered("rollouts", config.rollouts)
+def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, outputs: Outputs | None = None) -> None:
+    outputs, rollouts = outputs or Outputs(config.dry_run), numbered("rollouts", config.rollouts)
     others = ("demonstrations", "critic", "start_from")
     paths = {name: getattr(config, name) for name in others} | rollouts
     inputs = {name: Path(path) for name, path in paths.items() if path}
+    made = outputs.made(inputs)
 
     def work(folder: Path) -> dict:
-        datasets = {str(inputs[name] / DATASET): RECORDED for name in ("demonstrations", *rollouts) if name in inputs}
+        datasets = {str(made[name] / DATASET): RECORDED for name in ("demonstrations", *rollouts) if name in made}
         datasets |= dict.fromkeys(config.more.folders, config.more.labels)
         checked = audit_data(accelerator, datasets, config.audit)
-        policy = load_policy(inputs["start_from"] / "policy") if "start_from" in inputs else None
+        policy = outputs.policy(inputs["start_from"]) if "start_from" in inputs else None
         # Columns, cameras and statistics of a policy that is there already are those of its data, too.
         data, contract = {}, policy and policy.contract
         for name in ("demonstrations", *rollouts):
             if name in inputs:
-                data[str(inputs[name])], own, _ = read(inputs[name], contract)
+                data[str(inputs[name])], own, _ = outputs.episodes(inputs[name], contract)
                 contract = contract or own
         parts, contract = read_mixture(config.more, contract)
         data |= dict(zip(config.more.folders, parts, strict=True))
@@ -164,7 +166,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
             accelerator, folder.name, FlowImitation(policy), any_batch, config.training, "training",
             workers=workers, otherwise="" if config.lora.on != "nothing" else "--lora.on=both",
         )  # fmt: skip
-        if not announce(accelerator, folder, [needs], config.dry_run):
+        if not outputs.announce(accelerator, folder, [needs], policy):
             return None
         examples = what_to_imitate(accelerator, config, inputs, policy, frames, recorded, folder)
         train(
@@ -180,7 +182,7 @@ def finetune_policy(accelerator: Accelerator, config: FinetunePolicyConfig, read
             policy.save(folder / "policy")
         return checked
 
-    run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True, data=config.more.folders)
+    run_stage(accelerator, Path(config.output), config, made, work, everyone=True, data=config.more.folders)
 
 
 def new_policy(config: FinetunePolicyConfig, contract: Contract, instructions: list[str]) -> ChunkPolicy:

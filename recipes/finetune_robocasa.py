@@ -15,10 +15,11 @@ from pathlib import Path
 
 from accelerate import Accelerator
 
+from deas_vla.config import incidental
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.launch import run_recipe
 from deas_vla.policies.small_vla.configuration import SmallVLAConfig
-from deas_vla.rollouts.collect import CollectedReader
+from deas_vla.rollouts.outputs import Outputs
 from deas_vla.training.critic import require_fit
 from deas_vla.training.imitation import AdvantageWeighting
 from deas_vla.training.loop import TrainingConfig, make_accelerator
@@ -71,6 +72,7 @@ class FinetuneRobocasaConfig(SimulatorConfig, CriticRecipeConfig):
     second_iteration: bool = False
     # The paired evaluation.
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    dry_run: bool = incidental(False)  # Say what every stage would take of disk, memory and time, and end.
 
     def __post_init__(self):
         super().__post_init__()
@@ -92,18 +94,20 @@ class FinetuneRobocasaConfig(SimulatorConfig, CriticRecipeConfig):
 
 
 def main(config: FinetuneRobocasaConfig) -> None:
-    accelerator = make_accelerator()
-    evaluate(accelerator, improve(accelerator, config))
+    accelerator, outputs = make_accelerator(), Outputs(config.dry_run, kept=3)
+    evaluate(accelerator, improve(accelerator, config, outputs), outputs)
+    outputs.announce_all(accelerator, Path(config.output))
 
 
-def improve(accelerator: Accelerator, config: FinetuneRobocasaConfig) -> EvaluateConfig:
+def improve(accelerator: Accelerator, config: FinetuneRobocasaConfig, outputs: Outputs | None = None) -> EvaluateConfig:
     """Every stage before the evaluation; returns what is to be evaluated."""
     run, seed = Path(config.output), config.seed
-    simulator = {f.name: getattr(config, f.name) for f in fields(SimulatorConfig)}
+    playing = {f.name: getattr(config, f.name) for f in fields(SimulatorConfig)} | {"dry_run": config.dry_run}
     demonstrations, policy = str(run / "demonstrations"), str(run / "policy")
-    read = CollectedReader()
+    outputs = outputs or Outputs(config.dry_run, kept=3)
 
-    collect_demos(accelerator, CollectDemosConfig(**simulator, output=demonstrations, seed=seed, demos=config.demos))
+    demos = CollectDemosConfig(**playing, output=demonstrations, seed=seed, demos=config.demos)
+    collect_demos(accelerator, demos, outputs)
     finetune_policy(
         accelerator,
         FinetunePolicyConfig(
@@ -113,20 +117,21 @@ def improve(accelerator: Accelerator, config: FinetuneRobocasaConfig) -> Evaluat
             policy=config.policy,
             training=config.bc,
             audit=config.audit,
+            dry_run=config.dry_run,
         ),
-        read,
+        outputs,
     )
-    first = improvement_iteration(accelerator, config, demonstrations, policy, policy, [], read)
+    first = improvement_iteration(accelerator, config, demonstrations, policy, policy, [], outputs)
     policies = [
         f"filtered_bc:{first['filtered_bc']}",
         f"advantage_weighted:{first['advantage_weighted']}:{first['critic']}",
     ]
     if config.second_iteration:
         improved, rollouts = first["advantage_weighted"], [first["rollouts"]]
-        second = improvement_iteration(accelerator, config, demonstrations, policy, improved, rollouts, read)
+        second = improvement_iteration(accelerator, config, demonstrations, policy, improved, rollouts, outputs)
         policies.append(f"second_iteration:{second['advantage_weighted']}:{second['critic']}")
     return EvaluateConfig(
-        **simulator,
+        **playing,
         output=str(run / "evaluation"),
         policy=policy,
         critic=first["critic"],
@@ -143,7 +148,7 @@ def improvement_iteration(
     policy: str,
     improved: str,
     before: list[str],
-    read: CollectedReader,
+    outputs: Outputs,
 ) -> dict[str, str]:
     """Rollouts → critic → improved policies; returns stage name to folder.
 
@@ -154,10 +159,10 @@ def improvement_iteration(
         policy: of the cloned policy, whose backbone all policies share.
         improved: of the policy that is rolled out and improved.
         before: of the rollouts of earlier iterations.
-        read: reads what was collected, which every stage does.
+        outputs: what the stages before made.
     """
     run, seed = Path(config.output), config.seed
-    simulator = {f.name: getattr(config, f.name) for f in fields(SimulatorConfig)}
+    playing = {f.name: getattr(config, f.name) for f in fields(SimulatorConfig)} | {"dry_run": config.dry_run}
     number = len(before) + 1
     names = ("rollouts", "critic", "filtered_bc", "advantage_weighted")
     folder = {name: str(run / (name if number == 1 else f"{name}_{number}")) for name in names}
@@ -165,13 +170,14 @@ def improvement_iteration(
     collect_rollouts(
         accelerator,
         CollectRolloutsConfig(
-            **simulator,
+            **playing,
             output=folder["rollouts"],
             policy=improved,
             seed=seed,
             skip=len(before) * config.rollouts.episodes,
             rollouts=config.rollouts,
         ),
+        outputs,
     )
     train_critic(
         accelerator,
@@ -185,8 +191,9 @@ def improvement_iteration(
             seed=seed,
             policy_noise_scale=config.evaluation.noise_scale,
             training=config.critic_training,
+            dry_run=config.dry_run,
         ),
-        read,
+        outputs,
     )
     # Filtered behaviour cloning is the baseline of the first iteration only.
     for method in ("filtered_bc", "advantage_weighted")[number > 1 :]:
@@ -204,8 +211,9 @@ def improvement_iteration(
                 training=config.improvement,
                 audit=config.audit,
                 weighting=config.weighting,
+                dry_run=config.dry_run,
             ),
-            read,
+            outputs,
         )
     return folder
 

@@ -32,8 +32,8 @@ from deas_vla.files import write_json
 from deas_vla.improvement.best_of_n import require_fitting_horizon
 from deas_vla.improvement.selection import CANDIDATE_NOISE
 from deas_vla.launch import run_recipe
-from deas_vla.policies.registry import load_policy
-from deas_vla.rollouts.collect import DATASET, Reader, collected
+from deas_vla.rollouts.collect import DATASET
+from deas_vla.rollouts.outputs import Outputs
 from deas_vla.rollouts.scenes import record_scenes
 from deas_vla.scorers.deas import DeasScorer
 from deas_vla.scorers.scorer import SCORERS, EnsembleScorer
@@ -49,7 +49,6 @@ from deas_vla.training.critic import (
 )
 from deas_vla.training.critic_estimate import critic_needs
 from deas_vla.training.data_check import AuditMode, audit_data
-from deas_vla.training.estimate import announce
 from deas_vla.training.image_encoder import train_image_encoder
 from deas_vla.training.loop import TrainingConfig, make_accelerator, my_share, train
 from deas_vla.training.presets import preset
@@ -121,21 +120,24 @@ class TrainCriticConfig(CriticRecipeConfig):
         return to_json(preset(name))
 
 
-def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Reader = collected) -> None:
-    rollouts = numbered("rollouts", config.rollouts)
+def train_critic(accelerator: Accelerator, config: TrainCriticConfig, outputs: Outputs | None = None) -> None:
+    outputs, rollouts = outputs or Outputs(config.dry_run), numbered("rollouts", config.rollouts)
     paths = {"demonstrations": config.demonstrations, **rollouts, "policy": config.policy}
     inputs = {name: Path(path) for name, path in paths.items() if path}
+    made = outputs.made(inputs)
     scorer_class = SCORERS.get(config.scorer)
     if issubclass(scorer_class, EnsembleScorer):
         raise UserError("--scorer=ensemble joins critics that are trained already: train each, then see docs/critic.md")
 
     def work(folder: Path) -> dict:
-        datasets = {str(inputs[name] / DATASET): RECORDED for name in ("demonstrations", *rollouts) if name in inputs}
+        datasets = {str(made[name] / DATASET): RECORDED for name in ("demonstrations", *rollouts) if name in made}
         datasets |= dict.fromkeys(config.more.folders, config.more.labels)
         checked = audit_data(accelerator, datasets, config.audit)
-        policy = load_policy(inputs["policy"] / "policy").to(accelerator.device)
+        policy = outputs.policy(inputs["policy"]).to(accelerator.device)
         if not issubclass(scorer_class, DeasScorer):
-            if accelerator.is_main_process:
+            if config.dry_run:
+                accelerator.print(f"{folder.name}: nothing to train")
+            elif accelerator.is_main_process:
                 scorer = scorer_class(policy.contract, policy.horizon, policy.encoder_fingerprint)
                 scorer.save(folder / "critic")
                 record_scenes(folder, {})
@@ -143,7 +145,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
         critic_config = scorer_class.adapted(config.critic)
         require_fitting_horizon(policy, critic_config.horizon)
         stages = [name for name in ("demonstrations", *rollouts) if name in inputs]
-        parts = [read(inputs[name], policy.contract)[0] for name in stages]
+        parts = [outputs.episodes(inputs[name], policy.contract)[0] for name in stages]
         weights = [1.0] * len(parts) + (config.more.weights or [1.0] * len(config.more.folders))
         parts += read_mixture(config.more, policy.contract)[0]
         if accelerator.is_main_process and not config.dry_run:
@@ -165,8 +167,9 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
             accelerator, cache, config.image_encoder, config.image_encoder_training, scorer_class, critic_config,
             config.training, config.policy_chunks,
         )  # fmt: skip
-        if not announce(accelerator, folder, needs, config.dry_run):
+        if not outputs.announce(accelerator, folder, *needs):
             return None
+        del needs  # the critic that was tried
         # The backbone runs here, once for each stored frame, and never again.
         pooled = filled(accelerator, cache, "features")
         seen = torch.from_numpy(~held_out)[frames.episode]
@@ -226,7 +229,7 @@ def train_critic(accelerator: Accelerator, config: TrainCriticConfig, read: Read
             scorer.save(folder / "critic")
         return checked
 
-    run_stage(accelerator, Path(config.output), config, inputs, work, everyone=True, data=config.more.folders)
+    run_stage(accelerator, Path(config.output), config, made, work, everyone=True, data=config.more.folders)
 
 
 def main(config: TrainCriticConfig) -> None:

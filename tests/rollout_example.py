@@ -21,7 +21,7 @@ CONTRACT = example_contract(statistics=Statistics((0.0, 0.0, 0.0), (1.0, 1.0, 1.
 class LineWorkers:
     """Speaks the interface of EnvWorkers; counts what was played."""
 
-    contract = CONTRACT
+    contract, horizon = CONTRACT, LIMIT
 
     def __init__(self):
         self.slots: dict[int, tuple[float, int]] = {}

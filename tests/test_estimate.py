@@ -3,19 +3,36 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from data_example import ExampleEncoder, example_contract, example_episode
+from safetensors.torch import save_file
 from source_tree import ROOT
 from torch import nn
 
+from deas_vla.data.frames import FrameTable
 from deas_vla.errors import UserError
+from deas_vla.features.cache import FeatureCache
+from deas_vla.features.features import FeatureConfig
 from deas_vla.launch import system_fault
-from deas_vla.training import estimate
-from deas_vla.training.estimate import GIB, Free, Needs, announce, free_memory, require_room, training_needs
-from deas_vla.training.loop import TrainingConfig, make_accelerator
+from deas_vla.training import checkpoint, estimate
+from deas_vla.training.estimate import (
+    GIB,
+    Free,
+    Needs,
+    announce,
+    bytes_in,
+    cache_needs,
+    free_memory,
+    require_room,
+    training_needs,
+)
+from deas_vla.training.loop import TrainingConfig, make_accelerator, train
 from deas_vla.training.stages import run_stage
 
 NEEDS = Needs(
@@ -74,11 +91,12 @@ def test_what_cannot_fit_is_refused_with_the_flag_and_value_that_fit(free, words
 @pytest.mark.unit
 def test_a_dry_run_prints_every_stage_and_what_there_is_and_writes_nothing(tmp_path, capsys):
     printing = SimpleNamespace(device=torch.device("cpu"), print=print, is_main_process=True)
-    assert not announce(printing, tmp_path / "critic", [NEEDS], dry_run=True)
-    lines = capsys.readouterr().out.splitlines()
-    assert " ".join(lines[1].split()) == "critic 1.0 GiB 8.0 GiB 1.0 min 10 steps of 8" and lines[2].startswith(
-        "there is"
-    )
+    said = []
+    assert not announce(printing, tmp_path / "critic", [NEEDS], said)
+    assert not announce(printing, tmp_path / "critic", [replace(NEEDS, stage="next")], said)
+    head, there, *rows = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert head == "needs about disk memory GPU time" and there.startswith("there is ")
+    assert rows == [f"{name} 1.0 GiB 8.0 GiB 1.0 min 10 steps of 8" for name in ("critic", "next")]
     assert not (tmp_path / "critic").exists()
 
 
@@ -117,6 +135,44 @@ def test_a_trial_leaves_the_module_and_the_random_state_as_they_were(accelerator
     assert all(parameter.grad is None for parameter in module.parameters())
     assert [flag for flag, _, _ in need.changes] == [f"--training.micro_batches={m}" for m in (2, 4, 8)]
     assert need.seconds > 0 and need.memory > 0
+
+
+@pytest.mark.unit
+def test_disk_of_a_training_is_within_a_fifth_of_what_lies_there(accelerator, tmp_path, monkeypatch):
+    """Weights that stay as they are were counted in every checkpoint, which leaves them out (defect)."""
+    module, lies = Half(), []
+    config = TrainingConfig(steps=5, batch_size=4, checkpoint_every=2)
+    batches = lambda step: (torch.ones(4, 256),)  # noqa: E731
+    need = training_needs(accelerator, "s", module, batches, config, "training")
+
+    def saved(*arguments, **options):
+        save_file(*arguments, **options)
+        lies.append(bytes_in(tmp_path))
+
+    monkeypatch.setattr(checkpoint, "save_file", saved)
+    train(accelerator, module, batches, config, tmp_path, name="s", seed=0)
+    saved(module.state_dict(), tmp_path / "weights.safetensors")
+    assert len(lies) == 3 and max(lies) == pytest.approx(need.disk, rel=0.2)
+
+
+class Half(nn.Module):
+    """Two layers, of which one is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.fixed, self.head = nn.Linear(256, 256).requires_grad_(False), nn.Linear(256, 256)
+
+    def forward(self, x):
+        return self.head(self.fixed(x)).square().mean(), {}
+
+
+@pytest.mark.unit
+def test_disk_of_features_is_within_a_fifth_of_what_lies_there(accelerator, tmp_path):
+    episodes = [example_episode(np.random.default_rng(0), 40, True, every=1) for _ in range(4)]
+    cache = FeatureCache(tmp_path, ExampleEncoder(example_contract()), FrameTable.of(episodes), FeatureConfig())
+    need, _ = cache_needs(accelerator, cache, "features")
+    cache.fill()
+    assert bytes_in(cache.folder) == pytest.approx(need.disk, rel=0.2)
 
 
 def off(names: list[str]) -> dict[str, float]:

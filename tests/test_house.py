@@ -183,8 +183,8 @@ def test_recipes_stay_small():
 
 
 def test_the_package_stays_small():
-    # 14.6k were reached when everything else was moved out; images on disk, labels and critique came after that.
-    assert lines_of("deas_vla") <= 18_100
+    # 14.6k were reached when everything else was moved out; images on disk, labels, critique and estimates came after.
+    assert lines_of("deas_vla") <= 18_270
 
 
 def test_the_wheel_holds_the_package_recipes_and_robots_and_nothing_else(tmp_path):

@@ -20,7 +20,7 @@ from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.lerobot.writer import columns_of, features, shown_frame, write_dataset
 from deas_vla.data.options import RewardSpec, build_options
 from deas_vla.errors import ContractMismatch, UserError
-from deas_vla.rollouts import collect
+from deas_vla.rollouts import outputs
 
 CONTRACT = example_contract()
 
@@ -477,8 +477,9 @@ def test_what_a_stage_collected_is_read_once(copy, monkeypatch):
         reads.append(root)
         return read_dataset(root, expected)
 
-    monkeypatch.setattr(collect, "read_dataset", counted)
-    read = collect.CollectedReader()
+    monkeypatch.setattr(outputs, "read_dataset", counted)
+    stages, kept = outputs.Outputs(kept=3), 3
+    read = stages.episodes
     finished("one")
     first, contract, metadata = read(copy.parent, CONTRACT)
     FrameTable.of(first)
@@ -492,7 +493,7 @@ def test_what_a_stage_collected_is_read_once(copy, monkeypatch):
     other = example_contract(rate_hz=CONTRACT.rate_hz + 1)
     with pytest.raises(ContractMismatch, match="rate"):
         read(copy.parent, other)
-    for number in range(read.kept + 1):
+    for number in range(kept + 1):
         finished(f"made anew {number}")
         read(copy.parent)
-    assert len(reads) == read.kept + 2 and read._read.cache_info().currsize == read.kept
+    assert len(reads) == kept + 2 and stages._read.cache_info().currsize == kept

@@ -23,7 +23,7 @@ from deas_vla.export.verify import verify
 from deas_vla.files import write_json
 from deas_vla.policies.lerobot.modeling import LeRobotPolicy
 from deas_vla.policies.registry import load_policy
-from deas_vla.rollouts.collect import collected
+from deas_vla.rollouts.outputs import Outputs
 
 # Last: a recipe may have the name of a library.
 from recipes import adopt_policy, collect_demos, finetune_policy, train_critic
@@ -93,7 +93,7 @@ def test_a_lerobot_data_set_takes_the_place_of_demonstrations(run, tmp_path):
     """The README's command for RoboCasa, which has no expert, had no way to give any (defect)."""
     source, stage = run / "demonstrations" / "dataset", tmp_path / "demonstrations"
     called(collect_demos, collect_demos.CollectDemosConfig, run, f"--demos.dataset={source}", f"--output={stage}")
-    episodes, contract, _ = collected(stage)
+    episodes, contract, _ = Outputs().episodes(stage)
     expected = [episode for episode in read_dataset(source)[0] if episode.terminated]
     assert len(episodes) == len(expected) > 0 and all(e.source == "demonstration" for e in episodes)
     for episode, other in zip(episodes, expected, strict=True):

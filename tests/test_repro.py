@@ -8,6 +8,7 @@ from rollout_example import HORIZON, LinePolicy, LineWorkers, MovesRight
 from test_scenes import stage
 
 from deas_vla.envs.simulator import SimulatorConfig
+from deas_vla.rollouts import outputs
 from deas_vla.training.loop import make_accelerator
 from deas_vla.training.stages import stage_report
 from recipes import collect_rollouts, evaluate
@@ -27,8 +28,7 @@ def line(tmp_path, monkeypatch):
 
     policy = LinePolicy(drift=0.3)
     monkeypatch.setattr(SimulatorConfig, "open_workers", workers)
-    for module in (collect_rollouts, evaluate):
-        monkeypatch.setattr(module, "load_policy", lambda folder, contract=None: policy)
+    monkeypatch.setattr(outputs, "load_policy", lambda folder: policy)
     stage(tmp_path / "policy", "policy")
     return policy
 
@@ -44,7 +44,7 @@ def test_a_policy_of_short_chunks_is_recorded_as_it_was_played(line, tmp_path):
 
 
 def evaluated(tmp_path, monkeypatch, policy, scored):
-    monkeypatch.setattr(evaluate, "load_scorer", lambda folder, contract: MovesRight(policy, scored))
+    monkeypatch.setattr(outputs, "load_scorer", lambda folder, contract: MovesRight(policy, scored))
     monkeypatch.setattr(evaluate, "write_run_report", lambda folder: {"headline": {"text": "", "detail": ""}})
     stage(tmp_path / "critic", "critic")
     plan = EvaluationConfig(1, 1, 2, [1], oracle_scenes=0, video=False)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import pytest
 from accelerate import Accelerator
 
-from deas_vla.config import incidental
+from deas_vla.config import incidental, to_json
 from deas_vla.errors import UserError
 from deas_vla.training.loop import TrainingConfig
 from deas_vla.training.stages import run_stage, stage_report, try_lock
@@ -94,10 +94,22 @@ def test_how_often_a_training_prints_and_saves_is_no_other_setting(stage, recipe
         stage(settings=replace(other, training=replace(other.training, steps=7)))
 
 
-def test_how_many_processes_simulate_is_no_other_setting(stage):
-    """The same folder on a machine with more cores was refused, though no outcome depends on it (defect)."""
-    stage(settings=CollectRolloutsConfig(workers=1))
-    assert stage(settings=CollectRolloutsConfig(workers=2)) == ["policy"]
+@pytest.mark.parametrize("name", ["workers", "parallel_episodes"])
+def test_how_many_simulate_at_once_is_no_other_setting(stage, name):
+    """The same folder on a machine with more cores was refused, though no outcome depends on it (defect).
+
+    An older stage noted `parallel_episodes`, which changes what is recorded by rounding alone (test_rollouts.py).
+    """
+    stage(settings=to_json(CollectRolloutsConfig(**{name: 1})))
+    assert stage(settings=CollectRolloutsConfig(**{name: 2})) == ["policy"]
+
+
+def test_a_dry_run_of_a_finished_stage_says_that_it_is_there(stage, capsys):
+    stage(settings=CollectRolloutsConfig())
+    assert stage(settings=CollectRolloutsConfig(dry_run=True)) == ["policy"]
+    assert "policy: there already" in capsys.readouterr().out
+    with pytest.raises(UserError, match="seed: 1 there, 2 now"):
+        stage(settings=CollectRolloutsConfig(seed=2, dry_run=True))
 
 
 def test_a_field_that_is_newer_than_a_stage_was_its_default_there(stage):

@@ -21,7 +21,7 @@ class SimulatorConfig:
     tasks: list[str] = field(default_factory=lambda: ["lift"])  # Tasks of the simulator, separated by commas.
     simulator: EnvSettings | None = None  # How tasks are seen and played: settings of the simulator that --env names.
     workers: int = incidental(2)  # Simulator processes of the whole run; 0 plays in the recipe's own.
-    parallel_episodes: int = 16  # Episodes under way at once; the policy decides for all of them in one batch.
+    parallel_episodes: int = incidental(16)  # Episodes under way at once; the policy decides for all in one batch.
 
     def __post_init__(self):
         require_ranges(self, "", {"at least 0": "workers", "at least 1": "parallel_episodes"})

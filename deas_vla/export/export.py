@@ -25,6 +25,7 @@ from deas_vla.policies.chunk_policy import ChunkPolicy
 from deas_vla.policies.registry import load_policy
 from deas_vla.rollouts.collect import DATASET
 from deas_vla.scorers.scorer import Scorer, load_scorer
+from deas_vla.training.estimate import require_room_for_weights
 from deas_vla.training.stages import stage_report
 from deas_vla.versions import collect_versions
 
@@ -61,6 +62,8 @@ def export_run(config: ExportConfig) -> Reranker:
     for stage in (config.policy, critic):
         stage_report(run / stage)
     origins = {"policy": run / config.policy / POLICY, "critic": run / critic / CRITIC}
+    # Most exports peak at 1.1 to 1.3 times the weights (benchmarks/export_memory.py).
+    require_room_for_weights("export", origins["policy"], Path(config.output), 1.3)
     policy = load_policy(origins["policy"])
     report, evaluation, executed = run / "report.json", run / "evaluation", None
     if evaluation.is_dir():

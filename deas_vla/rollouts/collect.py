@@ -5,23 +5,20 @@ Several processes may collect at once: each takes a block that nobody is at.
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 from tqdm import tqdm
 
 from deas_vla.data.contract import Contract
 from deas_vla.data.episodes import Episode, load_block, save_block, statistics_of
-from deas_vla.data.lerobot.reader import read_dataset
 from deas_vla.data.lerobot.writer import write_dataset
 from deas_vla.envs.vector import EnvWorkers
 from deas_vla.errors import UserError
 from deas_vla.rollouts.play import episode_of
-from deas_vla.training.stages import stage_mark, try_lock
+from deas_vla.training.stages import try_lock
 
 DATASET = "dataset"
-# `collected`, or a `CollectedReader`.
-Reader = Callable[..., tuple[list[Episode], Contract, dict]]
+BLOCKS = "blocks"  # while they are collected
 
 
 def collect_in_blocks(
@@ -34,17 +31,11 @@ def collect_in_blocks(
 ) -> list[Path]:
     """Collects one episode a scene; a killed collection goes on with the block in which it was interrupted.
 
-    Args:
-        folder: blocks are kept in ``folder/blocks``.
-        name: of the task; begins the file names.
-        scenes: what to collect, in order.
-        collect: takes a block's scenes and a function to call with each episode as it ends; returns the episodes
-            in the order of the scenes.
-        block: scenes a block.
-        show: the progress bar, which counts what other processes collect as this one passes it.
+    Blocks are files in the folder `BLOCKS`, named after the task. `collect` takes the scenes of one and a function to
+    call with each episode as it ends, and returns the episodes in the order of the scenes. The progress bar (`show`)
+    counts what other processes collect as this one passes it.
 
-    Returns:
-        The files of the blocks, in order, for `load_blocks`; first wait for all processes that collect.
+    Returns the files in order, for `load_blocks`; first wait for all processes that collect.
     """
     paths, outcomes = [], []
     title = f"{folder.name} {name}"
@@ -57,7 +48,7 @@ def collect_in_blocks(
 
         for start in range(0, len(scenes), block):
             part = scenes[start : start + block]
-            path = folder / "blocks" / f"{name}-{start:05d}.safetensors"
+            path = folder / BLOCKS / f"{name}-{start:05d}.safetensors"
             with try_lock(path) as mine:
                 if mine and not path.is_file():
                     save_block(path, collect(part, count))
@@ -68,7 +59,7 @@ def collect_in_blocks(
 
 
 def expert_episodes(
-    workers: EnvWorkers, scenes: list[int], frame_every: int, finished: Callable[[Episode], None]
+    workers: EnvWorkers, frame_every: int, scenes: list[int], finished: Callable[[Episode], None]
 ) -> list[Episode]:
     """One episode of the scripted expert in each scene; the scene's number also seeds the expert's imperfections.
 
@@ -120,30 +111,3 @@ def write_collected(
     }
     progress = tqdm(episodes, desc=f"{folder.name}: LeRobot data set", unit="episode", dynamic_ncols=True)
     write_dataset(folder / DATASET, progress, contract, f"local/{folder.name}", metadata=metadata | counts)
-
-
-def collected(stage: Path, expected: Contract | None = None) -> tuple[list[Episode], Contract, dict]:
-    """What a finished stage of demonstrations or rollouts collected, as `read_dataset` gives it."""
-    stage_mark(stage)
-    return read_dataset(stage / DATASET, expected)
-
-
-class CollectedReader:
-    """`collected` for a recipe whose stages read the same data: decoding their images takes a while.
-
-    The `kept` data sets used last stay in memory; a stage that was made anew is read anew.
-    """
-
-    def __init__(self, kept: int = 3):
-        self.kept = kept
-        self._read = lru_cache(kept)(lambda stage, mark: collected(stage))
-
-    def __call__(self, stage: Path, expected: Contract | None = None) -> tuple[list[Episode], Contract, dict]:
-        """As `collected`, read once. The list is the caller's own, its episodes are not."""
-        episodes, contract, metadata = self._read(Path(stage).resolve(), stage_mark(stage))
-        if expected is not None:
-            contract = contract.with_cameras_of(expected)
-            expected.require_same(contract, "what is expected", str(stage / DATASET))
-            names = [camera.name for camera in expected.cameras]
-            episodes = [replace(episode, images={name: episode.images[name] for name in names}) for episode in episodes]
-        return list(episodes), contract, metadata

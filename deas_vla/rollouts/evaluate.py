@@ -10,6 +10,8 @@ from deas_vla.envs.vector import EnvWorkers
 from deas_vla.files import write_json
 from deas_vla.rollouts.play import Decider, Job, Rollout, play_episodes
 
+BLOCK = 64  # episodes between two saves
+
 
 def paired_jobs(scenes: list[int], samples: int) -> list[Job]:
     """Every scene with every sample, scene by scene."""
@@ -26,7 +28,7 @@ def evaluate_method(
     seed: int,
     parallel: int,
     execute_steps: int,
-    block: int = 64,
+    block: int = BLOCK,
     line: int = 0,
 ) -> list[dict]:
     """Plays a method on every job, in blocks that are kept: an interrupted evaluation goes on with the next block.
@@ -50,14 +52,15 @@ def evaluate_method(
 
         settings = {"seed": seed, "parallel": parallel, "execute_steps": execute_steps, "finished": finished}
         while len(done) < len(jobs):
-            done += map(_record, play_episodes(workers, decider, jobs[len(done) : len(done) + block], **settings))
+            done += map(record, play_episodes(workers, decider, jobs[len(done) : len(done) + block], **settings))
             write_json(path, done)
     if bar.n > bar.initial:  # silent about what another process played
         tqdm.write(f"{name}: {successes / len(jobs):.0%} of {len(jobs)} episodes")
     return done
 
 
-def _record(rollout: Rollout) -> dict:
+def record(rollout: Rollout) -> dict:
+    """What is kept of an episode."""
     return {
         "scene": rollout.job.scene,
         "sample": rollout.job.sample,

@@ -25,8 +25,8 @@ def critic_needs(
     critic: CriticConfig,
     training: TrainingConfig,
     policy_chunks: int,
-) -> list[Needs]:
-    """Of each stage after the data are read, in order; networks are made, tried with noise and thrown away."""
+) -> tuple[list[Needs], DeasScorer]:
+    """Of each stage after the data are read, in order; and a scorer of the sizes of the one that will be trained."""
     held, device, frames, contract = resident(), accelerator.device, cache.frames, cache.policy.contract
     workers = spare_workers(accelerator.num_processes) if frames.on_disk else 0
     count, cameras, state_dim = len(frames), len(contract.cameras), contract.state_dim
@@ -37,7 +37,7 @@ def critic_needs(
         encoder = ImageEncoder(cameras, image_encoder.dim) if image_encoder.dim else None
         projection = Projection(torch.zeros(pooled), torch.zeros(pooled, cache.config.dim))
         reads = Features(contract, cache.config, projection, encoder)
-        network = scorer_class.untrained(reads, critic, cache.policy.encoder_fingerprint).to(device).critic
+        scorer = scorer_class.untrained(reads, critic, cache.policy.encoder_fingerprint).to(device)
         if encoder is not None:
             table = 0
             small = SmallImageCache(cache.folder.parent, contract, frames)
@@ -57,7 +57,9 @@ def critic_needs(
                 accelerator, "image encoder", learning, images_at, image_training, "image_encoder_training",
                 held=held, new=True, otherwise="--image_encoder.dim=0",
             )  # fmt: skip
-            needs.append(learnt.beside(table))
+            # It sees all frames once more when it is trained.
+            encoded = 4 * count * cameras * image_encoder.dim
+            needs.append(replace(learnt.beside(table), disk=learnt.disk + encoded))
 
         def options_at(step: int) -> tuple:
             size = training.batch_size // accelerator.num_processes
@@ -66,13 +68,14 @@ def critic_needs(
             asked = chunk[:, None].repeat(1, policy_chunks, 1, 1) if scorer_class.asks_policy else None
             return (CriticBatch(*seen, chunk, torch.randn(size), torch.full((size,), 0.8), *seen, asked),)
 
-        learnt = training_needs(accelerator, "critic", network, options_at, training, "training", held=held, new=True)
+        learnt = training_needs(
+            accelerator, "critic", scorer.critic, options_at, training, "training", held=held, new=True, moved=True
+        )
     # Features of all frames while they are joined; before that, what the components are fitted on.
     table = 4 * count * reads.dim
     fitted, side = min(count, FIT_FRAMES) * pooled, min(count, FIT_FRAMES, pooled)
     made = max(2 * table, 20 * fitted + 32 * side**2 if cache.config.dim else 0)
-    if scorer_class.asks_policy:
-        table += 4 * count * policy_chunks * cache.policy.horizon * contract.action_dim
-    learnt = learnt.beside(table)
-    needs.append(replace(learnt, memory=max(learnt.memory, made)))
-    return needs
+    asked = 4 * count * policy_chunks * cache.policy.horizon * contract.action_dim if scorer_class.asks_policy else 0
+    learnt = learnt.beside(table + asked)
+    needs.append(replace(learnt, memory=max(learnt.memory, made), disk=learnt.disk + asked))
+    return needs, scorer.eval()

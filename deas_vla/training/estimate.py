@@ -30,16 +30,12 @@ from deas_vla.training.loop import TrainingConfig, rows_of
 from deas_vla.training.stages import ESTIMATE
 
 GIB = 1 << 30
-# Estimates are off by up to this share: refused is what does not fit even so.
-ACCURACY = 0.2
-# Growing parts of a batch are tried until one takes so long.
-LONG_S = 1.0
-# Shorter runs are repeated for so long, and so often at most.
-SOME_S, MOST_RUNS = 0.2, 20
-# Steps in which a process's memory has grown as far as it does, and seconds between two looks at it.
-STEPS, LOOK_S = 3, 0.001
-# Batches that each worker process makes ahead (torch's prefetch_factor).
-AHEAD = 2
+ACCURACY = 0.2  # estimates are off by up to this share: refused is what does not fit even so
+LONG_S = 1.0  # growing parts of a batch are tried until one takes so long
+SOME_S, MOST_RUNS = 0.2, 20  # shorter runs are repeated for so long, and so often at most
+STEPS, LOOK_S = 3, 0.001  # steps in which memory has grown as far as it does, seconds between two looks at it
+AHEAD = 2  # batches that each worker process makes ahead (torch's prefetch_factor)
+ELSEWHERE = "free space, or name a folder on another disk (--output)"
 
 
 class Free(NamedTuple):
@@ -54,7 +50,7 @@ class Free(NamedTuple):
 class Needs:
     """What a stage takes here: bytes of disk, and at most of memory and each GPU beside what is held before; seconds.
 
-    `changes` take less: a setting as it is typed, and the memory and GPU memory with it, the mildest first.
+    `changes` take less: a setting as typed, memory and GPU memory with it, the mildest first; `disk_fix`: of the disk.
     """
 
     stage: str
@@ -64,6 +60,7 @@ class Needs:
     device: float = 0.0
     seconds: float = 0.0
     changes: tuple[tuple[str, float, float], ...] = ()
+    disk_fix: str = "free space, or name folders on another disk (--output, --cache)"
 
     def beside(self, memory: float) -> "Needs":
         """While other bytes of memory are held."""
@@ -119,7 +116,7 @@ def resident() -> int:
     return psutil.Process().memory_info().rss
 
 
-def _gaps(work: Callable[[], object], held: float, size: float, device: torch.device) -> float:
+def grown(work: Callable[[], object], held: float, size: float, device: torch.device) -> float:
     """Bytes of memory that a process takes beside `size` of its tensors: the C library keeps gaps between them."""
     if device.type == "cuda":
         return 0.0
@@ -201,12 +198,12 @@ def cache_needs(
     tried = try_out(run, len(some), device)
     each = made[0].nbytes // len(made[0])
     size, seconds = scaled(tried, len(some))
-    size += _gaps(lambda: [run(tried[-1][0]) for _ in range(STEPS)], held, tried[-1][1], device)
+    size += grown(lambda: [run(tried[-1][0]) for _ in range(STEPS)], held, tried[-1][1], device)
     # A block is there in parts, and joined.
     host = 2 * each * min(cache.block, len(rows)) + (3 + AHEAD * workers) * nbytes(loaded)
     seconds = max(seconds, loading_s / workers) if workers else seconds + loading_s
     seconds *= len(rows) / len(some) / accelerator.num_processes
-    return Needs(stage, f"{len(rows)} frames", each * len(rows), *_here(accelerator, size, host), seconds), each
+    return Needs(stage, f"{len(rows)} frames", each * len(rows), *on_machine(accelerator, size, host), seconds), each
 
 
 def training_needs(
@@ -220,12 +217,14 @@ def training_needs(
     workers: int = 0,
     held: int = 0,
     new: bool = False,
+    moved: bool = False,
     otherwise: str = "",
 ) -> Needs:
     """What `train` takes with a module, whose weights and buffers stay as they are.
 
     `flag` is what `config` is called on the command line; `held` is as of `cache_needs`; `new`: the weights are not
-    among it; `otherwise` is what takes less where no part of a batch is small enough.
+    among it; `moved`: those without a gradient change, too; `otherwise` is what takes less where no part of a batch is
+    small enough.
     """
     held, device, began = held or resident(), accelerator.device, time.perf_counter()
     batch = batch_at(0)
@@ -236,6 +235,7 @@ def training_needs(
     share = config.batch_size // processes
     kept = weights * new + 2 * gradients  # AdamW's moments
     copied = (weights + 2 * gradients) * (config.steps > config.checkpoint_every)
+    frozen = 0 if moved else nbytes([p for p in module.parameters() if not p.requires_grad])
     buffers = {name: buffer.clone() for name, buffer in module.named_buffers()}
     updates: list[float] = []
 
@@ -262,7 +262,7 @@ def training_needs(
         # Its first run leaves gradients, which do not count in the others.
         tried = try_out(run, share // parts, device)
         module.zero_grad()
-        gaps = _gaps(lambda: steps(tried[-1][0]), held + kept, tried[-1][1], device)
+        gaps = grown(lambda: steps(tried[-1][0]), held + kept, tried[-1][1], device)
     module.train(training)
     for name, buffer in module.named_buffers():
         buffer.copy_(buffers[name])
@@ -270,7 +270,7 @@ def training_needs(
     def peak(count: int) -> tuple[float, float]:
         # Activations go while gradients come: the two do not peak together. Processes exchange a copy of gradients.
         working = kept + max(gaps + scaled(tried, count)[0], gradients, copied) + gradients * (processes > 1)
-        return _here(accelerator, working, (3 + AHEAD * workers) * nbytes(batch))
+        return on_machine(accelerator, working, (3 + AHEAD * workers) * nbytes(batch))
 
     # The first update makes the moments.
     seconds = parts * scaled(tried, share // parts)[1] + statistics.median(updates[1:])
@@ -278,11 +278,13 @@ def training_needs(
     smaller = [m for m in range(parts + 1, share + 1) if share % m == 0]
     changes = [(f"--{flag}.micro_batches={m}", *peak(share // m)) for m in smaller]
     changes += [(otherwise, 0.0, 0.0)] if otherwise else []
-    work, disk = f"{config.steps} steps of {config.batch_size}", weights + 2 * copied
+    # A checkpoint lies there while the next one is written, and beside the weights at the end.
+    written = max(0, copied - frozen)
+    work, disk = f"{config.steps} steps of {config.batch_size}", written + max(weights, written)
     return Needs(stage, work, disk, *peak(share // parts), seconds, tuple(changes))
 
 
-def _here(accelerator: Accelerator, working: float, host: float) -> tuple[float, float]:
+def on_machine(accelerator: Accelerator, working: float, host: float) -> tuple[float, float]:
     """Bytes of memory, of all processes here, and of each GPU: `working` is where the networks are."""
     here = int(os.environ.get("LOCAL_WORLD_SIZE", accelerator.num_processes))
     return (here * host, working) if accelerator.device.type == "cuda" else (here * (host + working), 0.0)
@@ -307,23 +309,22 @@ def _first(value: Any, count: int) -> Any:
 # ---- what is said of it ------------------------------------------------------------------------------------------
 
 
-def announce(accelerator: Accelerator, folder: Path, needs: list[Needs], dry_run: bool = False) -> bool:
+def announce(accelerator: Accelerator, folder: Path, needs: list[Needs], said: list[Needs] | None = None) -> bool:
     """Prints what the stages of a folder take; whether to begin, which a dry run does not.
 
-    Raises UserError if the disk, the memory or the GPU is too small for one of them, with what to change.
+    A dry run gives `said`, what it has said of other stages, to which these are added. Otherwise a UserError, with what
+    to change, if the disk, the memory or the GPU is too small for one of them.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
-    device = accelerator.device
-    gpu = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else None
-    free = Free(shutil.disk_usage(there).free, free_memory(), gpu)
-    lines = [("needs about", "disk", "memory", "GPU", "time", "")]
+    free = free_at(folder, accelerator.device)
+    head = ("needs about", "disk", "memory", "GPU", "time", "")
+    lines = [] if said else [head, ("there is", *map(_size, free), "", "")]
     for need in needs:
         sizes = map(_size, (need.disk, need.memory, need.device))
         lines.append((need.stage, *sizes, f"{need.seconds / 60:.1f} min", need.work))
-    lines.append(("there is", *map(_size, free), "", ""))
     for line in lines:
         accelerator.print("{:18s} {:>9s} {:>9s} {:>9s} {:>10s}  {}".format(*line).rstrip())
-    if dry_run:
+    if said is not None:
+        said += needs
         return False
     for need in needs:
         require_room(need, free)
@@ -333,6 +334,24 @@ def announce(accelerator: Accelerator, folder: Path, needs: list[Needs], dry_run
     return True
 
 
+def free_at(folder: Path, device: torch.device | None = None) -> Free:
+    """What a stage in a folder, which need not be there yet, may take."""
+    there = next(path for path in (folder, *folder.absolute().parents) if path.is_dir())
+    gpu = torch.cuda.mem_get_info(device)[0] if device and device.type == "cuda" else None
+    return Free(shutil.disk_usage(there).free, free_memory(), gpu)
+
+
+def bytes_in(folder: Path, pattern: str = "*") -> int:
+    """Bytes of the files in a folder and its folders, which need not be there."""
+    return sum(file.stat().st_size for file in folder.rglob(pattern) if file.is_file())
+
+
+def require_room_for_weights(what: str, source: Path, target: Path, copies: float) -> None:
+    """Refuses to read and write the weights in a folder if memory is too small for `copies`, or the disk for one."""
+    weights = bytes_in(source, "*.safetensors")
+    require_room(Needs(what, "", weights, copies * weights, disk_fix=ELSEWHERE), free_at(target))
+
+
 def require_room(need: Needs, free: Free) -> None:
     """Refuses a stage that would not fit even if it took a fifth less than estimated."""
     for what, size, there in (("memory", need.memory, free.memory), ("GPU memory", need.device, free.device)):
@@ -340,8 +359,7 @@ def require_room(need: Needs, free: Free) -> None:
             fix = fix_of(need, free) or f"take a machine with {_size(size)}"
             raise UserError(f"{need.stage} needs about {_size(size)} of {what}, {_size(there)} is free: {fix}")
     if need.disk > free.disk:
-        fix = "free space, or name folders on another disk (--output, --cache)"
-        raise UserError(f"{need.stage} needs {_size(need.disk)} of disk, {_size(free.disk)} is free: {fix}")
+        raise UserError(f"{need.stage} needs {_size(need.disk)} of disk, {_size(free.disk)} is free: {need.disk_fix}")
 
 
 def fix_of(need: Needs, free: Free) -> str:

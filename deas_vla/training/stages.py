@@ -61,7 +61,11 @@ def run_stage(
         "code": {file: sha256_of(Path(file)) for file in _plugin_files(config)},
     }
     if getattr(config, "dry_run", False):  # says what it would take, and writes nothing
-        work(folder)
+        if (folder / DONE).is_file():
+            _require_same(folder, DONE, record, config)
+            accelerator.print(f"{folder.name}: there already")
+        else:
+            work(folder)
         return
     with lock_for_run(accelerator, folder):
         if (folder / DONE).is_file():

@@ -18,7 +18,7 @@ from deas_vla.config import parse
 from deas_vla.envs.simulator import SimulatorConfig
 from deas_vla.errors import require_ranges
 from deas_vla.launch import run_recipe
-from deas_vla.rollouts.collect import CollectedReader
+from deas_vla.rollouts.outputs import Outputs
 from deas_vla.training.loop import make_accelerator
 from recipes.collect_demos import CollectDemosConfig, collect_demos
 from recipes.collect_rollouts import CollectRolloutsConfig, collect_rollouts
@@ -72,14 +72,14 @@ class CriticsConfig:
 
 
 def main(config: CriticsConfig) -> None:
-    accelerator, run, read = make_accelerator(), Path(config.output), CollectedReader()
+    accelerator, run, outputs = make_accelerator(), Path(config.output), Outputs(kept=3)
     flags = [f"--tasks={config.task}", f"--seed={config.seed}", f"--output={run}", *config.flags.split()]
     loop = parse(FinetuneRobocasaConfig, flags, prog="finetune_robocasa")
     simulator = {f.name: getattr(loop, f.name) for f in fields(SimulatorConfig)}
     demonstrations, policy = str(run / "demonstrations"), str(run / "policy")
     collect_demos(accelerator, CollectDemosConfig(**simulator, output=demonstrations, seed=loop.seed, demos=loop.demos))
     cloning = {"demonstrations": demonstrations, "seed": loop.seed, "policy": loop.policy, "training": loop.bc}
-    finetune_policy(accelerator, FinetunePolicyConfig(output=policy, **cloning), read)
+    finetune_policy(accelerator, FinetunePolicyConfig(output=policy, **cloning), outputs)
     parts = {"rollouts": (0, config.episodes), "few": (0, FEW), FRESH: (config.episodes, config.fresh)}
     for name, (skip, episodes) in parts.items():
         rollouts = replace(loop.rollouts, episodes=episodes)
@@ -97,7 +97,7 @@ def main(config: CriticsConfig) -> None:
     )
     critics = {name: change(replace(own, output=str(run / name))) for name, change in VARIANTS.items()}
     for plan in critics.values():
-        train_critic(accelerator, plan, read)
+        train_critic(accelerator, plan, outputs)
     evaluation = replace(loop.evaluation, candidate_counts=[1], oracle_scenes=0, video=False)
     evaluate(
         accelerator,
