@@ -33,12 +33,10 @@ from deas_vla.training.stages import run_stage
 class DemosConfig:
     """How many demonstrations, and how densely their images are stored."""
 
-    # Attempts of the expert, for each task.
-    episodes: int = 150
+    episodes: int = 150  # Attempts of the expert, for each task.
     # LeRobot data set (v3, v2.1, v2.0) of which the successful episodes are taken instead; see `deas-vla audit`.
     dataset: str = ""
-    # Images are stored every so many steps; each is a frame that the policy can be trained on.
-    frame_every: int = 1
+    frame_every: int = 1  # Images are stored every so many steps; each is a frame that the policy can be trained on.
 
     def __post_init__(self):
         require_ranges(self, "demos.", {"at least 1": "frame_every"})
@@ -48,12 +46,9 @@ class DemosConfig:
 class CollectDemosConfig(SimulatorConfig):
     """Settings of recipes/collect_demos.py."""
 
-    # Folder of this stage.
-    output: str = incidental("outputs/lift/demonstrations")
-    # Chooses the scenes and the expert's imperfections, 0 to 99.
-    seed: int = 1
-    # How much to collect.
-    demos: DemosConfig = field(default_factory=DemosConfig)
+    output: str = incidental("outputs/lift/demonstrations")  # Folder of this stage.
+    seed: int = 1  # Chooses the scenes and the expert's imperfections, 0 to 99.
+    demos: DemosConfig = field(default_factory=DemosConfig)  # How much to collect.
     dry_run: bool = incidental(False)  # Say what it would take of disk, memory and time, and end.
 
 

@@ -36,10 +36,8 @@ from deas_vla.training.stages import run_stage
 class RolloutsConfig:
     """How many rollouts, and how densely their images are stored."""
 
-    # Episodes, for each task.
-    episodes: int = 1000
-    # Images are stored every so many steps, besides where the policy decides; 0: only there.
-    frame_every: int = 8
+    episodes: int = 1000  # Episodes, for each task.
+    frame_every: int = 8  # Images are stored every so many steps, besides where the policy decides; 0: only there.
     # The policy's noise is multiplied by this: with less, a policy plays nearer to its mean and succeeds more often.
     noise_scale: float = CANDIDATE_NOISE
     # Actions played of each chunk before the policy decides again; of shorter chunks, all.
@@ -54,16 +52,11 @@ class RolloutsConfig:
 class CollectRolloutsConfig(SimulatorConfig):
     """Settings of recipes/collect_rollouts.py."""
 
-    # Folder of this stage.
-    output: str = incidental("outputs/lift/rollouts")
-    # Stage folder of the policy to roll out.
-    policy: str = incidental("outputs/lift/policy")
-    # Chooses the scenes and the policy's noise, 0 to 99.
-    seed: int = 1
-    # Scenes that are left out at the beginning: those of earlier iterations.
-    skip: int = 0
-    # How much to collect.
-    rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
+    output: str = incidental("outputs/lift/rollouts")  # Folder of this stage.
+    policy: str = incidental("outputs/lift/policy")  # Stage folder of the policy to roll out.
+    seed: int = 1  # Chooses the scenes and the policy's noise, 0 to 99.
+    skip: int = 0  # Scenes that are left out at the beginning: those of earlier iterations.
+    rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)  # How much to collect.
     dry_run: bool = incidental(False)  # Say what it would take of disk, memory and time, and end.
 
     def __post_init__(self):

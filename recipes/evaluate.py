@@ -90,17 +90,10 @@ def named(texts: list[str], *, critic: bool) -> dict[str, list[Path]]:
 def methods_of(
     plan: EvaluationConfig, policy: ChunkPolicy, scorer: Scorer, policies: dict[str, tuple], scorers: dict[str, Scorer]
 ) -> dict[str, BestOfN]:
-    """What is played, by name: the controls, best of N, and what is given besides.
+    """What is played, by name: the controls, best of N, and what is given besides; a name that is taken is refused.
 
-    Args:
-        plan: numbers of candidates and their noise.
-        policy: the policy that all are compared with.
-        scorer: chooses among its chunks.
-        policies: name to a policy that plays alone, and perhaps a scorer with which it also plays best of N.
-        scorers: name to another scorer of the policy's chunks.
-
-    Raises:
-        UserError: if a name is taken.
+    `policies`: name to a policy that plays alone, and perhaps a scorer with which it also plays best of N; `scorers`:
+    name to another scorer of the policy's chunks.
     """
     n, noise = plan.num_candidates, SelectionConfig(noise_scale=plan.noise_scale)
     methods = {

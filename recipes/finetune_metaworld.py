@@ -33,26 +33,21 @@ def wider_policy() -> SmallVLAConfig:
 class FinetuneMetaworldConfig(FinetuneRobocasaConfig):
     """Settings of recipes/finetune_metaworld.py."""
 
-    # Folder of the run: one folder a stage, report.html and report.json.
-    output: str = "outputs/metaworld"
-    # Chooses scenes, noise, initial weights and the order of the data, 0 to 99.
-    seed: int = 1
-    # The simulator.
-    env: str = "metaworld"
+    output: str = "outputs/metaworld"  # Folder of the run: one folder a stage, report.html and report.json.
+    seed: int = 1  # Chooses scenes, noise, initial weights and the order of the data, 0 to 99.
+    env: str = "metaworld"  # The simulator.
     # Tasks, separated by commas: any of Meta-World's 50; the ten of its MT10.
     tasks: list[str] = field(default_factory=lambda: list(MT10))
     # Demonstrations of the scripted experts.
     demos: DemosConfig = field(default_factory=lambda: DemosConfig(episodes=50, frame_every=4))
-    # The model.
-    policy: SmallVLAConfig = field(default_factory=wider_policy)
+    policy: SmallVLAConfig = field(default_factory=wider_policy)  # The model.
     # Behaviour cloning of the demonstrations.
     bc: ImitationConfig = field(default_factory=lambda: ImitationConfig(steps=3500, batch_size=64, learning_rate=1e-3))
     # Rollouts of the cloned policy: all tasks share one critic, but few chunks of one teach it about another.
     rollouts: RolloutsConfig = field(default_factory=lambda: RolloutsConfig(episodes=200))
     # From backbone tokens to the critic's features.
     features: FeatureConfig = field(default_factory=lambda: FeatureConfig(dim=192, text_weight=20.0))
-    # The critic and its losses.
-    critic: CriticConfig = field(default_factory=lambda: CriticConfig(hidden_dim=384))
+    critic: CriticConfig = field(default_factory=lambda: CriticConfig(hidden_dim=384))  # The critic and its losses.
     # The critic's optimisation.
     critic_training: TrainingConfig = field(
         default_factory=lambda: TrainingConfig(

@@ -46,32 +46,25 @@ def improvement_defaults() -> ImitationConfig:
 class FinetuneRobocasaConfig(SimulatorConfig, CriticRecipeConfig):
     """Settings of recipes/finetune_robocasa.py."""
 
-    # Folder of the run: one folder a stage, report.html and report.json.
-    output: str = "outputs/lift"
+    output: str = "outputs/lift"  # Folder of the run: one folder a stage, report.html and report.json.
     # Chooses scenes, noise, initial weights and the order of the data, 0 to 99; the defaults were chosen on seed 0.
     seed: int = 1
     # The policy's noise wherever candidates are made is multiplied by this; null: by what each stage says.
     noise_scale: float | None = None
     # Actions of a chunk that are played wherever one plays; null: what each stage says.
     execute_steps: int | None = None
-    # Demonstrations of the scripted expert.
-    demos: DemosConfig = field(default_factory=DemosConfig)
-    # The model.
-    policy: SmallVLAConfig = field(default_factory=SmallVLAConfig)
-    # Behaviour cloning of the demonstrations.
-    bc: ImitationConfig = field(default_factory=cloning_defaults)
-    # Rollouts of the cloned policy.
-    rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)
+    demos: DemosConfig = field(default_factory=DemosConfig)  # Demonstrations of the scripted expert.
+    policy: SmallVLAConfig = field(default_factory=SmallVLAConfig)  # The model.
+    bc: ImitationConfig = field(default_factory=cloning_defaults)  # Behaviour cloning of the demonstrations.
+    rollouts: RolloutsConfig = field(default_factory=RolloutsConfig)  # Rollouts of the cloned policy.
     # The critic's optimisation.
     critic_training: TrainingConfig = field(default_factory=lambda: preset("default").training)
-    # How advantages become weights.
-    weighting: AdvantageWeighting = field(default_factory=AdvantageWeighting)
+    weighting: AdvantageWeighting = field(default_factory=AdvantageWeighting)  # How advantages become weights.
     # Fine-tuning after the critic: the same for filtered and for advantage-weighted behaviour cloning.
     improvement: ImitationConfig = field(default_factory=improvement_defaults)
     # Roll the improved policy out, train a critic on all rollouts and improve again; all are evaluated together.
     second_iteration: bool = False
-    # The paired evaluation.
-    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)  # The paired evaluation.
     dry_run: bool = incidental(False)  # Say what every stage would take of disk, memory and time, and end.
 
     def __post_init__(self):
@@ -152,14 +145,8 @@ def improvement_iteration(
 ) -> dict[str, str]:
     """Rollouts → critic → improved policies; returns stage name to folder.
 
-    Args:
-        accelerator: Accelerate's handle on devices and processes.
-        config: of the recipe.
-        demonstrations: stage folder of the demonstrations.
-        policy: of the cloned policy, whose backbone all policies share.
-        improved: of the policy that is rolled out and improved.
-        before: of the rollouts of earlier iterations.
-        outputs: what the stages before made.
+    Stage folders: `policy` of the cloned one, whose backbone all policies share; `improved` of the one that is rolled
+    out and improved; `before` of the rollouts of earlier iterations. `outputs`: what the stages before made.
     """
     run, seed = Path(config.output), config.seed
     playing = {f.name: getattr(config, f.name) for f in fields(SimulatorConfig)} | {"dry_run": config.dry_run}

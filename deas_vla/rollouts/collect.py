@@ -80,17 +80,10 @@ def load_blocks(paths: Iterable[Path]) -> list[Episode]:
 def write_collected(
     folder: Path, attempts: list[Episode], contract: Contract, *, metadata: dict, demonstrations: bool = False
 ) -> None:
-    """Writes episodes as a stage's LeRobot data set, ``folder/dataset``.
+    """Writes episodes as a stage's LeRobot data set, ``folder/dataset``; if none is kept, a UserError.
 
-    Args:
-        folder: of the stage.
-        attempts: all that were collected.
-        contract: of the environment, or, for rollouts, of the policy that was rolled out.
-        metadata: how the episodes came about; counts and instructions are added.
-        demonstrations: keep the successes only, and compute the normalisation statistics from them.
-
-    Raises:
-        UserError: if no episode is kept.
+    `contract`: of the environment, or, for rollouts, of the policy that was rolled out. `metadata`: how the episodes
+    came about; counts and instructions are added. Of demonstrations only successes are kept, and their statistics.
     """
     names = [camera.name for camera in contract.cameras]
     episodes = [
