@@ -5,7 +5,9 @@ from contextlib import contextmanager
 from dataclasses import replace
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from data_example import example_episode
 from rollout_example import HORIZON, LinePolicy, LineWorkers, MovesRight
 from test_scenes import stage
 from test_seam_simulator import POINT_MASS
@@ -17,7 +19,7 @@ from deas_vla.export.export import ExportConfig, export_run
 from deas_vla.improvement.best_of_n import BestOfN
 from deas_vla.rollouts import outputs
 from deas_vla.rollouts.collect import BLOCKS, DATASET, write_collected
-from deas_vla.rollouts.estimate import evaluation_needs
+from deas_vla.rollouts.estimate import collecting_needs, evaluation_needs
 from deas_vla.rollouts.evaluate import evaluate_method, paired_jobs
 from deas_vla.rollouts.outputs import Outputs
 from deas_vla.training import estimate
@@ -95,6 +97,19 @@ def test_an_evaluation_writes_what_was_said(tmp_path):
         make_accelerator(), tmp_path, SimulatorConfig(**settings), LineWorkers(), played, (5, 100), HORIZON
     )
     assert more.seconds > 5 * need.seconds and more.disk > 5 * need.disk
+
+
+def test_one_episode_of_one_step_is_enough_to_try(tmp_path):
+    """The guide's own simulator: its expert may succeed at once, and one step has no statistics (defect)."""
+    workers, scenes = LineWorkers(), [0, 1, 2]
+    episode = example_episode(np.random.default_rng(0), 1, True, source="demonstration", every=1)
+    collect = lambda some, finished: [episode]  # noqa: E731
+    settings = SimulatorConfig(workers=1, parallel_episodes=4)
+    (need,), (expected, contract, _) = collecting_needs(
+        make_accelerator(), tmp_path, settings, workers, scenes, collect
+    )
+    assert need.work == "at most 3 episodes of 14 steps, as in lift" and len(expected) == 3 * 14
+    assert contract.statistics is not None
 
 
 def test_the_dry_run_of_a_loop_says_every_stage_and_writes_nothing(tmp_path, capsys):

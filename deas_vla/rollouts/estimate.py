@@ -85,7 +85,7 @@ def collecting_needs(
         f"set --{flag}.episodes={fitting}, {ELSEWHERE}" if fitting > 1 else ELSEWHERE,
     )  # fmt: skip
     expected = expected_episodes(some, round(count * scale * len(some)))
-    return [needs], (expected, contract.with_statistics(contract.statistics or statistics_of(some)), {})
+    return [needs], (expected, contract.with_statistics(contract.statistics or statistics_of(expected)), {})
 
 
 def copying_needs(folder: Path, episodes: list[Episode], contract: Contract) -> Collecting:
