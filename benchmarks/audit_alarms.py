@@ -37,7 +37,7 @@ def load(root: Path, labels: LabelRules) -> tuple[Layout, list[Played], Films, f
         data.instructions[part.number] = rows.instruction_of(part, data.layout.instruction, data.folder.tasks)
     played = [audits._played(data, part, labels) for part in parts]
     shown = [(part, audits._shown(part, labels)) for part in parts]
-    return data.layout, played, *sample_films(data.folder, data.layout, shown, len(parts))
+    return data.layout, played, sample_films(data.folder, data.layout, shown, len(parts)), data.folder.rate_hz
 
 
 def inverted(layout: Layout, each: Played) -> Played:
@@ -65,7 +65,7 @@ def frozen(film: Film) -> Film:
 
 
 def late(film: Film) -> Film:
-    return replace(film, images=film.images[:-3], states=film.states[3:])
+    return replace(film, images=film.images[:-3], rows=film.rows[3:])
 
 
 # Finding to how it is planted in one episode.
@@ -105,7 +105,7 @@ def main() -> None:
     arguments = parser.parse_args()
     codes = ["", *IN_ROWS, *IN_FILMS, "cameras-swapped", "instruction-of-another"]
     for root in arguments.datasets:
-        layout, everyone, all_films, step_s = load(root, LabelRules(arguments.success))
+        layout, everyone, all_films, rate_hz = load(root, LabelRules(arguments.success))
         few = len(everyone) < 12  # of which no halves are taken
         print(f"{root}: {len(everyone)} episodes, {arguments.draws} draws")
         for code in codes:
@@ -117,7 +117,7 @@ def main() -> None:
                 films = {name: [film for film in of if film.number in numbers] for name, of in all_films.items()}
                 which = set(rng.choice(numbers, max(1, len(numbers) // 5), replace=False).tolist()) if code else set()
                 played, films = planted(code, layout, played, films, which)
-                findings = [*compare(layout, played), *compare_films(films, step_s)]
+                findings = [*compare(layout, played), *compare_films(films, rate_hz)]
                 alarms.update({each.code for each in findings})
                 told = {number for each in findings if each.code == code for number in each.episodes}
                 right, named, faulty = right + len(told & which), named + len(told), faulty + len(which)

@@ -1,6 +1,7 @@
 """The usual way to a policy, `lerobot-train --policy.path=BASE --rename_map=…`: the base has other cameras, widths."""
 
 import copy
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -114,8 +115,11 @@ def test_a_fine_tuned_base_is_adopted_and_plays_as_in_lerobot(state, base, data,
 
 
 def test_a_camera_that_the_policy_does_not_see_is_left_out(base, data, tmp_path, capsys):
-    first = {"observation.images.left": "observation.images.camera1"}
-    policy = adopted(as_fine_tuned(base(1, 3), first), data, tmp_path / "policy", "--units=rad")
+    checkpoint = as_fine_tuned(base(1, 3), {"observation.images.left": "observation.images.camera1"})
+    config = json.loads((checkpoint / "config.json").read_text())
+    # It was trained on a GPU, which this machine may not have.
+    (checkpoint / "config.json").write_text(json.dumps(config | {"device": "cuda"}))
+    policy = adopted(checkpoint, data, tmp_path / "policy", "--units=rad")
     assert "does not see the camera wrist" in capsys.readouterr().out
     assert [camera.name for camera in policy.contract.cameras] == ["left"]
     # And it reads its data with one camera only.

@@ -98,6 +98,7 @@ def test_no_arguments_give_the_defaults():
         (["--name=a=b"], "name", "a=b"),
         (["--name=null"], "name", None),
         (["--limit=5"], "limit", 5.0),
+        (["--critic.head.bins=010"], "critic.head.bins", 10),
         (["--output=x/y"], "output", Path("x/y")),
         (["--fast"], "fast", True),
         (["--fast", "false"], "fast", False),
@@ -133,10 +134,11 @@ def test_a_flag_keeps_the_rest_of_a_customised_default():
 
 
 @pytest.mark.unit
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
 @pytest.mark.parametrize("suffix", ["json", "yaml"])
-def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path, suffix):
+def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path, suffix, encoding):
     file = tmp_path / f"c.{suffix}"
-    file.write_text(json.dumps({"limit": 3, "critic": {"expectile": 0.8, "head": {"kind": "scalar"}}}))
+    file.write_text(json.dumps({"limit": 3, "critic": {"expectile": 0.8, "head": {"kind": "scalar"}}}), encoding)
     config = parse(Recipe, ["--limit=4", f"--config={file}"])
     assert config == parse(Recipe, ["--config", str(file), "--limit=4"])
     assert config.limit == 4.0
@@ -159,6 +161,7 @@ def test_flags_win_over_the_file_and_the_file_over_the_defaults(tmp_path, suffix
         (["--critic.expectile=true"], ["--critic.expectile", "float", "'true'"]),
         (["--critic.expectile=null"], ["--critic.expectile", "float"]),
         (["--critic.head.bins=1.5"], ["--critic.head.bins", "int", "'1.5'"]),
+        (["--critic.head.bins=1:30"], ["--critic.head.bins", "int", "'1:30'"]),
         (["--critic.head.kind=tanh"], ["--critic.head.kind", "'tanh'", "'categorical', 'scalar'"]),
         (["--critic.widths=a"], ["--critic.widths", "int", "'a'"]),
         (["--fast=2"], ["--fast", "expected true or false, not '2'"]),
@@ -184,6 +187,7 @@ def test_a_mistake_is_one_line_that_names_the_flag(argv, parts):
         ('{"critic": 3}', "unknown flag --critic"),
         ("[1]", "must hold names and values"),
         ('{"limit": ', "is not valid JSON or YAML"),
+        ("critic:\n\texpectile: 0.8", "is not valid JSON or YAML"),
         ('{"limit": "soon"}', "--limit"),
         ('{"label": false}', "--label is text; put label's value in quotes"),
     ],

@@ -154,6 +154,11 @@ def damage_cut_off(folder):
     (folder / "model.safetensors").write_bytes(whole[: len(whole) // 2])
 
 
+def damage_shards(folder):
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
+    (folder / "model.safetensors.index.json").write_text("{}")
+
+
 def damage_config(folder):
     (folder / "config.json").write_text("{")
 
@@ -177,6 +182,7 @@ def damage_statistics(folder):
         damage_nothing_loaded,
         damage_half_the_weights,
         damage_cut_off,
+        damage_shards,
         damage_config,
         damage_kind,
         damage_processor,

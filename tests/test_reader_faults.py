@@ -243,16 +243,17 @@ def test_rows_of_another_order_are_refused(tmp_path):
 
 def typed(name, dtype, number=1):
     def change(episode, columns):
-        if episode == number:
+        if number in (episode, None):
             columns[name] = np.asarray(columns[name]).astype(dtype)
 
     return change
 
 
+@pytest.mark.parametrize("number", [1, None], ids=["one file", "all files"])
 @pytest.mark.parametrize("dtype", ["float64", "float16", "int64"])
-def test_numbers_of_another_type_in_one_file_are_cast(tmp_path, dtype):
+def test_numbers_of_another_type_are_cast(tmp_path, dtype, number):
     """As LeRobot casts them: to the type of info.json."""
-    root = write_told(tmp_path / "set", files=[[0], [1], [2]], columns=typed("observation.state", dtype))
+    root = write_told(tmp_path / "set", files=[[0], [1], [2]], columns=typed("observation.state", dtype, number))
     episodes = read(root)
     assert {episode.states.dtype for episode in episodes} == {np.dtype("float32")}
     assert episodes[1].states[:3].tolist() == [[1, 0], [1, 1], [1, 2]]

@@ -85,11 +85,13 @@ def test_rule_01_an_exported_reranker_decides_as_its_parts_do(parts, exported):
     assert reranker.execute_steps == 3 and reranker.contract == policy.contract
 
 
-def test_a_fresh_export_is_verified_and_may_move(folder):
+def test_a_fresh_export_is_verified_and_may_move_or_be_linked_to(folder):
     told = verify(folder)
     assert "4 golden inputs decided as before" in told
     moved = folder.rename(folder.with_name("elsewhere"))
     assert verify(moved) == told.replace(str(folder), str(moved))
+    folder.symlink_to(moved)
+    assert verify(folder) == told
 
 
 def test_two_exports_of_the_same_parts_are_equal(parts, exported, tmp_path):

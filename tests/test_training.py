@@ -9,6 +9,7 @@ import textwrap
 import pytest
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from safetensors import safe_open
 from torch import nn
 
@@ -47,10 +48,11 @@ def batches(kill_at=None):
     return batch_at
 
 
-def run(folder, kill_at=None, seed=3, **overrides):
+def run(folder, kill_at=None, seed=3, precision="no", **overrides):
     module = Regression()
     config = TrainingConfig(steps=20, batch_size=8, checkpoint_every=4, log_every=2, **overrides)
-    train(Accelerator(cpu=True), module, batches(kill_at), config, folder, name="test", seed=seed)
+    accelerator = Accelerator(cpu=True, mixed_precision=precision)
+    train(accelerator, module, batches(kill_at), config, folder, name="test", seed=seed)
     return module.state_dict()
 
 
@@ -155,6 +157,20 @@ def test_a_cut_off_checkpoint_is_refused_by_name(tmp_path):
     path.write_bytes(path.read_bytes()[:200])
     with pytest.raises(UserError, match=r"checkpoint\.safetensors.*delete it and run again"):
         run(tmp_path)
+
+
+def test_a_training_in_bfloat16_is_near_that_in_float32(tmp_path):
+    """As `accelerate launch --mixed_precision=bf16` has it."""
+    whole = run(tmp_path / "whole")
+    AcceleratorState._reset_state()
+    try:
+        half = run(tmp_path / "half", precision="bf16")
+    finally:
+        AcceleratorState._reset_state()
+    assert any(not torch.equal(half[key], value) for key, value in whole.items())
+    for key, value in whole.items():
+        assert half[key].dtype == torch.float32
+        torch.testing.assert_close(half[key], value, atol=2e-2, rtol=0)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):

@@ -216,15 +216,21 @@ def write_told_video(
     return root
 
 
-def write_frames(path: Path, frames: Sequence[np.ndarray], times: Sequence[float] | None = None, **codec) -> None:
-    """A video; `codec`: its name and pixel format."""
+def write_frames(
+    path: Path,
+    frames: Sequence[np.ndarray],
+    times: Sequence[float] | None = None,
+    *,
+    name: str = "libx264",
+    format: str = "yuv420p",
+    **options: str,
+) -> None:
+    """A video, by the encoder of this name and with its options, and with pixels of this format."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(
-            codec.get("name", "libx264"), rate=RATE, options={"crf": "5", "g": "2", "bf": "0"}
-        )
+        stream = container.add_stream(name, rate=RATE, options={"crf": "5", "g": "2", "bf": "0"} | options)
         stream.height, stream.width = frames[0].shape[:2]
-        stream.pix_fmt = codec.get("format", "yuv420p")
+        stream.pix_fmt = format
         if times is not None:
             stream.codec_context.time_base = Fraction(1, 1000)
         for number, image in enumerate(frames):

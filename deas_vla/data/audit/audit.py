@@ -175,7 +175,7 @@ def _episodes(data: Audited, labels: LabelRules, thorough: bool) -> Generator[Fi
     parts = [part for part in parts if all(key in part.columns for key in layout.keys)]
     yield from compare(layout, [_played(data, part, labels) for part in parts])
     shown = [(part, _shown(part, labels)) for part in parts]
-    yield from compare_films(*sample_films(folder, layout, shown, THOROUGH if thorough else QUICK))
+    yield from compare_films(sample_films(folder, layout, shown, THOROUGH if thorough else QUICK), folder.rate_hz)
     return parts
 
 

@@ -13,15 +13,16 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from deas_vla.data.audit.shifts import FEWEST, odd_ones, odd_shifts, reduced
 from deas_vla.data.lerobot.findings import WARNING, Finding, found
 from deas_vla.data.lerobot.layout import Layout
 
-# Of fewer episodes, nobody could say which are the odd ones.
-FEWEST = 4
 GRIPPER = re.compile("grip|finger|jaw|claw", re.IGNORECASE)
 DEGREES = np.log(180 / np.pi)
 # Steps by which the state is looked at after (or before) the action.
 LAGS = np.arange(-4, 9)
+# Steps from an action to the movements that it is taken to cause, and by how many actions may be off.
+CAUSES, SHIFTS = np.arange(-1, 5), np.arange(-2, 3)
 # What a recording program writes where nobody gave an instruction.
 PLACEHOLDERS = {"", "none", "null", "nan", "n/a", "na", "unknown", "task", "todo", "tbd", "test", "default", "dummy"}
 
@@ -37,15 +38,6 @@ class Played:
     actions: np.ndarray
     instruction: str
     succeeded: bool | None
-
-
-def odd_ones(score: np.ndarray, alarm: float, named: float) -> np.ndarray:
-    """The episodes, of (E,) scores, with the fault: those above `named`, if one is above `alarm` and most are as far
-    below 0; else none. An episode that says nothing has the score 0.
-    """
-    score = np.nan_to_num(score)
-    clear = len(score) >= FEWEST and np.median(score) < -alarm and (score > alarm).any()
-    return np.flatnonzero(score > named) if clear else np.array([], int)
 
 
 def compare(layout: Layout, played: list[Played]) -> Iterator[Finding]:
@@ -161,25 +153,11 @@ def timing(names: dict[str, list[str]], played: list[Played]) -> Iterator[Findin
     yield from _named("action-is-next-state", "actions are the state of the next row", played, following, "action")
     if len(played) < FEWEST or len(same) or len(following):
         return
-    profiles = np.array([_profile(each, bool(pairs)) for each in played])  # (E, L, A, S)
-    usual = np.median(profiles, 0)
-    best = np.abs(usual).max(0)
     if pairs:
         yield from _all_late_targets(played, pairs)
     else:
-        # Commands of a movement: each with the column that follows it best.
-        pairs = [(i, int(best[i].argmax())) for i in range(len(best))]
-        yield from _all_late(names, played, usual, pairs)
-    pairs = [pair for pair in pairs if best[pair] > 0.4]
-    if not pairs:
-        return
-    each, usual = (values[..., [i for i, _ in pairs], [j for _, j in pairs]] for values in (profiles, usual))
-    inner = slice(1, -1)
-    asis = ((each[:, inner] - usual[inner]) ** 2).sum((1, 2))
-    for shifted, word in ((usual[2:], "late"), (usual[:-2], "early")):
-        undone = ((each[:, inner] - shifted) ** 2).sum((1, 2))
-        which = odd_ones(np.log((asis + 1e-9) / (undone + 1e-9)), np.log(1.5), np.log(1.2))
-        yield from _named("action-shifted", f"actions are a step {word} against most", played, which, "action")
+        yield from _all_late(names, played)
+    yield from _shifted(played, bool(pairs))
 
 
 def _is_state(each: Played, pairs: list[tuple[int, int]], lag: int) -> bool:
@@ -193,18 +171,34 @@ def _is_state(each: Played, pairs: list[tuple[int, int]], lag: int) -> bool:
     return bool(moves.any() and (moves & copied).sum() > moves.sum() / 2)
 
 
-def _profile(each: Played, targets: bool) -> np.ndarray:
-    """(L, A, S) correlation of the action, or of its change if it is a target, with the state's change LAGS later."""
-    change = np.diff(each.states, axis=0)
-    actions = np.diff(each.actions, axis=0) if targets else each.actions[1:]  # of rows 1, 2, …
-    rows = np.arange(-LAGS[0], len(change) - LAGS[-1])
-    return np.array([_correlation(actions[rows - 1], change[rows + lag]) for lag in LAGS])
+def _shifted(played: list[Played], targets: bool) -> Iterator[Finding]:
+    """Actions, or their changes if they are targets, that come some steps later or earlier than in most episodes."""
+    moved = [np.diff(each.states, axis=0) for each in played]
+    told = [np.diff(each.actions, axis=0, prepend=each.actions[:1]) if targets else each.actions for each in played]
+    moved, told = (reduced(parts, 8, scaled=True) for parts in (moved, told))
+    rows = [np.arange(CAUSES[-1] - SHIFTS[0], len(each) + CAUSES[0] - SHIFTS[-1]) for each in told]
+
+    def design(i: int, shift: int | None) -> np.ndarray:
+        actions = np.hstack([told[i][rows[i] + (shift or 0) - step] for step in CAUSES])
+        return np.hstack([actions * (shift is not None), moved[i][rows[i] - 1], np.ones((len(rows[i]), 1))])
+
+    _, odd = odd_shifts(design, [each[now] for each, now in zip(moved, rows, strict=True)], 0, SHIFTS, 1)
+    for shift in sorted(set(odd.values())):
+        steps = "a step" if abs(shift) == 1 else f"{abs(shift)} steps"
+        what = f"actions are {steps} {'late' if shift > 0 else 'early'} against most"
+        yield from _named("action-shifted", what, played, [i for i in odd if odd[i] == shift], "action")
 
 
-def _all_late(
-    names: dict[str, list[str]], played: list[Played], usual: np.ndarray, pairs: list[tuple[int, int]]
-) -> Iterator[Finding]:
+def _all_late(names: dict[str, list[str]], played: list[Played]) -> Iterator[Finding]:
     """Commands of a movement that is over in their own row: nothing moves before it is told to."""
+    profiles = []
+    for each in played:
+        change = np.diff(each.states, axis=0)
+        rows = np.arange(-LAGS[0], len(change) - LAGS[-1])
+        profiles.append([_correlation(each.actions[rows], change[rows + lag]) for lag in LAGS])
+    usual = np.median(profiles, 0)  # (L, A, S)
+    # Each with the column that follows it best.
+    pairs = enumerate(np.abs(usual).max(0).argmax(1).tolist())
     before, now, after = usual[-LAGS[0] - 1], usual[-LAGS[0]], usual[-LAGS[0] + 1]
     sign = np.sign(now + after)
     for i, j in pairs:

@@ -80,16 +80,12 @@ def unused_cameras(folder: LerobotFolder, layout: Layout) -> Iterator[Finding]:
     for key, feature in folder.features.items():
         if feature["dtype"] != "video" or key in layout.cameras.values():
             continue
-        if not any(_has_video(folder, key, number) for number in itertools.islice(folder.episodes, 3)):
+        paths = []
+        with suppress(UserError):
+            paths = [folder.video(key, number)[0] for number in itertools.islice(folder.episodes, 3)]
+        if not any(path.is_file() for path in paths):
             message = f"info.json lists camera {key}, there are no files of it"
             yield found("camera-without-video", message, file="meta/info.json", column=key)
-
-
-def _has_video(folder: LerobotFolder, key: str, number: int) -> bool:
-    try:
-        return folder.video(key, number)[0].is_file()
-    except UserError:
-        return False
 
 
 def stored_images(
