@@ -151,17 +151,12 @@ def _late(films: dict[str, list[Film]], rate_hz: float) -> Iterator[Finding]:
 
 
 def _seen(films: list[Film]) -> tuple[Design, list[np.ndarray]]:
-    """What changes from image to image, and how much; explained by what the state does over the same time."""
-    changes = [np.diff(film.images, axis=0) for film in films]
-    amounts = [np.abs(each).mean(1, keepdims=True) for each in changes]
-    changes = [np.hstack(pair) for pair in zip(reduced(changes, 8), reduced(amounts, 1), strict=True)]
+    """What changes from image to image, explained by what the state does over the same time, some rows before."""
     states = reduced([film.states for film in films], 6)
 
     def design(i: int, lag: int | None) -> np.ndarray:
         # Beyond its ends the robot is taken to stand still.
         rows = (films[i].rows - (lag or 0)).clip(0, len(states[i]) - 1)
-        moved = np.diff(states[i][rows], axis=0)
-        moved = np.hstack([moved, np.linalg.norm(moved, axis=1, keepdims=True)]) * (lag is not None)
-        return np.hstack([moved[1:], moved[:-1], changes[i][:-1], np.ones((len(rows) - 2, 1))])
+        return np.diff(states[i][rows], axis=0) * (lag is not None)
 
-    return design, [each[1:] for each in changes]
+    return design, reduced([np.diff(film.images, axis=0) for film in films], 8)
