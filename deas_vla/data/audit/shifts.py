@@ -18,7 +18,7 @@ FOLDS, RIDGE, PASSES = 8, 1e-2, 3
 # Episodes that a regression is fitted to, at most.
 MOST = 100
 # An alarm needs this logarithm of a likelihood ratio, and this part of what most episodes would lose by a shift.
-CLEAR, PART = 5.0, 0.1
+CLEAR, PART = 8.0, 0.1
 
 # Gives the (n, X) regressors of an episode, by its position, with its inputs moved by a shift; None: without them.
 Design = Callable[[int, int | None], np.ndarray]
@@ -75,10 +75,10 @@ def likelihoods(
 def odd_shifts(
     design: Design, outputs: list[np.ndarray], usual: int, shifts: np.ndarray, least: float
 ) -> tuple[np.ndarray, dict[int, int]]:
-    """What (L,) `shifts` say of each episode where `usual` is that of most, and which are off by `least` or more.
+    """Episodes off by `least` or more of the (L,) `shifts`, where `usual` is the shift of most.
 
     Returns:
-        (L, E) log-likelihoods over those without inputs; and the odd episodes, by their positions, with their shifts.
+        (E,) scores, below 0 where an episode is as most; and the odd ones, by their positions, with their shifts.
     """
     far, skip = np.abs(shifts - usual) >= least, np.zeros(len(outputs), bool)
     for _ in range(PASSES):
@@ -90,4 +90,4 @@ def odd_shifts(
         each = near / [len(rows) for rows in outputs]
         skip = each < np.percentile(each, 25)
     limit = max(CLEAR, -PART * float(np.median(score)))
-    return told, {int(i): int(shifts[far][told[far, i].argmax()]) for i in odd_ones(score, limit, limit)}
+    return score, {int(i): int(shifts[far][told[far, i].argmax()]) for i in odd_ones(score, limit, limit)}
