@@ -184,7 +184,7 @@ def test_recipes_stay_small():
 
 def test_the_package_stays_small():
     # 14.6k were reached when everything else was moved out; images on disk, labels, critique and estimates came after.
-    assert lines_of("deas_vla") <= 18_270
+    assert lines_of("deas_vla") <= 18_340
 
 
 def test_the_wheel_holds_the_package_recipes_and_robots_and_nothing_else(tmp_path):
