@@ -145,7 +145,7 @@ def _late(films: dict[str, list[Film]], rate_hz: float) -> Iterator[Finding]:
         least = min(known.values())
         if late > LATE_S:
             yield found("camera-late", f"camera {camera} shows what the state was {late:.2g} s ago", column=camera)
-        elif late - least >= max(LATER_S, 1.5 * step / rate_hz):
+        elif late - least >= max(LATER_S, 2 * step / rate_hz):
             first = min(known, key=known.get)
             yield found("camera-late", f"camera {camera} is {late - least:.2g} s later than {first}", column=camera)
 
