@@ -6,8 +6,9 @@
 
 Nothing is downloaded: the base has random weights in the sizes of SmolVLM2-500M and LeRobot's own configuration, three
 cameras of 256 pixels; the recordings are few and short, with two cameras of 480x640. The commands are those of the
-guide, with flags behind them that make steps and frames few. Each is a process of its own; wall and CPU seconds and
-the highest resident memory are the operating system's. The arm is emulated on a serial line.
+guide, with flags behind them that make steps and frames few, and the fine-tuning one of adapters in the head. Each is a
+process of its own; wall and CPU seconds and the highest resident memory are the operating system's. The arm is emulated
+on a serial line.
 """
 
 import argparse

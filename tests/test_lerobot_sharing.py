@@ -91,10 +91,10 @@ def test_in_the_precision_it_was_trained_in_a_policy_does_what_lerobot_does(poli
     half.policy.load_state_dict(whole.policy.state_dict())
     observation, noise = alike(kind, 2), normal(2, 3, H, 2)
     pooled = [pool_tokens(policy.encode(observation), FeatureConfig(), 2) for policy in (whole, half)]
-    assert 0 < (pooled[1] - pooled[0]).norm() < 3e-2 * pooled[0].norm()
+    assert 0 < (pooled[1] - pooled[0]).norm() < 2e-2 * pooled[0].norm()
     assert half.encoder_fingerprint != whole.encoder_fingerprint
     chunks = half.sample(half.encode(observation), noise)
     with torch.autocast("cpu", enabled=half.policy.config.use_amp):
         own = own_chunks(half, observation[[0] * 3 + [1] * 3], noise.flatten(0, 1)).unflatten(0, (2, 3))
     assert chunks.dtype == torch.float32
-    assert (chunks[:, :, : own.shape[2]] - own).norm() < 3e-2 * own.norm()
+    assert (chunks[:, :, : own.shape[2]] - own).norm() < 2e-2 * own.norm()

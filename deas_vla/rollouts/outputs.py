@@ -59,7 +59,7 @@ class Outputs:
         return {name: stage for name, stage in inputs.items() if stage not in self._expected}
 
     def announce(self, accelerator: Accelerator, folder: Path, needs: list[Needs], makes: Any = None) -> bool:
-        """`estimate.announce`; in a dry run `makes` is kept for those that read this stage: what `episodes` gives, …"""
+        """`estimate.announce`; in a dry run `makes` is kept for those that read this stage."""
         needs = [need.beside(self._expected_bytes) for need in needs]
         if self.dry_run:
             self._expected[folder] = makes

@@ -6,8 +6,8 @@
 
 A policy is cloned and rolled out as by recipes/finetune_robocasa.py; critics are trained as there, and with less of
 something that a good critic needs (`VARIANTS`, written down before any gain was known); all play the same scenes as
-best of 8. Rollouts in scenes of their own, `fresh`, are for `deas-vla critique`. About an hour of one CPU core a task,
-done stages are skipped. Needs the extras `sim`, `lerobot`, `groot` and `report`.
+best of 8. Rollouts in scenes of their own, `fresh`, are for `deas-vla critique`. Stages that are done are skipped.
+Needs the extras `sim`, `lerobot`, `groot` and `report`.
 """
 
 from collections.abc import Callable
